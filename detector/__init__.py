@@ -1,0 +1,1 @@
+"""Train one-stage object detectors; see, measure and repair foreground/background imbalance."""

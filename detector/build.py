@@ -1,0 +1,202 @@
+"""The one place where a config becomes objects."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from detector.config import Config, to_yaml
+from detector.data import DATASETS, DetectionDataset
+from detector.data.loader import make_loader
+from detector.data.transforms import Augment, Resize
+from detector.engine.evaluate import detect
+from detector.engine.optimization import learning_rate, make_optimizer
+from detector.engine.precision import choose_device, choose_dtype
+from detector.engine.trainer import Schedule, Trainer
+from detector.errors import UserError
+from detector.evaluation.coco import coco_metrics
+from detector.geometry import ASSIGNERS
+from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
+from detector.losses.criterion import Criterion
+from detector.models.backbone import frozen_batch_norm_is_random
+from detector.models.retinanet import RetinaNet
+from detector.models.weights import load_weights
+
+
+def seed_everything(seed: int) -> None:
+    """torch's generator initialises weights; nothing else in a run draws from a global one."""
+    torch.manual_seed(seed)
+
+
+def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:
+    """The `train` or `val` data set; its labels follow `class_names` where given. A path in its section is relative to
+    `data.root`."""
+    spec = dict(getattr(config.data, split))
+    name = spec.pop("type")
+    annotations = DATASETS.parameters(name)
+    for key, value in spec.items():
+        if value is not None and Path in (annotations[key], *get_args(annotations[key])):
+            spec[key] = str(config.data.root / value)
+    return DATASETS.build(name, class_names, **spec)
+
+
+def build_model(config: Config, num_classes: int) -> RetinaNet:
+    """The network as it is initialised, without `model.weights`, on the CPU."""
+    sections = config.model.model_dump(exclude={"weights"})
+    return RetinaNet(num_classes, **sections)
+
+
+def build_trained_model(config: Config, dataset: DetectionDataset) -> RetinaNet:
+    """The network with `model.weights`, ready to be trained on or evaluated on `dataset`'s classes."""
+    model = build_model(config, len(dataset.class_names))
+    load_weights(model, config.model.backbone, config.model.weights, dataset.class_names, dataset.category_ids)
+    if config.model.norm == "frozen" and frozen_batch_norm_is_random(model.backbone.state_dict()):
+        raise UserError(
+            "model.norm: frozen batch norm normalises nothing without pretrained weights; set model.weights (e.g. "
+            "IMAGENET1K_V1), or model.norm=group or batch to train from scratch"
+        )
+    return model
+
+
+def build_criterion(config: Config, num_classes: int) -> Criterion:
+    parts = []
+    for registry, spec in ((CLASSIFICATION_LOSSES, config.loss.classification), (BOX_LOSSES, config.loss.box)):
+        spec = dict(spec)
+        parts.append(registry.build(spec.pop("type"), **spec))
+    return Criterion(
+        *parts, num_classes=num_classes, box_weight=config.loss.box_weight, normaliser=config.loss.normaliser
+    )
+
+
+def num_workers(config: Config) -> int:
+    """`auto`: a worker for each spare core, at most 8; none on two cores, where one would fight the training step."""
+    if config.data.num_workers != "auto":
+        return config.data.num_workers
+    cores = len(os.sched_getaffinity(0))
+    return 0 if cores <= 2 else min(8, cores - 1)
+
+
+def build_train_loader(config: Config, dataset: DetectionDataset) -> DataLoader:
+    return make_loader(
+        dataset,
+        [
+            Resize(config.data.short_side, config.data.long_side),
+            Augment(**config.data.augment.model_dump()),
+        ],
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        shuffle=True,
+        num_workers=num_workers(config),
+        size_divisor=RetinaNet.size_divisor,
+    )
+
+
+def build_eval_loader(config: Config, dataset: DetectionDataset) -> DataLoader:
+    """Every image once, in order; a multi-scale range is evaluated at its upper end."""
+    return make_loader(
+        dataset,
+        [Resize(evaluation_side(config), config.data.long_side)],
+        batch_size=config.evaluation.batch_size,
+        seed=0,
+        shuffle=False,
+        num_workers=num_workers(config),
+        size_divisor=RetinaNet.size_divisor,
+    )
+
+
+def evaluation_side(config: Config) -> int:
+    side = config.data.short_side
+    return side if isinstance(side, int) else max(side)
+
+
+def build_evaluation(
+    config: Config, dataset: DetectionDataset, device: torch.device, dtype: torch.dtype
+) -> Callable[[nn.Module], tuple[dict, list[dict]]]:
+    """A function from a model to COCO's numbers on `dataset` and the detections behind them."""
+    settings = config.evaluation
+    loader = build_eval_loader(config, dataset)
+
+    def evaluate(model: nn.Module) -> tuple[dict, list[dict]]:
+        detections = detect(
+            model,
+            loader,
+            category_ids=dataset.category_ids,
+            device=device,
+            dtype=dtype,
+            score_threshold=settings.score_threshold,
+            nms_iou=settings.nms_iou,
+            candidates_per_level=settings.candidates_per_level,
+            max_detections=settings.max_detections,
+        )
+        metrics = coco_metrics(
+            dataset.ground_truth(), detections, backend=settings.backend, max_detections=settings.max_detections
+        )
+        return metrics, detections
+
+    return evaluate
+
+
+def place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    return model.to(device, memory_format=layout)
+
+
+def build_trainer(config: Config, train: DetectionDataset, val: DetectionDataset, folder: Path) -> Trainer:
+    """Everything a run needs, on its device, before the first step."""
+    settings = config.train
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.precision, device)
+    seed_everything(settings.seed)
+    model = place(build_trained_model(config, train), config, device)
+    num_classes = len(train.class_names)
+    loader = build_train_loader(config, train)
+    steps_per_epoch = len(loader) // settings.accumulation
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"train.accumulation: {settings.accumulation} batches a step, but an epoch has only {len(loader)}; lower "
+            "it or train.batch_size"
+        )
+    schedule = Schedule(
+        settings.epochs, steps_per_epoch, settings.accumulation, settings.evaluate_every, settings.log_every
+    )
+    assigner = dict(config.assigner)
+    return Trainer(
+        model,
+        build_criterion(config, num_classes).to(device),
+        ASSIGNERS.build(assigner.pop("type"), num_classes, **assigner),
+        make_optimizer(
+            model,
+            name=settings.optimizer,
+            lr=settings.lr,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        ),
+        loader,
+        schedule=schedule,
+        rate=partial(
+            learning_rate,
+            num_steps=schedule.num_steps,
+            peak=settings.lr,
+            schedule=settings.schedule,
+            milestones=settings.milestones,
+            step_factor=settings.step_factor,
+            warmup_steps=settings.warmup_steps,
+            warmup_factor=settings.warmup_factor,
+        ),
+        evaluate=build_evaluation(config, val, device, dtype),
+        description={
+            "config": to_yaml(config),
+            "class_names": list(train.class_names),
+            "category_ids": list(train.category_ids),
+        },
+        folder=folder,
+        device=device,
+        dtype=dtype,
+        clip_norm=settings.clip_norm,
+        ema_decay=settings.ema_decay,
+    )

@@ -1,0 +1,332 @@
+"""The config: its schema and defaults, and the way from YAML files and `key.path=value` overrides to it.
+
+Parts (data sets, assigner, losses) are checked by the schemas of their registries, so the components must have been
+imported before a config is loaded. Relative paths, `data.root` among them, are relative to the working directory
+(`base` alone is relative to the file that names it).
+"""
+
+import importlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
+
+from detector.errors import UserError
+from detector.registry import (
+    ASSIGNERS,
+    BOX_LOSSES,
+    CLASSIFICATION_LOSSES,
+    DATASETS,
+    InvalidValues,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Registry,
+    UnitFloat,
+    did_you_mean,
+    parse,
+)
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def _import(module: str) -> str:
+    if not all(name.isidentifier() for name in module.split(".")):
+        raise ValueError("should be the dotted name of a module")
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{error}; install it, or put its folder on PYTHONPATH") from None
+    return module
+
+
+def _in_order(bounds: tuple[int, int]) -> tuple[int, int]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("should be in order, the lower bound first")
+    return bounds
+
+
+Module = Annotated[str, AfterValidator(_import)]
+PyramidLevel = Annotated[PositiveInt, Field(ge=3, le=7)]
+PositiveFloats = Annotated[list[PositiveFloat], Field(min_length=1)]
+
+
+def _part(registry: Registry) -> Any:
+    """The type of a spec `{type: NAME, ...}`; its default too is checked and filled in."""
+    return Annotated[dict[str, Any], PlainValidator(registry.resolve), Field(validate_default=True)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AugmentConfig(Section):
+    """Probabilities of the flips; greatest relative change of each colour property (hue: greatest shift, in turns)."""
+
+    horizontal_flip: UnitFloat = 0.5
+    vertical_flip: UnitFloat = 0.0
+    brightness: UnitFloat = 0.0
+    contrast: UnitFloat = 0.0
+    saturation: UnitFloat = 0.0
+    hue: Annotated[UnitFloat, Field(le=0.5)] = 0.0
+
+
+class DataConfig(Section):
+    """short_side and long_side in pixels; a short_side of two is the range that training draws from."""
+
+    root: Path = Path(".")
+    train: _part(DATASETS)
+    val: _part(DATASETS)
+    short_side: PositiveInt | Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)] = 800
+    long_side: PositiveInt = 1333
+    num_workers: NonNegativeInt | Literal["auto"] = "auto"
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+
+
+class ModelConfig(Section):
+    """levels: lowest and highest pyramid level, level l having stride 2^l pixels; width: channels of pyramid and heads;
+    prior: the score every anchor starts with, null for none; anchor_sizes: pixels, a list for each level,
+    null for 4 x stride x (1, 2^(1/3), 2^(2/3))."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    norm: Literal["frozen", "batch", "sync", "group"] = "frozen"
+    weights: str | None = None
+    trainable_stages: Annotated[NonNegativeInt, Field(le=5)] = 3
+    levels: Annotated[tuple[PyramidLevel, PyramidLevel], AfterValidator(_in_order)] = (3, 7)
+    width: PositiveInt = 256
+    head_depth: NonNegativeInt = 4
+    head_norm: Literal["none", "group"] = "none"
+    prior: Annotated[UnitFloat, Field(gt=0, lt=1)] | None = 0.01
+    anchor_sizes: list[PositiveFloats] | None = None
+    anchor_ratios: PositiveFloats = [0.5, 1.0, 2.0]
+
+    @field_validator("anchor_sizes")
+    @classmethod
+    def _a_list_for_each_level(cls, sizes: list[list[float]] | None, info: ValidationInfo) -> list[list[float]] | None:
+        if sizes is not None and "levels" in info.data:  # absent where levels are wrong themselves
+            lowest, highest = info.data["levels"]
+            count = highest - lowest + 1
+            if len(sizes) != count or len({len(level) for level in sizes}) > 1:
+                raise ValueError(f"should be {count} lists of one length, one for each of levels {lowest} to {highest}")
+        return sizes
+
+
+class LossConfig(Section):
+    classification: _part(CLASSIFICATION_LOSSES) = {"type": "focal"}
+    box: _part(BOX_LOSSES) = {"type": "smooth_l1"}
+    box_weight: NonNegativeFloat = 1.0
+    normaliser: Literal["global", "local", "image"] = "global"
+
+
+class TrainConfig(Section):
+    """milestones: fractions of the run; evaluate_every: epochs, 0 for at the end alone; log_every: steps."""
+
+    epochs: PositiveInt = 12
+    batch_size: PositiveInt = 16
+    accumulation: PositiveInt = 1
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.01
+    weight_decay: NonNegativeFloat = 1e-4
+    momentum: UnitFloat = 0.9
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    milestones: list[UnitFloat] = [0.6667, 0.8889]
+    step_factor: UnitFloat = 0.1
+    warmup_steps: NonNegativeInt = 500
+    warmup_factor: UnitFloat = 0.001
+    clip_norm: PositiveFloat | None = None
+    ema_decay: UnitFloat | None = None
+    channels_last: bool = True
+    evaluate_every: NonNegativeInt = 1
+    log_every: PositiveInt = 20
+
+
+class EvaluationConfig(Section):
+    backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    score_threshold: UnitFloat = 0.05
+    nms_iou: UnitFloat = 0.5
+    candidates_per_level: PositiveInt = 1000
+    max_detections: PositiveInt = 100
+    batch_size: PositiveInt = 16
+
+
+class Config(Section):
+    imports: list[Module] = []  # first, since fields are validated in order and parts may be registered there
+    data: DataConfig
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    assigner: _part(ASSIGNERS) = {"type": "max_iou"}
+    loss: LossConfig = Field({}, validate_default=True)  # not LossConfig(), as the parts register later
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+
+def load_config(path_or_name: str, overrides: Sequence[str] = (), search: Path = CONFIGS) -> Config:
+    """The config of a file with its `base` files below it and the overrides `key.path=value` above it.
+
+    A name without a folder is looked up in `search`, and `.yaml` may be left out. Raises UserError.
+    """
+    return make_config(merge(_read_file(_locate(path_or_name, search)), _read_overrides(overrides)))
+
+
+def config_from_text(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
+    """The config that `to_yaml` wrote, e.g. into a checkpoint, with overrides above it. Raises UserError."""
+    return make_config(merge(_read_mapping(text, source), _read_overrides(overrides)))
+
+
+def make_config(values: dict[str, Any]) -> Config:
+    """The config that nested plain values make, e.g. those of a checkpoint. Raises UserError."""
+    try:
+        return parse(Config, values)
+    except InvalidValues as error:
+        raise UserError(error.line("")) from None
+
+
+def to_yaml(config: Config) -> str:
+    """The config with every default filled in, itself a valid file for `load_config`."""
+    values = config.model_dump(mode="json")
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+
+
+def merge(base: Any, update: Any) -> Any:
+    """`update` over `base`, mapping by mapping; a mapping of another `type` replaces the base's whole, since the
+    parameters of one part mean nothing to another."""
+    if not isinstance(update, dict):
+        return update
+    if isinstance(base, str):
+        base = {"type": base}  # the short form of a part
+    if not isinstance(base, dict) or ("type" in base and "type" in update and base["type"] != update["type"]):
+        return update
+    return base | {key: merge(base[key], value) if key in base else value for key, value in update.items()}
+
+
+def _locate(path_or_name: str, search: Path) -> Path:
+    folder = os.path.dirname(path_or_name)
+    stem = Path(path_or_name) if folder else search / path_or_name
+    for path in (stem, Path(f"{stem}.yaml")):
+        if path.is_file():
+            return path
+    known = sorted(path.stem for path in stem.parent.glob("*.yaml"))
+    raise UserError(
+        f"no config {path_or_name!r} in {stem.parent}{did_you_mean(Path(path_or_name).stem, known) or ';'} "
+        f"known: {', '.join(known) or 'none'}" + ("" if folder else f"; a file elsewhere is ./{path_or_name}")
+    )
+
+
+def _read_file(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The values of a file over those of its bases; `below` are the files that led here."""
+    files = (*below, path.resolve())
+    if path.resolve() in below:
+        raise UserError(f"{path}: base files lead back to it: {' -> '.join(file.name for file in files)}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a config: {error}") from None
+    values = _read_mapping(text, str(path))
+    bases = values.pop("base", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: base: {bases!r} is wrong: should be a file or a list of files")
+    merged: dict[str, Any] = {}
+    for base in bases:
+        if not (path.parent / base).is_file():
+            raise UserError(f"{path}: base: no file {path.parent / base}")
+        merged = merge(merged, _read_file(path.parent / base, files))
+    return merge(merged, values)
+
+
+def _read_mapping(text: str, source: str) -> dict[str, Any]:
+    values = _read_yaml(text, source)
+    if values is None:  # an empty file
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{source}: should hold keys and values, not {values!r}")
+    return values
+
+
+def _read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Joined before they meet a file, so that their order among each other does not matter."""
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        changes = merge(changes, _read_override(override))
+    return changes
+
+
+def _read_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    keys = key.split(".")
+    if not equals or not all(keys):
+        raise UserError(f"override {override!r}: should read key.path=value")
+    values = _read_yaml(text, f"override {override!r}")
+    for key in reversed(keys):
+        values = {key: values}
+    return values
+
+
+def _read_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"{source}: line {error.problem_mark.line + 1}: {error.problem}") from None
+    except yaml.YAMLError as error:  # a character that YAML forbids
+        raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with the scalars of version 1.2 (1e-4 is a number; no, on and 2024-01-31 are text; 010 is ten), every key
+    text and there once, and neither tags nor anchors."""
+
+    yaml_implicit_resolvers: ClassVar = {}  # none of version 1.1
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key should be text", key_node.start_mark)
+            if key_node.value in mapping:
+                problem = f"duplicate key {key_node.value!r}; keep one"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            mapping[key_node.value] = self.construct_object(value_node, deep=deep)
+        return mapping
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        return int(node.value)
+
+    def fetch_tag(self) -> None:
+        self._refuse("tags (!)")
+
+    def fetch_anchor(self) -> None:
+        self._refuse("anchors (&)")
+
+    def fetch_alias(self) -> None:
+        self._refuse("aliases (*)")
+
+    def _refuse(self, what: str) -> None:
+        problem = f"{what} have no place in a config; quote the text if it is meant as such"
+        raise yaml.scanner.ScannerError(None, None, problem, self.get_mark())
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that either version of YAML would read as something else."""
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+):
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)

@@ -1,0 +1,81 @@
+"""What every data set is, whatever its format: a list of records with class names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from detector.data.images import read_image
+from detector.structures import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The annotations of one image: size in pixels as annotated; boxes (N, 4) float32 xyxy; labels (N,) int64, 0..K-1;
+    crowd (N,) bool; area (N,) float32, as COCO counts it (the segment's where the file says so, else the box's)."""
+
+    path: Path
+    image_id: int
+    width: int
+    height: int
+    boxes: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    area: np.ndarray
+
+
+class DetectionDataset(Sequence[Sample]):
+    """Records in a fixed order. `class_names[k]` and `category_ids[k]` are class k's name and the data set's own id."""
+
+    def __init__(self, records: list[Record], class_names: Sequence[str], category_ids: Sequence[int]):
+        self.records = records
+        self.class_names = tuple(class_names)
+        self.category_ids = tuple(category_ids)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        image = read_image(record.path)
+        return Sample(
+            image, record.boxes, record.labels, record.crowd, record.image_id, record.path.name, image.shape[:2]
+        )
+
+    def class_counts(self) -> np.ndarray:
+        """(K,) int64: objects of each class, crowds left out."""
+        labels = [record.labels[~record.crowd] for record in self.records]
+        return np.bincount(np.concatenate(labels, dtype=np.int64) if labels else [], minlength=len(self.class_names))
+
+    def describe(self) -> str:
+        """Its size and its classes' imbalance in one line."""
+        counts = self.class_counts()
+        order = np.argsort(-counts, kind="stable")
+        classes = [f"{self.class_names[k]} {counts[k]}" for k in order]
+        shown = classes if len(classes) <= 10 else [*classes[:5], "...", *classes[-4:]]
+        empty = sum(len(r.boxes) == 0 for r in self.records)
+        return f"{len(self)} images ({empty} without objects), {counts.sum()} objects: {', '.join(shown)}"
+
+    def ground_truth(self) -> dict:
+        """A COCO dictionary with the data set's own image and category ids; annotation ids count from 1."""
+        images = [
+            {"id": r.image_id, "file_name": r.path.name, "width": r.width, "height": r.height} for r in self.records
+        ]
+        annotations = []
+        for record in self.records:
+            for (x1, y1, x2, y2), label, crowd, area in zip(
+                record.boxes.astype(np.float64), record.labels, record.crowd, record.area, strict=True
+            ):
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": record.image_id,
+                        "category_id": self.category_ids[label],
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": float(area),
+                        "iscrowd": int(crowd),
+                    }
+                )
+        categories = [{"id": i, "name": n} for i, n in zip(self.category_ids, self.class_names, strict=True)]
+        return {"images": images, "annotations": annotations, "categories": categories}

@@ -1,0 +1,103 @@
+"""Image files in and out, always (H, W, 3) uint8 RGB."""
+
+import glob
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from detector.errors import UserError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 178_000_000  # half a gigabyte as RGB
+
+_JPEG_END = 0xD9
+# A JPEG marker: 0xFF and a code. Inside compressed data 0xFF is followed by 0 or a restart code (D0 to D7).
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The stored pixels, (H, W, 3) uint8 RGB: grey is tripled, alpha dropped, 16 bit reduced to 8.
+
+    An EXIF orientation is *not* applied, since boxes are annotated on the stored pixels (as COCO's are).
+    Raises UserError if the file is missing, empty, no image, cut short, or larger than MAX_PIXELS.
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the image ({error.strerror}); check the path") from None
+    if data.size == 0:
+        raise UserError(f"{path}: the image file is empty; replace or remove it")
+    _check_header(path, data.tobytes())
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(f"{path}: the image cannot be decoded; replace or remove it")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def write_image(path: Path, rgb: np.ndarray) -> None:
+    """Write (H, W, 3) uint8 RGB in the format of the path's suffix. Raises UserError for an unknown suffix."""
+    _check_suffix(path)
+    _, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    path.write_bytes(data.tobytes())
+
+
+def find_images(inputs: Sequence[str]) -> list[Path]:
+    """The image files that the inputs name, each once, in order: a file, a folder (its direct children) or a glob.
+
+    A folder and a glob give what has one of SUFFIXES, sorted. Raises UserError where an input gives no image.
+    """
+    return list(dict.fromkeys(path for entry in inputs for path in _find(entry)))
+
+
+def _find(entry: str) -> list[Path]:
+    path = Path(entry)
+    if path.is_file():
+        _check_suffix(path)
+        return [path]
+    candidates = path.iterdir() if path.is_dir() else map(Path, glob.glob(entry, recursive=True))
+    found = sorted(p for p in candidates if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        what = "the folder holds" if path.is_dir() else "there is no such file, and as a pattern it matches"
+        raise UserError(f"{entry}: {what} no image ({' '.join(SUFFIXES)}); check the path")
+    return found
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: '{path.suffix}' is not an image suffix; use one of {' '.join(SUFFIXES)}")
+
+
+def _check_header(path: Path, data: bytes) -> None:
+    """Refuse, before any memory is taken for pixels, what decoders would take without a word."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of corrupt metadata, and of sizes that are checked below
+            with Image.open(io.BytesIO(data)) as header:
+                (width, height), kind = header.size, header.format
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path}: the image is too large ({error}); scale it down") from None
+    except (OSError, ValueError):
+        raise UserError(f"{path}: not an image, or a damaged one; replace or remove it") from None
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path}: {width}x{height} pixels are over the limit of {MAX_PIXELS}; scale the image down")
+    if kind == "JPEG" and not _jpeg_has_end(data):
+        raise UserError(f"{path}: the JPEG is cut short (no end-of-image marker); replace or remove it")
+
+
+def _jpeg_has_end(data: bytes) -> bool:
+    """Walk from marker to marker, over each segment's length, so that an embedded thumbnail's end does not count."""
+    position = 2
+    while marker := _JPEG_MARKER.search(data, position):
+        if data[marker.end() - 1] == _JPEG_END:
+            return True
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return False

@@ -1,0 +1,55 @@
+"""Optimisers, and the learning rate as a pure function of the step."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+
+def learning_rate(
+    step: int,
+    *,
+    num_steps: int,
+    peak: float,
+    schedule: Literal["step", "cosine", "constant"],
+    milestones: Sequence[float],
+    step_factor: float,
+    warmup_steps: int,
+    warmup_factor: float,
+) -> float:
+    """The rate of step 0..num_steps-1.
+
+    `step` multiplies by `step_factor` at each milestone (a fraction of the run); `cosine` falls to 0 at the end;
+    `constant` stays. During the first `warmup_steps` it is also multiplied by a line from `warmup_factor` to 1.
+    """
+    progress = step / num_steps
+    if schedule == "step":
+        rate = peak * step_factor ** sum(progress >= milestone for milestone in milestones)
+    elif schedule == "cosine":
+        rate = peak * 0.5 * (1 + math.cos(math.pi * progress))
+    else:
+        rate = peak
+    if step < warmup_steps:
+        rate *= warmup_factor + (1 - warmup_factor) * step / warmup_steps
+    return rate
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Trainable parameters; norms and biases (everything with fewer than two dimensions) do not decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(
+    model: nn.Module, *, name: Literal["sgd", "adamw"], lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with `momentum`, or AdamW with PyTorch's betas; both fused."""
+    groups = parameter_groups(model, weight_decay)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, fused=True)

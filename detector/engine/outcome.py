@@ -1,0 +1,81 @@
+"""What an evaluation leaves in a folder: numbers, detections, pictures."""
+
+import csv
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+from detector.data.dataset import DetectionDataset
+from detector.data.images import write_image
+from detector.drawing import draw_boxes
+from detector.engine.run_folder import write_json
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+
+def save_evaluation(folder: Path, metrics: dict, detections: list[dict]) -> None:
+    """metrics.json and detections.json (COCO results)."""
+    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "detections.json", detections)
+
+
+def load_evaluation(folder: Path) -> tuple[dict, list[dict]]:
+    """What `save_evaluation` wrote; null is NaN again."""
+    metrics, detections = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "detections"))
+    classes = {name: {k: _number(v) for k, v in values.items()} for name, values in metrics.pop("per_class").items()}
+    return {k: _number(v) for k, v in metrics.items()} | {"per_class": classes}, detections
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def save_pictures(folder: Path, dataset: DetectionDataset, detections: list[dict], *, count: int, score: float) -> None:
+    """The first `count` images with their detections of at least `score`, under pictures/."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    label_of = {category: k for k, category in enumerate(dataset.category_ids)}
+    for index in range(min(count, len(dataset))):
+        sample = dataset[index]
+        own = [d for d in detections if d["image_id"] == sample.image_id and d["score"] >= score]
+        xywh = np.array([d["bbox"] for d in own], dtype=np.float32).reshape(-1, 4)
+        picture = draw_boxes(
+            sample.image,
+            np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1),
+            np.array([label_of[d["category_id"]] for d in own], dtype=np.int64),
+            dataset.class_names,
+            np.array([d["score"] for d in own], dtype=np.float32),
+        )
+        write_image(folder / "pictures" / f"{Path(sample.file_name).stem}.jpg", picture)
+
+
+def save_curves(folder: Path) -> None:
+    """curves.png of metrics.csv: the loss, its foreground and background parts, the foreground's gradient share."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    steps = [int(row["step"]) for row in rows]
+    figure, (losses, share) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 6), layout="constrained")
+    for name, label in (
+        ("loss", "total"),
+        ("cls_fg", "class, foreground"),
+        ("cls_bg", "class, background"),
+        ("box", "box"),
+    ):
+        losses.plot(steps, [float(row[name]) for row in rows], label=label, linewidth=1)
+    losses.set(ylabel="loss", yscale="log")
+    losses.legend()
+    share.plot(steps, [float(row["fg_gradient_share"]) for row in rows], linewidth=1)
+    share.set(ylabel="foreground share of |gradient|", xlabel="step", ylim=(0, 1))
+    figure.savefig(folder / "curves.png", dpi=120)
+    pyplot.close(figure)
+
+
+def summary(metrics: dict) -> str:
+    """COCO's numbers and each class's AP as lines of text; NaN means that there is no such ground truth."""
+    numbers = {name: value for name, value in metrics.items() if name != "per_class"}
+    lines = ["  ".join(f"{name} {value:.3f}" for name, value in numbers.items())]
+    width = max((len(name) for name in metrics["per_class"]), default=0)
+    lines += [f"  {n:<{width}}  AP {v['AP']:.3f}  AP50 {v['AP50']:.3f}" for n, v in metrics["per_class"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,146 @@
+"""The run folder: everything a run leaves behind, and its progress on the console."""
+
+import csv
+import json
+import logging
+import math
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from detector.errors import UserError
+
+log = logging.getLogger(__name__)
+LAST = Path("checkpoints") / "last.pt"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` whole: a reader sees the old text or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Strict JSON; NaN (no ground truth) becomes null."""
+    write_text(path, json.dumps(_without_nan(value), indent=1, allow_nan=False))
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def commit() -> str:
+    """The git commit the code stands at, with '+' where files differ; empty outside a repository."""
+    answer = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return answer.stdout.strip()
+
+
+def choose_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint to continue from.
+
+    `out` defaults to runs/<name>/<time>. `resume` is a checkpoint's path, or `auto`: the last checkpoint in `out`, or
+    without `out` that of the newest run of this name; where there is none the run starts afresh. A folder that holds a
+    run already is refused unless it is resumed.
+    """
+    if resume is not None and resume != "auto":
+        checkpoint = Path(resume)
+        own = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+        return out or own or _new_folder(name), checkpoint
+    if resume == "auto":
+        folders = [out] if out else sorted((Path("runs") / name).glob("*"), reverse=True)
+        for folder in folders:
+            if (folder / LAST).is_file():
+                return folder, folder / LAST
+        log.info("nothing to resume in %s: starting afresh", out or Path("runs") / name)
+    elif out is not None and (out / "metrics.csv").exists():
+        raise UserError(f"{out} holds a run already; continue it with --resume auto, or choose another --out")
+    return out or _new_folder(name), None
+
+
+def _new_folder(name: str) -> Path:
+    return Path("runs") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
+
+
+class RunFolder:
+    """metrics.csv (a row a step), TensorBoard events, and a progress bar (plain lines where there is no terminal)."""
+
+    def __init__(self, path: Path, *, num_steps: int, first_step: int):
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+        self.metrics_file = path / "metrics.csv"
+        self._columns = self._keep_rows(first_step)
+        self._board = SummaryWriter(str(path), purge_step=first_step)
+        self._num_steps = num_steps
+        console = Console()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("train", total=num_steps, completed=first_step, text="")
+
+    def _keep_rows(self, first_step: int) -> list[str] | None:
+        """Drop rows of steps that a resumed run takes again; the columns of what stays."""
+        if not self.metrics_file.exists():
+            return None
+        with self.metrics_file.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if int(row["step"]) < first_step]
+            columns = list(reader.fieldnames or [])
+        lines = [",".join(columns), *(",".join(row[c] for c in columns) for row in rows)]
+        write_text(self.metrics_file, "\n".join(lines) + "\n" if columns else "")
+        return columns or None
+
+    def __enter__(self) -> "RunFolder":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+        self._board.close()
+
+    def record(self, rows: list[dict[str, float]]) -> None:
+        """Steps in order; each row has `step` and the same columns."""
+        with self.metrics_file.open("a", newline="") as file:
+            if self._columns is None:
+                self._columns = list(rows[0])
+                file.write(",".join(self._columns) + "\n")
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerows(rows)
+        for row in rows:
+            for name, value in row.items():
+                if name != "step":
+                    self._board.add_scalar(f"train/{name}", value, row["step"])
+
+    def show(self, step: int, text: str) -> None:
+        """Progress after `step` steps."""
+        if self._progress.disable:
+            log.info("step %d/%d  %s", step, self._num_steps, text)
+        else:
+            self._progress.update(self._task, completed=step, text=text)
+
+    def record_evaluation(self, step: int, metrics: dict) -> None:
+        for name, value in metrics.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"val/{name}", value, step)
+        self._board.flush()

@@ -1,0 +1,285 @@
+"""The training loop."""
+
+import logging
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader
+
+from detector.engine.checkpoint import VERSION, save_checkpoint
+from detector.engine.interrupt import Interrupt
+from detector.engine.outcome import save_evaluation
+from detector.engine.precision import autocast
+from detector.engine.run_folder import RunFolder
+from detector.errors import UserError
+from detector.imbalance.meters import foreground_gradient_share
+from detector.losses.criterion import Criterion
+from detector.structures import Batch, Targets
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteLoss(UserError):
+    """The loss or its gradient is not a finite number; the weights are those of the step before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How long, and how often: epochs of `steps_per_epoch` optimiser steps, each of `accumulation` batches."""
+
+    epochs: int
+    steps_per_epoch: int
+    accumulation: int
+    evaluate_every: int
+    log_every: int
+
+    @property
+    def num_steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    def evaluates_after(self, epoch: int) -> bool:
+        last = epoch == self.epochs - 1
+        return last or (self.evaluate_every > 0 and (epoch + 1) % self.evaluate_every == 0)
+
+
+def make_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of weights and buffers whose decay warms up as (1 + n) / (10 + n)."""
+
+    def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
+        n = int(num_averaged)
+        weight = 1 - min(decay, (1 + n) / (10 + n))
+        for old, new in zip(averaged, current, strict=True):
+            if old.is_floating_point():
+                old.lerp_(new, weight)
+            else:
+                old.copy_(new)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+
+
+class Trainer:
+    """Trains `model` and keeps a run folder. All state that outlives a step is in `state()`.
+
+    `rate(step)` is the learning rate; `evaluate(model)` returns a validation's metrics, `AP` among them, and its
+    detections; `description` holds what a checkpoint says about its model (config, class_names, category_ids).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Criterion,
+        assigner: Callable[[Tensor, Tensor, Tensor, Tensor], Targets],
+        optimizer: torch.optim.Optimizer,
+        loader: DataLoader,
+        *,
+        schedule: Schedule,
+        rate: Callable[[int], float],
+        evaluate: Callable[[nn.Module], tuple[dict, list[dict]]],
+        description: dict,
+        folder: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        clip_norm: float | None,
+        ema_decay: float | None,
+    ):
+        self.model = model
+        self.criterion = criterion
+        self.assigner = assigner
+        self.optimizer = optimizer
+        self.loader = loader
+        self.schedule = schedule
+        self.rate = rate
+        self.evaluate = evaluate
+        self.description = description
+        self.folder = folder
+        self.device = device
+        self.dtype = dtype
+        self.clip_norm = math.inf if clip_norm is None else clip_norm
+        self.average = None if ema_decay is None else make_average(model, ema_decay)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.steps_done = 0
+        self.best_ap = -math.inf
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        return self.model if self.average is None else self.average.module
+
+    def step(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """One optimiser step on the batches of one accumulation; what the step measured, as device tensors."""
+        batches = [batch.to(self.device) for batch in batches]
+        targets = [
+            self.assigner(self.model.anchors(b.images.shape[-2:], self.device)[0], b.boxes, b.labels, b.ignore)
+            for b in batches
+        ]
+        num_fg = self.criterion.count_foreground(targets)
+        measured = []
+        for batch, target in zip(batches, targets, strict=True):
+            with autocast(self.device, self.dtype):
+                predictions = self.model(batch.images)
+            predictions.logits.retain_grad()
+            terms = self.criterion(predictions, target, num_fg, len(batches))
+            self.scaler.scale(terms["cls"] + terms["box"]).backward()
+            share = foreground_gradient_share(predictions.logits.grad, target.labels) / len(batches)
+            measured.append({"loss": (terms["cls"] + terms["box"]).detach(), **terms, "fg_gradient_share": share})
+        sums = {name: torch.stack([m[name].detach() for m in measured]).sum() for name in measured[0]}
+
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        sums |= {"grad_norm": norm, "num_fg": num_fg}
+        # fp16's scaler meets infinite gradients as a matter of course and skips such a step itself
+        finite = sums["loss"].isfinite() if self.scaler.is_enabled() else (sums["loss"] + norm).isfinite()
+        if not finite:
+            self._refuse(batches, sums)
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(self.steps_done)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.steps_done += 1
+        return sums
+
+    def _refuse(self, batches: list[Batch], sums: dict[str, Tensor]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = ", ".join(f"{name} {float(value):g}" for name, value in sums.items())
+        names = ", ".join(name for batch in batches for name in batch.file_names)
+        raise NonFiniteLoss(
+            f"step {self.steps_done}: the loss or its gradient is not finite ({terms}) on {names}; the weights are "
+            "those of the step before; lower train.lr, set train.clip_norm, or use train.precision=fp32"
+        )
+
+    def train(self) -> None:
+        """From `steps_done` to the end of the schedule."""
+        schedule = self.schedule
+        with (
+            RunFolder(self.folder, num_steps=schedule.num_steps, first_step=self.steps_done) as folder,
+            Interrupt() as interrupt,
+        ):
+            while self.steps_done < schedule.num_steps:
+                epoch, offset = divmod(self.steps_done, schedule.steps_per_epoch)
+                self._epoch(epoch, offset, folder, interrupt)
+                if interrupt.exit_code is not None:
+                    self.save("last")
+                    log.info("interrupted after step %d; continue with --resume auto", self.steps_done)
+                    raise SystemExit(interrupt.exit_code)
+                if schedule.evaluates_after(epoch):
+                    self._evaluate(epoch, folder)
+                self.save("last")
+
+    def _epoch(self, epoch: int, offset: int, folder: RunFolder, interrupt: Interrupt) -> None:
+        self.model.train()
+        rows, since, num_images = [], time.perf_counter(), 0
+        for batches in self._batches(epoch, offset):
+            rows.append({"step": self.steps_done, "lr": self.rate(self.steps_done), **self.step(batches)})
+            num_images += sum(len(b.image_ids) for b in batches)
+            ends = self.steps_done % self.schedule.steps_per_epoch == 0 or interrupt.exit_code is not None
+            if self.steps_done % self.schedule.log_every == 0 or ends:
+                self._log(epoch, rows, num_images / (time.perf_counter() - since), folder)
+                rows, since, num_images = [], time.perf_counter(), 0
+            if interrupt.exit_code is not None:
+                return
+
+    def _batches(self, epoch: int, offset: int) -> Iterator[list[Batch]]:
+        """The optimiser steps of an epoch from `offset` on; a step is a list of `accumulation` batches."""
+        sampler, accumulation = self.loader.batch_sampler, self.schedule.accumulation
+        sampler.epoch, sampler.first_batch = epoch, offset * accumulation
+        batches = iter(self.loader)
+        for _ in range(offset, self.schedule.steps_per_epoch):
+            yield list(islice(batches, accumulation))
+
+    def _log(self, epoch: int, rows: list[dict], images_per_s: float, folder: RunFolder) -> None:
+        names = [name for name in rows[0] if torch.is_tensor(rows[0][name])]
+        values = torch.stack([torch.stack([row[n].float() for n in names]) for row in rows]).tolist()
+        rows = [
+            {**row, **dict(zip(names, value, strict=True)), "images_per_s": images_per_s}
+            for row, value in zip(rows, values, strict=True)
+        ]
+        folder.record(rows)
+        mean = {name: sum(row[name] for row in rows) / len(rows) for name in names}
+        left = (self.schedule.num_steps - self.steps_done) / self.schedule.steps_per_epoch
+        per_epoch = self.schedule.steps_per_epoch * self.schedule.accumulation * self.loader.batch_sampler.batch_size
+        folder.show(
+            self.steps_done,
+            f"epoch {epoch + 1}/{self.schedule.epochs}  loss {mean['loss']:.4f} (cls {mean['cls']:.4f} = fg "
+            f"{mean['cls_fg']:.4f} + bg {mean['cls_bg']:.4f}, box {mean['box']:.4f})  fg {mean['num_fg']:.0f}  "
+            f"fg gradient {mean['fg_gradient_share']:.0%}  {images_per_s:.1f} images/s  "
+            f"ETA {left * per_epoch / images_per_s:.0f} s",
+        )
+
+    def _evaluate(self, epoch: int, folder: RunFolder) -> None:
+        metrics, detections = self.evaluate(self.evaluated_model)
+        save_evaluation(self.folder, metrics, detections)
+        folder.record_evaluation(self.steps_done, metrics)
+        log.info("epoch %d/%d  AP %.4f  AP50 %.4f", epoch + 1, self.schedule.epochs, metrics["AP"], metrics["AP50"])
+        if not metrics["AP"] <= self.best_ap:  # NaN, no ground truth, never improves but is kept once
+            self.best_ap = metrics["AP"]
+            self.save("best")
+
+    def state(self) -> dict:
+        """Everything that the remaining steps depend on, as tensors and plain containers."""
+        python = random.getstate()
+        numpy = np.random.get_state()
+        return {
+            "model": self.model.state_dict(),
+            "average_updates": 0 if self.average is None else int(self.average.n_averaged),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "criterion": self.criterion.state_dict(),
+            "steps_done": self.steps_done,
+            "best_ap": self.best_ap,
+            "random": {
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+                "numpy": [numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]],
+                "python": [python[0], list(python[1]), python[2]],
+            },
+        }
+
+    def save(self, name: str) -> None:
+        """checkpoints/<name>.pt: `model` is what is evaluated (the average where there is one). Only `last` can be
+        resumed, so only it carries the training state."""
+        contents = {"version": VERSION, **self.description, "model": self.evaluated_model.state_dict()}
+        if name == "last":
+            contents["training"] = self.state()
+        save_checkpoint(self.folder / "checkpoints" / f"{name}.pt", contents)
+
+    def resume(self, checkpoint: dict, origin: Path) -> None:
+        """Continue from a checkpoint's training state. Raises UserError where it has none or it belongs elsewhere."""
+        state = checkpoint.get("training")
+        if state is None:
+            raise UserError(f"{origin} has no training state; resume from checkpoints/last.pt")
+        for key in ("class_names", "category_ids"):
+            if list(checkpoint[key]) != list(self.description[key]):
+                raise UserError(f"{origin} was trained on other classes ({', '.join(map(str, checkpoint[key]))[:80]})")
+        try:
+            self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.module.load_state_dict(checkpoint["model"])
+                self.average.n_averaged.fill_(state["average_updates"])
+            self.criterion.load_state_dict(state["criterion"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            line = (str(error).splitlines() or [""])[0]
+            raise UserError(f"{origin} does not fit this config ({line}); resume with the run's config.yaml") from error
+        self.scaler.load_state_dict(state["scaler"])
+        self.steps_done = state["steps_done"]
+        self.best_ap = state["best_ap"]
+        rng = state["random"]
+        torch.set_rng_state(rng["torch"])
+        if rng["cuda"] and self.device.type == "cuda":
+            torch.cuda.set_rng_state_all(rng["cuda"])
+        name, keys, *rest = rng["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+        version, internal, gauss = rng["python"]
+        random.setstate((version, tuple(internal), gauss))

@@ -1,0 +1,61 @@
+"""Boxes as tensors (..., 4), xyxy in pixels: overlap, offsets to anchors, clipping."""
+
+import math
+
+import torch
+from torch import Tensor
+
+MAX_LOG_SCALE = math.log(1000 / 16)  # a decoded side is at most 62.5 times its anchor's: exp() stays finite
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (...)."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
+    """(..., M, 4) x (..., N, 4) -> (..., M, N) intersection areas; leading dimensions broadcast."""
+    # one coordinate at a time: no (..., M, N, 2) intermediate
+    width = torch.minimum(a[..., :, None, 2], b[..., None, :, 2]) - torch.maximum(
+        a[..., :, None, 0], b[..., None, :, 0]
+    )
+    height = torch.minimum(a[..., :, None, 3], b[..., None, :, 3]) - torch.maximum(
+        a[..., :, None, 1], b[..., None, :, 1]
+    )
+    return width.clamp_(min=0).mul_(height.clamp_(min=0))
+
+
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
+    """(..., M, 4) x (..., N, 4) -> (..., M, N) intersection over union, 0 where both boxes are empty."""
+    intersection = pairwise_intersection(a, b)
+    union = (box_area(a)[..., :, None] + box_area(b)[..., None, :]).sub_(intersection)
+    return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
+
+
+def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Offsets of boxes from their anchors, (..., 4) each: ((x-xa)/wa, (y-ya)/ha, log(w/wa), log(h/ha)) of centres and
+    sides (R-CNN, Girshick et al. 2014). Sides are taken as at least a thousandth of a pixel, so nothing is infinite.
+    """
+    anchor_sides = anchors[..., 2:] - anchors[..., :2]
+    anchor_centres = anchors[..., :2] + 0.5 * anchor_sides
+    sides = boxes[..., 2:] - boxes[..., :2]
+    centres = boxes[..., :2] + 0.5 * sides
+    return torch.cat(((centres - anchor_centres) / anchor_sides, (sides.clamp(min=1e-3) / anchor_sides).log()), dim=-1)
+
+
+def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Inverse of `encode`; log-scales are capped at log(1000/16)."""
+    anchor_sides = anchors[..., 2:] - anchors[..., :2]
+    centres = deltas[..., :2] * anchor_sides + (anchors[..., :2] + 0.5 * anchor_sides)
+    half_sides = 0.5 * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() * anchor_sides
+    return torch.cat((centres - half_sides, centres + half_sides), dim=-1)
+
+
+def clip(boxes: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
+    """Boxes (..., 4) moved inside images whose heights and widths broadcast against (...)."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    zero = boxes.new_zeros(())
+    columns = (x.clamp(zero, widths) for x in (x1, x2))
+    rows = (y.clamp(zero, heights) for y in (y1, y2))
+    (x1, x2), (y1, y2) = columns, rows
+    return torch.stack((x1, y1, x2, y2), dim=-1)

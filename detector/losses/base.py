@@ -1,0 +1,90 @@
+"""The contracts of classification and box losses."""
+
+import torch
+from torch import Tensor, nn
+
+from detector.kernels.reference import binary_targets
+
+
+def one_over(count: Tensor | float, like: Tensor) -> Tensor:
+    """1 / max(count, 1) as a 0-dim tensor on the device of `like` and in the format it is computed in, without a host
+    sync."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return 1 / torch.as_tensor(count, device=like.device, dtype=dtype).clamp(min=1)
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """fp32 for half precision; fp32 and fp64 stay."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+class ClassificationLoss(nn.Module):
+    """A loss over independent sigmoid classifiers.
+
+    `loss(logits, labels, num_fg)`: logits (..., K) of any floating dtype; labels (...) int64 (0..K-1 a class, K
+    background, -1 ignored); num_fg, a number or 0-dim tensor, is clamped to at least 1. Returns an fp32 scalar (fp64
+    for fp64 logits): the sum over the elements of the rows that are not ignored / num_fg. A loss with
+    `self_normalised` divides by what it counts itself and leaves num_fg alone. `level_sizes` splits the anchors
+    (dimension -2) into pyramid levels, for the losses that care.
+
+    A subclass implements `split`, or derives from `ElementwiseLoss`.
+    """
+
+    self_normalised = False
+
+    def split(
+        self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """(2,): the loss of the foreground elements (binary target 1) and of the background elements (target 0)."""
+        raise NotImplementedError
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes: tuple[int, ...] | None = None
+    ) -> Tensor:
+        return self.split(logits, labels, num_fg, level_sizes).sum()
+
+
+class ElementwiseLoss(ClassificationLoss):
+    """A loss that is a function of each logit and its binary target alone: implement `elementwise`."""
+
+    def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits (..., K) fp32 or fp64, targets (..., K) bool -> losses (..., K)."""
+        raise NotImplementedError
+
+    def split(
+        self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes: tuple[int, ...] | None = None
+    ) -> Tensor:
+        targets = binary_targets(labels, logits.shape[-1])
+        losses = self.elementwise(widen(logits), targets).masked_fill((labels < 0)[..., None], 0)
+        sums = torch.stack((losses.masked_fill(~targets, 0).sum(), losses.masked_fill(targets, 0).sum()))
+        return sums * one_over(num_fg, logits)
+
+
+class BoxLoss(nn.Module):
+    """A loss over the foreground anchors' boxes.
+
+    `loss(predicted, target, foreground, num_fg)`: predicted and target (..., 4) offsets from the anchors (decoded xyxy
+    boxes in pixels where `on_boxes`); foreground (...) bool; rows that are not foreground may hold anything. Returns a
+    scalar: the sum over foreground rows / num_fg, num_fg clamped to at least 1; `self_normalised` as above.
+
+    A subclass implements `elementwise`.
+    """
+
+    self_normalised = False
+    on_boxes = False
+
+    def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """(..., 4) x (..., 4), finite, fp32 or fp64 -> (..., 4) or (...)."""
+        raise NotImplementedError
+
+    def forward(self, predicted: Tensor, target: Tensor, foreground: Tensor, num_fg: Tensor | float) -> Tensor:
+        predicted, target = masked_boxes(predicted, target, foreground)
+        losses = self.elementwise(predicted, target)
+        foreground = foreground[..., None] if losses.ndim > foreground.ndim else foreground
+        return losses.masked_fill(~foreground, 0).sum() * one_over(num_fg, predicted)
+
+
+def masked_boxes(predicted: Tensor, target: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
+    """Both widened, with 1 where a row does not count: static shapes, and no inf or NaN reaches the loss."""
+    away = ~foreground[..., None]
+    return widen(predicted).masked_fill(away, 1), widen(target).masked_fill(away, 1)

@@ -1,0 +1,110 @@
+"""Gradient harmonising mechanism: every range of gradient norms weighs the same, so that neither the many easy examples
+nor the outliers drive the training (Li, Liu, Wang 2019, "Gradient Harmonized Single-stage Detector")."""
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from detector.distributed import sum_over_ranks
+from detector.kernels.reference import binary_targets
+from detector.losses.base import BoxLoss, ClassificationLoss, masked_boxes, widen
+from detector.registry import BOX_LOSSES, CLASSIFICATION_LOSSES, PositiveFloat, PositiveInt
+
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+
+
+class GradientDensity(nn.Module):
+    """Counts of gradient norms in equal bins over [0, 1], as a running mean with bias correction.
+
+    With R_j the count of bin j in this step (over all ranks), S_j <- m S_j + (1 - m) R_j after every step, empty bins
+    included, and S_j / (1 - m^t) after t steps is unbiased from the first step on (the published code starts at S = 0
+    without correction, and weighs a bin's first touch 1 / (1 - m) times too much). An element's weight is
+    beta = N / (M S_j / (1 - m^t)), M the number of bins not empty in this step, N the number of valid elements.
+    In eval mode the buffers stay, and without any history the counts of the call itself serve.
+    """
+
+    def __init__(self, bins: int, momentum: float):
+        super().__init__()
+        self.bins = bins
+        self.momentum = momentum
+        self.register_buffer("running_counts", torch.zeros(bins))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def forward(self, norms: Tensor, valid: Tensor) -> Tensor:
+        """norms in 0..1 and valid, bool, of one shape -> beta / N of each element, 0 where not valid."""
+        index = (norms * self.bins).long().clamp_(max=self.bins - 1)
+        now = torch.zeros(self.bins + 1, dtype=torch.int64, device=norms.device)  # fp32 stops counting at 2^24
+        now.scatter_add_(0, index.where(valid, self.bins).flatten(), torch.ones_like(now[:1]).expand(index.numel()))
+        now = sum_over_ranks(now[:-1]).float()
+        if self.training:
+            self.steps += 1
+            self.running_counts.lerp_(now, 1 - self.momentum)
+        corrected = self.running_counts / (1 - self.momentum ** self.steps.clamp(min=1))
+        # a bin in use has a running count, except in eval mode where it may never have been touched
+        corrected = torch.where(corrected > 0, corrected, now)
+        num_used = (now > 0).sum()
+        weights = torch.where(now > 0, 1 / (corrected * num_used).clamp(min=1e-6), 0)
+        return weights[index].masked_fill_(~valid, 0)
+
+
+@CLASSIFICATION_LOSSES.register("ghm_c")
+class GHMC(ClassificationLoss):
+    """sum_i beta_i CE_i / N over the N valid elements, beta_i the inverse density of its gradient norm |p - target|.
+
+    `scope: batch` counts over the whole batch; `level` applies the rule to one pyramid level after the other with one
+    shared running count, as the published code does. Published recipe: bins 30, momentum 0.75, loss weight 1, SGD 0.01,
+    gradient clipping at 35. fp32 inside: in half precision a norm of 1 would fall beyond the last bin and the worst
+    negatives would get no gradient. Use it where labels are noisy; it needs no alpha and no gamma."""
+
+    self_normalised = True
+
+    def __init__(
+        self, *, bins: PositiveInt = 30, momentum: Momentum = 0.75, scope: Literal["batch", "level"] = "batch"
+    ):
+        super().__init__()
+        self.scope = scope
+        self.density = GradientDensity(bins, momentum)
+
+    def split(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_fg: Tensor | float,
+        level_sizes: tuple[int, ...] | None = None,
+    ) -> Tensor:
+        if self.scope == "batch" or level_sizes is None:
+            return self._split(logits, labels)
+        levels = zip(logits.split(level_sizes, dim=-2), labels.split(level_sizes, dim=-1), strict=True)
+        return torch.stack([self._split(*level) for level in levels]).sum(dim=0)
+
+    def _split(self, logits: Tensor, labels: Tensor) -> Tensor:
+        targets = binary_targets(labels, logits.shape[-1])
+        signed = widen(logits)
+        signed = torch.where(targets, -signed, signed)
+        weights = self.density(signed.detach().sigmoid(), (labels >= 0)[..., None].expand(signed.shape))
+        losses = F.softplus(signed, threshold=40) * weights
+        return torch.stack((losses.masked_fill(~targets, 0).sum(), losses.masked_fill(targets, 0).sum()))
+
+
+@BOX_LOSSES.register("ghm_r")
+class GHMR(BoxLoss):
+    """sum_i beta_i ASL1_i / N over the N foreground offsets: ASL1(d) = sqrt(d^2 + mu^2) - mu, beta_i the inverse
+    density of its gradient norm |d| / sqrt(d^2 + mu^2). Published recipe: mu 0.02, bins 10, momentum 0.7, loss weight 10."""
+
+    self_normalised = True
+
+    def __init__(self, *, mu: PositiveFloat = 0.02, bins: PositiveInt = 10, momentum: Momentum = 0.7):
+        super().__init__()
+        self.mu = mu
+        self.density = GradientDensity(bins, momentum)
+
+    def forward(self, predicted: Tensor, target: Tensor, foreground: Tensor, num_fg: Tensor | float) -> Tensor:
+        predicted, target = masked_boxes(predicted, target, foreground)
+        difference = predicted - target
+        length = (difference.square() + self.mu**2).sqrt()
+        weights = self.density((difference / length).detach().abs(), foreground[..., None].expand(difference.shape))
+        return ((length - self.mu) * weights).sum()

@@ -1,0 +1,1 @@
+"""The detector network: backbone, feature pyramid, heads, and what reads its output."""

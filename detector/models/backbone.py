@@ -1,0 +1,68 @@
+"""torchvision's ResNets as feature extractors."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.ops import FrozenBatchNorm2d
+
+Norm = Literal["frozen", "batch", "sync", "group"]
+
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "frozen": FrozenBatchNorm2d,
+    "batch": nn.BatchNorm2d,
+    "sync": nn.SyncBatchNorm,
+    "group": partial(nn.GroupNorm, 32),
+}
+
+
+class ResNetBackbone(nn.Module):
+    """A torchvision ResNet up to stage `last_stage`, with torchvision's own parameter names.
+
+    Returns the maps C_first..C_last at strides 2^first..2^last, (B, C, H / stride, W / stride). Of its five stages
+    (stem, layer1..layer4) the last `trainable_stages` train; frozen ones stay outside the autograd graph.
+    """
+
+    def __init__(self, name: str, *, norm: Norm, trainable_stages: int, first_stage: int, last_stage: int):
+        super().__init__()
+        net = getattr(torchvision.models, name)(weights=None, norm_layer=NORMS[norm])
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        stages = [f"layer{i}" for i in range(1, last_stage)]
+        for stage in stages:
+            self.add_module(stage, getattr(net, stage))
+        self.stages = stages
+        self.first_stage = first_stage
+        out = [getattr(self, stage)[-1] for stage in stages[first_stage - 2 :]]
+        self.out_channels = [(block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels for block in out]
+        for frozen in [[self.conv1, self.bn1], *([getattr(self, s)] for s in stages)][: 5 - trainable_stages]:
+            for module in frozen:
+                module.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        features = []
+        for i, stage in enumerate(self.stages, start=2):
+            x = getattr(self, stage)(x)
+            if i >= self.first_stage:
+                features.append(x)
+        return features
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """A torchvision classification state dict; the classifier and unused stages are left out.
+
+        Raises RuntimeError where a name is missing or a shape differs."""
+        own = self.state_dict()
+        counters = {name for name in own if name.endswith("num_batches_tracked")}
+        self.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+        missing = own.keys() - state.keys() - counters
+        if missing:
+            raise RuntimeError(f"no values for {', '.join(sorted(missing)[:3])}")
+
+
+def frozen_batch_norm_is_random(state: dict[str, Tensor]) -> bool:
+    """True where every frozen norm still has its initial mean 0 and variance 1, so that it normalises nothing."""
+    means = [v for k, v in state.items() if k.endswith("running_mean")]
+    return bool(means) and all(torch.count_nonzero(m) == 0 for m in means)

@@ -1,0 +1,76 @@
+"""RetinaNet (Lin et al. 2017): ResNet, feature pyramid, dense anchors, class and box heads."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from detector.geometry.anchors import base_anchors, default_sizes, grid_anchors
+from detector.models.backbone import Norm, ResNetBackbone
+from detector.models.fpn import FPN
+from detector.models.heads import Head, HeadNorm, initialise_prior
+from detector.structures import Predictions
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+class RetinaNet(nn.Module):
+    """Images (B, 3, H, W) -> `Predictions`. uint8 RGB images are normalised here, on their device; floating ones are
+    taken as normalised already. H and W are multiples of `size_divisor`."""
+
+    size_divisor = 32
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        backbone: str,
+        norm: Norm,
+        trainable_stages: int,
+        levels: tuple[int, int],
+        width: int,
+        head_depth: int,
+        head_norm: HeadNorm,
+        prior: float | None,
+        anchor_sizes: Sequence[Sequence[float]] | None,
+        anchor_ratios: Sequence[float],
+    ):
+        super().__init__()
+        first, last = levels
+        self.num_classes = num_classes
+        self.levels = (first, last)
+        self.backbone = ResNetBackbone(
+            backbone, norm=norm, trainable_stages=trainable_stages, first_stage=first, last_stage=min(last, 5)
+        )
+        self.fpn = FPN(self.backbone.out_channels, width, last - first + 1)
+        sizes = default_sizes(levels) if anchor_sizes is None else anchor_sizes
+        self.base_anchors = [base_anchors(s, anchor_ratios) for s in sizes]
+        num_anchors = {len(b) for b in self.base_anchors}
+        if len(num_anchors) > 1:
+            raise ValueError("the heads are shared: each pyramid level needs the same number of anchor sizes")
+        (num_anchors,) = num_anchors
+        self.class_head = Head(width, head_depth, num_anchors, num_classes, head_norm)
+        self.box_head = Head(width, head_depth, num_anchors, 4, head_norm)
+        if prior is not None:
+            initialise_prior(self.class_head, prior)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self._anchors: dict[tuple, tuple[Tensor, tuple[int, ...]]] = {}
+
+    def forward(self, images: Tensor) -> Predictions:
+        anchors, level_sizes = self.anchors(images.shape[-2:], images.device)
+        if images.dtype == torch.uint8:
+            images = (images.float() - self.mean) / self.std
+        levels = self.fpn(self.backbone(images))
+        return Predictions(self.class_head(levels), self.box_head(levels), anchors, level_sizes)
+
+    def anchors(self, image_size: tuple[int, int], device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
+        """All levels' anchors (A, 4) and the number of each level's, made once for each image size."""
+        key = (tuple(image_size), device)
+        if key not in self._anchors:
+            strides = [2**level for level in range(self.levels[0], self.levels[1] + 1)]
+            feature_sizes = [tuple(-(-side // stride) for side in image_size) for stride in strides]
+            levels = grid_anchors(image_size, feature_sizes, self.base_anchors)
+            self._anchors[key] = (torch.cat(levels).to(device), tuple(len(level) for level in levels))
+        return self._anchors[key]

@@ -1,0 +1,81 @@
+"""What flows between the parts, as frozen dataclasses.
+
+Shape letters: B images in a batch, H W pixels, G ground truths (padded), A anchors, K classes, N objects of one image.
+Boxes are always `xyxy` (x1, y1, x2, y2) in pixels, continuous coordinates, x to the right and y down.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor, device
+
+IGNORED = -1  # label of an anchor that counts neither way, and of a padded ground truth
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with its annotations.
+
+    image (H, W, 3) uint8 RGB; boxes (N, 4) float32 xyxy; labels (N,) int64 in 0..K-1;
+    ignore (N,) bool, true for regions that must be neither foreground nor background (COCO crowds, VOC difficult);
+    image_id, the data set's own; original_size (height, width) of the file, before any transform.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+    image_id: int
+    file_name: str
+    original_size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Padded samples as tensors.
+
+    images (B, 3, H, W) uint8 in channels-last memory; sizes (B, 2) int64 true (height, width) inside the padding;
+    original_sizes (B, 2) int64; boxes (B, G, 4) float32 xyxy; labels (B, G) int64, -1 where padded;
+    ignore (B, G) bool; image_ids and file_names, B of each.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    original_sizes: Tensor
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+    image_ids: tuple[int, ...]
+    file_names: tuple[str, ...]
+
+    def to(self, target: device) -> "Batch":
+        tensors = ("images", "sizes", "original_sizes", "boxes", "labels", "ignore")
+        return replace(self, **{name: getattr(self, name).to(target, non_blocking=True) for name in tensors})
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What the model says: logits (B, A, K), deltas (B, A, 4), anchors (A, 4) xyxy, anchors of each pyramid level."""
+
+    logits: Tensor
+    deltas: Tensor
+    anchors: Tensor
+    level_sizes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the anchors should be: labels (B, A) int64 (0..K-1, K = background, -1 = ignored); boxes (B, A, 4) xyxy,
+    the matched ground truth of each anchor (any finite box where the anchor is not foreground)."""
+
+    labels: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Detections:
+    """The detections of one image, best first: boxes (N, 4) xyxy, scores (N,) in 0..1, labels (N,) int64."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor

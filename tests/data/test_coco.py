@@ -1,0 +1,181 @@
+import json
+import math
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+
+from detector.data.coco import CocoDataset
+from detector.data.images import write_image
+from detector.errors import UserError
+
+SHARED = Path(__file__).parents[2].parent / "shared/data/coco_tiny"
+
+
+def scene() -> dict[str, Any]:
+    """Sparse ids out of order, a crowd, an image without annotations, annotations that alternate between images."""
+    return {
+        "images": [
+            {"id": 90, "file_name": "b.png", "width": 30, "height": 20},
+            {"id": 7, "file_name": "a.png", "width": 30, "height": 20},
+            {"id": 8, "file_name": "empty.png", "width": 30, "height": 20},
+        ],
+        "annotations": [
+            {"id": 5, "image_id": 7, "category_id": 40, "bbox": [1.25, 2.5, 10.5, 5.0], "area": 31.5, "iscrowd": 0},
+            {"id": 0, "image_id": 90, "category_id": 3, "bbox": [0, 0, 4, 4], "area": 9.0, "iscrowd": 1},
+            {"id": 6, "image_id": 7, "category_id": 3, "bbox": [25, -5, 10, 15]},
+        ],
+        "categories": [{"id": 40, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 11, "name": "cow"}],
+    }
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., CocoDataset]:
+    for entry in scene()["images"]:
+        write_image(tmp_path / entry["file_name"], np.zeros((20, 30, 3), dtype=np.uint8))
+
+    def load(content: Any, **parameters: Any) -> CocoDataset:
+        (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(content))
+        return CocoDataset(images=tmp_path, annotations=tmp_path / "a.json", **parameters)
+
+    return load
+
+
+def test_records_of_a_small_file(load: Callable[..., CocoDataset]):
+    dataset = load(scene())
+    assert dataset.class_names == ("cat", "cow", "dog") and dataset.category_ids == (3, 11, 40)
+    assert [record.image_id for record in dataset.records] == [90, 7, 8]
+    b, a, empty = dataset.records
+    np.testing.assert_array_equal(a.boxes, np.float32([[1.25, 2.5, 11.75, 7.5], [25, 0, 30, 10]]))  # the last clipped
+    np.testing.assert_array_equal(a.labels, [2, 0])
+    np.testing.assert_array_equal(a.area, np.float32([31.5, 50]))  # as written; the clipped box's where not
+    assert b.crowd.tolist() == [True] and a.crowd.tolist() == [False, False]
+    assert (a.width, a.height) == (30, 20)
+    for record in dataset.records:
+        assert record.boxes.dtype == np.float32 and record.boxes.shape == (len(record.labels), 4)
+        assert (record.labels.dtype, record.crowd.dtype, record.area.dtype) == (np.int64, np.bool_, np.float32)
+    assert len(empty.boxes) == 0
+    np.testing.assert_array_equal(dataset.class_counts(), [1, 0, 1])
+    sample = dataset[1]
+    assert sample.image.shape == (20, 30, 3) and sample.image_id == 7 and sample.file_name == "a.png"
+
+
+def test_an_area_of_null_or_nan_gives_way_to_the_box(load: Callable[..., CocoDataset]):
+    content = scene()
+    content["annotations"][0]["area"] = math.nan
+    assert load(content).records[1].area[0] == np.float32(52.5)
+
+
+def test_no_annotations_at_all(load: Callable[..., CocoDataset]):
+    dataset = load({**scene(), "annotations": []})
+    assert len(dataset) == 3 and all(record.boxes.shape == (0, 4) for record in dataset.records)
+
+
+def test_keep_empty(load: Callable[..., CocoDataset]):
+    assert [record.image_id for record in load(scene(), keep_empty=False).records] == [90, 7]
+
+
+def test_classes_are_mapped_by_name(load: Callable[..., CocoDataset]):
+    dataset = load(scene(), classes=("dog", "horse", "cat"))
+    assert dataset.class_names == ("dog", "horse", "cat")
+    assert dataset.category_ids == (40, 41, 3)  # an id of its own for the class that the file lacks
+    assert dataset.records[1].labels.tolist() == [0, 2]
+    with pytest.raises(UserError, match="category 'dog' is in use but not among the classes cat, cow"):
+        load(scene(), classes=("cat", "cow"))
+
+
+@pytest.mark.parametrize(
+    "box", [[1, 1, 0, 5], [1, 1, 5, -1], [40, 1, 5, 5], [math.nan, 1, 5, 5], [1, 1, math.inf, 5]], ids=str
+)
+def test_invalid_boxes_are_an_error_or_skipped_and_counted(
+    load: Callable[..., CocoDataset], box: list[float], caplog: pytest.LogCaptureFixture
+):
+    content = scene()
+    content["annotations"].insert(1, {"id": 77, "image_id": 7, "category_id": 11, "bbox": box})
+    with pytest.raises(UserError, match=r"a\.json: annotation 77 of image 'a\.png'.*invalid=skip") as error:
+        load(content)
+    assert "\n" not in str(error.value)
+    dataset, clean = load(content, invalid="skip"), load(scene())
+    assert dataset.num_skipped == 1 and clean.num_skipped == 0
+    assert "annotation 77" in caplog.text
+    for ours, expected in zip(dataset.records, clean.records, strict=True):
+        np.testing.assert_array_equal(ours.boxes, expected.boxes)
+        np.testing.assert_array_equal(ours.labels, expected.labels)
+
+
+def changed(section: str, index: int, **values: Any) -> dict[str, Any]:
+    content = scene()
+    content[section][index].update(values)
+    return content
+
+
+def without(section: str, index: int, key: str) -> dict[str, Any]:
+    content = scene()
+    del content[section][index][key]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "not valid JSON"),
+        ("\x00", "not valid JSON"),
+        ("[]", "one JSON object"),
+        ({"images": [], "categories": []}, "'images' is empty"),
+        ({**scene(), "categories": []}, "'categories' is empty"),
+        ({**scene(), "annotations": None}, "'annotations' is missing or no list"),
+        ({**scene(), "annotations": [1]}, "'annotations' is missing or no list"),
+        (without("images", 1, "file_name"), r"images\[1\].file_name is missing"),
+        (without("images", 1, "width"), r"images\[1\].width is missing"),
+        (without("annotations", 2, "bbox"), r"annotations\[2\].bbox is missing"),
+        (without("annotations", 2, "category_id"), r"annotations\[2\].category_id is missing"),
+        (without("categories", 0, "name"), r"categories\[0\].name is missing"),
+        (changed("images", 1, id="7"), r"images\[1\].id is '7'; it must be of type int"),
+        (changed("images", 1, id=90), "id 90 occurs twice in 'images'"),
+        (changed("images", 1, height=0), "image 'a.png' has size 30x0"),
+        (changed("images", 1, file_name="gone.png"), "gone.png: no such image"),
+        (changed("categories", 1, id=40), "id 40 occurs twice in 'categories'"),
+        (changed("categories", 1, name="dog"), "two categories are named 'dog'"),
+        (changed("annotations", 2, image_id=1), "annotation 6 has image_id 1, which 'images' does not list"),
+        (changed("annotations", 2, category_id=1), "annotation 6 has category_id 1, which 'categories' does not list"),
+        (changed("annotations", 2, bbox=[1, 2, 3]), r"annotation 6: bbox \[1, 2, 3\] is not four numbers"),
+        (changed("annotations", 2, bbox=[1, 2, 3, "4"]), "annotation 6: bbox .* is not four numbers"),
+        (changed("annotations", 2, area="big"), "annotation 6: area is 'big'"),
+        (changed("annotations", 2, iscrowd="0"), "annotation 6: iscrowd is '0'"),
+    ],
+)
+def test_malformed_files_are_named_in_one_line(load: Callable[..., CocoDataset], content: Any, said: str):
+    with pytest.raises(UserError, match=said) as error:
+        load(content)
+    assert "\n" not in str(error.value) and ("a.json" in str(error.value))
+
+
+def test_missing_file(tmp_path: Path):
+    with pytest.raises(UserError, match=r"absent\.json: cannot read"):
+        CocoDataset(images=tmp_path, annotations=tmp_path / "absent.json")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_real_annotations_equal_pycocotools(split: str):
+    annotations = SHARED / f"annotations/instances_{split}.json"
+    dataset = CocoDataset(images=SHARED / split, annotations=annotations)
+    reference = COCO(annotations)
+    assert len(dataset) == 80 and dataset.num_skipped == 0
+    assert list(dataset.category_ids) == reference.getCatIds()
+    assert dataset.class_names[0] == "person" and dataset.class_names[79] == "toothbrush"
+    for record in dataset.records:
+        expected = reference.loadAnns(reference.getAnnIds(record.image_id))
+        boxes = np.float32([[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in expected)])
+        np.testing.assert_array_equal(record.boxes, boxes)
+        assert [dataset.category_ids[label] for label in record.labels] == [a["category_id"] for a in expected]
+        assert record.crowd.tolist() == [a["iscrowd"] == 1 for a in expected]
+        np.testing.assert_array_equal(record.area, np.float32([a["area"] for a in expected]))
+        entry = reference.imgs[record.image_id]
+        assert (record.path.name, record.width, record.height) == (entry["file_name"], entry["width"], entry["height"])
+    assert dataset[3].image.shape[:2] == (dataset.records[3].height, dataset.records[3].width)
+    assert len(pickle.loads(pickle.dumps(dataset))) == 80  # workers may be spawned

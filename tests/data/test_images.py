@@ -1,0 +1,164 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from detector.data.images import find_images, read_image, write_image
+from detector.errors import UserError
+
+SHARED = Path(__file__).parents[2].parent / "shared/data"
+
+
+@pytest.fixture
+def scene() -> np.ndarray:
+    """A smooth picture whose three channels differ, so that a swapped order shows."""
+    noise = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+    return cv2.GaussianBlur(noise, (9, 9), 3) // np.array([1, 2, 3], dtype=np.uint8)
+
+
+def encoded(picture: Image.Image, kind: str, exif: Image.Exif | None = None) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, exif=exif if exif is not None else Image.Exif())
+    return buffer.getvalue()
+
+
+def message(path: Path) -> str:
+    with pytest.raises(UserError) as error:
+        read_image(path)
+    text = str(error.value)
+    assert "\n" not in text and str(path) in text
+    return text
+
+
+def test_rgb_order_matches_another_library(tmp_path: Path, scene: np.ndarray):
+    Image.fromarray(scene).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.dtype == np.uint8 and image.flags.c_contiguous
+    np.testing.assert_array_equal(image, scene)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".PNG"])
+def test_lossless_round_trip(tmp_path: Path, scene: np.ndarray, suffix: str):
+    write_image(tmp_path / f"a{suffix}", scene)
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), scene)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / f"a{suffix}")), scene)
+
+
+def test_grey_alpha_palette_and_16_bit_become_three_channels(tmp_path: Path, scene: np.ndarray):
+    grey = scene[..., 0]
+    alpha = np.full_like(grey, 100)
+    cases = {
+        "grey": (Image.fromarray(grey), np.stack([grey] * 3, -1)),
+        "grey_alpha": (Image.fromarray(np.stack([grey, alpha], -1), "LA"), np.stack([grey] * 3, -1)),
+        "alpha": (Image.fromarray(np.dstack([scene, alpha]), "RGBA"), scene),
+        "16_bit": (Image.fromarray(grey.astype(np.uint16) * 257), np.stack([grey] * 3, -1)),
+    }
+    palette = Image.fromarray(scene).quantize(16)
+    cases["palette"] = (palette, np.asarray(palette.convert("RGB")))
+    for name, (picture, expected) in cases.items():
+        picture.save(tmp_path / f"{name}.png")
+        np.testing.assert_array_equal(read_image(tmp_path / f"{name}.png"), expected, err_msg=name)
+
+
+def test_exif_orientation_is_not_applied(tmp_path: Path, scene: np.ndarray):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "rotate by 90 degrees to show"
+    for name, tags in (("turned", exif), ("plain", None)):
+        (tmp_path / f"{name}.jpg").write_bytes(encoded(Image.fromarray(scene), "JPEG", tags))
+    assert cv2.imread(tmp_path / "turned.jpg").shape == (90, 60, 3)  # the file does carry the orientation
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.jpg"), read_image(tmp_path / "plain.jpg"))
+
+
+def test_missing_folder_empty_and_foreign_files(tmp_path: Path):
+    assert "No such file" in message(tmp_path / "absent.jpg")
+    assert "directory" in message(tmp_path)
+    for name, data, said in (("empty.jpg", b"", "empty"), ("text.jpg", b"not a picture" * 99, "not an image")):
+        (tmp_path / name).write_bytes(data)
+        assert said in message(tmp_path / name)
+
+
+@pytest.mark.parametrize("options", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]])
+def test_truncated_jpeg_is_refused_at_every_length(tmp_path: Path, scene: np.ndarray, options: list[int]):
+    data = cv2.imencode(".jpg", scene, options)[1].tobytes()
+    path = tmp_path / "a.jpg"
+    for end in [*range(1, len(data) - 1, 97), len(data) - 2, len(data) - 1]:
+        path.write_bytes(data[:end])
+        message(path)
+    for complete in (data, data + bytes(5), data + b"trailer \xff\xda of a motion photo"):
+        path.write_bytes(complete)
+        assert read_image(path).shape == scene.shape
+
+
+def test_the_end_marker_of_a_thumbnail_does_not_count(tmp_path: Path, scene: np.ndarray):
+    thumbnail = encoded(Image.fromarray(scene[:8, :8]), "JPEG")
+    data = encoded(Image.fromarray(scene), "JPEG")
+    payload = b"Exif\0\0" + thumbnail
+    data = data[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + data[2:]
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert read_image(tmp_path / "a.jpg").shape == scene.shape
+    (tmp_path / "a.jpg").write_bytes(data[:-2])
+    assert "cut short" in message(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".tif"])
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_other_truncated_formats_are_refused(tmp_path: Path, scene: np.ndarray, suffix: str, kept: float):
+    data = cv2.imencode(suffix, scene)[1].tobytes()
+    (tmp_path / f"a{suffix}").write_bytes(data[: int(len(data) * kept)])
+    message(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.parametrize("side", [13_350, 16_000])  # just over the limit, and where Pillow itself refuses
+def test_decompression_bomb_is_refused_from_its_header(tmp_path: Path, side: int):
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # one bit a pixel, grey
+    rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(data)
+    assert len(data) < 50_000
+    assert "scale" in message(tmp_path / "bomb.png")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")
+def test_real_pictures_have_the_size_of_their_header():
+    paths = find_images([str(SHARED / "coco_tiny/val2017")])
+    assert len(paths) == 80
+    for path in paths:
+        with Image.open(path) as header:
+            assert read_image(path).shape == (header.height, header.width, 3)
+
+
+def test_find_images_takes_files_folders_and_patterns_once_and_in_order(tmp_path: Path, scene: np.ndarray):
+    for name in ("b.jpg", "a.PNG", "notes.txt", "deep/c.jpg", "[x].jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"any")
+
+    def found(*inputs: str) -> list[str]:
+        return [str(path.relative_to(tmp_path)) for path in find_images([str(tmp_path / entry) for entry in inputs])]
+
+    assert found("") == ["[x].jpg", "a.PNG", "b.jpg"]
+    assert found("b.jpg", "") == ["b.jpg", "[x].jpg", "a.PNG"]
+    assert found("[ab].*") == ["a.PNG", "b.jpg"]
+    assert found("**/*.jpg") == ["[x].jpg", "b.jpg", "deep/c.jpg"]
+    assert found("[x].jpg") == ["[x].jpg"]  # a file's own name comes before its reading as a pattern
+
+
+@pytest.mark.parametrize("entry", ["notes.txt", "empty", "absent.jpg", "*.gif", "notes.*"])
+def test_find_images_refuses_what_gives_no_image(tmp_path: Path, entry: str):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("any")
+    with pytest.raises(UserError, match="image") as error:
+        find_images([str(tmp_path / entry)])
+    assert "\n" not in str(error.value) and entry in str(error.value)
+
+
+def test_write_image_refuses_an_unknown_suffix(tmp_path: Path, scene: np.ndarray):
+    with pytest.raises(UserError, match=r"'\.xyz' is not an image suffix"):
+        write_image(tmp_path / "a.xyz", scene)

@@ -1,0 +1,169 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from detector.data.images import write_image
+from detector.data.voc import VocDataset
+from detector.errors import UserError
+
+SHARED = Path(__file__).parents[2].parent / "shared/data/bccd"
+
+
+def obj(name: str, box: str, difficult: str = "0") -> str:
+    x1, y1, x2, y2 = box.split()
+    return (
+        f"<object><name>{name}</name><part><name>head</name></part><difficult>{difficult}</difficult><bndbox>"
+        f"<xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
+    )
+
+
+def xml(file_name: str, *objects: str, size: str = "<width>30</width><height>20</height>") -> str:
+    return f"<annotation><filename>{file_name}</filename><size>{size}</size>{''.join(objects)}</annotation>"
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., VocDataset]:
+    (tmp_path / "xml").mkdir()
+    (tmp_path / "images").mkdir()
+    for name in ("a.png", "b.png", "other.png"):
+        write_image(tmp_path / "images" / name, np.zeros((20, 30, 3), dtype=np.uint8))
+
+    def load(files: dict[str, str | bytes], split: str | None = None, **parameters: Any) -> VocDataset:
+        for stem, content in files.items():
+            data = content if isinstance(content, bytes) else content.encode()
+            (tmp_path / f"xml/{stem}.xml").write_bytes(data)
+        if split is not None:
+            parameters["split"] = tmp_path / "split.txt"
+            parameters["split"].write_text(split)
+        return VocDataset(images=tmp_path / "images", annotations=tmp_path / "xml", **parameters)
+
+    return load
+
+
+FILES = {
+    "a": xml("a.png", obj("sheep", "1 1 30 20"), obj("goat", "3 4 5 6", difficult="1")),
+    "b": xml("renamed.jpg", obj("ant", "0 2 31 8")),
+}
+
+
+def test_coordinates_names_and_flags(load: Callable[..., VocDataset]):
+    dataset = load(FILES)
+    assert dataset.class_names == ("ant", "goat", "sheep") and dataset.category_ids == (1, 2, 3)
+    a, b = dataset.records
+    assert (a.image_id, b.image_id) == (1, 2)
+    # 1..30 by 1..20 is the whole image of 30x20; 3..5 covers three pixels; 0 and 31 lie outside and are clipped
+    np.testing.assert_array_equal(a.boxes, np.float32([[0, 0, 30, 20], [2, 3, 5, 6]]))
+    np.testing.assert_array_equal(b.boxes, np.float32([[0, 1, 30, 8]]))
+    np.testing.assert_array_equal(a.area, np.float32([600, 9]))
+    assert a.labels.tolist() == [2, 1] and a.crowd.tolist() == [False, True]
+    assert b.path.name == "b.png"  # the XML names a file that is not there: its own stem stands in
+    assert dataset[0].image.shape == (20, 30, 3)
+
+
+def test_coordinates_counted_from_zero(load: Callable[..., VocDataset]):
+    dataset = load({"a": xml("a.png", obj("ant", "0 2 29.5 8"))}, one_based=False)
+    np.testing.assert_array_equal(dataset.records[0].boxes, np.float32([[0, 2, 29.5, 8]]))
+
+
+def test_split_gives_the_order_and_the_classes(load: Callable[..., VocDataset]):
+    dataset = load(FILES, split="b\n\n  a \n")
+    assert [(record.path.stem, record.image_id) for record in dataset.records] == [("b", 1), ("a", 2)]
+    assert load(FILES, split="b\n").class_names == ("ant",)
+
+
+def test_classes_of_another_split(load: Callable[..., VocDataset]):
+    classes = ("sheep", "cow", "ant", "goat")
+    dataset = load(FILES, classes=classes)
+    assert dataset.class_names == classes and dataset.category_ids == (1, 2, 3, 4)
+    assert dataset.records[0].labels.tolist() == [0, 3]
+    with pytest.raises(UserError, match="category 'goat' is in use but not among the classes sheep, ant"):
+        load(FILES, classes=("sheep", "ant"))
+
+
+def test_the_named_image_comes_before_the_stem(load: Callable[..., VocDataset]):
+    dataset = load({"a": xml("C:/pictures/other.png"), "b": xml("b.png", obj("ant", "1 1 5 5"))})
+    assert dataset.records[0].path.name == "other.png" and len(dataset.records[0].boxes) == 0
+
+
+@pytest.mark.parametrize("box", ["5 5 5 5", "5 5 4 9", "5 5 9 5", "40 1 50 9"])
+def test_boxes_without_area(load: Callable[..., VocDataset], box: str):
+    files = {"a": xml("a.png", obj("ant", "1 1 5 5"), obj("bee", box))}
+    with pytest.raises(UserError, match=r"annotation 2 of image 'a\.png': box .* has no area"):
+        load(files)
+    dataset = load(files, invalid="skip")
+    assert dataset.num_skipped == 1 and dataset.class_counts().tolist() == [1, 0]
+
+
+ENTITIES = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;">]>'
+EXTERNAL = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>'
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("<annotation>", "not a valid annotation file"),
+        ("", "not a valid annotation file"),
+        (ENTITIES + xml("&y;"), "declares a DOCTYPE"),
+        (EXTERNAL + xml("&x;"), "declares a DOCTYPE"),
+        (('<?xml version="1.0" encoding="utf-16"?>' + ENTITIES + xml("&y;")).encode("utf-16"), "declares a DOCTYPE"),
+        ('<?xml version="1.0" encoding="martian"?>' + xml("a.png"), "not a valid annotation file"),
+        (xml("a.png", size=""), "<size/width> is None"),
+        (xml("a.png", size="<width>30</width><height>tall</height>"), "<size/height> is 'tall'"),
+        (xml("a.png", obj("ant", "1 1 5 nan")), "<bndbox/ymax> is 'nan'"),
+        (xml("a.png", obj(" ", "1 1 5 5")), "an <object> has no <name>"),
+    ],
+)
+def test_malformed_xml_is_named_in_one_line(load: Callable[..., VocDataset], content: str | bytes, said: str):
+    with pytest.raises(UserError, match=said) as error:
+        load({"a": content})
+    assert "\n" not in str(error.value) and "a.xml" in str(error.value)
+
+
+def test_size_of_zero(load: Callable[..., VocDataset]):
+    with pytest.raises(UserError, match=r"image 'a\.png' has size 0x20"):
+        load({"a": xml("a.png", obj("ant", "1 1 5 5"), size="<width>0</width><height>20</height>")})
+
+
+def test_missing_and_doubled_files(load: Callable[..., VocDataset], tmp_path: Path):
+    with pytest.raises(UserError, match=r"holds no \.xml file"):
+        load({})
+    with pytest.raises(UserError, match=r"split\.txt: the split is empty"):
+        load(FILES, split="\n")
+    with pytest.raises(UserError, match=r"split\.txt: 'a' occurs twice"):
+        load(FILES, split="a\nb\na\n")
+    with pytest.raises(UserError, match=r"c\.xml: cannot read"):
+        load(FILES, split="a\nc\n")
+    with pytest.raises(UserError, match=r"z\.xml: neither its filename 'gone\.png' nor 'z\.\*' is in"):
+        load({"z": xml("gone.png")})
+    (tmp_path / "xml/z.xml").unlink()
+    with pytest.raises(UserError, match=r"b\.xml: its image 'a\.png' is also that of a\.xml"):
+        load({"a": xml("a.png"), "b": xml("a.png")})
+    with pytest.raises(UserError, match="no such folder"):
+        VocDataset(images=tmp_path, annotations=tmp_path / "absent")
+    with pytest.raises(UserError, match=r"absent\.txt: cannot read the split"):
+        VocDataset(images=tmp_path, annotations=tmp_path / "xml", split=tmp_path / "absent.txt")
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")
+def test_real_annotations():
+    """The counts are the data set's own documentation's: 205 training images; in all 4153 RBC, 372 WBC, 361 Platelets.
+
+    Two boxes of the set are single clicks (xmin = xmax, ymin = ymax), which that count leaves out.
+    """
+    folders = {"images": SHARED / "JPEGImages", "annotations": SHARED / "Annotations"}
+    everything = VocDataset(**folders, invalid="skip")
+    assert everything.class_names == ("Platelets", "RBC", "WBC")
+    assert len(everything) == 364 and everything.num_skipped == 2
+    np.testing.assert_array_equal(everything.class_counts(), [361, 4153, 372])
+    with pytest.raises(UserError, match="BloodImage_00338"):
+        VocDataset(**folders)
+    train = VocDataset(**folders, split=SHARED / "ImageSets/Main/train.txt", invalid="skip")
+    assert len(train) == 205 and train.num_skipped == 1
+    for record in everything.records:
+        assert (record.boxes >= 0).all() and (record.boxes <= np.tile([record.width, record.height], 2)).all()
+    sample = everything[0]
+    assert sample.image.shape == (480, 640, 3)
+    np.testing.assert_array_equal(sample.boxes[0], np.float32([259, 176, 491, 376]))  # written as 260 177 491 376

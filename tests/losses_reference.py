@@ -1,0 +1,259 @@
+"""The losses written element by element in float64 from the papers' formulas, and inputs to compare them on.
+
+Deliberately naive: Python loops, `math`, gradients derived by hand, nothing shared with `detector`.
+Sources: focal loss, Lin et al. 2017 (gradient: its appendix B); gradient harmonised losses, Li et al. 2019;
+smooth L1, Girshick 2015.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+IGNORED = -1
+EDGES = 30  # drawn gradient norms keep clear of multiples of 1 / 30, so of the edges of 1, 2, 3, 5, 6, 10, 15, 30 bins
+EDGE_MARGIN = 1e-3  # in bins: far above fp32 rounding, so fp32 and float64 put each element into the same bin
+
+
+@dataclass(frozen=True)
+class Expected:
+    """parts: the loss in summands (classification: foreground, background); gradient by the logits or predictions."""
+
+    parts: tuple[float, ...]
+    gradient: np.ndarray
+
+    @property
+    def value(self) -> float:
+        return sum(self.parts)
+
+
+def focal_element(x: float, target: bool, alpha: float | None, gamma: float) -> tuple[float, float]:
+    """FL = -alpha_t (1 - p_t)^gamma log p_t and dFL/dx = alpha_t y (1 - p_t)^gamma (gamma p_t log p_t + p_t - 1)."""
+    y = 1.0 if target else -1.0
+    p_t = 1 / (1 + math.exp(-y * x))
+    one_minus_p_t = 1 / (1 + math.exp(y * x))
+    log_p_t = -math.log1p(math.exp(-y * x))
+    alpha_t = 1.0 if alpha is None else alpha if target else 1 - alpha
+    value = -alpha_t * one_minus_p_t**gamma * log_p_t
+    return value, alpha_t * y * one_minus_p_t**gamma * (gamma * p_t * log_p_t - one_minus_p_t)
+
+
+def cross_entropy_element(x: float, target: bool) -> tuple[float, float]:
+    """CE = -t log p - (1 - t) log(1 - p) and dCE/dx = p - t, for target t."""
+    p = 1 / (1 + math.exp(-x))
+    return (math.log1p(math.exp(-x)), -1 / (1 + math.exp(x))) if target else (math.log1p(math.exp(x)), p)
+
+
+def valid_elements(logits: np.ndarray, labels: np.ndarray) -> list[tuple[tuple[int, ...], float, bool]]:
+    """(index, logit, whether its binary target is 1) of every (anchor, class) element whose label is not ignored."""
+    num_classes = logits.shape[-1]
+    return [
+        ((*row, k), float(logits[*row, k]), int(labels[row]) == k)
+        for row in np.ndindex(labels.shape)
+        if labels[row] != IGNORED
+        for k in range(num_classes)
+    ]
+
+
+def binary_sum(logits, labels, num_fg, element) -> Expected:
+    """The sum of element(logit, target) over the valid elements, divided by max(num_fg, 1)."""
+    logits, labels = as_float64(logits), labels.numpy()
+    parts, gradient = {True: 0.0, False: 0.0}, np.zeros(logits.shape)
+    normaliser = max(float(num_fg), 1.0)
+    for index, x, target in valid_elements(logits, labels):
+        value, slope = element(x, target)
+        parts[target] += value / normaliser
+        gradient[index] = slope / normaliser
+    return Expected((parts[True], parts[False]), gradient)
+
+
+class CrossEntropy:
+    def __init__(self, alpha: float | None):
+        self.alpha = alpha
+
+    def __call__(self, logits, labels, num_fg, level_sizes=None) -> Expected:
+        def element(x, target):
+            value, slope = cross_entropy_element(x, target)
+            weight = 1.0 if self.alpha is None else self.alpha if target else 1 - self.alpha
+            return weight * value, weight * slope
+
+        return binary_sum(logits, labels, num_fg, element)
+
+
+class Focal:
+    def __init__(self, alpha: float | None, gamma: float):
+        self.alpha, self.gamma = alpha, gamma
+
+    def __call__(self, logits, labels, num_fg, level_sizes=None) -> Expected:
+        return binary_sum(logits, labels, num_fg, lambda x, t: focal_element(x, t, self.alpha, self.gamma))
+
+
+class RunningDensity:
+    """beta_i = N / (S_j M): S_j the bias-corrected running count of i's bin, M the bins this step's elements are in."""
+
+    def __init__(self, bins: int, momentum: float):
+        self.momentum, self.counts, self.steps = momentum, [0.0] * bins, 0
+
+    def step(self, norms: list[float]) -> list[float]:
+        bins, m = len(self.counts), self.momentum
+        places = [min(math.floor(g * bins), bins - 1) for g in norms]
+        self.steps += 1
+        for j in range(bins):
+            self.counts[j] = m * self.counts[j] + (1 - m) * places.count(j)
+        return [
+            len(norms) / (self.counts[j] / (1 - m**self.steps) * len(set(places)))  # M = number of non-empty bins
+            for j in places
+        ]
+
+
+class GHMC:
+    """sum_i beta_i CE_i / N with g = |p - t|, over the batch or level after level."""
+
+    def __init__(self, bins: int, momentum: float, scope: str):
+        self.density, self.scope = RunningDensity(bins, momentum), scope
+
+    def __call__(self, logits, labels, num_fg, level_sizes=None) -> Expected:
+        logits, labels = as_float64(logits), labels.numpy()
+        if self.scope == "batch":
+            return self.one_level(logits, labels)
+        ends = np.cumsum(level_sizes)[:-1]
+        levels = zip(np.split(logits, ends, axis=-2), np.split(labels, ends, axis=-1), strict=True)
+        expected = [self.one_level(*level) for level in levels]
+        parts = tuple(sum(part) for part in zip(*(e.parts for e in expected), strict=True))
+        return Expected(parts, np.concatenate([e.gradient for e in expected], axis=-2))
+
+    def one_level(self, logits, labels) -> Expected:
+        elements = valid_elements(logits, labels)
+        weights = self.density.step([abs(1 / (1 + math.exp(-x)) - target) for _, x, target in elements])
+        parts, gradient = {True: 0.0, False: 0.0}, np.zeros(logits.shape)
+        for (index, x, target), weight in zip(elements, weights, strict=True):
+            value, slope = cross_entropy_element(x, target)
+            parts[target] += weight * value / len(elements)
+            gradient[index] = weight * slope / len(elements)
+        return Expected((parts[True], parts[False]), gradient)
+
+
+CLASSIFICATION = {"cross_entropy": CrossEntropy, "focal": Focal, "ghm_c": GHMC}
+
+
+def foreground_elements(predicted, target, foreground) -> list[tuple[tuple[int, ...], float]]:
+    """(index, predicted - target) of each coordinate of the foreground rows."""
+    return [
+        ((*row, c), float(predicted[*row, c] - target[*row, c]))
+        for row in np.ndindex(foreground.shape)
+        if foreground[row]
+        for c in range(4)
+    ]
+
+
+class SmoothL1:
+    def __init__(self, beta: float):
+        self.beta = beta
+
+    def element(self, d: float) -> tuple[float, float]:
+        if abs(d) < self.beta:
+            return 0.5 * d * d / self.beta, d / self.beta
+        return abs(d) - 0.5 * self.beta, math.copysign(1.0, d)
+
+    def __call__(self, predicted, target, foreground, num_fg) -> Expected:
+        predicted, target, foreground = as_float64(predicted), as_float64(target), foreground.numpy()
+        total, gradient, normaliser = 0.0, np.zeros(predicted.shape), max(float(num_fg), 1.0)
+        for index, d in foreground_elements(predicted, target, foreground):
+            value, slope = self.element(d)
+            total += value / normaliser
+            gradient[index] = slope / normaliser
+        return Expected((total,), gradient)
+
+
+class L1(SmoothL1):
+    def __init__(self):
+        super().__init__(beta=0.0)
+
+    def element(self, d: float) -> tuple[float, float]:
+        return abs(d), math.copysign(1.0, d)
+
+
+class GHMR:
+    """sum_i beta_i ASL1_i / N; ASL1 = sqrt(d^2 + mu^2) - mu, g = |d| / sqrt(d^2 + mu^2), N = 4 x foreground rows."""
+
+    def __init__(self, mu: float, bins: int, momentum: float):
+        self.mu, self.density = mu, RunningDensity(bins, momentum)
+
+    def __call__(self, predicted, target, foreground, num_fg) -> Expected:
+        predicted, target, foreground = as_float64(predicted), as_float64(target), foreground.numpy()
+        elements = foreground_elements(predicted, target, foreground)
+        weights = self.density.step([abs(d) / math.sqrt(d * d + self.mu**2) for _, d in elements])
+        total, gradient = 0.0, np.zeros(predicted.shape)
+        for (index, d), weight in zip(elements, weights, strict=True):
+            length = math.sqrt(d * d + self.mu**2)
+            total += weight * (length - self.mu) / len(elements)
+            gradient[index] = weight * d / length / len(elements)
+        return Expected((total,), gradient)
+
+
+BOX = {"smooth_l1": SmoothL1, "l1": L1, "ghm_r": GHMR}
+
+
+def as_float64(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def clear_of_edges(norms: torch.Tensor) -> torch.Tensor:
+    """Which gradient norms lie off the inner bin edges, where rounding would decide the bin."""
+    scaled = norms.double() * EDGES
+    return (scaled - scaled.round().clamp(1, EDGES - 1)).abs() > EDGE_MARGIN
+
+
+def draw_logits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Logits from both tails and the middle, exact in `dtype`."""
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.cat([torch.randn(500, generator=generator) * 4, torch.tensor([20.0, -20.0])]).to(dtype)
+    pool = pool[clear_of_edges(pool.double().sigmoid())]
+    return pool[torch.randint(len(pool), shape, generator=generator)]
+
+
+def draw_labels(shape: tuple[int, ...], num_classes: int, seed: int) -> torch.Tensor:
+    """Labels -1 (ignored), 0..K-1 and K (background), all about equally often."""
+    return torch.randint(-1, num_classes + 1, shape, generator=torch.Generator().manual_seed(seed + 1))
+
+
+def draw_boxes(shape: tuple[int, ...], dtype: torch.dtype, seed: int, mu: float = 0.02):
+    """predicted (..., 4) in `dtype`; target (..., 4) in at least fp32, 1e-3 to 3 away; foreground (...)."""
+    generator = torch.Generator().manual_seed(seed)
+    predicted = torch.randn(shape, generator=generator).to(dtype)
+    pool = 10 ** (torch.rand(500, generator=generator, dtype=torch.float64) * 3.5 - 3)
+    pool = pool[clear_of_edges(pool / (pool**2 + mu**2).sqrt())]
+    distance = pool[torch.randint(len(pool), shape, generator=generator)]
+    sign = torch.randint(2, shape, generator=generator) * 2 - 1
+    target = (predicted.double() + sign * distance).to(torch.promote_types(dtype, torch.float32))
+    return predicted, target, torch.rand(shape[:-1], generator=generator) < 0.6
+
+
+# Losses compute in float64 for float64 input and in fp32 for all other, so values agree to fp32 sums of some hundred
+# elements; fp32 running counts limit GHM in float64 likewise. A gradient comes back rounded to the input's dtype,
+# by at most eps / 2, and may be rounded again when the upstream gradient multiplies it.
+VALUE_RTOL = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
+VALUE_ATOL = {torch.float64: 1e-14, torch.float32: 1e-7, torch.bfloat16: 1e-7, torch.float16: 1e-7}
+GRADIENT_RTOL = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+GRADIENT_ATOL = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}
+GHM_FLOAT64_RTOL = 1e-6
+
+
+def assert_matches(
+    loss: torch.Tensor, wrt: torch.Tensor, expected: Expected, *, upstream: float = 1.0, fp32_counts: bool = False
+) -> None:
+    """`loss` has the expected value, and upstream * loss the expected gradient by `wrt`, in `wrt`'s own dtype."""
+    dtype = wrt.dtype
+    floor = GHM_FLOAT64_RTOL if fp32_counts else 0.0
+    assert loss.shape == ()
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    np.testing.assert_allclose(loss.item(), expected.value, rtol=max(VALUE_RTOL[dtype], floor), atol=VALUE_ATOL[dtype])
+    (gradient,) = torch.autograd.grad(loss * upstream, wrt)
+    assert gradient.dtype == dtype and gradient.shape == wrt.shape
+    np.testing.assert_allclose(
+        as_float64(gradient),
+        upstream * expected.gradient,
+        rtol=max(GRADIENT_RTOL[dtype], floor),
+        atol=upstream * GRADIENT_ATOL[dtype],
+    )

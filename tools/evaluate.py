@@ -1,0 +1,49 @@
+"""COCO's numbers of a trained detector on a data set.
+
+Examples: tools/evaluate.py --checkpoint runs/first/checkpoints/best.pt
+          tools/evaluate.py --cfg coco_focal_r50_1x.yaml model.weights=torchvision_retinanet:FILE
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from detector.build import build_dataset, build_evaluation, build_trained_model
+from detector.command import run
+from detector.config import load_config
+from detector.engine.outcome import save_evaluation, summary
+from detector.errors import UserError
+from detector.predict import Detector
+
+log = logging.getLogger("detector")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint; without one, the model as --cfg initialises it")
+    parser.add_argument("--cfg", help="a config's name in configs/, or a path; default the checkpoint's own config")
+    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument("--out", type=Path, help="folder for metrics.json and detections.json; default evaluations/...")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    if args.checkpoint is None and args.cfg is None:
+        raise UserError("nothing to evaluate: give --checkpoint PATH, or --cfg with model.weights")
+    if args.checkpoint is None:
+        config = load_config(args.cfg, args.overrides)
+        dataset = build_dataset(config, args.split)
+        detector = Detector(build_trained_model(config, dataset), config, dataset.class_names, dataset.category_ids)
+    else:
+        detector = Detector.load(args.checkpoint, cfg=args.cfg, overrides=args.overrides)
+        dataset = build_dataset(detector.config, args.split, detector.class_names)
+    log.info("evaluating on %s", dataset.describe())
+    evaluate = build_evaluation(detector.config, dataset, detector.device, detector.dtype)
+    metrics, detections = evaluate(detector.model)
+    folder = args.out or (args.checkpoint.parent.parent if args.checkpoint else Path()) / f"evaluation_{args.split}"
+    save_evaluation(folder, metrics, detections)
+    log.info("%s\n%s: metrics.json, detections.json", summary(metrics), folder)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,62 @@
+"""Train a detector, evaluate it and leave a run folder.
+
+Example: tools/train.py --cfg retina_focal.yaml --out runs/first train.epochs=2 loss.classification.gamma=1.0
+"""
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+from detector.build import build_dataset, build_trainer
+from detector.command import run
+from detector.config import load_config, to_yaml
+from detector.engine.checkpoint import load_checkpoint
+from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
+from detector.engine.run_folder import choose_folder, commit, write_text
+
+log = logging.getLogger("detector")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
+    parser.add_argument("--out", type=Path, help="run folder; default runs/<config>/<time>")
+    parser.add_argument("--resume", help="auto: the run folder's last checkpoint (or the newest run's); or a path")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    started = time.perf_counter()
+
+    config = load_config(args.cfg, args.overrides)
+    folder, resumed = choose_folder(Path(args.cfg).stem, args.out, args.resume)
+    checkpoint = load_checkpoint(resumed) if resumed else None
+    train = build_dataset(config, "train")
+    val = build_dataset(config, "val", train.class_names)
+    trainer = build_trainer(config, train, val, folder)
+    if checkpoint is not None:
+        trainer.resume(checkpoint, resumed)
+        log.info("continuing %s after step %d", resumed, trainer.steps_done)
+
+    log.info("training on %s", train.describe())
+    log.info("validating on %s", val.describe())
+    log.info("%s, %s; run folder %s", trainer.device, trainer.dtype, folder)
+    write_text(folder / "config.yaml", f"# detector at commit {commit() or 'unknown'}\n" + to_yaml(config))
+    trainer.train()
+
+    metrics, detections = load_evaluation(folder)
+    save_pictures(folder, val, detections, count=8, score=0.3)
+    save_curves(folder)
+    log.info("%s", summary(metrics))
+    log.info(
+        "done in %.0f s. %s: metrics.json (the numbers above), metrics.csv (each step), curves.png, pictures/, "
+        "checkpoints/best.pt (AP %.3f) and last.pt; tensorboard --logdir %s",
+        time.perf_counter() - started,
+        folder,
+        trainer.best_ap,
+        folder,
+    )
+
+
+if __name__ == "__main__":
+    run(main)
