@@ -24,13 +24,8 @@ from detector.geometry import ASSIGNERS
 from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.criterion import Criterion
 from detector.models.backbone import frozen_batch_norm_is_random
-from detector.models.retinanet import RetinaNet
+from detector.models.retinanet import RetinaNet, size_divisor
 from detector.models.weights import load_weights
-
-
-def seed_everything(seed: int) -> None:
-    """torch's generator initialises weights; nothing else in a run draws from a global one."""
-    torch.manual_seed(seed)
 
 
 def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:
@@ -52,7 +47,8 @@ def build_model(config: Config, num_classes: int) -> RetinaNet:
 
 
 def build_trained_model(config: Config, dataset: DetectionDataset) -> RetinaNet:
-    """The network with `model.weights`, ready to be trained on or evaluated on `dataset`'s classes."""
+    """The network with `model.weights`, the rest drawn from `train.seed`, for `dataset`'s classes."""
+    torch.manual_seed(config.train.seed)
     model = build_model(config, len(dataset.class_names))
     load_weights(model, config.model.backbone, config.model.weights, dataset.class_names, dataset.category_ids)
     if config.model.norm == "frozen" and frozen_batch_norm_is_random(model.backbone.state_dict()):
@@ -92,7 +88,7 @@ def build_train_loader(config: Config, dataset: DetectionDataset) -> DataLoader:
         seed=config.train.seed,
         shuffle=True,
         num_workers=num_workers(config),
-        size_divisor=RetinaNet.size_divisor,
+        size_divisor=size_divisor(config.model.levels),
     )
 
 
@@ -105,7 +101,7 @@ def build_eval_loader(config: Config, dataset: DetectionDataset) -> DataLoader:
         seed=0,
         shuffle=False,
         num_workers=num_workers(config),
-        size_divisor=RetinaNet.size_divisor,
+        size_divisor=size_divisor(config.model.levels),
     )
 
 
@@ -146,13 +142,14 @@ def place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=layout)
 
 
-def build_trainer(config: Config, train: DetectionDataset, val: DetectionDataset, folder: Path) -> Trainer:
+def build_trainer(
+    config: Config, model: RetinaNet, train: DetectionDataset, val: DetectionDataset, folder: Path
+) -> Trainer:
     """Everything a run needs, on its device, before the first step."""
     settings = config.train
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.precision, device)
-    seed_everything(settings.seed)
-    model = place(build_trained_model(config, train), config, device)
+    model = place(model, config, device)
     num_classes = len(train.class_names)
     loader = build_train_loader(config, train)
     steps_per_epoch = len(loader) // settings.accumulation

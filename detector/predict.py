@@ -15,7 +15,7 @@ from detector.engine.checkpoint import load_checkpoint
 from detector.engine.precision import autocast, choose_device, choose_dtype
 from detector.errors import UserError
 from detector.models.postprocess import postprocess
-from detector.models.retinanet import RetinaNet
+from detector.models.retinanet import RetinaNet, size_divisor
 from detector.structures import Detections, Sample
 
 
@@ -73,7 +73,7 @@ class Detector:
             )
             size = target_size(*image.shape[:2], evaluation_side(self.config), self.config.data.long_side)
             samples.append(resize(sample, *size))
-        batch = collate(samples, self.model.size_divisor).to(self.device)
+        batch = collate(samples, size_divisor(self.model.levels)).to(self.device)
         with autocast(self.device, self.dtype):
             predictions = self.model(batch.images)
         found = postprocess(

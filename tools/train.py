@@ -8,7 +8,7 @@ import logging
 import time
 from pathlib import Path
 
-from detector.build import build_dataset, build_trainer
+from detector.build import build_dataset, build_trained_model, build_trainer
 from detector.command import run
 from detector.config import load_config, to_yaml
 from detector.engine.checkpoint import load_checkpoint
@@ -33,7 +33,7 @@ def main() -> None:
     checkpoint = load_checkpoint(resumed) if resumed else None
     train = build_dataset(config, "train")
     val = build_dataset(config, "val", train.class_names)
-    trainer = build_trainer(config, train, val, folder)
+    trainer = build_trainer(config, build_trained_model(config, train), train, val, folder)
     if checkpoint is not None:
         trainer.resume(checkpoint, resumed)
         log.info("continuing %s after step %d", resumed, trainer.steps_done)

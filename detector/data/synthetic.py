@@ -51,8 +51,8 @@ class SyntheticDataset(CocoDataset):
 
     classes: class names in label order, as for `CocoDataset`.
     num_images: how many. image_size: the square image's side in pixels. num_classes: the first of `CLASS_OUTLINES`.
-    objects, distractors: mean number an image (Poisson); distractors look like objects in all but shape and have no box.
-    object_size: range of a shape's longer box side, before it is hidden or cut, as fractions of image_size; log-uniform.
+    objects, distractors: mean number an image (Poisson); distractors differ from objects in shape alone, without a box.
+    object_size: range of a shape's longer box side, before any is hidden, in fractions of image_size; log-uniform.
     zipf: the class of rank r = 1..K has probability ~ r^-zipf; 0 is balanced.
     noise_missed, noise_jittered, noise_mislabelled: fractions of the boxes whose annotation is dropped, displaced, or
     given another class, independently of each other. They leave the pictures as they are.

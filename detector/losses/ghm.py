@@ -93,7 +93,7 @@ class GHMC(ClassificationLoss):
 @BOX_LOSSES.register("ghm_r")
 class GHMR(BoxLoss):
     """sum_i beta_i ASL1_i / N over the N foreground offsets: ASL1(d) = sqrt(d^2 + mu^2) - mu, beta_i the inverse
-    density of its gradient norm |d| / sqrt(d^2 + mu^2). Published recipe: mu 0.02, bins 10, momentum 0.7, loss weight 10."""
+    density of its gradient norm |d| / sqrt(d^2 + mu^2). Published recipe: mu 0.02, bins 10, momentum 0.7, weight 10."""
 
     self_normalised = True
 

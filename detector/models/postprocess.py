@@ -22,7 +22,7 @@ def postprocess(
     """The detections of each image in its original pixels.
 
     sizes and original_sizes (B, 2): (height, width) inside the padding and of the file. Of each level's anchors x
-    classes with a score above the threshold the best `candidates_per_level` are decoded, clipped to the image and suppressed
+    classes with a score above the threshold the best `candidates_per_level` are decoded, clipped and suppressed
     class by class at `nms_iou`; the best `max_detections` of the image remain.
     """
     num_images, _, num_classes = predictions.logits.shape

@@ -15,11 +15,14 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
+def size_divisor(levels: tuple[int, int]) -> int:
+    """What an image's sides should be multiples of: the coarsest backbone stride in use."""
+    return 2 ** min(levels[1], 5)
+
+
 class RetinaNet(nn.Module):
     """Images (B, 3, H, W) -> `Predictions`. uint8 RGB images are normalised here, on their device; floating ones are
-    taken as normalised already. H and W are multiples of `size_divisor`."""
-
-    size_divisor = 32
+    taken as normalised already."""
 
     def __init__(
         self,

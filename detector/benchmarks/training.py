@@ -1,0 +1,104 @@
+"""A training step of ours against torchvision's RetinaNet: same backbone, image, boxes, optimiser."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import resnet50
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from detector.benchmarks.timing import alternate, compare
+from detector.build import build_model, build_trainer
+from detector.config import Config, config_from_text
+from detector.data.dataset import DetectionDataset
+from detector.engine.optimization import make_optimizer
+from detector.engine.precision import autocast, choose_device, choose_dtype
+from detector.structures import Batch
+
+NUM_CLASSES = 80
+OBJECTS = 8
+
+
+def make_batch(batch_size: int, side: int) -> Batch:
+    """Random pixels and boxes, the same on every call."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(batch_size, OBJECTS, 2, 2, generator=generator).sort(dim=2).values * side
+    boxes = corners.flatten(2) + torch.tensor([0.0, 0.0, 8.0, 8.0])
+    sizes = torch.tensor([[side, side]] * batch_size)
+    return Batch(
+        images=torch.randint(0, 256, (batch_size, side, side, 3), dtype=torch.uint8, generator=generator).permute(
+            0, 3, 1, 2
+        ),
+        sizes=sizes,
+        original_sizes=sizes,
+        boxes=boxes.clamp(max=side),
+        labels=torch.randint(0, NUM_CLASSES, (batch_size, OBJECTS), generator=generator),
+        ignore=torch.zeros(batch_size, OBJECTS, dtype=torch.bool),
+        image_ids=tuple(range(batch_size)),
+        file_names=("random",) * batch_size,
+    )
+
+
+def our_step(batch: Batch, config: Config) -> Callable[[], object]:
+    class_names = [str(k) for k in range(NUM_CLASSES)]
+    data = DetectionDataset([None] * len(batch.images), class_names, range(NUM_CLASSES))
+    folder = Path(tempfile.gettempdir())
+    trainer = build_trainer(config, build_model(config, NUM_CLASSES), data, data, folder)
+    trainer.model.train()
+    return lambda: trainer.step([batch])
+
+
+def torchvision_step(batch: Batch, config: Config, dtype: torch.dtype, channels_last: bool) -> Callable[[], object]:
+    device = choose_device(config.train.device)
+    body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+    backbone = _resnet_fpn_extractor(
+        body, config.model.trainable_stages, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+    )
+    side = batch.images.shape[-1]
+    model = RetinaNet(backbone, NUM_CLASSES, min_size=side, max_size=side).to(device).train()
+    images = (batch.images.float() / 255).to(device)
+    if channels_last:
+        model, images = (x.to(memory_format=torch.channels_last) for x in (model, images))
+    else:
+        images = images.contiguous()
+    targets = [{"boxes": b.to(device), "labels": k.to(device)} for b, k in zip(batch.boxes, batch.labels, strict=True)]
+    settings = config.train
+    optimizer = make_optimizer(
+        model, name=settings.optimizer, lr=1e-4, momentum=settings.momentum, weight_decay=settings.weight_decay
+    )
+
+    def step() -> None:
+        with autocast(device, dtype):
+            losses = model(list(images), targets)
+        sum(losses.values()).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 35)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def run(*, side: int, batch_size: int, rounds: int, precision: str) -> dict:
+    """Ours, torchvision as it comes (fp32, contiguous), torchvision in our precision and channels-last memory."""
+    config = config_from_text(
+        "data: {train: synthetic, val: synthetic}\n"
+        "model: {backbone: resnet50, norm: frozen}\n"
+        f"train: {{precision: {precision}, lr: 0.0001, clip_norm: 35, batch_size: {batch_size}}}",
+        "the benchmark's config",
+    )
+    device = choose_device(config.train.device)
+    dtype = choose_dtype(config.train.precision, device)
+    batch = make_batch(batch_size, side)
+    tuned = f"torchvision, {str(dtype).removeprefix('torch.')}, channels_last"
+    candidates = {
+        "ours": our_step(batch, config),
+        "torchvision, as it comes": torchvision_step(batch, config, torch.float32, channels_last=False),
+        tuned: torchvision_step(batch, config, dtype, channels_last=True),
+    }
+    rows = compare(alternate(candidates, rounds=rounds), "ours")
+    return {"benchmark": "training", "model": "RetinaNet R50-FPN", "side": side, "batch_size": batch_size, "rows": rows}
