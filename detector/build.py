@@ -16,7 +16,7 @@ from detector.data.loader import make_loader
 from detector.data.transforms import Augment, Resize
 from detector.engine.evaluate import detect
 from detector.engine.optimization import learning_rate, make_optimizer
-from detector.engine.precision import choose_device, choose_dtype
+from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
 from detector.errors import UserError
 from detector.evaluation.coco import coco_metrics
@@ -37,7 +37,10 @@ def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | Non
     for key, value in spec.items():
         if value is not None and Path in (annotations[key], *get_args(annotations[key])):
             spec[key] = str(config.data.root / value)
-    return DATASETS.build(name, class_names, **spec)
+    dataset = DATASETS.build(name, class_names, **spec)
+    if not len(dataset):
+        raise UserError(f"data.{split}: no images in the data set; check its paths and its split file")
+    return dataset
 
 
 def build_model(config: Config, num_classes: int) -> RetinaNet:
@@ -137,9 +140,12 @@ def build_evaluation(
     return evaluate
 
 
-def place(model: nn.Module, config: Config, device: torch.device) -> nn.Module:
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    return model.to(device, memory_format=layout)
+def place(model: nn.Module, config: Config) -> tuple[nn.Module, torch.device, torch.dtype]:
+    """The model on the config's device and in its memory format; the device; the format to compute in."""
+    device = choose_device(config.train.device)
+    dtype = choose_dtype(config.train.precision, device)
+    layout = choose_memory_format(config.train.channels_last, device, dtype)
+    return model.to(device, memory_format=layout), device, dtype
 
 
 def build_trainer(
@@ -147,9 +153,7 @@ def build_trainer(
 ) -> Trainer:
     """Everything a run needs, on its device, before the first step."""
     settings = config.train
-    device = choose_device(settings.device)
-    dtype = choose_dtype(settings.precision, device)
-    model = place(model, config, device)
+    model, device, dtype = place(model, config)
     num_classes = len(train.class_names)
     loader = build_train_loader(config, train)
     steps_per_epoch = len(loader) // settings.accumulation

@@ -45,7 +45,7 @@ def _import(module: str) -> str:
     return module
 
 
-def _in_order(bounds: tuple[int, int]) -> tuple[int, int]:
+def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
         raise ValueError("should be in order, the lower bound first")
     return bounds
@@ -66,10 +66,13 @@ class Section(BaseModel):
 
 
 class AugmentConfig(Section):
-    """Probabilities of the flips; greatest relative change of each colour property (hue: greatest shift, in turns)."""
+    """Probabilities of the flips; range of the zoom factor; greatest move as a part of each side; greatest relative
+    change of each colour property (hue: greatest shift, in turns)."""
 
     horizontal_flip: UnitFloat = 0.5
     vertical_flip: UnitFloat = 0.0
+    scale: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_in_order)] = (1.0, 1.0)
+    translate: UnitFloat = 0.0
     brightness: UnitFloat = 0.0
     contrast: UnitFloat = 0.0
     saturation: UnitFloat = 0.0
@@ -143,7 +146,7 @@ class TrainConfig(Section):
     warmup_factor: UnitFloat = 0.001
     clip_norm: PositiveFloat | None = None
     ema_decay: UnitFloat | None = None
-    channels_last: bool = True
+    channels_last: Annotated[bool, Field(strict=True)] | Literal["auto"] = "auto"
     evaluate_every: NonNegativeInt = 1
     log_every: PositiveInt = 20
 

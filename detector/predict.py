@@ -12,7 +12,7 @@ from detector.config import Config, config_from_text, load_config
 from detector.data.loader import collate
 from detector.data.transforms import resize, target_size
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.precision import autocast, choose_device, choose_dtype
+from detector.engine.precision import autocast
 from detector.errors import UserError
 from detector.models.postprocess import postprocess
 from detector.models.retinanet import RetinaNet, size_divisor
@@ -30,9 +30,8 @@ class Detector:
         self.config = config
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
-        self.device = choose_device(config.train.device)
-        self.dtype = choose_dtype(config.train.precision, self.device)
-        self.model = place(model, config, self.device).eval()
+        model, self.device, self.dtype = place(model, config)
+        self.model = model.eval()
 
     @classmethod
     def load(cls, path: Path | str, cfg: str | None = None, overrides: Sequence[str] = ()) -> "Detector":

@@ -7,7 +7,6 @@ import pytest
 from detector.data.images import find_images, read_image
 from detector.drawing import class_colour, draw_boxes
 
-SHARED = Path(__file__).parents[2] / "shared/data/coco_tiny/val2017"
 NAMES = ["person", "vélo", "dog"]
 
 
@@ -90,9 +89,8 @@ def test_class_colours_are_distinct():
     assert all(max(colour) > 150 for colour in colours)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")
-def test_on_a_real_picture():
-    image = read_image(find_images([str(SHARED)])[0])
+def test_on_a_real_picture(shared_data: Path):
+    image = read_image(find_images([str(shared_data / "coco_tiny/val2017")])[0])
     height, width = image.shape[:2]
     box = np.array([[width / 4, height / 4, width / 2, height / 2]])
     drawn = draw_boxes(image, box, np.array([1]), NAMES, np.array([0.9], dtype=np.float32))

@@ -29,8 +29,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     paths = find_images(args.inputs)
+    pictures = unique_names(paths)
+    if {p.resolve() for p in paths} & {(args.out / name).resolve() for name in pictures}:
+        raise UserError(f"--out {args.out}: the pictures would overwrite the images themselves; choose another folder")
     detector = Detector.load(args.checkpoint)
-    results, unreadable, pictures, started = [], [], unique_names(paths), time.perf_counter()
+    results, unreadable, started = [], [], time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     for image_id, (path, name) in enumerate(zip(paths, pictures, strict=True), start=1):
         try:

@@ -7,10 +7,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detector.data.transforms import Transform
+from detector.data.transforms import PADDING_COLOUR, Transform
 from detector.structures import IGNORED, Batch, Sample
-
-PADDING_COLOUR = (124, 116, 104)  # ImageNet's mean, which normalises to about 0
 
 
 def collate(samples: Sequence[Sample], size_divisor: int) -> Batch:
@@ -112,6 +110,7 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # else each pass would draw from the global stream, which resuming must restore
         pin_memory=torch.cuda.is_available(),
     )
 

@@ -20,7 +20,7 @@ from detector.registry import DATASETS, NonNegativeFloat, NonNegativeInt, Positi
 
 _log = logging.getLogger(__name__)
 
-DRAWING_VERSION = 1  # part of the cache key: raise it whenever a pixel or a box changes
+DRAWING_VERSION = 2  # part of the cache key: raise it whenever a pixel or a box changes
 SPLITS = ("train", "val")
 SCENE_STREAM, NOISE_STREAM = 0, 1
 
@@ -39,6 +39,7 @@ class SceneSettings:
     num_classes: int
     objects: float
     object_size: tuple[float, float]
+    rotation: float
     distractors: float
     zipf: float
     seed: int
@@ -53,6 +54,7 @@ class SyntheticDataset(CocoDataset):
     num_images: how many. image_size: the square image's side in pixels. num_classes: the first of `CLASS_OUTLINES`.
     objects, distractors: mean number an image (Poisson); distractors differ from objects in shape alone, without a box.
     object_size: range of a shape's longer box side, before any is hidden, in fractions of image_size; log-uniform.
+    rotation: greatest turn either way in degrees, uniform; 180 is any.
     zipf: the class of rank r = 1..K has probability ~ r^-zipf; 0 is balanced.
     noise_missed, noise_jittered, noise_mislabelled: fractions of the boxes whose annotation is dropped, displaced, or
     given another class, independently of each other. They leave the pictures as they are.
@@ -74,6 +76,7 @@ class SyntheticDataset(CocoDataset):
         num_classes: Annotated[int, Field(ge=6, le=8)] = 6,
         objects: NonNegativeFloat = 4.0,
         object_size: tuple[UnitFloat, UnitFloat] = (0.12, 0.4),
+        rotation: Annotated[float, Field(strict=True, ge=0, le=180)] = 180.0,
         distractors: NonNegativeFloat = 4.0,
         zipf: NonNegativeFloat = 0.0,
         noise_missed: UnitFloat = 0.0,
@@ -87,7 +90,9 @@ class SyntheticDataset(CocoDataset):
             raise UserError(
                 f"object_size: {list(object_size)} is no range of sizes; give [smallest, largest], both above 0"
             )
-        settings = SceneSettings(image_size, num_classes, objects, tuple(object_size), distractors, zipf, seed, split)
+        settings = SceneSettings(
+            image_size, num_classes, objects, tuple(object_size), rotation, distractors, zipf, seed, split
+        )
         cache = default_cache() if cache is None else cache
         try:
             folder = _cached_scenes(settings, num_images, cache)
@@ -117,13 +122,13 @@ def draw_scene(settings: SceneSettings, index: int) -> tuple[np.ndarray, np.ndar
     boxes, labels = [], []
     for _ in range(object_rng.poisson(settings.objects)):
         label = object_rng.choice(settings.num_classes, p=frequencies / frequencies.sum())
-        box = canvas.draw_behind(class_outlines[label], settings.object_size, object_rng)
+        box = canvas.draw_behind(class_outlines[label], settings, object_rng)
         if box is not None:
             boxes.append(box)
             labels.append(label)
     for _ in range(distractor_rng.poisson(settings.distractors)):
         outline = distractor_outlines[distractor_rng.integers(len(distractor_outlines))]
-        canvas.draw_behind(outline, settings.object_size, distractor_rng)
+        canvas.draw_behind(outline, settings, distractor_rng)
 
     strength = np.float32(background_rng.uniform(6, 28))
     grain = strength * (background_rng.random(canvas.image.shape[1:], dtype=np.float32) - np.float32(0.5))
@@ -157,13 +162,11 @@ class _Canvas:
         self.image = background.copy()
         self.taken = np.zeros([SUBPIXELS * side for side in background.shape[1:]], np.uint8)
 
-    def draw_behind(
-        self, outline: np.ndarray, size_range: tuple[float, float], rng: np.random.Generator
-    ) -> np.ndarray | None:
+    def draw_behind(self, outline: np.ndarray, settings: SceneSettings, rng: np.random.Generator) -> np.ndarray | None:
         """Draw a shape at random behind all drawn so far; the box (4,) xyxy of its visible part, None without room."""
         side = self.image.shape[-1]
-        low, high = np.log(size_range)
-        mask = _rasterise(outline, np.exp(rng.uniform(low, high)) * side, rng)
+        low, high = np.log(settings.object_size)
+        mask = _rasterise(outline, np.exp(rng.uniform(low, high)) * side, settings.rotation, rng)
         height, width = (extent // SUBPIXELS for extent in mask.shape)
         needed = MIN_VISIBLE * cv2.countNonZero(mask)
         for _ in range(PLACEMENTS):
@@ -190,9 +193,10 @@ def _subpixels(mask: np.ndarray, x1: int, y1: int, x2: int, y2: int) -> np.ndarr
     return mask[SUBPIXELS * y1 : SUBPIXELS * y2, SUBPIXELS * x1 : SUBPIXELS * x2]
 
 
-def _rasterise(outline: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
-    """The outline, turned at random and `size` pixels at its longer side, as a mask of 0 and 255 in subpixels."""
-    angle = rng.uniform(0, 2 * np.pi)
+def _rasterise(outline: np.ndarray, size: float, rotation: float, rng: np.random.Generator) -> np.ndarray:
+    """The outline, turned by up to `rotation` degrees and `size` pixels at its longer side, as a mask of 0 and 255 in
+    subpixels."""
+    angle = np.radians(rotation) * rng.uniform(-1, 1)
     cos, sin = np.cos(angle), np.sin(angle)
     turned = outline @ np.array([[cos, sin], [-sin, cos]])
     first, extent = turned.min(0), turned.max(0) - turned.min(0)

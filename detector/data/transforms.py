@@ -12,6 +12,9 @@ from detector.structures import Sample
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version at import
 import albumentations
 
+PADDING_COLOUR = (124, 116, 104)  # ImageNet's mean, which normalises to about 0
+MIN_VISIBILITY = 0.1
+
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
 
@@ -45,19 +48,30 @@ class Resize:
 
 
 class Augment:
-    """Flips with the given probabilities, and colour factors drawn from 1 +- the given strengths (hue: a shift)."""
+    """On an unchanged canvas: flips with the given probabilities; zoom by a factor from the range `scale` and a move by
+    up to `translate` of each side; colour factors drawn from 1 +- the given strengths (hue: a shift). Boxes are clipped,
+    and dropped where less than a tenth of them is left in the picture."""
 
     def __init__(
         self,
         *,
         horizontal_flip: float,
         vertical_flip: float,
+        scale: tuple[float, float],
+        translate: float,
         brightness: float,
         contrast: float,
         saturation: float,
         hue: float,
     ):
         steps = [albumentations.HorizontalFlip(p=horizontal_flip), albumentations.VerticalFlip(p=vertical_flip)]
+        if tuple(scale) != (1, 1) or translate:
+            move = {axis: (-translate, translate) for axis in "xy"}
+            steps.append(
+                albumentations.Affine(
+                    scale=tuple(scale), translate_percent=move, keep_ratio=True, fill=PADDING_COLOUR, p=1
+                )
+            )
         if brightness or contrast or saturation or hue:
             ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in (brightness, contrast, saturation)]
             steps.append(
@@ -68,7 +82,11 @@ class Augment:
         self.compose = albumentations.Compose(
             steps,
             bbox_params=albumentations.BboxParams(
-                format="pascal_voc", label_fields=["index"], clip=True, filter_invalid_bboxes=True
+                format="pascal_voc",
+                label_fields=["index"],
+                clip=True,
+                filter_invalid_bboxes=True,
+                min_visibility=MIN_VISIBILITY,
             ),
         )
 

@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, read as tensors and plain containers only."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -16,15 +15,16 @@ MODEL_KEYS = {"version", "config", "class_names", "category_ids", "model"}
 def save_checkpoint(path: Path, contents: dict) -> None:
     """Write to a temporary file beside `path`, flush, then rename: a reader sees the old file or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
             torch.save(contents, file)
             file.flush()
             os.fsync(file.fileno())
-        except BaseException:
-            os.unlink(file.name)
-            raise
-    os.replace(file.name, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    os.replace(temporary, path)
 
 
 def load_checkpoint(path: Path) -> dict:

@@ -61,6 +61,8 @@ def choose_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path
     if resume is not None and resume != "auto":
         checkpoint = Path(resume)
         own = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
+        if out is not None and (own is None or out.resolve() != own.resolve()):
+            _refuse_a_run(out)
         return out or own or _new_folder(name), checkpoint
     if resume == "auto":
         folders = [out] if out else sorted((Path("runs") / name).glob("*"), reverse=True)
@@ -68,9 +70,14 @@ def choose_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path
             if (folder / LAST).is_file():
                 return folder, folder / LAST
         log.info("nothing to resume in %s: starting afresh", out or Path("runs") / name)
-    elif out is not None and (out / "metrics.csv").exists():
-        raise UserError(f"{out} holds a run already; continue it with --resume auto, or choose another --out")
+    elif out is not None:
+        _refuse_a_run(out)
     return out or _new_folder(name), None
+
+
+def _refuse_a_run(out: Path) -> None:
+    if (out / "metrics.csv").exists():
+        raise UserError(f"{out} holds a run already; continue it with --resume auto, or choose another --out")
 
 
 def _new_folder(name: str) -> Path:

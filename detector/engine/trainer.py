@@ -107,6 +107,7 @@ class Trainer:
         self.average = None if ema_decay is None else make_average(model, ema_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.steps_done = 0
+        self.epochs_done = 0  # evaluations included: a run interrupted at an epoch's last step still owes its own
         self.best_ap = -math.inf
 
     @property
@@ -166,15 +167,16 @@ class Trainer:
             RunFolder(self.folder, num_steps=schedule.num_steps, first_step=self.steps_done) as folder,
             Interrupt() as interrupt,
         ):
-            while self.steps_done < schedule.num_steps:
-                epoch, offset = divmod(self.steps_done, schedule.steps_per_epoch)
-                self._epoch(epoch, offset, folder, interrupt)
+            while self.epochs_done < schedule.epochs:
+                epoch = self.epochs_done
+                self._epoch(epoch, self.steps_done - epoch * schedule.steps_per_epoch, folder, interrupt)
                 if interrupt.exit_code is not None:
                     self.save("last")
                     log.info("interrupted after step %d; continue with --resume auto", self.steps_done)
                     raise SystemExit(interrupt.exit_code)
                 if schedule.evaluates_after(epoch):
                     self._evaluate(epoch, folder)
+                self.epochs_done += 1
                 self.save("last")
 
     def _epoch(self, epoch: int, offset: int, folder: RunFolder, interrupt: Interrupt) -> None:
@@ -222,7 +224,7 @@ class Trainer:
         save_evaluation(self.folder, metrics, detections)
         folder.record_evaluation(self.steps_done, metrics)
         log.info("epoch %d/%d  AP %.4f  AP50 %.4f", epoch + 1, self.schedule.epochs, metrics["AP"], metrics["AP50"])
-        if not metrics["AP"] <= self.best_ap:  # NaN, no ground truth, never improves but is kept once
+        if metrics["AP"] > self.best_ap or self.best_ap == -math.inf:  # NaN, no ground truth, is kept once
             self.best_ap = metrics["AP"]
             self.save("best")
 
@@ -237,6 +239,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "criterion": self.criterion.state_dict(),
             "steps_done": self.steps_done,
+            "epochs_done": self.epochs_done,
             "best_ap": self.best_ap,
             "random": {
                 "torch": torch.get_rng_state(),
@@ -274,6 +277,7 @@ class Trainer:
             raise UserError(f"{origin} does not fit this config ({line}); resume with the run's config.yaml") from error
         self.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["steps_done"]
+        self.epochs_done = state["epochs_done"]
         self.best_ap = state["best_ap"]
         rng = state["random"]
         torch.set_rng_state(rng["torch"])

@@ -53,8 +53,11 @@ class ResNetBackbone(nn.Module):
     def load(self, state: dict[str, Tensor]) -> None:
         """A torchvision classification state dict; the classifier and unused stages are left out.
 
-        Raises RuntimeError where a name is missing or a shape differs."""
+        Raises RuntimeError where a name is missing, a shape differs, or batch norms would have to become group norms.
+        """
         own = self.state_dict()
+        if "bn1.running_mean" in state and "bn1.running_mean" not in own:
+            raise RuntimeError("they were trained with batch norm; use model.norm=frozen, batch or sync")
         counters = {name for name in own if name.endswith("num_batches_tracked")}
         self.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
         missing = own.keys() - state.keys() - counters

@@ -42,7 +42,9 @@ def postprocess(
     boxes = decode(predictions.deltas[image, anchor].float(), predictions.anchors[anchor])
     sizes = sizes.to(boxes.dtype)
     boxes = clip(boxes, sizes[image, 0], sizes[image, 1])
-    kept = batched_nms(boxes, scores, image * num_classes + label, nms_iou)  # best first over the whole batch
+    # best first over the whole batch; fp64, since it moves each class of each image to a place of its own, far enough
+    # for fp32 to lose parts of a pixel
+    kept = batched_nms(boxes.double(), scores.double(), image * num_classes + label, nms_iou)
     scale = (original_sizes / sizes).flip(1).repeat(1, 2)
     boxes, scores, label, image = (boxes * scale[image])[kept], scores[kept], label[kept], image[kept]
 

@@ -65,8 +65,16 @@ class RetinaNet(nn.Module):
         anchors, level_sizes = self.anchors(images.shape[-2:], images.device)
         if images.dtype == torch.uint8:
             images = (images.float() - self.mean) / self.std
+        # a channels-last image would keep every feature map so, whatever the weights' layout
+        images = images.contiguous(memory_format=self.memory_format)
         levels = self.fpn(self.backbone(images))
         return Predictions(self.class_head(levels), self.box_head(levels), anchors, level_sizes)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        weight = self.backbone.conv1.weight
+        last = weight.is_contiguous(memory_format=torch.channels_last)
+        return torch.channels_last if last else torch.contiguous_format
 
     def anchors(self, image_size: tuple[int, int], device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
         """All levels' anchors (A, 4) and the number of each level's, made once for each image size."""

@@ -1,8 +1,10 @@
 """Weights made elsewhere: torchvision's ImageNet backbones, files, and whole torchvision RetinaNets."""
 
+import hashlib
 import logging
 import pickle
 import re
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +18,10 @@ from detector.models.retinanet import RetinaNet
 
 log = logging.getLogger(__name__)
 TORCHVISION = "torchvision_retinanet:"
+UNREADABLE = (  # what torch.load raises on bytes that are no checkpoint, as a fuzzer found
+    *(pickle.UnpicklingError, struct.error, OSError, EOFError, RuntimeError),
+    *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
+)
 
 _TORCHVISION_NAMES = (
     (r"^backbone\.body\.", "backbone."),
@@ -37,7 +43,7 @@ def load_tensors(path: Path) -> dict:
         raise UserError(f"{path}: no such weights file; check model.weights or the path given")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path}: not a readable checkpoint of tensors ({_first_line(error)})") from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not a state dict; give a file saved by torch.save")
@@ -75,13 +81,19 @@ def load_weights(
         return
     published = get_model_weights(backbone)
     if weights in published.__members__:
-        state = published[weights].get_state_dict(progress=True, check_hash=True)
+        try:
+            state = published[weights].get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"model.weights: cannot download {published[weights].url} ({_first_line(error)}); put the file into "
+                f"{torch.hub.get_dir()}/checkpoints or give its path"
+            ) from error
     elif "/" not in weights and not Path(weights).suffix:
         known = ", ".join(published.__members__)
         raise UserError(f"model.weights: '{weights}' is neither a file nor one of {backbone}'s published {known}")
     else:
         state = load_tensors(Path(weights))
-    if "model" in state and "class_names" in state:
+    if "class_names" in state and isinstance(state.get("model"), dict):
         _load_detector(model, state["model"], weights, keep_classes=tuple(state["class_names"]) == tuple(class_names))
         return
     try:
@@ -94,25 +106,33 @@ def load_weights(
 
 
 def _load_torchvision(model: RetinaNet, path: Path, class_names: Sequence[str], category_ids: Sequence[int]) -> None:
-    state = rename_torchvision(load_tensors(path))
+    tensors = {k: v for k, v in load_tensors(path).items() if isinstance(k, str) and isinstance(v, Tensor)}
+    state = rename_torchvision(tensors)
     weight, bias = (state.get(f"class_head.output.{kind}") for kind in ("weight", "bias"))
     if weight is None or bias is None:
         raise UserError(
             f"{path}: not a torchvision RetinaNet; {TORCHVISION}FILE takes retinanet_resnet50_fpn's weights"
         )
     num_anchors = model.class_head.output.out_channels // model.num_classes
+    published = RetinaNet_ResNet50_FPN_Weights.COCO_V1
+    if hashlib.sha256(path.read_bytes()).hexdigest().startswith(Path(published.url).stem.rpartition("-")[2]):
+        state = _absorb_zero_eps(state)
     # the published head has a channel for each COCO category id, unused ids among them
-    published_names = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
-    keep = len(bias) == num_anchors * len(published_names) and all(
-        0 <= i < len(published_names) and published_names[i] == name
-        for i, name in zip(category_ids, class_names, strict=True)
-    )
-    if keep:
+    names = published.meta["categories"]
+    if len(bias) != num_anchors * len(names):
+        keep = len(bias) == model.class_head.output.out_channels
+    elif keep := all(
+        0 <= i < len(names) and names[i] == name for i, name in zip(category_ids, class_names, strict=True)
+    ):
         rows = torch.tensor(category_ids)
         state["class_head.output.weight"] = weight.unflatten(0, (num_anchors, -1))[:, rows].flatten(0, 1)
         state["class_head.output.bias"] = bias.unflatten(0, (num_anchors, -1))[:, rows].flatten()
-    keep = keep or len(bias) == model.class_head.output.out_channels
     _load_detector(model, state, str(path), keep_classes=keep)
+
+
+def _absorb_zero_eps(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The published weights belong to norms that add nothing to the variance; ours add 1e-5, so it is taken off here."""
+    return {k: v - 1e-5 if k.endswith("running_var") else v for k, v in state.items()}
 
 
 def _load_detector(model: RetinaNet, state: dict[str, Tensor], origin: str, keep_classes: bool) -> None:

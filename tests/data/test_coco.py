@@ -13,8 +13,6 @@ from detector.data.coco import CocoDataset
 from detector.data.images import write_image
 from detector.errors import UserError
 
-SHARED = Path(__file__).parents[2].parent / "shared/data/coco_tiny"
-
 
 def scene() -> dict[str, Any]:
     """Sparse ids out of order, a crowd, an image without annotations, annotations that alternate between images."""
@@ -159,11 +157,10 @@ def test_missing_file(tmp_path: Path):
         CocoDataset(images=tmp_path, annotations=tmp_path / "absent.json")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
-def test_real_annotations_equal_pycocotools(split: str):
-    annotations = SHARED / f"annotations/instances_{split}.json"
-    dataset = CocoDataset(images=SHARED / split, annotations=annotations)
+def test_real_annotations_equal_pycocotools(shared_data: Path, split: str):
+    annotations = shared_data / f"coco_tiny/annotations/instances_{split}.json"
+    dataset = CocoDataset(images=shared_data / "coco_tiny" / split, annotations=annotations)
     reference = COCO(annotations)
     assert len(dataset) == 80 and dataset.num_skipped == 0
     assert list(dataset.category_ids) == reference.getCatIds()

@@ -11,8 +11,6 @@ from PIL import Image
 from detector.data.images import find_images, read_image, write_image
 from detector.errors import UserError
 
-SHARED = Path(__file__).parents[2].parent / "shared/data"
-
 
 @pytest.fixture
 def scene() -> np.ndarray:
@@ -126,9 +124,8 @@ def test_decompression_bomb_is_refused_from_its_header(tmp_path: Path, side: int
     assert "scale" in message(tmp_path / "bomb.png")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")
-def test_real_pictures_have_the_size_of_their_header():
-    paths = find_images([str(SHARED / "coco_tiny/val2017")])
+def test_real_pictures_have_the_size_of_their_header(shared_data: Path):
+    paths = find_images([str(shared_data / "coco_tiny/val2017")])
     assert len(paths) == 80
     for path in paths:
         with Image.open(path) as header:

@@ -18,6 +18,7 @@ SETTINGS = SceneSettings(
     num_classes=8,
     objects=3.0,
     object_size=(0.15, 0.4),
+    rotation=180.0,
     distractors=0.0,
     zipf=0.0,
     seed=3,
@@ -156,7 +157,7 @@ def test_two_caches_hold_the_same_bytes(tmp_path):
 
 def test_reads_back_what_was_drawn(tmp_path):
     dataset = build(num_classes=7, seed=5, split="val", cache=tmp_path)
-    settings = SceneSettings(48, 7, 4.0, (0.12, 0.4), 4.0, 0.0, 5, "val")
+    settings = SceneSettings(48, 7, 4.0, (0.12, 0.4), 180.0, 4.0, 0.0, 5, "val")
     assert len(dataset) == 6
     assert dataset.class_names == tuple(CLASS_OUTLINES)[:7] and dataset.category_ids == (1, 2, 3, 4, 5, 6, 7)
     for index, sample in enumerate(dataset):

@@ -9,8 +9,6 @@ from detector.data.images import write_image
 from detector.data.voc import VocDataset
 from detector.errors import UserError
 
-SHARED = Path(__file__).parents[2].parent / "shared/data/bccd"
-
 
 def obj(name: str, box: str, difficult: str = "0") -> str:
     x1, y1, x2, y2 = box.split()
@@ -147,20 +145,20 @@ def test_missing_and_doubled_files(load: Callable[..., VocDataset], tmp_path: Pa
         VocDataset(images=tmp_path, annotations=tmp_path / "xml", split=tmp_path / "absent.txt")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")
-def test_real_annotations():
+def test_real_annotations(shared_data: Path):
     """The counts are the data set's own documentation's: 205 training images; in all 4153 RBC, 372 WBC, 361 Platelets.
 
     Two boxes of the set are single clicks (xmin = xmax, ymin = ymax), which that count leaves out.
     """
-    folders = {"images": SHARED / "JPEGImages", "annotations": SHARED / "Annotations"}
+    bccd = shared_data / "bccd"
+    folders = {"images": bccd / "JPEGImages", "annotations": bccd / "Annotations"}
     everything = VocDataset(**folders, invalid="skip")
     assert everything.class_names == ("Platelets", "RBC", "WBC")
     assert len(everything) == 364 and everything.num_skipped == 2
     np.testing.assert_array_equal(everything.class_counts(), [361, 4153, 372])
     with pytest.raises(UserError, match="BloodImage_00338"):
         VocDataset(**folders)
-    train = VocDataset(**folders, split=SHARED / "ImageSets/Main/train.txt", invalid="skip")
+    train = VocDataset(**folders, split=bccd / "ImageSets/Main/train.txt", invalid="skip")
     assert len(train) == 205 and train.num_skipped == 1
     for record in everything.records:
         assert (record.boxes >= 0).all() and (record.boxes <= np.tile([record.width, record.height], 2)).all()

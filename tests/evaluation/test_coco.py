@@ -13,7 +13,6 @@ from pycocotools.cocoeval import COCOeval
 from detector.evaluation.coco import coco_metrics, to_coco_results
 from detector.structures import Detections
 
-SHARED = Path(__file__).parents[2].parent / "shared/data/coco_tiny"
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 BACKENDS = ["hotcoco", "pycocotools"]
 
@@ -117,9 +116,8 @@ def test_equal_to_the_original_summary(seed: int, tmp_path: Path):
     )
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data sets are not beside the repository")
-def test_real_annotations(tmp_path: Path):
-    ground_truth = json.loads((SHARED / "annotations/instances_val2017.json").read_text())
+def test_real_annotations(shared_data: Path, tmp_path: Path):
+    ground_truth = json.loads((shared_data / "coco_tiny/annotations/instances_val2017.json").read_text())
     rng = np.random.default_rng(0)
     detections = [
         {

@@ -1,0 +1,180 @@
+import numpy as np
+import pytest
+import torch
+
+from detector.data.loader import PADDING_COLOUR, EpochBatches, collate, make_loader
+from detector.data.transforms import Augment, Resize
+from detector.structures import Batch, Sample
+
+AUGMENT = {"horizontal_flip": 0.5, "vertical_flip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
+AUGMENT |= {"scale": (0.7, 1.4), "translate": 0.2}
+
+
+def make_sample(height: int, width: int, num_boxes: int, index: int = 0, seed: int = 0) -> Sample:
+    rng = np.random.default_rng(seed)
+    corners = rng.uniform(0, 10, (num_boxes, 2))
+    return Sample(
+        image=rng.integers(0, 256, (height, width, 3), dtype=np.uint8),
+        boxes=np.float32(np.concatenate((corners, corners + 5), axis=1)),
+        labels=np.arange(num_boxes),
+        ignore=np.arange(num_boxes) == 1,
+        image_id=100 + index,
+        file_name=f"{index}.png",
+        original_size=(3 * height, 2 * width),
+    )
+
+
+# ---- collate
+
+
+def test_images_are_padded_to_the_largest_and_rounded_up():
+    samples = [make_sample(20, 50, 3, index=0), make_sample(33, 40, 0, index=1), make_sample(32, 64, 1, index=2)]
+    batch = collate(samples, size_divisor=32)
+    assert batch.images.shape == (3, 3, 64, 64) and batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    for image, sample in zip(batch.images.permute(0, 2, 3, 1).numpy(), samples, strict=True):
+        height, width = sample.image.shape[:2]
+        np.testing.assert_array_equal(image[:height, :width], sample.image)
+        padding = np.ones((64, 64), dtype=bool)
+        padding[:height, :width] = False
+        assert (image[padding] == PADDING_COLOUR).all()
+    assert batch.sizes.tolist() == [[20, 50], [33, 40], [32, 64]]
+    assert batch.original_sizes.tolist() == [[60, 100], [99, 80], [96, 128]]
+    assert batch.image_ids == (100, 101, 102) and batch.file_names == ("0.png", "1.png", "2.png")
+
+
+@pytest.mark.parametrize(("divisor", "expected"), [(1, (33, 50)), (16, (48, 64)), (32, (64, 64)), (128, (128, 128))])
+def test_size_divisor(divisor: int, expected: tuple[int, int]):
+    batch = collate([make_sample(33, 20, 1), make_sample(10, 50, 1)], divisor)
+    assert batch.images.shape[-2:] == expected
+
+
+def test_ground_truths_are_padded():
+    samples = [make_sample(20, 20, 3), make_sample(20, 20, 0), make_sample(20, 20, 1)]
+    batch = collate(samples, size_divisor=1)
+    assert batch.boxes.shape == (3, 3, 4) and batch.boxes.dtype == torch.float32
+    np.testing.assert_array_equal(batch.boxes[0], samples[0].boxes)
+    assert not batch.boxes[1].any()
+    assert batch.labels.tolist() == [[0, 1, 2], [-1, -1, -1], [0, -1, -1]]
+    assert batch.ignore.tolist() == [[False, True, False], [False] * 3, [False] * 3]
+
+
+def test_a_batch_without_objects_has_one_padded_ground_truth():
+    batch = collate([make_sample(20, 20, 0)], size_divisor=32)
+    assert batch.boxes.shape == (1, 1, 4) and batch.labels.tolist() == [[-1]]
+
+
+# ---- order
+
+
+def indices(sampler: EpochBatches) -> list[list[int]]:
+    batches = list(sampler)
+    assert {epoch for batch in batches for epoch, _ in batch} == {sampler.epoch}
+    return [[index for _, index in batch] for batch in batches]
+
+
+def test_training_shuffles_by_seed_and_epoch_into_whole_batches():
+    sampler = EpochBatches(23, 5, seed=1, shuffle=True)
+    first = indices(sampler)
+    assert [len(batch) for batch in first] == [5] * 4 and len(sampler) == 4
+    flat = sum(first, [])
+    assert len(set(flat)) == 20 and set(flat) < set(range(23)) and flat != sorted(flat)
+    assert indices(sampler) == first == indices(EpochBatches(23, 5, seed=1, shuffle=True))
+    assert indices(EpochBatches(23, 5, seed=2, shuffle=True)) != first
+    seen = set()
+    for sampler.epoch in range(10):
+        epoch = indices(sampler)
+        assert (epoch == first) == (sampler.epoch == 0)
+        seen |= set(sum(epoch, []))
+    assert seen == set(range(23))  # nothing is left out for good
+
+
+def test_evaluation_keeps_the_order_and_the_short_last_batch():
+    sampler = EpochBatches(7, 3, seed=1, shuffle=False)
+    assert indices(sampler) == [[0, 1, 2], [3, 4, 5], [6]] and len(sampler) == 3
+    sampler.epoch = 4
+    assert indices(sampler) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert len(EpochBatches(6, 3, seed=0, shuffle=False)) == 2
+
+
+def test_a_resumed_epoch_is_the_rest_of_it():
+    whole, rest = (EpochBatches(23, 5, seed=1, shuffle=True) for _ in range(2))
+    whole.epoch = rest.epoch = 3
+    rest.first_batch = 2
+    assert indices(rest) == indices(whole)[2:]
+
+
+def test_a_data_set_smaller_than_a_batch_is_one_batch():
+    for shuffle in (True, False):
+        sampler = EpochBatches(3, 16, seed=0, shuffle=shuffle)
+        assert [sorted(batch) for batch in indices(sampler)] == [[0, 1, 2]] and len(sampler) == 1
+
+
+# ---- pixels
+
+
+class SameImage:
+    """Every sample is the same picture, so that batches differ by what the transforms drew alone."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Sample:
+        return make_sample(30, 40, 2, index)
+
+
+def epochs(num_workers: int, *, seed: int = 0, first_batch: int = 0) -> list[list[Batch]]:
+    """The batches of two epochs."""
+    loader = make_loader(
+        SameImage(),
+        [Resize((24, 40), 100), Augment(**AUGMENT)],
+        batch_size=2,
+        seed=seed,
+        shuffle=True,
+        num_workers=num_workers,
+        size_divisor=32,
+    )
+    found = []
+    for epoch in (0, 1):
+        loader.batch_sampler.epoch, loader.batch_sampler.first_batch = epoch, first_batch
+        found.append(list(loader))
+    return found
+
+
+def assert_equal(a: Batch, b: Batch) -> None:
+    assert a.image_ids == b.image_ids
+    for name in ("images", "sizes", "original_sizes", "boxes", "labels", "ignore"):
+        assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+def pixels(batches: list[Batch]) -> dict[int, bytes]:
+    """Each image's bytes by its id."""
+    return {
+        image_id: bytes(image[:, :height, :width].contiguous().numpy().data)
+        for batch in batches
+        for image_id, image, (height, width) in zip(batch.image_ids, batch.images, batch.sizes.tolist(), strict=True)
+    }
+
+
+def test_workers_change_no_pixel():
+    for own, other in zip(epochs(0), epochs(2), strict=True):
+        for a, b in zip(own, other, strict=True):
+            assert_equal(a, b)
+
+
+def test_resuming_changes_no_pixel():
+    for whole, rest in zip(epochs(0), epochs(0, first_batch=2), strict=True):
+        for a, b in zip(whole[2:], rest, strict=True):
+            assert_equal(a, b)
+
+
+def test_samples_epochs_and_seeds_draw_apart():
+    first, second = (pixels(batches) for batches in epochs(0))
+    (other_seed, _) = (pixels(batches) for batches in epochs(0, seed=1))
+    assert first.keys() == second.keys() == other_seed.keys() == set(range(100, 108))
+    drawn = [*first.values(), *second.values(), *other_seed.values()]
+    assert len(set(drawn)) == 24
+
+
+def test_samples_of_one_worker_draw_apart():
+    assert all(len(set(pixels(batches).values())) == 8 for batches in epochs(1))

@@ -1,0 +1,150 @@
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detector.engine.checkpoint import VERSION, load_checkpoint, save_checkpoint
+from detector.errors import UserError
+
+
+def contents(seed: int = 0) -> dict:
+    weights = {"weight": torch.randn(20, 30, generator=torch.Generator().manual_seed(seed))}
+    return {
+        "version": VERSION,
+        "config": "data: {}",
+        "class_names": ["a", "b"],
+        "category_ids": [3, 1],
+        "model": weights,
+        "training": {"best_ap": float("-inf"), "random": [("MT19937", torch.arange(4)), [1, None]]},
+    }
+
+
+class Marker:
+    """Unpickling it would leave a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+class Interrupted:
+    def __reduce__(self):
+        raise KeyboardInterrupt
+
+
+def test_round_trip_and_replacement(tmp_path: Path):
+    path = tmp_path / "checkpoints" / "last.pt"
+    for seed in (0, 1):
+        save_checkpoint(path, contents(seed))
+        loaded = load_checkpoint(path)
+        assert torch.equal(loaded.pop("model")["weight"], contents(seed)["model"]["weight"])
+        training = loaded.pop("training")
+        assert training["best_ap"] == float("-inf") and torch.equal(training["random"][0][1], torch.arange(4))
+        assert loaded == {k: v for k, v in contents().items() if k not in ("model", "training")}
+    assert list(path.parent.iterdir()) == [path]
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode  # as readable as any other file of the run
+
+
+@pytest.mark.parametrize(
+    ("spoiler", "raised"),
+    [
+        (lambda: None, (pickle.PicklingError, AttributeError)),
+        (Interrupted(), KeyboardInterrupt),
+        (open, None),
+    ],
+    ids=["unpicklable", "interrupted", "foreign object"],
+)
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(spoiler: object, raised: type | None, tmp_path: Path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, contents())
+    before = path.read_bytes()
+    if raised is None:  # written, but not to be read back: a reader takes tensors and plain containers alone
+        save_checkpoint(tmp_path / "other.pt", contents() | {"extra": spoiler})
+        with pytest.raises(UserError, match=r"other\.pt: not a readable checkpoint"):
+            load_checkpoint(tmp_path / "other.pt")
+        return
+    with pytest.raises(raised):
+        save_checkpoint(path, contents(1) | {"extra": spoiler})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def _text(path: Path) -> None:
+    path.write_text("weights\n")
+
+
+def _saved(value: object) -> Callable[[Path], None]:
+    return lambda path: torch.save(value, path)
+
+
+def _without(key: str) -> Callable[[Path], None]:
+    return _saved({k: v for k, v in contents().items() if k != key})
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda path: None, "no such weights file"),
+        (Path.mkdir, "no such weights file"),
+        (Path.touch, "not a readable checkpoint"),
+        (_text, "not a readable checkpoint"),
+        (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), "not a readable checkpoint"),
+        (lambda path: path.write_bytes(pickle.dumps(contents()["class_names"], protocol=2)), "x.pt: "),
+        (_saved([1, 2]), "holds a list, not a state dict"),
+        (_saved({"weight": torch.zeros(2)}), "a foreign checkpoint .no category_ids, class_names, config, model, ver"),
+        (_without("class_names"), "a foreign checkpoint .no class_names"),
+        (_saved(contents() | {"version": VERSION + 1}), f"checkpoint version {VERSION + 1}, this release reads"),
+    ],
+)
+def test_what_is_no_checkpoint_of_ours_is_named_in_one_line(write: Callable, said: str, tmp_path: Path):
+    path = tmp_path / "x.pt"
+    write(path)
+    with pytest.raises(UserError, match=said) as error:
+        load_checkpoint(path)
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("writer", ["torch", "legacy torch", "pickle"])
+def test_code_in_a_file_is_never_run(writer: str, tmp_path: Path):
+    marker, path = tmp_path / "marker", tmp_path / "x.pt"
+    value = contents() | {"model": Marker(marker)}
+    if writer == "pickle":
+        path.write_bytes(pickle.dumps(value, protocol=2))
+    else:
+        torch.save(value, path, _use_new_zipfile_serialization=writer == "torch")
+    with pytest.raises(UserError, match=r"x\.pt: not a readable checkpoint") as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value) and not marker.exists()
+    torch.load(path, weights_only=False) if writer != "pickle" else pickle.loads(path.read_bytes())
+    assert marker.exists()  # so the file did hold what it should not
+
+
+def test_truncated_and_damaged_files(tmp_path: Path):
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, contents())
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 1, 97):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError) as error:
+            load_checkpoint(path)
+        assert "\n" not in str(error.value)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for position in rng.integers(len(whole), size=3):
+            damaged[position] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            load_checkpoint(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 10

@@ -1,0 +1,42 @@
+import pytest
+import torch
+
+from detector.engine.precision import DTYPES, autocast, choose_device, choose_dtype, choose_memory_format
+
+CPU = torch.device("cpu")
+
+
+def test_named_precisions_and_devices():
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    expected = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    assert {name: choose_dtype(name, CPU) for name in DTYPES} == expected
+
+
+def test_auto_on_the_cpu_is_bf16_only_where_the_processor_multiplies_it():
+    """Linux names the instruction sets itself."""
+    with open("/proc/cpuinfo") as file:
+        flags = next((line.split() for line in file if line.startswith("flags")), [])
+    fast = "amx_bf16" in flags or "avx512_bf16" in flags
+    assert choose_dtype("auto", CPU) == (torch.bfloat16 if fast else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+def test_autocast_computes_in_the_format(dtype: torch.dtype):
+    layer = torch.nn.Linear(4, 4)
+    with autocast(CPU, dtype):
+        assert layer(torch.ones(2, 4)).dtype == dtype
+    assert layer(torch.ones(2, 4)).dtype == torch.float32 and layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype"), [("cpu", torch.float32), ("cpu", torch.bfloat16), ("cuda", torch.float32)]
+)
+def test_memory_format(device: str, dtype: torch.dtype):
+    target = torch.device(device)
+    assert choose_memory_format(True, target, dtype) is torch.channels_last
+    assert choose_memory_format(False, target, dtype) is torch.contiguous_format
+    contiguous = device == "cpu" and dtype == torch.float32
+    assert choose_memory_format("auto", target, dtype) is (
+        torch.contiguous_format if contiguous else torch.channels_last
+    )

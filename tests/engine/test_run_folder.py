@@ -1,0 +1,115 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from detector.engine.outcome import load_evaluation, save_evaluation, summary
+from detector.engine.run_folder import RunFolder, choose_folder, commit, write_json, write_text
+from detector.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_run(folder: Path, *, checkpoint: bool = True) -> Path:
+    write_text(folder / "metrics.csv", "step,loss\n0,1.0\n")
+    if checkpoint:
+        write_text(folder / "checkpoints/last.pt", "")
+    return folder
+
+
+def test_a_new_run_gets_a_folder_of_its_own():
+    folder, checkpoint = choose_folder("first", None, None)
+    assert folder.parent == Path("runs/first") and checkpoint is None
+    assert choose_folder("first", Path("mine"), None) == (Path("mine"), None)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_folder_that_holds_a_run_is_refused(checkpoint: bool):
+    make_run(Path("mine"), checkpoint=checkpoint)
+    with pytest.raises(UserError, match="mine holds a run already; continue it with --resume auto, or choose"):
+        choose_folder("first", Path("mine"), None)
+
+
+def test_resume_auto_takes_the_named_folder_or_the_newest_run_of_the_name(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    assert choose_folder("first", Path("mine"), "auto") == (Path("mine"), None)
+    assert choose_folder("first", None, "auto")[1] is None
+    assert caplog.text.count("starting afresh") == 2
+    make_run(Path("mine"))
+    assert choose_folder("first", Path("mine"), "auto") == (Path("mine"), Path("mine/checkpoints/last.pt"))
+    make_run(Path("runs/first/2024-01-31_00-00-00"))
+    newest = make_run(Path("runs/first/2024-02-01_00-00-00"))
+    make_run(Path("runs/first/2024-03-01_00-00-00"), checkpoint=False)  # fell over before its first checkpoint
+    make_run(Path("runs/second/2025-01-01_00-00-00"))
+    assert choose_folder("first", None, "auto") == (newest, newest / "checkpoints/last.pt")
+
+
+def test_resume_path_continues_in_the_checkpoints_own_folder_or_in_a_new_one():
+    path = str(make_run(Path("a")) / "checkpoints/last.pt")
+    assert choose_folder("first", None, path) == (Path("a"), Path(path))
+    assert choose_folder("first", Path("b"), path) == (Path("b"), Path(path))
+    assert choose_folder("first", Path("a").resolve(), path)[0] == Path("a").resolve()
+    write_text(Path("moved.pt"), "")
+    assert choose_folder("first", None, "moved.pt")[0].parent == Path("runs/first")
+    make_run(Path("c"))
+    for checkpoint in (path, "moved.pt"):
+        with pytest.raises(UserError, match="c holds a run already"):
+            choose_folder("first", Path("c"), checkpoint)
+
+
+def test_json_is_strict_and_nan_becomes_null(here: Path):
+    write_json(
+        here / "deep/x.json", {"AP": math.nan, "list": [1.5, {"inf": math.inf}], "n": 3, "text": "NaN", "no": None}
+    )
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    loaded = json.loads((here / "deep/x.json").read_text(), parse_constant=refuse)
+    assert loaded == {"AP": None, "list": [1.5, {"inf": None}], "n": 3, "text": "NaN", "no": None}
+    assert list((here / "deep").iterdir()) == [here / "deep/x.json"]
+
+
+def test_an_evaluation_comes_back_as_it_was_saved(here: Path):
+    metrics = {"AP": 0.25, "APs": math.nan, "per_class": {"cat": {"AP": 0.25, "AP50": 0.5}, "dog": {"AP": math.nan}}}
+    detections = [{"image_id": 3, "category_id": 9, "bbox": [1.5, 2.0, 3.0, 4.0], "score": 0.5}]
+    save_evaluation(here, metrics, detections)
+    loaded, loaded_detections = load_evaluation(here)
+    assert repr(loaded) == repr(metrics) and loaded_detections == detections  # repr, as NaN is not itself
+
+
+def test_summary_shows_every_number_and_class():
+    lines = summary({"AP": 0.12345, "per_class": {"cat": {"AP": 0.5, "AP50": math.nan}}}).splitlines()
+    assert lines == ["AP 0.123", "  cat  AP 0.500  AP50 nan"]
+
+
+def record(folder: Path, first: int, last: int, loss: float) -> None:
+    with RunFolder(folder, num_steps=10, first_step=first) as run:
+        run.record([{"step": step, "loss": loss} for step in range(first, last)])
+
+
+def test_a_resumed_run_drops_the_rows_of_the_steps_it_takes_again(here: Path):
+    record(here, 0, 5, 1.0)
+    record(here, 3, 6, 2.0)
+    text = (here / "metrics.csv").read_text()
+    assert text == "step,loss\n0,1.0\n1,1.0\n2,1.0\n3,2.0\n4,2.0\n5,2.0\n"
+    record(here, 6, 6 + 1, 1 / 3)
+    assert (here / "metrics.csv").read_text() == text + f"6,{1 / 3!r}\n"
+
+
+def test_a_run_resumed_before_its_first_row_starts_a_clean_file(here: Path):
+    record(here, 0, 2, 1.0)
+    record(here, 0, 1, 2.0)
+    assert (here / "metrics.csv").read_text() == "step,loss\n0,2.0\n"
+    (here / "metrics.csv").write_text("")  # ended before the header
+    record(here, 0, 1, 3.0)
+    assert (here / "metrics.csv").read_text() == "step,loss\n0,3.0\n"
+
+
+def test_commit_names_the_code_or_nothing():
+    assert " " not in commit() and "\n" not in commit()

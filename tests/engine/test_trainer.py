@@ -1,0 +1,454 @@
+import csv
+import json
+import math
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torchvision.ops import box_iou
+
+from detector.build import build_dataset, build_train_loader, build_trained_model, build_trainer
+from detector.config import config_from_text
+from detector.data.images import write_image
+from detector.engine.checkpoint import load_checkpoint
+from detector.engine.outcome import load_evaluation, save_curves
+from detector.engine.trainer import NonFiniteLoss, Trainer
+from detector.errors import UserError
+from detector.losses.base import BoxLoss
+
+TINY = """
+data:
+  train: {type: synthetic, num_images: 12, image_size: 64, objects: 3, distractors: 1}
+  val: {type: synthetic, split: val, num_images: 4, image_size: 64, objects: 3, distractors: 1}
+  short_side: 64
+  num_workers: 0
+  augment: {horizontal_flip: 0.5, brightness: 0.2}
+model:
+  backbone: resnet18
+  norm: group
+  trainable_stages: 5
+  levels: [3, 4]
+  width: 16
+  head_depth: 1
+  anchor_sizes: [[12, 18], [26, 40]]
+train:
+  epochs: 2
+  batch_size: 2
+  accumulation: 2
+  device: cpu
+  precision: fp32
+  lr: 0.01
+  warmup_steps: 0
+  schedule: constant
+  log_every: 2
+"""
+STEPS_PER_EPOCH = 3
+WITH_STATE = (  # every kind of state that a step can leave behind
+    "model.norm=batch",
+    "loss.classification={type: ghm_c, bins: 10, momentum: 0.5}",
+    "loss.box={type: ghm_r}",
+    "train.ema_decay=0.9",
+    "train.optimizer=adamw",
+    "train.lr=0.001",
+    "train.schedule=cosine",
+    "train.warmup_steps=2",
+    "train.clip_norm=1",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def make_trainer(folder: Path, *overrides: str) -> Trainer:
+    config = config_from_text(TINY, "TINY", overrides)
+    train = build_dataset(config, "train")
+    val = build_dataset(config, "val", train.class_names)
+    return build_trainer(config, build_trained_model(config, train), train, val, folder)
+
+
+def first_batches(trainer: Trainer, count: int) -> list:
+    batches = iter(trainer.loader)
+    return [next(batches) for _ in range(count)]
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Nested containers equal to the last bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}.{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def seed_global_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def send_sigterm_in_step(trainer: Trainer, step: int) -> None:
+    """The rate of a step is asked for before it and in it, so the signal comes while the step is at hand."""
+    rate = trainer.rate
+
+    def rate_with_signal(now: int) -> float:
+        if now == step:
+            trainer.rate = rate
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(now)
+
+    trainer.rate = rate_with_signal
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    board = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    board.Reload()
+    return [(event.step, event.value) for event in board.Scalars(tag)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer, dict]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    trainer = make_trainer(folder, *WITH_STATE)
+    seed_global_generators(1)
+    trainer.train()
+    return folder, trainer, trainer.state()  # before another test touches the global generators
+
+
+@pytest.mark.parametrize("steps", [2, STEPS_PER_EPOCH, 4, 2 * STEPS_PER_EPOCH])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    steps: int, uninterrupted: tuple[Path, Trainer, dict], tmp_path: Path
+):
+    """In mid-epoch, at an epoch's last step and at the run's, whose evaluations are then still owed."""
+    expected_folder, expected, expected_state = uninterrupted
+    first = make_trainer(tmp_path, *WITH_STATE)
+    seed_global_generators(1)
+    send_sigterm_in_step(first, steps - 1)
+    with pytest.raises(SystemExit) as stopped:
+        first.train()
+    assert stopped.value.code == 143 and first.steps_done == steps
+    assert [int(row["step"]) for row in rows_of(tmp_path)] == list(range(steps))
+
+    second = make_trainer(tmp_path, *WITH_STATE)
+    seed_global_generators(2)
+    second.resume(load_checkpoint(tmp_path / "checkpoints/last.pt"), tmp_path / "checkpoints/last.pt")
+    assert second.steps_done == steps
+    second.train()
+
+    assert_same(second.state(), expected_state)  # weights, optimizer, criterion, random generators, counters
+    assert_same(second.average.state_dict(), expected.average.state_dict())
+    rows, expected_rows = rows_of(tmp_path), rows_of(expected_folder)
+    for row in (*rows, *expected_rows):
+        del row["images_per_s"]
+    assert rows == expected_rows and len(rows) == 6
+    assert (tmp_path / "metrics.json").read_text() == (expected_folder / "metrics.json").read_text()
+    assert (tmp_path / "detections.json").read_text() == (expected_folder / "detections.json").read_text()
+    for tag in ("train/loss", "val/AP"):
+        assert scalars(tmp_path, tag) == scalars(expected_folder, tag)
+
+
+def test_the_state_that_resuming_must_carry_is_there(uninterrupted: tuple[Path, Trainer, dict]):
+    """Else the test above would compare nothing with nothing."""
+    _, trainer, state = uninterrupted
+    assert trainer.criterion.classification.density.running_counts.count_nonzero() > 1
+    assert int(trainer.criterion.classification.density.steps) == 12  # two batches a step
+    assert len(state["optimizer"]["state"]) == len([p for p in trainer.model.parameters() if p.requires_grad])
+    assert state["average_updates"] == 6
+    weights = trainer.model.state_dict()
+    assert any(not torch.equal(weights[k], v) for k, v in trainer.average.module.state_dict().items())
+
+
+def test_the_columns_of_metrics_csv(uninterrupted: tuple[Path, Trainer, dict]):
+    rows = rows_of(uninterrupted[0])
+    assert set(rows[0]) == {
+        *("step", "lr", "loss", "cls", "box", "cls_fg", "cls_bg"),
+        *("fg_gradient_share", "grad_norm", "num_fg", "images_per_s"),
+    }
+    for row in ({k: float(v) for k, v in row.items()} for row in rows):
+        assert all(math.isfinite(v) for v in row.values())
+        assert row["cls"] == pytest.approx(row["cls_fg"] + row["cls_bg"], rel=1e-6)
+        assert row["loss"] == pytest.approx(row["cls"] + row["box"], rel=1e-6)
+        assert row["cls_fg"] > 0 and row["cls_bg"] > 0 and row["images_per_s"] > 0 and row["grad_norm"] > 0
+        assert row["lr"] == uninterrupted[1].rate(int(row["step"]))
+
+
+def test_curves_are_drawn_from_metrics_csv(uninterrupted: tuple[Path, Trainer, dict]):
+    save_curves(uninterrupted[0])
+    assert (uninterrupted[0] / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_tensorboard_holds_what_the_files_hold(uninterrupted: tuple[Path, Trainer, dict]):
+    folder = uninterrupted[0]
+    rows = rows_of(folder)
+    for name in ("loss", "cls_fg", "fg_gradient_share", "num_fg", "lr"):
+        expected = [(int(row["step"]), pytest.approx(float(row[name]), rel=1e-6)) for row in rows]
+        assert scalars(folder, f"train/{name}") == expected
+    metrics, _ = load_evaluation(folder)
+    evaluations = scalars(folder, "val/AP")
+    assert [step for step, _ in evaluations] == [3, 6]
+    assert evaluations[-1][1] == pytest.approx(metrics["AP"], rel=1e-6)
+
+
+def labels_by_hand(anchors: torch.Tensor, batch, image: int, num_classes: int) -> torch.Tensor:
+    """The assignment of one image, anchor by anchor."""
+    real = (batch.labels[image] >= 0) & ~batch.ignore[image]
+    boxes, classes = batch.boxes[image][real], batch.labels[image][real]
+    labels = torch.full((len(anchors),), num_classes)
+    if len(boxes) == 0:
+        return labels
+    iou = box_iou(boxes, anchors)
+    best_of_box = iou.amax(dim=1)
+    for a in range(len(anchors)):
+        best, owner = iou[:, a].max(dim=0)
+        is_best_of_a_box = bool(((iou[:, a] == best_of_box) & (best_of_box > 0)).any())
+        if best >= 0.5 or is_best_of_a_box:
+            labels[a] = classes[owner]
+        elif best >= 0.4:
+            labels[a] = -1
+    return labels
+
+
+def test_num_fg_and_the_foreground_gradient_share_by_hand(tmp_path: Path):
+    """Cross entropy: |d loss / d logit| = |p - target| / num_fg, here in float64 and without autograd."""
+    trainer = make_trainer(tmp_path, "loss.classification={type: cross_entropy}", "model.prior=0.2")
+    batches = first_batches(trainer, 2)
+    num_fg, shares = 0, []
+    for batch in batches:
+        with torch.no_grad():
+            predictions = trainer.model(batch.images)
+        logits = predictions.logits.double().numpy()
+        num_classes = logits.shape[-1]
+        labels = [labels_by_hand(predictions.anchors, batch, i, num_classes) for i in range(len(logits))]
+        labels = torch.stack(labels).numpy()
+        targets = labels[..., None] == np.arange(num_classes)
+        gradient = np.abs(1 / (1 + np.exp(-logits)) - targets) * (labels >= 0)[..., None]
+        num_fg += targets.sum()
+        shares.append(gradient[targets].sum() / gradient.sum())
+    assert num_fg > 4 and (labels == -1).any()
+    measured = trainer.step(batches)
+    assert float(measured["num_fg"]) == num_fg
+    assert float(measured["fg_gradient_share"]) == pytest.approx(np.mean(shares), rel=1e-4)
+    assert 0.01 < np.mean(shares) < 0.9
+
+
+@pytest.mark.parametrize("normaliser", ["global", "image"])
+def test_accumulated_batches_equal_one_large_batch(normaliser: str, tmp_path: Path):
+    parts = make_trainer(tmp_path / "a", f"loss.normaliser={normaliser}")
+    whole = make_trainer(tmp_path / "b", f"loss.normaliser={normaliser}", "train.accumulation=1", "train.batch_size=4")
+    start = {k: v.clone() for k, v in parts.model.state_dict().items()}
+    for step in range(2):
+        two, one = first_batches(parts, 4)[2 * step :][:2], first_batches(whole, 2)[step]
+        assert torch.equal(torch.cat([b.images for b in two]), one.images)
+        measured, expected = parts.step(two), whole.step([one])
+        for name in ("loss", "cls", "box", "cls_fg", "cls_bg", "num_fg", "grad_norm"):
+            torch.testing.assert_close(measured[name], expected[name], rtol=1e-4, atol=1e-6)
+    end = whole.model.state_dict()
+    moved = max(float((end[k] - v).abs().max()) for k, v in start.items())
+    apart = max(float((end[k] - v).abs().max()) for k, v in parts.model.state_dict().items())
+    assert moved > 1e-3 and apart < 1e-3 * moved  # fp32 sums in another order
+
+
+def test_the_average_of_weights_and_buffers_by_hand(tmp_path: Path):
+    """The first step's weights are taken whole; then after n updates decay is min(0.3, (1 + n) / (10 + n))."""
+    trainer = make_trainer(tmp_path, "train.ema_decay=0.3", "model.norm=batch", "train.accumulation=1")
+    expected: dict[str, torch.Tensor] = {}
+    for n, batch in enumerate(first_batches(trainer, 5)):
+        trainer.step([batch])
+        decay = (0, 2 / 11, 3 / 12, 0.3, 0.3)[n]
+        for name, value in trainer.model.state_dict().items():
+            if value.is_floating_point():
+                expected[name] = decay * expected.get(name, 0) + (1 - decay) * value.double()
+            else:
+                expected[name] = value.clone()
+    average = trainer.evaluated_model.state_dict()
+    assert average.keys() == expected.keys()
+    assert sum(name.endswith("running_var") for name in average) > 5
+    for name, value in expected.items():
+        torch.testing.assert_close(average[name].to(value.dtype), value, rtol=1e-5, atol=1e-6)
+    weights = trainer.model.state_dict()
+    assert (average["backbone.bn1.running_mean"] - weights["backbone.bn1.running_mean"]).abs().max() > 1e-5
+
+
+class NaNLoss(BoxLoss):
+    def elementwise(self, predicted, target):
+        return (predicted - target) * math.nan
+
+
+class InfiniteSlope(BoxLoss):
+    """0, with the gradient 0 * inf."""
+
+    def elementwise(self, predicted, target):
+        return (predicted - predicted.detach()).abs().sqrt()
+
+
+@pytest.mark.parametrize(
+    ("cause", "precision"),
+    [("weight", "fp32"), ("loss", "fp32"), ("gradient", "fp32"), ("weight", "fp16"), ("loss", "fp16")],
+)
+def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_weights(cause: str, precision: str, tmp_path: Path):
+    trainer = make_trainer(tmp_path, f"train.precision={precision}", "train.ema_decay=0.9")
+    batches = first_batches(trainer, 4)
+    trainer.step(batches[:2])
+    if cause == "weight":
+        with torch.no_grad():
+            trainer.model.box_head.output.bias[0] = math.inf
+    else:
+        trainer.criterion.box = NaNLoss() if cause == "loss" else InfiniteSlope()
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    average = {name: value.clone() for name, value in trainer.average.state_dict().items()}
+    with pytest.raises(NonFiniteLoss, match=r"^step 1: .*not finite.*train\.lr") as error:
+        trainer.step(batches[2:])
+    assert isinstance(error.value, UserError) and "\n" not in str(error.value)
+    for batch in batches[2:]:
+        for name in batch.file_names:
+            assert name in str(error.value)
+    for name, value in trainer.model.named_parameters():
+        assert torch.equal(value, before[name]) and value.grad is None
+    assert_same(dict(trainer.average.state_dict()), average)
+    assert trainer.steps_done == 1
+
+
+def test_fp16_skips_a_step_with_infinite_gradients_and_lowers_its_scale(tmp_path: Path):
+    trainer = make_trainer(tmp_path, "train.precision=fp16")
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    scale = trainer.scaler.get_scale()
+    box, trainer.criterion.box = trainer.criterion.box, InfiniteSlope()
+    batches = first_batches(trainer, 4)
+    trainer.step(batches[:2])
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+    assert trainer.scaler.get_scale() == scale / 2
+    trainer.criterion.box = box
+    trainer.scaler.update(1024.0)
+    trainer.step(batches[2:])
+    assert any(not torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
+
+
+def validations(aps: list[float]) -> Callable[[nn.Module], tuple[dict, list[dict]]]:
+    values = iter(aps)
+    return lambda model: ({"AP": (ap := next(values)), "AP50": ap, "per_class": {}}, [])
+
+
+def test_best_keeps_the_best_and_last_the_last(tmp_path: Path):
+    trainer = make_trainer(tmp_path, "train.epochs=3")
+    seen = []
+    answer = validations([0.2, 0.5, 0.3])
+
+    def evaluate(model: nn.Module) -> tuple[dict, list[dict]]:
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return answer(model)
+
+    trainer.evaluate = evaluate
+    trainer.train()
+    best, last = (load_checkpoint(tmp_path / f"checkpoints/{name}.pt") for name in ("best", "last"))
+    assert_same(dict(best["model"]), seen[1])
+    assert_same(dict(last["model"]), seen[2])
+    assert not torch.equal(best["model"]["fpn.lateral.0.weight"], last["model"]["fpn.lateral.0.weight"])
+    assert trainer.best_ap == last["training"]["best_ap"] == 0.5
+    assert json.loads((tmp_path / "metrics.json").read_text())["AP"] == 0.3
+    assert "training" not in best
+    with pytest.raises(UserError, match=r"best\.pt has no training state; resume from checkpoints/last\.pt"):
+        make_trainer(tmp_path).resume(best, tmp_path / "checkpoints/best.pt")
+
+
+def test_without_ground_truth_the_first_model_is_kept_as_best(tmp_path: Path):
+    trainer = make_trainer(tmp_path, "train.accumulation=6")
+    trainer.evaluate = validations([math.nan, math.nan])
+    trainer.train()
+    best, last = (load_checkpoint(tmp_path / f"checkpoints/{name}.pt") for name in ("best", "last"))
+    assert not torch.equal(best["model"]["fpn.lateral.0.weight"], last["model"]["fpn.lateral.0.weight"])
+    assert json.loads((tmp_path / "metrics.json").read_text())["AP"] is None
+
+
+def test_evaluate_every_counts_epochs_and_the_last_is_always_evaluated(tmp_path: Path):
+    for every, expected in ((2, [2, 4, 5]), (0, [5])):
+        trainer = make_trainer(tmp_path / str(every), "train.epochs=5", f"train.evaluate_every={every}")
+        assert [e + 1 for e in range(5) if trainer.schedule.evaluates_after(e)] == expected
+
+
+def test_a_checkpoint_of_another_run_is_refused_in_one_line(tmp_path: Path):
+    trainer = make_trainer(tmp_path)
+    trainer.save("last")
+    origin = tmp_path / "checkpoints/last.pt"
+    for override, said in (
+        ("data.train.num_classes=7", "was trained on other classes"),
+        ("model.width=24", "does not fit this config"),
+        ("loss.classification=ghm_c", "does not fit this config"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            make_trainer(tmp_path, override, *(["data.val.num_classes=7"] if "num_classes" in override else [])).resume(
+                load_checkpoint(origin), origin
+            )
+        assert "\n" not in str(error.value)
+
+
+def test_more_accumulation_than_an_epoch_has_batches_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"train\.accumulation: 7 batches a step, but an epoch has only 6"):
+        make_trainer(tmp_path, "train.accumulation=7")
+
+
+def test_the_loader_of_a_trainer_repeats_itself(tmp_path: Path):
+    """What the tests above take for granted: the same batches from another loader of the same config."""
+    config = config_from_text(TINY, "TINY")
+    loader = build_train_loader(config, build_dataset(config, "train"))
+    for ours, other in zip(first_batches(make_trainer(tmp_path), 3), list(loader)[:3], strict=True):
+        assert torch.equal(ours.images, other.images) and ours.image_ids == other.image_ids
+
+
+def write_blocks(folder: Path) -> None:
+    """Eight images with a red and a blue block each, on grey noise."""
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    for i in range(8):
+        image = rng.integers(90, 130, (64, 64, 3), dtype=np.uint8)
+        for half in range(2):
+            category = 1 + (half + i) % 2
+            w, h = rng.integers(14, 28, 2).tolist()
+            x, y = 32 * half + int(rng.integers(32 - w)), int(rng.integers(64 - h))
+            image[y : y + h, x : x + w] = (230, 40, 40) if category == 1 else (40, 40, 230)
+            annotations.append({"id": len(annotations), "image_id": i, "category_id": category, "bbox": [x, y, w, h]})
+        write_image(folder / f"{i}.png", image)
+        images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
+    categories = [{"id": 1, "name": "red"}, {"id": 2, "name": "blue"}]
+    contents = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "annotations.json").write_text(json.dumps(contents))
+
+
+def test_a_few_images_are_learnt_by_heart(tmp_path: Path):
+    """Data, model, losses, optimisation and evaluation agree: the training images' own AP50 becomes high."""
+    write_blocks(tmp_path)
+    blocks = f"{{type: coco, images: {tmp_path}, annotations: {tmp_path / 'annotations.json'}}}"
+    trainer = make_trainer(
+        tmp_path / "run",
+        *(f"data.train={blocks}", f"data.val={blocks}", "data.augment.brightness=0"),
+        *("model.head_norm=group", "train.accumulation=1", "train.epochs=15", "train.evaluate_every=0"),
+        *("train.optimizer=adamw", "train.lr=0.002", "train.warmup_steps=10", "train.clip_norm=10"),
+        "train.schedule=cosine",
+    )
+    trainer.train()
+    metrics, _ = load_evaluation(tmp_path / "run")
+    assert metrics["AP50"] > 0.8
+    rows = rows_of(tmp_path / "run")
+    assert len(rows) == 60 and float(rows[-1]["loss"]) < 0.4 * float(rows[0]["loss"])

@@ -1,0 +1,82 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.ops import box_iou
+
+from detector.geometry.boxes import box_area, clip, decode, encode, pairwise_intersection, pairwise_iou
+
+
+def random_boxes(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(*shape, 2, generator=generator) * 300
+    return torch.cat((corners, corners + 1 + torch.rand(*shape, 2, generator=generator) * 200), dim=-1)
+
+
+def test_area_and_intersection_of_known_boxes():
+    a = torch.tensor([[0.0, 0, 4, 3], [10, 10, 12, 12]])
+    b = torch.tensor([[2.0, 1, 6, 9], [4, 0, 5, 3], [0, 0, 20, 20]])  # overlapping, touching, around both
+    assert box_area(a).tolist() == [12, 4]
+    assert pairwise_intersection(a, b).tolist() == [[4, 0, 12], [0, 0, 4]]
+
+
+def test_iou_equals_torchvision():
+    a, b = random_boxes(40), random_boxes(60, seed=1)
+    torch.testing.assert_close(pairwise_iou(a, b), box_iou(a, b), rtol=1e-6, atol=0)
+    assert (pairwise_iou(a, b) > 0.3).any() and (pairwise_iou(a, b) == 0).any()
+
+
+def test_iou_of_a_batch_is_that_of_its_images():
+    a, b = random_boxes(3, 5), random_boxes(7, seed=1)
+    assert torch.equal(pairwise_iou(a, b), torch.stack([pairwise_iou(one, b) for one in a]))
+    assert pairwise_iou(random_boxes(3, 0), b).shape == (3, 0, 7)
+
+
+def test_iou_with_empty_boxes_is_zero():
+    boxes = torch.tensor([[5.0, 5, 5, 5], [5, 5, 5, 9], [0, 0, 0, 0], [0, 0, 10, 10]])
+    assert torch.equal(pairwise_iou(boxes, boxes), torch.tensor([0.0, 0, 0, 1]).diag())
+
+
+def test_offsets_of_a_known_box():
+    anchor = torch.tensor([[10.0, 20, 30, 60]])  # centre 20, 40; sides 20, 40
+    box = torch.tensor([[20.0, 30, 60, 40]])  # centre 40, 35; sides 40, 10
+    expected = torch.tensor([[1.0, -0.125, math.log(2), math.log(0.25)]])
+    torch.testing.assert_close(encode(box, anchor), expected)
+
+
+def test_encode_and_decode_equal_torchvision():
+    coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+    anchors, boxes = random_boxes(200), random_boxes(200, seed=1)
+    torch.testing.assert_close(encode(boxes, anchors), coder.encode_single(boxes, anchors), rtol=1e-5, atol=1e-5)
+    deltas = torch.randn(200, 4, generator=torch.Generator().manual_seed(2)) * 3
+    deltas[0, 2:] = 50  # capped
+    torch.testing.assert_close(decode(deltas, anchors), coder.decode_single(deltas, anchors), rtol=1e-5, atol=1e-3)
+
+
+def test_decode_inverts_encode():
+    anchors, boxes = random_boxes(50), random_boxes(4, 50, seed=1)  # a batch against one set of anchors
+    torch.testing.assert_close(decode(encode(boxes, anchors), anchors), boxes, rtol=1e-5, atol=1e-3)
+
+
+def test_degenerate_boxes_stay_finite():
+    anchors = random_boxes(3)
+    boxes = torch.tensor([[7.0, 7, 7, 7], [7, 7, 7, 90], [0, 0, 0, 0]])
+    assert encode(boxes, anchors).isfinite().all()
+    torch.testing.assert_close(decode(encode(boxes, anchors), anchors), boxes, rtol=0, atol=2e-3)
+    assert decode(torch.full((3, 4), 1e4), anchors).isfinite().all()
+
+
+def test_clip_moves_corners_inside_each_image():
+    boxes = torch.tensor([[-5.0, -1, 200, 50], [3, 4, 5, 6], [120, 90, 130, 99]])
+    heights, widths = torch.tensor([40.0, 40, 80]), torch.tensor([100.0, 100, 110])
+    assert clip(boxes, heights, widths).tolist() == [[0, 0, 100, 40], [3, 4, 5, 6], [110, 80, 110, 80]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_stays(dtype: torch.dtype):
+    boxes = random_boxes(4).to(dtype)
+    side = torch.tensor(50, dtype=dtype)
+    results = (pairwise_iou(boxes, boxes), encode(boxes, boxes), decode(boxes, boxes), clip(boxes, side, side))
+    assert all(result.dtype == dtype for result in results)

@@ -1,0 +1,81 @@
+"""The layers run one way: an import leads from a layer to one below it, or stays inside its own package."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = (
+    {"errors", "structures", "distributed"},
+    {"registry", "command"},
+    {"config", "geometry", "kernels"},
+    {"losses", "models", "data"},
+    {"evaluation", "drawing"},
+    {"imbalance"},
+    {"engine"},
+    {"build"},
+    {"predict", "benchmarks"},
+    {"tools"},
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+FILES = [*ROOT.glob("detector/**/*.py"), *ROOT.glob("tools/*.py")]
+
+
+def part(path: Path) -> str:
+    """The package or module directly under detector/, or `tools`."""
+    first, *rest = path.relative_to(ROOT).with_suffix("").parts
+    return first if first == "tools" else rest[0]
+
+
+def imported_parts(source: str) -> set[str]:
+    """The parts of `detector` that a file imports, inside functions too; relative imports are refused."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports name the whole module"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("detector.")}
+
+
+def forbidden(own: str, imported: set[str]) -> set[str]:
+    """What of `imported` the part `own` may not import."""
+    wrong = {name for name in imported - {own} if LEVEL[name] >= LEVEL[own]}
+    if own == "config":
+        wrong |= imported - {"errors", "registry"}
+    if LEVEL[own] < LEVEL["build"]:
+        wrong |= imported & {"config"} - {own}
+    return wrong
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_lead_down(path: Path):
+    own, imported = part(path), imported_parts(path.read_text())
+    if own == "__init__":
+        assert not imported, "importing the package must not import its parts"
+        return
+    unknown = ({own} | imported) - LEVEL.keys()
+    assert not unknown, f"give {', '.join(unknown)} a layer"
+    assert not forbidden(own, imported), f"{own} may not import {', '.join(sorted(forbidden(own, imported)))}"
+
+
+def test_every_layer_is_seen():
+    assert {part(path) for path in FILES} - {"__init__"} == LEVEL.keys()
+
+
+@pytest.mark.parametrize(
+    ("own", "source"),
+    [
+        ("geometry", "import detector.losses.focal"),
+        ("losses", "from detector.models import fpn"),
+        ("models", "def f():\n    from detector import config"),
+        ("engine", "from detector.config import Config"),
+        ("config", "from detector.structures import Sample"),
+        ("registry", "from detector.geometry.boxes import decode"),
+        ("build", "from detector.predict import Detector"),
+    ],
+)
+def test_a_wrong_import_is_found(own: str, source: str):
+    assert forbidden(own, imported_parts(source))
