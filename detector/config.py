@@ -52,13 +52,21 @@ def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 Module = Annotated[str, AfterValidator(_import)]
+BackboneLevel = Annotated[int, Field(strict=True, ge=3, le=5)]
 PyramidLevel = Annotated[PositiveInt, Field(ge=3, le=7)]
 PositiveFloats = Annotated[list[PositiveFloat], Field(min_length=1)]
 
 
-def _part(registry: Registry) -> Any:
-    """The type of a spec `{type: NAME, ...}`; its default too is checked and filled in."""
-    return Annotated[dict[str, Any], PlainValidator(registry.resolve), Field(validate_default=True)]
+def _part(registry: Registry, default: str | None = None) -> Any:
+    """The type of a spec `{type: NAME, ...}`, whose type may be left out where there is a default; its parameters'
+    defaults are filled in."""
+
+    def resolve(spec: Any) -> dict[str, Any]:
+        if default is not None and isinstance(spec, dict):
+            spec = {"type": default} | spec
+        return registry.resolve(spec)
+
+    return Annotated[dict[str, Any], PlainValidator(resolve), Field(validate_default=True)]
 
 
 class Section(BaseModel):
@@ -100,7 +108,7 @@ class ModelConfig(Section):
     norm: Literal["frozen", "batch", "sync", "group"] = "frozen"
     weights: str | None = None
     trainable_stages: Annotated[NonNegativeInt, Field(le=5)] = 3
-    levels: Annotated[tuple[PyramidLevel, PyramidLevel], AfterValidator(_in_order)] = (3, 7)
+    levels: Annotated[tuple[BackboneLevel, PyramidLevel], AfterValidator(_in_order)] = (3, 7)
     width: PositiveInt = 256
     head_depth: NonNegativeInt = 4
     head_norm: Literal["none", "group"] = "none"
@@ -120,8 +128,8 @@ class ModelConfig(Section):
 
 
 class LossConfig(Section):
-    classification: _part(CLASSIFICATION_LOSSES) = {"type": "focal"}
-    box: _part(BOX_LOSSES) = {"type": "smooth_l1"}
+    classification: _part(CLASSIFICATION_LOSSES, "focal") = "focal"
+    box: _part(BOX_LOSSES, "smooth_l1") = "smooth_l1"
     box_weight: NonNegativeFloat = 1.0
     normaliser: Literal["global", "local", "image"] = "global"
 
@@ -132,7 +140,7 @@ class TrainConfig(Section):
     epochs: PositiveInt = 12
     batch_size: PositiveInt = 16
     accumulation: PositiveInt = 1
-    seed: int = 0
+    seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -146,7 +154,7 @@ class TrainConfig(Section):
     warmup_factor: UnitFloat = 0.001
     clip_norm: PositiveFloat | None = None
     ema_decay: UnitFloat | None = None
-    channels_last: Annotated[bool, Field(strict=True)] | Literal["auto"] = "auto"
+    channels_last: bool = True
     evaluate_every: NonNegativeInt = 1
     log_every: PositiveInt = 20
 
@@ -156,7 +164,7 @@ class EvaluationConfig(Section):
     score_threshold: UnitFloat = 0.05
     nms_iou: UnitFloat = 0.5
     candidates_per_level: PositiveInt = 1000
-    max_detections: PositiveInt = 100
+    max_detections: Annotated[PositiveInt, Field(gt=10)] = 100
     batch_size: PositiveInt = 16
 
 
@@ -164,7 +172,7 @@ class Config(Section):
     imports: list[Module] = []  # first, since fields are validated in order and parts may be registered there
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
-    assigner: _part(ASSIGNERS) = {"type": "max_iou"}
+    assigner: _part(ASSIGNERS, "max_iou") = "max_iou"
     loss: LossConfig = Field({}, validate_default=True)  # not LossConfig(), as the parts register later
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)

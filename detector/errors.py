@@ -1,4 +1,4 @@
-"""The one exception for input that the user can mend."""
+"""What ends a tool early, beside bugs."""
 
 
 class UserError(Exception):
@@ -6,3 +6,11 @@ class UserError(Exception):
 
     Libraries raise it; tools turn it into that line on stderr and exit code 2 (`detector.command`).
     """
+
+
+class Interrupted(Exception):
+    """A signal ended the run after it was saved; `exit_code` is 128 + the signal's number."""
+
+    def __init__(self, exit_code: int):
+        super().__init__(f"interrupted by signal {exit_code - 128}")
+        self.exit_code = exit_code

@@ -4,6 +4,7 @@ Shape letters: B images in a batch, H W pixels, G ground truths (padded), A anch
 Boxes are always `xyxy` (x1, y1, x2, y2) in pixels, continuous coordinates, x to the right and y down.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -49,8 +50,15 @@ class Batch:
     file_names: tuple[str, ...]
 
     def to(self, target: device) -> "Batch":
+        return self._map(lambda tensor: tensor.to(target, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """What a DataLoader calls, so that `to` a GPU need not wait."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = ("images", "sizes", "original_sizes", "boxes", "labels", "ignore")
-        return replace(self, **{name: getattr(self, name).to(target, non_blocking=True) for name in tensors})
+        return replace(self, **{name: change(getattr(self, name)) for name in tensors})
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,11 @@ def test_a_user_error_is_one_line_on_stderr_and_exit_2(tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: a.json: bad key; mend it\n")
 
 
+def test_the_error_of_a_loader_worker_is_the_line_behind_its_traceback(tmp_path):
+    body = r"raise UserError('Caught it in worker 0.\nTraceback:\n  ...\ndetector.errors.UserError: a.jpg: cut')"
+    assert run_tool(tmp_path, body).stderr == "error: a.jpg: cut\n"
+
+
 @pytest.mark.parametrize("body", ["raise KeyboardInterrupt", f"import os; os.kill(os.getpid(), {int(signal.SIGINT)})"])
 def test_an_interrupt_exits_130_without_a_traceback(tmp_path, body):
     done = run_tool(tmp_path, body)
@@ -43,6 +48,11 @@ def test_a_bug_keeps_its_traceback(tmp_path):
     done = run_tool(tmp_path, "raise ValueError('a bug')")
     assert done.returncode == 1
     assert done.stderr.startswith("Traceback") and done.stderr.endswith("ValueError: a bug\n")
+
+
+def test_an_interrupted_run_exits_with_its_signal(tmp_path):
+    body = "from detector.errors import Interrupted\nraise Interrupted(143)"
+    assert run_tool(tmp_path, body).returncode == 143
 
 
 def test_an_exit_code_of_mains_own_stands(tmp_path):

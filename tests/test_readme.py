@@ -21,8 +21,8 @@ def block(language: str) -> str:
 def test_the_loss_it_shows_trains_from_its_yaml_line(tmp_path, monkeypatch):
     (tmp_path / "my_losses.py").write_text(block("python"))
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "margin.yaml").write_text("data: {train: synthetic, val: synthetic}\n" + block("yaml"))
-    spec = dict(load_config(str(tmp_path / "margin.yaml")).loss.classification)
+    (tmp_path / "hinge.yaml").write_text("data: {train: synthetic, val: synthetic}\n" + block("yaml"))
+    spec = dict(load_config(str(tmp_path / "hinge.yaml")).loss.classification)
     loss = CLASSIFICATION_LOSSES.build(spec.pop("type"), **spec)
 
     logits = torch.tensor([[4.0, -1.0], [0.5, -3.5]], dtype=torch.float64, requires_grad=True)

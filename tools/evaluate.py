@@ -23,7 +23,11 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="a checkpoint; without one, the model as --cfg initialises it")
     parser.add_argument("--cfg", help="a config's name in configs/, or a path; default the checkpoint's own config")
     parser.add_argument("--split", choices=("train", "val"), default="val")
-    parser.add_argument("--out", type=Path, help="folder for metrics.json and detections.json; default evaluations/...")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder for metrics.json and detections.json; default evaluation_<split> in the run's folder",
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

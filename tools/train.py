@@ -5,15 +5,17 @@ Example: tools/train.py --cfg retina_focal.yaml --out runs/first train.epochs=2 
 
 import argparse
 import logging
+import os
 import time
 from pathlib import Path
 
-from detector.build import build_dataset, build_trained_model, build_trainer
+from detector.build import build_dataset, build_model, build_trained_model, build_trainer
 from detector.command import run
 from detector.config import load_config, to_yaml
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
 from detector.engine.run_folder import choose_folder, commit, write_text
+from detector.errors import UserError
 
 log = logging.getLogger("detector")
 
@@ -29,11 +31,15 @@ def main() -> None:
     started = time.perf_counter()
 
     config = load_config(args.cfg, args.overrides)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("WORLD_SIZE: training on several processes is not built yet; start one, without torchrun")
     folder, resumed = choose_folder(Path(args.cfg).stem, args.out, args.resume)
     checkpoint = load_checkpoint(resumed) if resumed else None
     train = build_dataset(config, "train")
     val = build_dataset(config, "val", train.class_names)
-    trainer = build_trainer(config, build_trained_model(config, train), train, val, folder)
+    # a checkpoint brings its own weights
+    model = build_trained_model(config, train) if checkpoint is None else build_model(config, len(train.class_names))
+    trainer = build_trainer(config, model, train, val, folder)
     if checkpoint is not None:
         trainer.resume(checkpoint, resumed)
         log.info("continuing %s after step %d", resumed, trainer.steps_done)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.data.images import read_image
+from detector.errors import UserError
 from detector.structures import Sample
 
 
@@ -39,6 +40,11 @@ class DetectionDataset(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         image = read_image(record.path)
+        if image.shape[:2] != (record.height, record.width):
+            raise UserError(
+                f"{record.path}: the image has {image.shape[1]}x{image.shape[0]} pixels, its annotations say "
+                f"{record.width}x{record.height}; mend the one that is wrong"
+            )
         return Sample(
             image, record.boxes, record.labels, record.crowd, record.image_id, record.path.name, image.shape[:2]
         )

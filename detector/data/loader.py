@@ -1,5 +1,6 @@
 """Batches in a reproducible order: which samples, with which random numbers, is a function of (seed, epoch, index)."""
 
+import signal
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -109,11 +110,13 @@ def make_loader(
         collate_fn=_Collate(size_divisor),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else each pass would draw from the global stream, which resuming must restore
         pin_memory=torch.cuda.is_available(),
     )
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # a team of threads in each worker would fight the training step for the cores
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the run, which still needs its batches to save itself
+        signal.signal(number, signal.SIG_IGN)

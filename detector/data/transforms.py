@@ -49,8 +49,8 @@ class Resize:
 
 class Augment:
     """On an unchanged canvas: flips with the given probabilities; zoom by a factor from the range `scale` and a move by
-    up to `translate` of each side; colour factors drawn from 1 +- the given strengths (hue: a shift). Boxes are clipped,
-    and dropped where less than a tenth of them is left in the picture."""
+    up to `translate` of each side; colour factors drawn from 1 +- the given strengths (hue: a shift). Boxes are
+    clipped, and dropped where less than a tenth of them is left in the picture."""
 
     def __init__(
         self,

@@ -48,8 +48,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def make_optimizer(
     model: nn.Module, *, name: Literal["sgd", "adamw"], lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD with `momentum`, or AdamW with PyTorch's betas; both fused."""
+    """SGD with `momentum`, or fused AdamW with PyTorch's betas. (Fused SGD would leave its momentum unset where
+    fp16's scaler skips the first step.)"""
     groups = parameter_groups(model, weight_decay)
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
     return torch.optim.AdamW(groups, lr=lr, fused=True)

@@ -55,14 +55,16 @@ def choose_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path
     """The run folder, and the checkpoint to continue from.
 
     `out` defaults to runs/<name>/<time>. `resume` is a checkpoint's path, or `auto`: the last checkpoint in `out`, or
-    without `out` that of the newest run of this name; where there is none the run starts afresh. A folder that holds a
-    run already is refused unless it is resumed.
+    without `out` that of the newest run of this name; where there is none the run starts afresh. A run goes on in its
+    own folder, and a folder that holds another is refused.
     """
     if resume is not None and resume != "auto":
         checkpoint = Path(resume)
         own = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
-        if out is not None and (own is None or out.resolve() != own.resolve()):
+        if out is not None and own is None:
             _refuse_a_run(out)
+        elif out is not None and out.resolve() != own.resolve():
+            raise UserError(f"--out {out}: {resume} belongs to the run {own}, which goes on there; leave --out away")
         return out or own or _new_folder(name), checkpoint
     if resume == "auto":
         folders = [out] if out else sorted((Path("runs") / name).glob("*"), reverse=True)

@@ -20,7 +20,7 @@ from detector.engine.interrupt import Interrupt
 from detector.engine.outcome import save_evaluation
 from detector.engine.precision import autocast
 from detector.engine.run_folder import RunFolder
-from detector.errors import UserError
+from detector.errors import Interrupted, UserError
 from detector.imbalance.meters import foreground_gradient_share
 from detector.losses.criterion import Criterion
 from detector.structures import Batch, Targets
@@ -57,11 +57,10 @@ def make_average(model: nn.Module, decay: float) -> AveragedModel:
     def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
         n = int(num_averaged)
         weight = 1 - min(decay, (1 + n) / (10 + n))
-        for old, new in zip(averaged, current, strict=True):
-            if old.is_floating_point():
-                old.lerp_(new, weight)
-            else:
-                old.copy_(new)
+        if averaged[0].is_floating_point():  # the tensors of one call share their format
+            torch._foreach_lerp_(averaged, current, weight)
+        else:
+            torch._foreach_copy_(averaged, current)
 
     return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
@@ -118,7 +117,7 @@ class Trainer:
         """One optimiser step on the batches of one accumulation; what the step measured, as device tensors."""
         batches = [batch.to(self.device) for batch in batches]
         targets = [
-            self.assigner(self.model.anchors(b.images.shape[-2:], self.device)[0], b.boxes, b.labels, b.ignore)
+            self.assigner(self.model.anchors(b.images.shape[-2:], b.images.device)[0], b.boxes, b.labels, b.ignore)
             for b in batches
         ]
         num_fg = self.criterion.count_foreground(targets)
@@ -156,8 +155,8 @@ class Trainer:
         terms = ", ".join(f"{name} {float(value):g}" for name, value in sums.items())
         names = ", ".join(name for batch in batches for name in batch.file_names)
         raise NonFiniteLoss(
-            f"step {self.steps_done}: the loss or its gradient is not finite ({terms}) on {names}; the weights are "
-            "those of the step before; lower train.lr, set train.clip_norm, or use train.precision=fp32"
+            f"step {self.steps_done}: the loss or its gradient is not finite ({terms}) on {names}; lower "
+            "train.lr, set train.clip_norm or train.precision=fp32, and continue the last checkpoint with --resume auto"
         )
 
     def train(self) -> None:
@@ -173,7 +172,7 @@ class Trainer:
                 if interrupt.exit_code is not None:
                     self.save("last")
                     log.info("interrupted after step %d; continue with --resume auto", self.steps_done)
-                    raise SystemExit(interrupt.exit_code)
+                    raise Interrupted(interrupt.exit_code)
                 if schedule.evaluates_after(epoch):
                     self._evaluate(epoch, folder)
                 self.epochs_done += 1
@@ -182,15 +181,18 @@ class Trainer:
     def _epoch(self, epoch: int, offset: int, folder: RunFolder, interrupt: Interrupt) -> None:
         self.model.train()
         rows, since, num_images = [], time.perf_counter(), 0
-        for batches in self._batches(epoch, offset):
-            rows.append({"step": self.steps_done, "lr": self.rate(self.steps_done), **self.step(batches)})
-            num_images += sum(len(b.image_ids) for b in batches)
-            ends = self.steps_done % self.schedule.steps_per_epoch == 0 or interrupt.exit_code is not None
-            if self.steps_done % self.schedule.log_every == 0 or ends:
+        try:
+            for batches in self._batches(epoch, offset):
+                rows.append({"step": self.steps_done, "lr": self.rate(self.steps_done), **self.step(batches)})
+                num_images += sum(len(b.image_ids) for b in batches)
+                if self.steps_done % self.schedule.log_every == 0:
+                    self._log(epoch, rows, num_images / (time.perf_counter() - since), folder)
+                    rows, since, num_images = [], time.perf_counter(), 0
+                if interrupt.exit_code is not None:
+                    return
+        finally:  # a step that is refused must not take the record of those before it along
+            if rows:
                 self._log(epoch, rows, num_images / (time.perf_counter() - since), folder)
-                rows, since, num_images = [], time.perf_counter(), 0
-            if interrupt.exit_code is not None:
-                return
 
     def _batches(self, epoch: int, offset: int) -> Iterator[list[Batch]]:
         """The optimiser steps of an epoch from `offset` on; a step is a list of `accumulation` batches."""
@@ -238,12 +240,13 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "criterion": self.criterion.state_dict(),
+            "steps_per_epoch": self.schedule.steps_per_epoch,
             "steps_done": self.steps_done,
             "epochs_done": self.epochs_done,
             "best_ap": self.best_ap,
             "random": {
                 "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
                 "numpy": [numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]],
                 "python": [python[0], list(python[1]), python[2]],
             },
@@ -265,6 +268,11 @@ class Trainer:
         for key in ("class_names", "category_ids"):
             if list(checkpoint[key]) != list(self.description[key]):
                 raise UserError(f"{origin} was trained on other classes ({', '.join(map(str, checkpoint[key]))[:80]})")
+        if state["steps_per_epoch"] != self.schedule.steps_per_epoch:
+            raise UserError(
+                f"{origin} counts {state['steps_per_epoch']} steps an epoch, this config "
+                f"{self.schedule.steps_per_epoch}; resume with the run's own data, batch size and accumulation"
+            )
         try:
             self.model.load_state_dict(state["model"])
             if self.average is not None:
@@ -272,17 +280,18 @@ class Trainer:
                 self.average.n_averaged.fill_(state["average_updates"])
             self.criterion.load_state_dict(state["criterion"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
             line = (str(error).splitlines() or [""])[0]
             raise UserError(f"{origin} does not fit this config ({line}); resume with the run's config.yaml") from error
-        self.scaler.load_state_dict(state["scaler"])
         self.steps_done = state["steps_done"]
         self.epochs_done = state["epochs_done"]
-        self.best_ap = state["best_ap"]
+        if (self.folder / "checkpoints" / "best.pt").is_file():
+            self.best_ap = state["best_ap"]
         rng = state["random"]
         torch.set_rng_state(rng["torch"])
-        if rng["cuda"] and self.device.type == "cuda":
-            torch.cuda.set_rng_state_all(rng["cuda"])
+        if rng["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], self.device)
         name, keys, *rest = rng["numpy"]
         np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
         version, internal, gauss = rng["python"]

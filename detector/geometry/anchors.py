@@ -5,8 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-RATIOS = (0.5, 1.0, 2.0)
-
 
 def default_sizes(levels: tuple[int, int]) -> tuple[tuple[int, int, int], ...]:
     """RetinaNet's anchor sizes for levels min..max: 4 strides times (1, 2^(1/3), 2^(2/3)), cut to whole pixels."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from detector.geometry.boxes import box_area, pairwise_intersection, pairwise_iou
+from detector.geometry.boxes import box_area, overlap, pairwise_intersection
 from detector.registry import ASSIGNERS, UnitFloat
 from detector.structures import IGNORED, Targets
 
@@ -34,7 +34,9 @@ class MaxIoUAssigner:
     def __call__(self, anchors: Tensor, boxes: Tensor, labels: Tensor, ignore: Tensor) -> Targets:
         """anchors (A, 4), boxes (B, G, 4), labels (B, G) with -1 where padded, ignore (B, G) -> Targets; G >= 1."""
         counts = (labels >= 0) & ~ignore
-        iou = pairwise_iou(boxes, anchors).masked_fill_(~counts[..., None], -1)  # B G A: reductions over rows
+        anchor_areas = box_area(anchors)
+        intersection = pairwise_intersection(boxes, anchors)  # B G A: reductions over rows
+        iou = overlap(intersection, box_area(boxes)[..., None], anchor_areas).masked_fill_(~counts[..., None], -1)
         best_iou, match = iou.max(dim=1)
         is_foreground = best_iou >= self.foreground
         if self.low_quality:
@@ -44,7 +46,7 @@ class MaxIoUAssigner:
         anchor_labels = torch.where(best_iou < self.background, self.num_classes, IGNORED).where(
             ~is_foreground, anchor_labels
         )
-        inside = pairwise_intersection(boxes, anchors).masked_fill_(~ignore[..., None], 0).amax(dim=1)
-        in_ignored_region = (inside > 0.5 * box_area(anchors)) & ~is_foreground
+        inside = intersection.masked_fill_(~ignore[..., None], 0).amax(dim=1)
+        in_ignored_region = (inside > 0.5 * anchor_areas) & ~is_foreground
         anchor_labels = anchor_labels.masked_fill(in_ignored_region, IGNORED)
         return Targets(anchor_labels, boxes.gather(1, match[..., None].expand(-1, -1, 4)))

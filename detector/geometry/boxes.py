@@ -27,9 +27,13 @@ def pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """(..., M, 4) x (..., N, 4) -> (..., M, N) intersection over union, 0 where both boxes are empty."""
-    intersection = pairwise_intersection(a, b)
-    union = (box_area(a)[..., :, None] + box_area(b)[..., None, :]).sub_(intersection)
-    return intersection.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
+    return overlap(pairwise_intersection(a, b), box_area(a)[..., :, None], box_area(b)[..., None, :])
+
+
+def overlap(intersection: Tensor, area: Tensor, other_area: Tensor) -> Tensor:
+    """Intersection over union from areas that broadcast, 0 where the union is empty."""
+    union = (area + other_area).sub_(intersection)
+    return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
 
 
 def encode(boxes: Tensor, anchors: Tensor) -> Tensor:

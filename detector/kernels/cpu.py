@@ -46,7 +46,8 @@ class _Focal(torch.autograd.Function):
         hit_rows = ((labels >= 0) & (labels < num_classes)).nonzero()[:, 0]
         hits = hit_rows * num_classes + labels[hit_rows]
         ignored = (labels < 0).nonzero()[:, 0]
-        grad = torch.empty(rows.shape, dtype=logits.dtype)
+        # fp16 cannot hold gradients that its scaler has not yet enlarged
+        grad = torch.empty(rows.shape, dtype=wide if logits.dtype == torch.float16 else logits.dtype)
         block = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // max(num_classes, 1))
         starts = torch.arange(0, len(rows) + block, block)
         hit_bounds = torch.searchsorted(hit_rows, starts).tolist()
@@ -64,6 +65,7 @@ class _Focal(torch.autograd.Function):
         loss, slope = _terms(-rows.reshape(-1)[hits].to(wide), gamma)
         grad.view(-1)[hits] = (slope * (-foreground_weight * scale)).to(grad.dtype)
         ctx.save_for_backward(grad.view(logits.shape), hits)
+        ctx.dtype = logits.dtype
         sums = (loss.sum().item() * foreground_weight, background * background_weight)
         return torch.tensor(sums, dtype=wide) * scale
 
@@ -76,7 +78,7 @@ class _Focal(torch.autograd.Function):
             hit_grad = grad.view(-1)[hits]
             grad = grad * background
             grad.view(-1)[hits] = hit_grad * foreground
-        return grad, None, None, None, None
+        return grad.to(ctx.dtype), None, None, None, None
 
 
 def focal_terms(logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, scale: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ def focal_terms(logits: Tensor, labels: Tensor, alpha: float | None, gamma: floa
     if gamma != 0:
         # (1 - p_t)^gamma through its logarithm: the derivative of a power below one is infinite at 0
         elements = elements * (gamma * F.logsigmoid(signed)).exp()
-    if alpha is not None:
-        elements = elements * torch.where(target, wide.new_tensor(alpha), wide.new_tensor(1 - alpha))
     elements = elements.masked_fill((labels < 0)[..., None], 0)
     foreground = elements.masked_fill(~target, 0).sum()
     background = elements.masked_fill(target, 0).sum()
+    if alpha is not None:
+        foreground, background = foreground * alpha, background * (1 - alpha)
     return torch.stack((foreground, background)) * scale

@@ -80,6 +80,8 @@ class RetinaNet(nn.Module):
         """All levels' anchors (A, 4) and the number of each level's, made once for each image size."""
         key = (tuple(image_size), device)
         if key not in self._anchors:
+            if len(self._anchors) >= 32:  # a data set of many image sizes must not fill the memory
+                self._anchors.clear()
             strides = [2**level for level in range(self.levels[0], self.levels[1] + 1)]
             feature_sizes = [tuple(-(-side // stride) for side in image_size) for stride in strides]
             levels = grid_anchors(image_size, feature_sizes, self.base_anchors)

@@ -131,7 +131,7 @@ def _load_torchvision(model: RetinaNet, path: Path, class_names: Sequence[str], 
 
 
 def _absorb_zero_eps(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The published weights belong to norms that add nothing to the variance; ours add 1e-5, so it is taken off here."""
+    """The published weights belong to norms that add nothing to the variance; ours add 1e-5: it is taken off here."""
     return {k: v - 1e-5 if k.endswith("running_var") else v for k, v in state.items()}
 
 

@@ -87,7 +87,7 @@ def test_a_box_encloses_the_visible_part_of_an_object_behind_another():
 
 def test_boxes_shrink_to_what_is_visible_and_no_object_is_mostly_hidden():
     side = 0.25 * 96
-    settings = replace(SETTINGS, object_size=(0.25, 0.25), objects=10.0)
+    settings = replace(SETTINGS, object_size=(0.25, 0.25), objects=16.0)
     boxes = np.concatenate([draw_scene(settings, index)[1] for index in range(40)])
     longer = (boxes[:, 2:] - boxes[:, :2]).max(1)
     assert longer.max() <= side + 0.5  # half a pixel: two quarters that rasterising may add

@@ -49,17 +49,17 @@ def test_resume_auto_takes_the_named_folder_or_the_newest_run_of_the_name(caplog
     assert choose_folder("first", None, "auto") == (newest, newest / "checkpoints/last.pt")
 
 
-def test_resume_path_continues_in_the_checkpoints_own_folder_or_in_a_new_one():
+def test_resume_path_continues_in_the_checkpoints_own_folder():
     path = str(make_run(Path("a")) / "checkpoints/last.pt")
     assert choose_folder("first", None, path) == (Path("a"), Path(path))
-    assert choose_folder("first", Path("b"), path) == (Path("b"), Path(path))
     assert choose_folder("first", Path("a").resolve(), path)[0] == Path("a").resolve()
     write_text(Path("moved.pt"), "")
     assert choose_folder("first", None, "moved.pt")[0].parent == Path("runs/first")
+    with pytest.raises(UserError, match="--out b: a/checkpoints/last.pt belongs to the run a"):
+        choose_folder("first", Path("b"), path)
     make_run(Path("c"))
-    for checkpoint in (path, "moved.pt"):
-        with pytest.raises(UserError, match="c holds a run already"):
-            choose_folder("first", Path("c"), checkpoint)
+    with pytest.raises(UserError, match="c holds a run already"):
+        choose_folder("first", Path("c"), "moved.pt")
 
 
 def test_json_is_strict_and_nan_becomes_null(here: Path):

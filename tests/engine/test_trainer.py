@@ -20,7 +20,7 @@ from detector.data.images import write_image
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.outcome import load_evaluation, save_curves
 from detector.engine.trainer import NonFiniteLoss, Trainer
-from detector.errors import UserError
+from detector.errors import Interrupted, UserError
 from detector.losses.base import BoxLoss
 
 TINY = """
@@ -147,9 +147,9 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     first = make_trainer(tmp_path, *WITH_STATE)
     seed_global_generators(1)
     send_sigterm_in_step(first, steps - 1)
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(Interrupted) as stopped:
         first.train()
-    assert stopped.value.code == 143 and first.steps_done == steps
+    assert stopped.value.exit_code == 143 and first.steps_done == steps
     assert [int(row["step"]) for row in rows_of(tmp_path)] == list(range(steps))
 
     second = make_trainer(tmp_path, *WITH_STATE)

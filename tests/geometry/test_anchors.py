@@ -3,7 +3,9 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from detector.geometry.anchors import RATIOS, base_anchors, default_sizes, grid_anchors
+from detector.geometry.anchors import base_anchors, default_sizes, grid_anchors
+
+RATIOS = (0.5, 1.0, 2.0)
 
 # as torchvision.models.detection.retinanet_resnet50_fpn has them
 SIZES = tuple((x, int(x * 2 ** (1.0 / 3)), int(x * 2 ** (2.0 / 3))) for x in (32, 64, 128, 256, 512))

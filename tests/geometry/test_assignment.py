@@ -4,9 +4,11 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from detector.geometry.anchors import RATIOS, base_anchors, grid_anchors
+from detector.geometry.anchors import base_anchors, grid_anchors
 from detector.geometry.assignment import MaxIoUAssigner
 from detector.structures import IGNORED
+
+RATIOS = (0.5, 1.0, 2.0)
 
 K = 5
 HEIGHT, WIDTH = 128, 192

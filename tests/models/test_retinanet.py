@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, retinanet_resnet50_fpn
 
 from detector.errors import UserError
-from detector.geometry.anchors import RATIOS
 from detector.geometry.assignment import MaxIoUAssigner
 from detector.losses.criterion import Criterion
 from detector.losses.focal import FocalLoss
@@ -26,6 +25,8 @@ from detector.models.postprocess import postprocess
 from detector.models.retinanet import RetinaNet
 from detector.models.weights import load_weights, rename_torchvision
 from detector.structures import Predictions
+
+RATIOS = (0.5, 1.0, 2.0)
 
 ROUNDING = {"rtol": 0, "atol": 1e-3}  # of fp32 through 60 layers, on logits whose deviation is 1.5
 COCO_NAMES = tuple(RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"])  # 91, unused ids among them
