@@ -124,9 +124,14 @@ def send_sigterm_in_step(trainer: Trainer, step: int) -> None:
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    board = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    board.Reload()
-    return [(event.step, event.value) for event in board.Scalars(tag)]
+    """Each step's value, of the newest file that has it. (TensorBoard reads a folder's files in the order of their names,
+    which for two written within a second, as only a test does, need not be that of their writing.)"""
+    values: dict[int, float] = {}
+    for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns):
+        board = EventAccumulator(str(file), size_guidance={"scalars": 0})
+        board.Reload()
+        values |= {e.step: e.value for e in board.Scalars(tag)} if tag in board.Tags()["scalars"] else {}
+    return sorted(values.items())
 
 
 @pytest.fixture(scope="module")
