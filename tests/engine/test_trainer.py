@@ -124,8 +124,8 @@ def send_sigterm_in_step(trainer: Trainer, step: int) -> None:
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """Each step's value, of the newest file that has it. (TensorBoard reads a folder's files in the order of their names,
-    which for two written within a second, as only a test does, need not be that of their writing.)"""
+    """Each step's value, of the newest file that has it. (TensorBoard reads a folder's files by name, which is not the
+    order of their writing where two were begun within a second, as only a test does.)"""
     values: dict[int, float] = {}
     for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns):
         board = EventAccumulator(str(file), size_guidance={"scalars": 0})
