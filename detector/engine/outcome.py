@@ -15,6 +15,8 @@ from detector.engine.run_folder import write_json
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+MIN_PICTURE_SIDE = 320
+
 
 def save_evaluation(folder: Path, metrics: dict, detections: list[dict]) -> None:
     """metrics.json and detections.json (COCO results)."""
@@ -40,9 +42,10 @@ def save_pictures(folder: Path, dataset: DetectionDataset, detections: list[dict
     for index in range(min(count, len(dataset))):
         sample = dataset[index]
         own = [d for d in detections if d["image_id"] == sample.image_id and d["score"] >= score]
-        xywh = np.array([d["bbox"] for d in own], dtype=np.float32).reshape(-1, 4)
+        enlarge = max(1, round(MIN_PICTURE_SIDE / min(sample.image.shape[:2])))  # for labels to leave something to see
+        xywh = enlarge * np.array([d["bbox"] for d in own], dtype=np.float32).reshape(-1, 4)
         picture = draw_boxes(
-            sample.image,
+            sample.image.repeat(enlarge, axis=0).repeat(enlarge, axis=1),
             np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1),
             np.array([label_of[d["category_id"]] for d in own], dtype=np.int64),
             dataset.class_names,

@@ -106,7 +106,7 @@ def test_the_run_folder(run: Path, place: Path):
     }
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
     pictures = [read_image(path) for path in (run / "pictures").iterdir()]
-    assert len(pictures) == 4 and all(picture.shape == (64, 64, 3) for picture in pictures)
+    assert len(pictures) == 4 and all(picture.shape == (320, 320, 3) for picture in pictures)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics.keys() == METRICS
     assert all(v is None or 0 <= v <= 1 for k, v in metrics.items() if k != "per_class")
