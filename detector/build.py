@@ -16,7 +16,7 @@ from detector.data.loader import make_loader
 from detector.data.transforms import Augment, Resize
 from detector.engine.evaluate import detect
 from detector.engine.optimization import learning_rate, make_optimizer
-from detector.engine.precision import choose_device, choose_dtype
+from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
 from detector.errors import UserError
 from detector.evaluation.coco import coco_metrics
@@ -144,7 +144,7 @@ def place(model: nn.Module, config: Config) -> tuple[nn.Module, torch.device, to
     """The model on the config's device and in its memory format; the device; the format to compute in."""
     device = choose_device(config.train.device)
     dtype = choose_dtype(config.train.precision, device)
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    layout = choose_memory_format(config.train.channels_last, device, dtype)
     return model.to(device, memory_format=layout), device, dtype
 
 

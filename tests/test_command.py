@@ -19,7 +19,13 @@ def run_tool(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
     )
     environment = os.environ | {"PYTHONPATH": str(REPO)}
     return subprocess.run(
-        [sys.executable, tool], env=environment, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, tool],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
 
 

@@ -98,7 +98,7 @@ assigner: {type: max_iou, size: 3}
 loss: {classification: {type: focal, size: 3}, box: {type: smooth_l1, size: 3}, box_weight: 1, normaliser: global}
 train: {epochs: 12, batch_size: 16, accumulation: 1, seed: 0, device: auto, precision: auto, optimizer: sgd, lr: 0.01,
         weight_decay: 0.0001, momentum: 0.9, schedule: step, milestones: [0.6667, 0.8889], step_factor: 0.1,
-        warmup_steps: 500, warmup_factor: 0.001, clip_norm: null, ema_decay: null, channels_last: true,
+        warmup_steps: 500, warmup_factor: 0.001, clip_norm: null, ema_decay: null, channels_last: auto,
         evaluate_every: 1, log_every: 20}
 evaluation: {backend: hotcoco, score_threshold: 0.05, nms_iou: 0.5, candidates_per_level: 1000, max_detections: 100,
              batch_size: 16}
@@ -150,8 +150,8 @@ def test_sections_are_frozen_and_typed(configs):
         ("train.epochs=1.0", "train.epochs: 1.0 is wrong: should be a valid integer"),
         ("train.epochs=true", "train.epochs: True is wrong: should be a valid integer"),
         ("train.seed=true", "train.seed: True is wrong: should be a valid integer"),
-        ("train.channels_last=no", "train.channels_last: 'no' is wrong: should be a valid boolean"),
-        ("train.channels_last=1", "train.channels_last: 1 is wrong: should be a valid boolean"),
+        ("train.channels_last=no", "train.channels_last: 'no' is wrong: should be a valid boolean, or 'auto'"),
+        ("train.channels_last=1", "train.channels_last: 1 is wrong: should be a valid boolean, or 'auto'"),
         ("train.optimizer=sdg", "train.optimizer: 'sdg' is wrong: should be 'sgd' or 'adamw'"),
         ("train.lr=.inf", "train.lr: inf is wrong: should be a finite number"),
         ("data.augment.hue=.nan", "data.augment.hue: nan is wrong: should be a finite number"),

@@ -27,3 +27,12 @@ def choose_dtype(precision: Literal["auto", "fp32", "bf16", "fp16"], device: tor
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def choose_memory_format(
+    channels_last: bool | Literal["auto"], device: torch.device, dtype: torch.dtype
+) -> torch.memory_format:
+    """`auto` is channels-last except for fp32 on a CPU, whose convolutions are faster from contiguous maps."""
+    if channels_last == "auto":
+        channels_last = device.type == "cuda" or dtype != torch.float32
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from detector.engine.precision import DTYPES, autocast, choose_device, choose_dtype
+from detector.engine.precision import DTYPES, autocast, choose_device, choose_dtype, choose_memory_format
 
 CPU = torch.device("cpu")
 
@@ -27,3 +27,13 @@ def test_autocast_computes_in_the_format(dtype: torch.dtype):
     with autocast(CPU, dtype):
         assert layer(torch.ones(2, 4)).dtype == dtype
     assert layer(torch.ones(2, 4)).dtype == torch.float32 and layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_format(device: str, dtype: torch.dtype):
+    target = torch.device(device)
+    assert choose_memory_format(True, target, dtype) is torch.channels_last
+    assert choose_memory_format(False, target, dtype) is torch.contiguous_format
+    contiguous = device == "cpu" and dtype == torch.float32
+    assert (choose_memory_format("auto", target, dtype) is torch.contiguous_format) == contiguous
