@@ -19,6 +19,7 @@ from detector.errors import UserError
 UnitFloat = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(strict=True, gt=0)]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0)]
 
@@ -200,3 +201,5 @@ CLASSIFICATION_LOSSES = Registry("classification loss")
 BOX_LOSSES = Registry("box loss")
 ASSIGNERS = Registry("assigner")
 DATASETS = Registry("data set")
+ANCHOR_SAMPLERS = Registry("anchor sampler")
+IMAGE_SAMPLERS = Registry("image sampler")

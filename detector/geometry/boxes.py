@@ -30,6 +30,17 @@ def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     return overlap(pairwise_intersection(a, b), box_area(a)[..., :, None], box_area(b)[..., None, :])
 
 
+def paired_intersection(a: Tensor, b: Tensor) -> Tensor:
+    """(..., 4) x (..., 4) -> (...) intersection areas of the boxes in the same place."""
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    return (high - low).clamp(min=0).prod(dim=-1)
+
+
+def paired_iou(a: Tensor, b: Tensor) -> Tensor:
+    """(..., 4) x (..., 4) -> (...) intersection over union of the boxes in the same place, 0 where both are empty."""
+    return overlap(paired_intersection(a, b), box_area(a), box_area(b))
+
+
 def overlap(intersection: Tensor, area: Tensor, other_area: Tensor) -> Tensor:
     """Intersection over union from areas that broadcast, 0 where the union is empty."""
     union = (area + other_area).sub_(intersection)

@@ -1,5 +1,11 @@
-"""The focal loss and its gradient at the speed of memory; one dispatch point for its implementations."""
+"""Losses and their gradients at the speed of memory; one dispatch point for their implementations."""
 
-from detector.kernels.dispatch import BACKENDS, focal_terms, sigmoid_focal_loss
+from detector.kernels.dispatch import (
+    BACKENDS,
+    focal_terms,
+    gradient_norm_histogram,
+    harmonised_terms,
+    sigmoid_focal_loss,
+)
 
-__all__ = ["BACKENDS", "focal_terms", "sigmoid_focal_loss"]
+__all__ = ["BACKENDS", "focal_terms", "gradient_norm_histogram", "harmonised_terms", "sigmoid_focal_loss"]

@@ -1,15 +1,116 @@
-"""Focal loss and its gradient on the CPU, block by block so that the intermediates stay in the cache.
+"""Focal and harmonised loss with their gradients on the CPU, block by block so that the intermediates stay in cache.
 
 Nearly every element is background, so a block is computed as if all were: the few foreground entries and the ignored
 rows are set to -inf in the block's copy, where the background term and its gradient are exactly 0. The foreground
 entries are then gathered, computed on their own and scattered into the gradient. No one-hot target, no compiler.
 """
 
+from collections.abc import Callable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK_ELEMENTS = 32768  # a thread; also the least that PyTorch gives a second thread
+
+Terms = Callable[[Tensor], tuple[Tensor, Tensor]]  # signed -> loss, d loss / d signed; sigmoid(signed) = 1 - p_t
+
+
+class _Blocks:
+    """A walk over logits (..., K) in blocks of whole rows, without copying them where each image (the last two
+    dimensions) is contiguous."""
+
+    def __init__(self, logits: Tensor, labels: Tensor):
+        self.num_classes = logits.shape[-1]
+        self.dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        strided = logits.ndim == 3 and not logits.is_contiguous() and logits[0].is_contiguous()
+        self.runs = logits.unbind() if strided else [logits.reshape(-1, self.num_classes)]
+        self.labels = labels.reshape(-1)
+        self.hit_rows = ((self.labels >= 0) & (self.labels < self.num_classes)).nonzero()[:, 0]
+        self.hits = self.hit_rows * self.num_classes + self.labels[self.hit_rows]  # foreground entries, flat
+        self.ignored = (self.labels < 0).nonzero()[:, 0]
+        rows = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // max(self.num_classes, 1))
+        self.spans = [
+            (run, start, min(start + rows, len(run))) for run in self.runs for start in range(0, len(run), rows)
+        ]
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor, slice]]:
+        """Each block's rows, a widened copy of its logits with -inf at foreground entries and in ignored rows, and
+        which of `hits` are in it."""
+        first = 0
+        ends = torch.tensor([end - start for _, start, end in self.spans]).cumsum(0)
+        hit_ends = torch.searchsorted(self.hit_rows, ends).tolist()
+        ignored_ends = torch.searchsorted(self.ignored, ends).tolist()
+        hit, skip = 0, 0
+        for (run, start, end), last, hit_end, skip_end in zip(
+            self.spans, ends.tolist(), hit_ends, ignored_ends, strict=True
+        ):
+            block = run[start:end].to(self.dtype, copy=True, memory_format=torch.contiguous_format)
+            block.view(-1)[self.hits[hit:hit_end] - first * self.num_classes] = -torch.inf
+            block[self.ignored[skip:skip_end] - first] = -torch.inf
+            yield slice(first, last), block, slice(hit, hit_end)
+            first, hit, skip = last, hit_end, skip_end
+
+    def foreground(self) -> Tensor:
+        """The logits of `hits`, widened."""
+        runs = torch.stack(self.runs) if len(self.runs) > 1 else self.runs[0]
+        return runs.reshape(-1)[self.hits].to(self.dtype) if len(self.hits) else runs.new_empty(0, dtype=self.dtype)
+
+
+class _Fused(torch.autograd.Function):
+    """The terms' foreground and background sums; their gradient is computed along the way."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        logits: Tensor,
+        labels: Tensor,
+        terms: Terms,
+        alpha: float | Tensor | None,
+        class_weight: Tensor | None,
+        scale: Tensor,
+    ) -> Tensor:
+        blocks = _Blocks(logits, labels)
+        scale = float(scale)
+        per_class = torch.is_tensor(alpha)
+        foreground_weight, background_weight = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
+        hit_labels = blocks.labels[blocks.hit_rows]
+        # fp16 cannot hold gradients that its scaler has not yet enlarged
+        grad = torch.empty(logits.shape, dtype=blocks.dtype if logits.dtype == torch.float16 else logits.dtype)
+        rows = grad.view(-1, blocks.num_classes)
+        background = 0.0
+        for span, signed, hit in blocks:
+            both = terms(signed)
+            for part in both:
+                if per_class:
+                    part.mul_(background_weight)
+                if class_weight is not None:
+                    part[blocks.hit_rows[hit] - span.start] *= class_weight[hit_labels[hit], None]
+            loss, slope = both
+            background += loss.sum().item()
+            torch.mul(slope, scale if per_class else background_weight * scale, out=slope)
+            rows[span] = slope
+
+        loss, slope = terms(-blocks.foreground())
+        weight = foreground_weight[hit_labels] if per_class else foreground_weight
+        if class_weight is not None:
+            weight = weight * class_weight[hit_labels]
+        grad.view(-1)[blocks.hits] = (slope * (weight * -scale)).to(grad.dtype)
+        ctx.save_for_backward(grad, blocks.hits)
+        ctx.dtype = logits.dtype
+        sums = ((loss * weight).sum().item(), background if per_class else background * background_weight)
+        return torch.tensor(sums, dtype=blocks.dtype) * scale
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor):
+        grad, hits = ctx.saved_tensors
+        foreground, background = upstream.tolist()
+        if foreground != 1 or background != 1:
+            hit_grad = grad.view(-1)[hits]
+            grad = grad * background
+            grad.view(-1)[hits] = hit_grad * foreground
+        return grad.to(ctx.dtype), None, None, None, None, None
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:
@@ -23,64 +124,52 @@ def _power(x: Tensor, exponent: float) -> Tensor:
     return x.pow_(exponent)
 
 
-def _terms(signed: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Element-wise loss and d loss / d signed, where sigmoid(signed) = 1 - p_t; in new tensors."""
-    miss = signed.sigmoid()
-    loss = F.softplus(signed, threshold=40)
-    if gamma == 0:
-        return loss, miss
-    slope = (1 - miss).mul_(loss).mul_(gamma).add_(miss)
-    weight = _power(miss, gamma)
-    return loss.mul_(weight), slope.mul_(weight)
-
-
-class _Focal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, scale: Tensor) -> Tensor:
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        num_classes = logits.shape[-1]
-        rows, labels = logits.reshape(-1, num_classes), labels.reshape(-1)
-        scale = float(scale)
-        foreground_weight, background_weight = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
-
-        hit_rows = ((labels >= 0) & (labels < num_classes)).nonzero()[:, 0]
-        hits = hit_rows * num_classes + labels[hit_rows]
-        ignored = (labels < 0).nonzero()[:, 0]
-        # fp16 cannot hold gradients that its scaler has not yet enlarged
-        grad = torch.empty(rows.shape, dtype=wide if logits.dtype == torch.float16 else logits.dtype)
-        block = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // max(num_classes, 1))
-        starts = torch.arange(0, len(rows) + block, block)
-        hit_bounds = torch.searchsorted(hit_rows, starts).tolist()
-        ignored_bounds = torch.searchsorted(ignored, starts).tolist()
-        background = 0.0
-        for i, start in enumerate(starts[:-1].tolist()):
-            signed = rows[start : start + block].to(wide, copy=True, memory_format=torch.contiguous_format)
-            signed.view(-1)[hits[hit_bounds[i] : hit_bounds[i + 1]] - start * num_classes] = -torch.inf
-            signed[ignored[ignored_bounds[i] : ignored_bounds[i + 1]] - start] = -torch.inf
-            loss, slope = _terms(signed, gamma)
-            background += loss.sum().item()
-            torch.mul(slope, background_weight * scale, out=slope)
-            grad[start : start + block] = slope
-
-        loss, slope = _terms(-rows.reshape(-1)[hits].to(wide), gamma)
-        grad.view(-1)[hits] = (slope * (-foreground_weight * scale)).to(grad.dtype)
-        ctx.save_for_backward(grad.view(logits.shape), hits)
-        ctx.dtype = logits.dtype
-        sums = (loss.sum().item() * foreground_weight, background * background_weight)
-        return torch.tensor(sums, dtype=wide) * scale
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, upstream: Tensor):
-        grad, hits = ctx.saved_tensors
-        foreground, background = upstream.tolist()
-        if foreground != 1 or background != 1:
-            hit_grad = grad.view(-1)[hits]
-            grad = grad * background
-            grad.view(-1)[hits] = hit_grad * foreground
-        return grad.to(ctx.dtype), None, None, None, None
-
-
-def focal_terms(logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, scale: Tensor) -> Tensor:
+def focal_terms(
+    logits: Tensor,
+    labels: Tensor,
+    alpha: float | Tensor | None,
+    gamma: float,
+    class_weight: Tensor | None,
+    scale: Tensor,
+) -> Tensor:
     """See `detector.kernels.focal_terms`."""
-    return _Focal.apply(logits, labels, alpha, gamma, scale)
+
+    def terms(signed: Tensor) -> tuple[Tensor, Tensor]:
+        miss = signed.sigmoid()
+        loss = F.softplus(signed, threshold=40)
+        if gamma == 0:
+            return loss, miss
+        slope = (1 - miss).mul_(loss).mul_(gamma).add_(miss)
+        weight = _power(miss, gamma)
+        return loss.mul_(weight), slope.mul_(weight)
+
+    return _Fused.apply(logits, labels, terms, alpha, class_weight, scale)
+
+
+def _bins(norms: Tensor, bins: int) -> Tensor:
+    """Bin 0..bins of each norm, `bins` for a norm of 1; int32, which is counted and looked up fastest."""
+    return (norms * bins).nan_to_num_(0).int()
+
+
+def gradient_norm_histogram(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
+    """See `detector.kernels.gradient_norm_histogram`."""
+    blocks = _Blocks(logits.detach(), labels)
+    counts = torch.bincount(_bins((-blocks.foreground()).sigmoid_(), bins), minlength=bins + 1)
+    for _, signed, _ in blocks:
+        counts += torch.bincount(_bins(signed.sigmoid_(), bins).view(-1), minlength=bins + 1)
+    counts[0] -= len(blocks.hits) + len(blocks.ignored) * blocks.num_classes  # these stood at -inf
+    counts[-2] += counts[-1]
+    return counts[:-1]
+
+
+def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """See `detector.kernels.harmonised_terms`."""
+    bins = len(weights)
+    table = torch.cat((weights, weights[-1:]))
+
+    def terms(signed: Tensor) -> tuple[Tensor, Tensor]:
+        miss = signed.sigmoid()
+        weight = table.index_select(0, _bins(miss, bins).view(-1)).view_as(miss)
+        return F.softplus(signed, threshold=40).mul_(weight), miss.mul_(weight)
+
+    return _Fused.apply(logits, labels, terms, None, None, torch.ones(()))

@@ -1,4 +1,4 @@
-"""Focal loss as the paper writes it, with autograd and a one-hot target: the yardstick of the fast kernels."""
+"""The kernels as the papers write them, with autograd and a one-hot target: the yardstick of the fast ones."""
 
 import torch
 import torch.nn.functional as F
@@ -10,18 +10,72 @@ def binary_targets(labels: Tensor, num_classes: int) -> Tensor:
     return labels[..., None] == torch.arange(num_classes, device=labels.device)
 
 
-def focal_terms(logits: Tensor, labels: Tensor, alpha: float | None, gamma: float, scale: Tensor) -> Tensor:
-    """See `detector.kernels.focal_terms`."""
-    target = binary_targets(labels, logits.shape[-1])
-    wide = logits.double() if logits.dtype == torch.float64 else logits.float()
-    signed = torch.where(target, -wide, wide)  # sigmoid(signed) = 1 - p_t
+def row_weights(labels: Tensor, class_weight: Tensor) -> Tensor:
+    """labels (...) and class_weight (K,) -> (...): the weight of the row's class, 1 for background and ignored rows."""
+    foreground = (labels >= 0) & (labels < len(class_weight))
+    return class_weight[labels.where(foreground, 0)].where(foreground, 1)
+
+
+def widen(tensor: Tensor) -> Tensor:
+    """fp32 for half precision; fp32 and fp64 stay."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def split_sums(elements: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """elements and targets (..., K) -> (2,): the sums over foreground and background elements of rows that count."""
+    elements = elements.masked_fill((labels < 0)[..., None], 0)
+    return torch.stack((elements.masked_fill(~targets, 0).sum(), elements.masked_fill(targets, 0).sum()))
+
+
+def norm_bins(norms: Tensor, bins: int) -> Tensor:
+    """The equal bin over [0, 1] of each norm; 1 belongs to the last, and NaN to the first."""
+    return (norms * bins).nan_to_num(0).long().clamp(0, bins - 1)
+
+
+def alpha_weights(targets: Tensor, alpha: float | Tensor, dtype: torch.dtype) -> Tensor:
+    """alpha where the target is 1, 1 - alpha elsewhere."""
+    alpha = torch.as_tensor(alpha, dtype=dtype, device=targets.device)
+    return torch.where(targets, alpha, 1 - alpha)
+
+
+def focal_elements(wide: Tensor, targets: Tensor, alpha: float | Tensor | None, gamma: float | Tensor) -> Tensor:
+    """The focal loss of each of the logits (..., K), fp32 or fp64, with targets (..., K) bool; alpha and gamma may be
+    (K,)."""
+    signed = torch.where(targets, -wide, wide)  # sigmoid(signed) = 1 - p_t
     elements = F.softplus(signed, threshold=40)
-    if gamma != 0:
+    if torch.is_tensor(gamma) or gamma != 0:
         # (1 - p_t)^gamma through its logarithm: the derivative of a power below one is infinite at 0
         elements = elements * (gamma * F.logsigmoid(signed)).exp()
-    elements = elements.masked_fill((labels < 0)[..., None], 0)
-    foreground = elements.masked_fill(~target, 0).sum()
-    background = elements.masked_fill(target, 0).sum()
-    if alpha is not None:
-        foreground, background = foreground * alpha, background * (1 - alpha)
-    return torch.stack((foreground, background)) * scale
+    return elements if alpha is None else elements * alpha_weights(targets, alpha, wide.dtype)
+
+
+def focal_terms(
+    logits: Tensor,
+    labels: Tensor,
+    alpha: float | Tensor | None,
+    gamma: float,
+    class_weight: Tensor | None,
+    scale: Tensor,
+) -> Tensor:
+    """See `detector.kernels.focal_terms`."""
+    targets = binary_targets(labels, logits.shape[-1])
+    elements = focal_elements(widen(logits), targets, alpha, gamma)
+    if class_weight is not None:
+        elements = elements * row_weights(labels, class_weight)[..., None]
+    return split_sums(elements, targets, labels) * scale
+
+
+def gradient_norm_histogram(logits: Tensor, labels: Tensor, bins: int) -> Tensor:
+    """See `detector.kernels.gradient_norm_histogram`."""
+    signed = widen(logits.detach())
+    signed = torch.where(binary_targets(labels, logits.shape[-1]), -signed, signed)
+    return torch.bincount(norm_bins(signed[labels >= 0].sigmoid(), bins).flatten(), minlength=bins)
+
+
+def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """See `detector.kernels.harmonised_terms`."""
+    targets = binary_targets(labels, logits.shape[-1])
+    wide = widen(logits)
+    signed = torch.where(targets, -wide, wide)
+    weights = weights[norm_bins(signed.detach().sigmoid(), len(weights))]
+    return split_sums(F.softplus(signed, threshold=40) * weights, targets, labels)

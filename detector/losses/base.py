@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from detector.kernels.reference import binary_targets
+from detector.kernels.reference import binary_targets, split_sums, widen
 
 
 def one_over(count: Tensor | float, like: Tensor) -> Tensor:
@@ -13,35 +13,44 @@ def one_over(count: Tensor | float, like: Tensor) -> Tensor:
     return 1 / torch.as_tensor(count, device=like.device, dtype=dtype).clamp(min=1)
 
 
-def widen(tensor: Tensor) -> Tensor:
-    """fp32 for half precision; fp32 and fp64 stay."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
 class ClassificationLoss(nn.Module):
     """A loss over independent sigmoid classifiers.
 
     `loss(logits, labels, num_fg)`: logits (..., K) of any floating dtype; labels (...) int64 (0..K-1 a class, K
     background, -1 ignored); num_fg, a number or 0-dim tensor, is clamped to at least 1. Returns an fp32 scalar (fp64
-    for fp64 logits): the sum over the elements of the rows that are not ignored / num_fg. A loss with
-    `self_normalised` divides by what it counts itself and leaves num_fg alone. `level_sizes` splits the anchors
-    (dimension -2) into pyramid levels, for the losses that care.
+    for fp64 logits): the sum over the elements of the rows that are not ignored / num_fg.
 
-    A subclass implements `split`, or derives from `ElementwiseLoss`.
+    Two keywords serve the losses that care: `level_sizes` splits the anchors (the last dimension of labels) into
+    pyramid levels; `quality` (...), for losses that `use_quality`, is each foreground row's IoU of predicted and true
+    box, 0..1, whatever elsewhere; None means 1.
+
+    A subclass implements `split`, or derives from `ElementwiseLoss`. It says of itself whether it is
+
+    self_normalised  it divides by what it counts itself and leaves num_fg alone;
+    use_quality      its foreground target is the quality;
+    mines            it chooses for itself which rows count;
+    row_additive     a row's part depends on no other row.
     """
 
     self_normalised = False
+    use_quality = False
+    mines = False
+    row_additive = True
 
-    def split(
-        self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes: tuple[int, ...] | None = None
-    ) -> Tensor:
+    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
         """(2,): the loss of the foreground elements (binary target 1) and of the background elements (target 0)."""
         raise NotImplementedError
 
     def forward(
-        self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes: tuple[int, ...] | None = None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_fg: Tensor | float,
+        *,
+        level_sizes: tuple[int, ...] | None = None,
+        quality: Tensor | None = None,
     ) -> Tensor:
-        return self.split(logits, labels, num_fg, level_sizes).sum()
+        return self.split(logits, labels, num_fg, level_sizes=level_sizes, quality=quality).sum()
 
 
 class ElementwiseLoss(ClassificationLoss):
@@ -51,13 +60,10 @@ class ElementwiseLoss(ClassificationLoss):
         """logits (..., K) fp32 or fp64, targets (..., K) bool -> losses (..., K)."""
         raise NotImplementedError
 
-    def split(
-        self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes: tuple[int, ...] | None = None
-    ) -> Tensor:
+    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
         targets = binary_targets(labels, logits.shape[-1])
-        losses = self.elementwise(widen(logits), targets).masked_fill((labels < 0)[..., None], 0)
-        sums = torch.stack((losses.masked_fill(~targets, 0).sum(), losses.masked_fill(targets, 0).sum()))
-        return sums * one_over(num_fg, logits)
+        losses = self.elementwise(widen(logits), targets)
+        return split_sums(losses, targets, labels) * one_over(num_fg, logits)
 
 
 class BoxLoss(nn.Module):

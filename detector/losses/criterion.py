@@ -1,16 +1,19 @@
 """Predictions and targets to loss terms: the one place where losses meet anchors and normalisers."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from detector.distributed import sum_over_ranks
-from detector.geometry.boxes import decode, encode
+from detector.geometry.boxes import decode, encode, paired_iou
 from detector.losses.base import BoxLoss, ClassificationLoss
+from detector.losses.samplers import AnchorSampler
 from detector.structures import Predictions, Targets
 
-Normaliser = Literal["global", "local", "image"]
+Normaliser = Literal["global", "local", "image", "ema"]
+EMA_MOMENTUM = 0.9
 
 
 class Criterion(nn.Module):
@@ -18,13 +21,16 @@ class Criterion(nn.Module):
 
     The normaliser num_fg is the number of foreground anchors: `global`, of the whole optimiser step, all ranks and
     accumulated batches; `local`, of this rank's step; `image`, of each image, the images' losses being averaged
-    (torchvision's rule). It is clamped to at least 1 after the sum. Losses that are `self_normalised` are means.
+    (torchvision's rule); `ema`, the bias-corrected running mean of the global count over the training steps, in buffers
+    (detectron2's rule, which keeps it on each rank and loses it on resume). It is clamped to at least 1 after the sum.
+    Losses that are `self_normalised` are means. The sampler says which anchors count.
     """
 
     def __init__(
         self,
         classification: ClassificationLoss,
         box: BoxLoss,
+        sampler: AnchorSampler,
         *,
         num_classes: int,
         box_weight: float,
@@ -33,36 +39,62 @@ class Criterion(nn.Module):
         super().__init__()
         self.classification = classification
         self.box = box
+        self.sampler = sampler
         self.num_classes = num_classes
         self.box_weight = box_weight
         self.normaliser = normaliser
+        if normaliser == "ema":
+            self.register_buffer("mean_num_fg", torch.zeros(()))
+            self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def is_foreground(self, labels: Tensor) -> Tensor:
         return (labels >= 0) & (labels < self.num_classes)
 
+    def sample(self, targets: Targets) -> Targets:
+        """The targets whose anchors count, as far as that is known before the forward pass."""
+        return targets if self.sampler.needs_logits else replace(targets, labels=self.sampler(targets.labels, None))
+
     def count_foreground(self, targets: list[Targets]) -> Tensor:
-        """Foreground anchors of one optimiser step's batches: a 0-dim fp32 tensor, summed over ranks where global."""
+        """Foreground anchors of one optimiser step's batches: a 0-dim fp32 tensor, of all ranks or where `local` or
+        `image` of this one."""
         count = torch.stack([self.is_foreground(t.labels).sum() for t in targets]).sum().float()
-        return sum_over_ranks(count) if self.normaliser == "global" else count
+        return sum_over_ranks(count) if self.normaliser in ("global", "ema") else count
+
+    def normalise(self, num_fg: Tensor) -> Tensor:
+        """What an optimiser step of this foreground count divides its losses by; to be asked once a step."""
+        if self.normaliser != "ema":
+            return num_fg
+        if self.training:
+            self.steps += 1
+            self.mean_num_fg.lerp_(num_fg, 1 - EMA_MOMENTUM)
+        return self.mean_num_fg / (1 - EMA_MOMENTUM ** self.steps.clamp(min=1))
 
     def forward(
         self, predictions: Predictions, targets: Targets, num_fg: Tensor, num_batches: int = 1
     ) -> dict[str, Tensor]:
         """`cls` and `box`, scalars whose sum over the `num_batches` batches of an optimiser step is its loss, and the
-        detached parts `cls_fg` and `cls_bg` of `cls`. num_fg comes from `count_foreground` over those batches."""
-        foreground = self.is_foreground(targets.labels)
-        anchors = predictions.anchors
+        detached parts `cls_fg` and `cls_bg` of `cls`. num_fg comes from `normalise`."""
+        labels = targets.labels
+        if self.sampler.needs_logits:
+            labels = self.sampler(labels, predictions.logits)
+        foreground = self.is_foreground(labels)
+        anchors, quality = predictions.anchors, None
+        if self.box.on_boxes or self.classification.use_quality:
+            decoded = decode(predictions.deltas.float(), anchors)
+        if self.classification.use_quality:
+            quality = paired_iou(decoded.detach(), targets.boxes)
         if self.box.on_boxes:
-            predicted, target = decode(predictions.deltas.float(), anchors), targets.boxes
+            predicted, target = decoded, targets.boxes
         else:
             predicted, target = predictions.deltas, encode(targets.boxes, anchors)
         if self.normaliser == "image":
-            num_images = len(targets.labels)
+            num_images = len(labels)
             counts = foreground.sum(dim=1)
+            qualities = [None] * num_images if quality is None else quality
             cls = torch.stack(
                 [
-                    self.classification.split(*one, level_sizes=predictions.level_sizes)
-                    for one in zip(predictions.logits, targets.labels, counts, strict=True)
+                    self.classification.split(*one, level_sizes=predictions.level_sizes, quality=q)
+                    for *one, q in zip(predictions.logits, labels, counts, qualities, strict=True)
                 ]
             ).sum(dim=0) / (num_images * num_batches)
             box = torch.stack(
@@ -70,7 +102,7 @@ class Criterion(nn.Module):
             ).sum() / (num_images * num_batches)
         else:
             cls = self.classification.split(
-                predictions.logits, targets.labels, num_fg, level_sizes=predictions.level_sizes
+                predictions.logits, labels, num_fg, level_sizes=predictions.level_sizes, quality=quality
             )
             box = self.box(predicted, target, foreground, num_fg)
             cls = cls / num_batches if self.classification.self_normalised else cls

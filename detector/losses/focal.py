@@ -1,10 +1,22 @@
-"""Focal loss."""
+"""Focal loss and the losses that vary its formula."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from detector.distributed import sum_over_ranks
 from detector.kernels import focal_terms
-from detector.losses.base import ClassificationLoss, one_over
-from detector.registry import CLASSIFICATION_LOSSES, NonNegativeFloat, UnitFloat
+from detector.kernels.reference import alpha_weights, binary_targets, focal_elements, split_sums, widen
+from detector.losses.base import ClassificationLoss, ElementwiseLoss, one_over
+from detector.losses.class_weights import Alpha, ClassCounts, ClassWeights, make_class_weights
+from detector.registry import (
+    CLASSIFICATION_LOSSES,
+    FiniteFloat,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    UnitFloat,
+)
 
 
 @CLASSIFICATION_LOSSES.register("focal")
@@ -12,15 +24,141 @@ class FocalLoss(ClassificationLoss):
     """-alpha_t (1 - p_t)^gamma log(p_t) (Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5).
 
     An element right with p_t = 0.9 counts 100 times less at gamma = 2 than in cross entropy, so easy background stops
-    drowning the foreground. alpha weighs target 1, 1 - alpha target 0; null weighs both 1. The published optimum is
-    gamma = 2 with alpha = 0.25; gamma = 0 is cross entropy. The first loss to try."""
+    drowning the foreground. alpha weighs target 1, 1 - alpha target 0; null weighs both 1; a list has one alpha for
+    each class. The published optimum is gamma = 2 with alpha = 0.25; gamma = 0 is cross entropy. The first loss to try.
 
-    def __init__(self, *, alpha: UnitFloat | None = 0.25, gamma: NonNegativeFloat = 2.0):
+    rescale: multiply by (sum of its cross entropy, that is with gamma = 0) / (its own sum), a constant of the step over
+    all ranks, so that changing gamma changes the shape of the loss and not its size against the box loss.
+    class_weights: multiply the row of an object of class y by w_y, given or by a rule from `class_counts`, which a
+    config takes from the training set; see `make_class_weights`."""
+
+    def __init__(
+        self,
+        *,
+        alpha: Alpha = 0.25,
+        gamma: NonNegativeFloat = 2.0,
+        rescale: bool = False,
+        class_weights: ClassWeights = None,
+        class_counts: ClassCounts = None,
+        beta: UnitFloat = 0.9999,
+    ):
+        super().__init__()
+        self.gamma = gamma
+        self.rescale = rescale
+        self.row_additive = not rescale
+        self.alpha = alpha
+        self.register_buffer(
+            "alpha_k", torch.tensor(alpha, dtype=torch.float64) if isinstance(alpha, list) else None, False
+        )
+        self.register_buffer("class_weight", make_class_weights(class_weights, class_counts, beta), False)
+
+    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+        settings = {
+            "alpha": self.alpha if self.alpha_k is None else self.alpha_k,
+            "class_weight": self.class_weight,
+            "scale": one_over(num_fg, logits),
+        }
+        terms = focal_terms(logits, labels, gamma=self.gamma, **settings)
+        if not self.rescale:
+            return terms
+        cross_entropy = focal_terms(logits.detach(), labels, gamma=0, **settings)
+        full, own = sum_over_ranks(torch.stack((cross_entropy.sum(), terms.detach().sum())))
+        return terms * torch.where(own > 0, full / own, 1)
+
+
+@CLASSIFICATION_LOSSES.register("poly_focal")
+class PolyFocalLoss(ElementwiseLoss):
+    """alpha_t (-(1 - p_t)^gamma log(p_t) + epsilon (1 - p_t)^(gamma + 1)) (Leng et al. 2022, "PolyLoss", Poly-1).
+
+    Changes the first coefficient of focal loss's expansion in powers of 1 - p_t. epsilon > 0 pushes confident
+    foreground on, as pays in classification; for detectors the paper prefers epsilon < 0 down to -1, whose gradient is
+    milder. epsilon = 0 is focal loss."""
+
+    def __init__(self, *, alpha: UnitFloat | None = 0.25, gamma: NonNegativeFloat = 2.0, epsilon: FiniteFloat = -1.0):
         super().__init__()
         self.alpha = alpha
         self.gamma = gamma
+        self.epsilon = epsilon
 
-    def split(
-        self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes: tuple[int, ...] | None = None
-    ) -> Tensor:
-        return focal_terms(logits, labels, alpha=self.alpha, gamma=self.gamma, scale=one_over(num_fg, logits))
+    def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
+        log_miss = F.logsigmoid(torch.where(targets, -logits, logits))  # log(1 - p_t)
+        first = ((self.gamma + 1) * log_miss).exp() * self.epsilon
+        if self.alpha is not None:
+            first = first * alpha_weights(targets, self.alpha, logits.dtype)
+        return focal_elements(logits, targets, self.alpha, self.gamma) + first
+
+
+@CLASSIFICATION_LOSSES.register("asymmetric")
+class AsymmetricLoss(ElementwiseLoss):
+    """-(1 - p)^gamma_pos log(p) for target 1 and -q^gamma_neg log(1 - q) for target 0, q = max(p - shift, 0)
+    (Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification"; the paper's defaults).
+
+    Background is focused harder than foreground, and not counted at all below p = shift. Use it where the foreground
+    is so rare that even focal loss's gamma on it is a waste, or with many labels an image."""
+
+    def __init__(
+        self, *, gamma_pos: NonNegativeFloat = 0.0, gamma_neg: NonNegativeFloat = 4.0, shift: UnitFloat = 0.05
+    ):
+        super().__init__()
+        self.gamma_pos = gamma_pos
+        self.gamma_neg = gamma_neg
+        self.shift = shift
+
+    def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
+        foreground = focal_elements(logits, torch.ones_like(targets), None, self.gamma_pos)
+        shifted = logits.sigmoid() - self.shift
+        counts = shifted > 0
+        shifted = shifted.where(counts, 1)  # any value at which every power has a derivative
+        # 1 - q = (1 - p) + shift, in logarithms, so that p = 1 stays finite without a shift
+        log_rest = torch.logaddexp(F.logsigmoid(-logits), logits.new_tensor(self.shift).log())
+        background = torch.where(counts, -log_rest * shifted**self.gamma_neg, 0)
+        return torch.where(targets, foreground, background)
+
+
+@CLASSIFICATION_LOSSES.register("equalized_focal")
+class EqualizedFocalLoss(ClassificationLoss):
+    """Focal loss whose gamma grows for the classes that background overwhelms (Li et al. 2022, "Equalized Focal Loss
+    for Dense Long-Tailed Object Detection").
+
+    -alpha_t (gamma_k / gamma) (1 - p_t)^gamma_k log(p_t) with gamma_k = gamma + scale (1 - g_k), g_k = P_k / N_k cut to
+    0..1: the sums over all training steps so far, on all ranks, of this loss's absolute gradients on class k's
+    foreground and on its background; 1 before the first step. Use it for long-tailed classes (LVIS). `num_classes`
+    sizes the sums; a config takes it from the training set."""
+
+    def __init__(
+        self,
+        *,
+        alpha: UnitFloat | None = 0.25,
+        gamma: PositiveFloat = 2.0,
+        scale: NonNegativeFloat = 8.0,
+        num_classes: PositiveInt | None = None,
+    ):
+        super().__init__()
+        if num_classes is None:
+            raise ValueError("equalized_focal needs num_classes, the number of classes")
+        self.alpha = alpha
+        self.gamma = gamma
+        self.scale = scale
+        self.register_buffer("gradient_sums", torch.zeros(2, num_classes, dtype=torch.float64))  # P, N
+
+    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+        targets = binary_targets(labels, logits.shape[-1])
+        wide = widen(logits)
+        foreground, background = self.gradient_sums
+        ratio = torch.where(background > 0, foreground / background, 1).clamp(max=1).to(wide.dtype)
+        gamma = self.gamma + self.scale * (1 - ratio)
+        weight = gamma / self.gamma
+        if self.alpha is not None:
+            weight = weight * alpha_weights(targets, self.alpha, wide.dtype)
+        elements = weight * focal_elements(wide, targets, None, gamma)
+        if self.training:
+            self._count(wide.detach(), targets, labels, weight, gamma)
+        return split_sums(elements, targets, labels) * one_over(num_fg, logits)
+
+    def _count(self, wide: Tensor, targets: Tensor, labels: Tensor, weight: Tensor, gamma: Tensor) -> None:
+        signed = torch.where(targets, -wide, wide)
+        miss = signed.sigmoid()
+        slope = weight * miss**gamma * (gamma * (1 - miss) * F.softplus(signed, threshold=40) + miss)
+        slope = slope.masked_fill((labels < 0)[..., None], 0)
+        parts = [slope.masked_fill(away, 0).flatten(0, -2).sum(0, dtype=torch.float64) for away in (~targets, targets)]
+        self.gradient_sums += sum_over_ranks(torch.stack(parts))

@@ -9,15 +9,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detector.distributed import sum_over_ranks
-from detector.kernels.reference import binary_targets
-from detector.losses.base import BoxLoss, ClassificationLoss, masked_boxes, widen
+from detector.kernels import gradient_norm_histogram, harmonised_terms
+from detector.kernels.reference import norm_bins
+from detector.losses.base import BoxLoss, ClassificationLoss, masked_boxes
 from detector.registry import BOX_LOSSES, CLASSIFICATION_LOSSES, PositiveFloat, PositiveInt
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class GradientDensity(nn.Module):
-    """Counts of gradient norms in equal bins over [0, 1], as a running mean with bias correction.
+    """A running mean of how many gradient norms fall in each of equal bins over [0, 1], with bias correction.
 
     With R_j the count of bin j in this step (over all ranks), S_j <- m S_j + (1 - m) R_j after every step, empty bins
     included, and S_j / (1 - m^t) after t steps is unbiased from the first step on (the published code starts at S = 0
@@ -34,12 +35,9 @@ class GradientDensity(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def forward(self, norms: Tensor, valid: Tensor) -> Tensor:
-        """norms in 0..1 and valid, bool, of one shape -> beta / N of each element, 0 where not valid."""
-        index = (norms * self.bins).long().clamp_(max=self.bins - 1)
-        now = torch.zeros(self.bins + 1, dtype=torch.int64, device=norms.device)  # fp32 stops counting at 2^24
-        now.scatter_add_(0, index.where(valid, self.bins).flatten(), torch.ones_like(now[:1]).expand(index.numel()))
-        now = sum_over_ranks(now[:-1]).float()
+    def forward(self, counts: Tensor) -> Tensor:
+        """counts (bins,) of this step over all ranks -> beta / N of an element of each bin, 0 for the empty ones."""
+        now = counts.float()
         if self.training:
             self.steps += 1
             self.running_counts.lerp_(now, 1 - self.momentum)
@@ -47,8 +45,7 @@ class GradientDensity(nn.Module):
         # a bin in use has a running count, except in eval mode where it may never have been touched
         corrected = torch.where(corrected > 0, corrected, now)
         num_used = (now > 0).sum()
-        weights = torch.where(now > 0, 1 / (corrected * num_used).clamp(min=1e-6), 0)
-        return weights[index].masked_fill_(~valid, 0)
+        return torch.where(now > 0, 1 / (corrected * num_used).clamp(min=1e-6), 0)
 
 
 @CLASSIFICATION_LOSSES.register("ghm_c")
@@ -58,9 +55,11 @@ class GHMC(ClassificationLoss):
     `scope: batch` counts over the whole batch; `level` applies the rule to one pyramid level after the other with one
     shared running count, as the published code does. Published recipe: bins 30, momentum 0.75, loss weight 1, SGD 0.01,
     gradient clipping at 35. fp32 inside: in half precision a norm of 1 would fall beyond the last bin and the worst
-    negatives would get no gradient. Use it where labels are noisy; it needs no alpha and no gamma."""
+    negatives would get no gradient. Use it where labels are noisy; it needs no alpha and no gamma. Two passes over the
+    logits, and one all-reduce of the counts."""
 
     self_normalised = True
+    row_additive = False
 
     def __init__(
         self, *, bins: PositiveInt = 30, momentum: Momentum = 0.75, scope: Literal["batch", "level"] = "batch"
@@ -69,25 +68,15 @@ class GHMC(ClassificationLoss):
         self.scope = scope
         self.density = GradientDensity(bins, momentum)
 
-    def split(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        num_fg: Tensor | float,
-        level_sizes: tuple[int, ...] | None = None,
-    ) -> Tensor:
+    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
         if self.scope == "batch" or level_sizes is None:
-            return self._split(logits, labels)
-        levels = zip(logits.split(level_sizes, dim=-2), labels.split(level_sizes, dim=-1), strict=True)
-        return torch.stack([self._split(*level) for level in levels]).sum(dim=0)
-
-    def _split(self, logits: Tensor, labels: Tensor) -> Tensor:
-        targets = binary_targets(labels, logits.shape[-1])
-        signed = widen(logits)
-        signed = torch.where(targets, -signed, signed)
-        weights = self.density(signed.detach().sigmoid(), (labels >= 0)[..., None].expand(signed.shape))
-        losses = F.softplus(signed, threshold=40) * weights
-        return torch.stack((losses.masked_fill(~targets, 0).sum(), losses.masked_fill(targets, 0).sum()))
+            parts = [(logits, labels)]
+        else:
+            parts = list(zip(logits.split(level_sizes, dim=-2), labels.split(level_sizes, dim=-1), strict=True))
+        bins = self.density.bins
+        counts = sum_over_ranks(torch.stack([gradient_norm_histogram(*part, bins) for part in parts]))
+        terms = [harmonised_terms(*part, self.density(now)) for part, now in zip(parts, counts, strict=True)]
+        return torch.stack(terms).sum(dim=0)
 
 
 @BOX_LOSSES.register("ghm_r")
@@ -106,5 +95,11 @@ class GHMR(BoxLoss):
         predicted, target = masked_boxes(predicted, target, foreground)
         difference = predicted - target
         length = (difference.square() + self.mu**2).sqrt()
-        weights = self.density((difference / length).detach().abs(), foreground[..., None].expand(difference.shape))
+        counts = foreground[..., None].expand(difference.shape)
+        index = norm_bins((difference / length).detach().abs(), self.density.bins)
+        # rows that do not count go to a bin of their own: selecting the others would wait for the GPU
+        index = index.where(counts, self.density.bins).flatten()
+        now = torch.zeros(self.density.bins + 1, dtype=torch.int64, device=index.device)
+        now.scatter_add_(0, index, torch.ones_like(index))
+        weights = F.pad(self.density(sum_over_ranks(now[:-1])), (0, 1))[index].view_as(length)
         return ((length - self.mu) * weights).sum()

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from detector.geometry.boxes import box_area
+from detector.geometry.boxes import box_area, paired_intersection
 from detector.losses.base import BoxLoss
 from detector.registry import BOX_LOSSES
 
@@ -17,9 +17,7 @@ def _sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    corners = torch.cat((torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])), dim=-1)
-    width, height = _sides(corners)
-    intersection = width.clamp(min=0) * height.clamp(min=0)
+    intersection = paired_intersection(a, b)
     return intersection, box_area(a) + box_area(b) - intersection
 
 

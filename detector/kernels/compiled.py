@@ -1,0 +1,95 @@
+"""The focal and harmonised loss with their gradients under torch.compile: one pass over the logits, on any device that
+it serves; needs a compiler, and compiles once for each dtype and set of options."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detector.kernels.reference import binary_targets, gradient_norm_histogram, norm_bins, row_weights, widen
+
+__all__ = ["focal_terms", "gradient_norm_histogram", "harmonised_terms"]
+
+
+@partial(torch.compile, dynamic=True)
+def _focal(
+    logits: Tensor,
+    labels: Tensor,
+    scale: Tensor,
+    alpha: float | Tensor | None,
+    class_weight: Tensor | None,
+    gamma: float,
+) -> tuple[Tensor, Tensor]:
+    targets = binary_targets(labels, logits.shape[-1])
+    wide = widen(logits)
+    signed = torch.where(targets, -wide, wide)
+    miss = signed.sigmoid()
+    loss = F.softplus(signed, threshold=40)
+    slope = miss
+    if gamma != 0:
+        slope = gamma * (1 - miss) * loss + miss
+        power = miss * miss if gamma == 2 else miss**gamma
+        loss, slope = loss * power, slope * power
+    weight = scale
+    if alpha is not None:
+        weight = weight * torch.where(targets, alpha, 1 - alpha)
+    if class_weight is not None:
+        weight = weight * row_weights(labels, class_weight)[..., None]
+    return _sums_and_gradient(loss * weight, slope * weight, targets, labels, logits.dtype)
+
+
+@partial(torch.compile, dynamic=True)
+def _harmonised(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    targets = binary_targets(labels, logits.shape[-1])
+    wide = widen(logits)
+    signed = torch.where(targets, -wide, wide)
+    miss = signed.sigmoid()
+    weight = weights[norm_bins(miss, len(weights))]
+    loss = F.softplus(signed, threshold=40) * weight
+    return _sums_and_gradient(loss, miss * weight, targets, labels, logits.dtype)
+
+
+def _sums_and_gradient(
+    loss: Tensor, slope: Tensor, targets: Tensor, labels: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    counts = (labels >= 0)[..., None]
+    foreground = torch.where(targets & counts, loss, 0).sum()
+    background = torch.where(~targets & counts, loss, 0).sum()
+    grad = torch.where(counts, torch.where(targets, -slope, slope), 0)
+    # fp16 cannot hold gradients that its scaler has not yet enlarged
+    return torch.stack((foreground, background)), grad if dtype == torch.float16 else grad.to(dtype)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, compute) -> Tensor:
+        sums, grad = compute(logits.detach(), labels)
+        ctx.save_for_backward(grad, labels)
+        ctx.dtype = logits.dtype
+        return sums
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor):
+        grad, labels = ctx.saved_tensors
+        foreground = binary_targets(labels, grad.shape[-1])
+        return (grad * torch.where(foreground, upstream[0], upstream[1])).to(ctx.dtype), None, None
+
+
+def focal_terms(
+    logits: Tensor,
+    labels: Tensor,
+    alpha: float | Tensor | None,
+    gamma: float,
+    class_weight: Tensor | None,
+    scale: Tensor,
+) -> Tensor:
+    """See `detector.kernels.focal_terms`."""
+    compute = partial(_focal, scale=scale, alpha=alpha, class_weight=class_weight, gamma=gamma)
+    return _Fused.apply(logits, labels, compute)
+
+
+def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """See `detector.kernels.harmonised_terms`."""
+    return _Fused.apply(logits, labels, partial(_harmonised, weights=weights))
