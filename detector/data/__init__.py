@@ -1,7 +1,7 @@
 """Data sets, and the way from their files to batches."""
 
-from detector.data import coco, synthetic, voc  # noqa: F401  (registers the data sets)
+from detector.data import coco, samplers, synthetic, voc  # noqa: F401  (registers the data sets and samplers)
 from detector.data.dataset import DetectionDataset
-from detector.registry import DATASETS
+from detector.registry import DATASETS, IMAGE_SAMPLERS
 
-__all__ = ["DATASETS", "DetectionDataset"]
+__all__ = ["DATASETS", "IMAGE_SAMPLERS", "DetectionDataset"]

@@ -51,8 +51,12 @@ class DetectionDataset(Sequence[Sample]):
 
     def class_counts(self) -> np.ndarray:
         """(K,) int64: objects of each class, crowds left out."""
-        labels = [record.labels[~record.crowd] for record in self.records]
+        labels = self.labels_by_image()
         return np.bincount(np.concatenate(labels, dtype=np.int64) if labels else [], minlength=len(self.class_names))
+
+    def labels_by_image(self) -> list[np.ndarray]:
+        """Each image's class labels, (N,) int64, crowds left out."""
+        return [record.labels[~record.crowd] for record in self.records]
 
     def describe(self) -> str:
         """Its size and its classes' imbalance in one line."""

@@ -1,4 +1,5 @@
-"""Batches in a reproducible order: which samples, with which random numbers, is a function of (seed, epoch, index)."""
+"""Batches in a reproducible order: which samples is a function of (seed, epoch), with which random numbers one of
+(seed, epoch, index, repeat)."""
 
 import signal
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from detector.data.samplers import ImageSampler
 from detector.data.transforms import PADDING_COLOUR, Transform
 from detector.structures import IGNORED, Batch, Sample
 
@@ -41,44 +43,55 @@ def collate(samples: Sequence[Sample], size_divisor: int) -> Batch:
 
 
 class EpochBatches:
-    """A batch sampler over (epoch, index) pairs, so that a loader's workers need no state of their own.
+    """A batch sampler over (epoch, index, repeat), so that a loader's workers need no state of their own; repeat counts
+    the times that the epoch had the image before.
 
-    With `shuffle`, epoch e is the permutation drawn from (seed, e), cut into whole batches (the rest of the permutation
-    waits for another epoch; a data set smaller than a batch is one batch); without, the order of the data set.
+    With a `sampler`, epoch e is the order drawn from (seed, e), cut into whole batches (the rest of the order waits for
+    another epoch; an order shorter than a batch is one batch); without, the order of the data set.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, *, seed: int, shuffle: bool):
-        self.num_samples = num_samples
-        self.batch_size = min(batch_size, num_samples)
+    def __init__(self, num_images: int, batch_size: int, *, seed: int, sampler: ImageSampler | None):
+        self.num_samples = num_images if sampler is None else len(sampler)
+        self.batch_size = min(batch_size, self.num_samples)
         self.seed = seed
-        self.shuffle = shuffle
+        self.sampler = sampler
         self.epoch = 0
         self.first_batch = 0  # a resumed epoch starts here
 
     def __len__(self) -> int:
         whole, rest = divmod(self.num_samples, self.batch_size)
-        return whole if self.shuffle else whole + (rest > 0)
+        return whole + (rest > 0 and self.sampler is None)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         order = np.arange(self.num_samples)
-        if self.shuffle:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_samples)
+        if self.sampler is not None:
+            order = self.sampler.order(np.random.default_rng((self.seed, self.epoch)))
+        keys = [(self.epoch, *key) for key in zip(order.tolist(), repeats(order).tolist(), strict=True)]
         for batch in range(self.first_batch, len(self)):
             start = batch * self.batch_size
-            yield [(self.epoch, int(i)) for i in order[start : start + self.batch_size]]
+            yield keys[start : start + self.batch_size]
+
+
+def repeats(order: np.ndarray) -> np.ndarray:
+    """How often each element was there before: [5, 2, 5, 5] -> [0, 0, 1, 2]."""
+    by_value = np.argsort(order, kind="stable")
+    values = order[by_value]
+    counted = np.empty_like(order)
+    counted[by_value] = np.arange(len(order)) - np.searchsorted(values, values)
+    return counted
 
 
 class Transformed(Dataset):
-    """A data set behind its transforms; item (epoch, index) draws from a generator of its own."""
+    """A data set behind its transforms; item (epoch, index, repeat) draws from a generator of its own."""
 
     def __init__(self, dataset: Sequence[Sample], transforms: Sequence[Transform], seed: int):
         self.dataset = dataset
         self.transforms = transforms
         self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, index = key
-        rng = np.random.default_rng((self.seed, epoch, index))
+    def __getitem__(self, key: tuple[int, int, int]) -> Sample:
+        epoch, index, repeat = key
+        rng = np.random.default_rng((self.seed, epoch, index, repeat))
         sample = self.dataset[index]
         for transform in self.transforms:
             sample = transform(sample, rng)
@@ -99,14 +112,17 @@ def make_loader(
     *,
     batch_size: int,
     seed: int,
-    shuffle: bool,
+    sampler: ImageSampler | None,
     num_workers: int,
     size_divisor: int,
 ) -> DataLoader:
-    """A loader whose `batch_sampler.epoch` chooses the epoch; neither workers nor resuming change a pixel."""
+    """A loader whose `batch_sampler.epoch` chooses the epoch; neither workers nor resuming change a pixel.
+
+    `sampler` chooses an epoch's images; None is every image once, in order.
+    """
     return DataLoader(
         Transformed(dataset, transforms, seed),
-        batch_sampler=EpochBatches(len(dataset), batch_size, seed=seed, shuffle=shuffle),
+        batch_sampler=EpochBatches(len(dataset), batch_size, seed=seed, sampler=sampler),
         collate_fn=_Collate(size_divisor),
         num_workers=num_workers,
         persistent_workers=num_workers > 0,

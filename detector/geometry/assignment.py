@@ -3,9 +3,20 @@
 import torch
 from torch import Tensor
 
-from detector.geometry.boxes import box_area, overlap, pairwise_intersection
-from detector.registry import ASSIGNERS, UnitFloat
+from detector.geometry.boxes import box_area, overlap, pairwise_intersection, pairwise_iou
+from detector.registry import ASSIGNERS, PositiveInt, UnitFloat
 from detector.structures import IGNORED, Targets
+
+
+def ignore_inside_regions(
+    labels: Tensor, background: int, intersection: Tensor, anchor_areas: Tensor, ignore: Tensor
+) -> Tensor:
+    """Labels (B, A) with background anchors more than half inside an ignore region turned to ignored.
+
+    intersection (B, G, A), the areas that ground truths and anchors share, is overwritten; ignore (B, G).
+    """
+    inside = intersection.masked_fill_(~ignore[..., None], 0).amax(dim=1)
+    return labels.masked_fill((labels == background) & (inside > 0.5 * anchor_areas), IGNORED)
 
 
 @ASSIGNERS.register("max_iou")
@@ -31,8 +42,11 @@ class MaxIoUAssigner:
         self.low_quality = low_quality
 
     @torch.no_grad()
-    def __call__(self, anchors: Tensor, boxes: Tensor, labels: Tensor, ignore: Tensor) -> Targets:
-        """anchors (A, 4), boxes (B, G, 4), labels (B, G) with -1 where padded, ignore (B, G) -> Targets; G >= 1."""
+    def __call__(
+        self, anchors: Tensor, boxes: Tensor, labels: Tensor, ignore: Tensor, level_sizes: tuple[int, ...]
+    ) -> Targets:
+        """anchors (A, 4), boxes (B, G, 4), labels (B, G) with -1 where padded, ignore (B, G) -> Targets; G >= 1.
+        level_sizes, the anchors of each pyramid level, is for other rules."""
         counts = (labels >= 0) & ~ignore
         anchor_areas = box_area(anchors)
         intersection = pairwise_intersection(boxes, anchors)  # B G A: reductions over rows
@@ -46,7 +60,67 @@ class MaxIoUAssigner:
         anchor_labels = torch.where(best_iou < self.background, self.num_classes, IGNORED).where(
             ~is_foreground, anchor_labels
         )
-        inside = intersection.masked_fill_(~ignore[..., None], 0).amax(dim=1)
-        in_ignored_region = (inside > 0.5 * anchor_areas) & ~is_foreground
-        anchor_labels = anchor_labels.masked_fill(in_ignored_region, IGNORED)
+        anchor_labels = ignore_inside_regions(anchor_labels, self.num_classes, intersection, anchor_areas, ignore)
         return Targets(anchor_labels, boxes.gather(1, match[..., None].expand(-1, -1, 4)))
+
+
+@ASSIGNERS.register("atss")
+class ATSSAssigner:
+    """Adaptive training sample selection (Zhang et al. 2020, section 4): each ground truth sets its own threshold.
+
+    Its candidates are, on each level, the `candidates` anchors whose centres are nearest to its own (all where the
+    level has fewer; of equally near ones the first). Foreground are the candidates with an IoU of at least the mean
+    plus the standard deviation (unbiased) of all its candidates' IoUs, and with a centre inside it, over 0.01 pixels
+    from its sides. An anchor that several ground truths claim takes the one it overlaps most, the first of equals; all
+    others are background, and ignored where more than half inside an ignore region. A ground truth too small to hold
+    any anchor's centre gets none.
+
+    Anchors of one cell share a centre: for n of them, the authors' code takes 9n candidates.
+    """
+
+    def __init__(self, num_classes: int, *, candidates: PositiveInt = 9):
+        self.num_classes = num_classes
+        self.candidates = candidates
+
+    @torch.no_grad()
+    def __call__(
+        self, anchors: Tensor, boxes: Tensor, labels: Tensor, ignore: Tensor, level_sizes: tuple[int, ...]
+    ) -> Targets:
+        """anchors (A, 4), boxes (B, G, 4), labels (B, G) with -1 where padded, ignore (B, G) -> Targets; G >= 1.
+        level_sizes: the anchors of each pyramid level, A in all."""
+        near = self._nearest(anchors, boxes, level_sizes)  # B G C
+        candidates = anchors[near]
+        iou = pairwise_iou(boxes[:, :, None], candidates).squeeze(2)
+        # In float64 the mean of equal IoUs is exact, so that all of them reach it.
+        std, mean = torch.std_mean(iou.double(), dim=2, correction=min(1, near.shape[2] - 1), keepdim=True)
+        centres = _centres(candidates)
+        to_sides = torch.cat((centres - boxes[:, :, None, :2], boxes[:, :, None, 2:] - centres), dim=-1).amin(dim=-1)
+        counts = (labels >= 0) & ~ignore
+        claims = (iou >= mean + std) & (to_sides > 0.01) & counts[..., None]
+
+        claimed_iou = iou.new_full((*labels.shape, len(anchors)), -1).scatter_(2, near, iou.masked_fill(~claims, -1))
+        best_iou, match = claimed_iou.max(dim=1)
+        anchor_labels = labels.gather(1, match).masked_fill(best_iou < 0, self.num_classes)
+        anchor_labels = ignore_inside_regions(
+            anchor_labels, self.num_classes, pairwise_intersection(boxes, anchors), box_area(anchors), ignore
+        )
+        return Targets(anchor_labels, boxes.gather(1, match[..., None].expand(-1, -1, 4)))
+
+    def _nearest(self, anchors: Tensor, boxes: Tensor, level_sizes: tuple[int, ...]) -> Tensor:
+        """(B, G, C) indices of each ground truth's candidates, level by level."""
+        x, y = _centres(boxes)[..., None].unbind(dim=2)
+        found, start = [], 0
+        for centres in _centres(anchors).split(level_sizes):
+            distance = (x - centres[:, 0]).square_().add_((y - centres[:, 1]).square_())
+            # Floats from 0 on are in the order of their bits; the index in the lower half decides between equals.
+            index = torch.arange(start, start + len(centres), device=anchors.device)
+            key = distance.view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(index)
+            nearest = key.topk(min(self.candidates, len(centres)), largest=False, sorted=False).values
+            found.append(nearest.bitwise_and_(0xFFFFFFFF))
+            start += len(centres)
+        return torch.cat(found, dim=2)
+
+
+def _centres(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (..., 2)."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from detector.data.loader import PADDING_COLOUR, EpochBatches, collate, make_loader
+from detector.data.loader import PADDING_COLOUR, EpochBatches, collate, make_loader, repeats
+from detector.data.samplers import ClassBalancedSampler, ImageSampler, UniformSampler
 from detector.data.transforms import Augment, Resize
 from detector.structures import Batch, Sample
 
@@ -67,20 +68,29 @@ def test_a_batch_without_objects_has_one_padded_ground_truth():
 # ---- order
 
 
+def uniform(num_images: int) -> UniformSampler:
+    return UniformSampler([np.zeros(1, dtype=np.int64)] * num_images, 1)
+
+
+def balanced() -> ClassBalancedSampler:
+    """Eight images; the first shows class 0 alone, the others class 1: half of the draws are of the first."""
+    return ClassBalancedSampler([np.array([i > 0], dtype=np.int64) for i in range(8)], 2)
+
+
 def indices(sampler: EpochBatches) -> list[list[int]]:
     batches = list(sampler)
-    assert {epoch for batch in batches for epoch, _ in batch} == {sampler.epoch}
-    return [[index for _, index in batch] for batch in batches]
+    assert {epoch for batch in batches for epoch, _, _ in batch} == {sampler.epoch}
+    return [[index for _, index, _ in batch] for batch in batches]
 
 
 def test_training_shuffles_by_seed_and_epoch_into_whole_batches():
-    sampler = EpochBatches(23, 5, seed=1, shuffle=True)
+    sampler = EpochBatches(23, 5, seed=1, sampler=uniform(23))
     first = indices(sampler)
     assert [len(batch) for batch in first] == [5] * 4 and len(sampler) == 4
     flat = sum(first, [])
     assert len(set(flat)) == 20 and set(flat) < set(range(23)) and flat != sorted(flat)
-    assert indices(sampler) == first == indices(EpochBatches(23, 5, seed=1, shuffle=True))
-    assert indices(EpochBatches(23, 5, seed=2, shuffle=True)) != first
+    assert indices(sampler) == first == indices(EpochBatches(23, 5, seed=1, sampler=uniform(23)))
+    assert indices(EpochBatches(23, 5, seed=2, sampler=uniform(23))) != first
     seen = set()
     for sampler.epoch in range(10):
         epoch = indices(sampler)
@@ -90,24 +100,40 @@ def test_training_shuffles_by_seed_and_epoch_into_whole_batches():
 
 
 def test_evaluation_keeps_the_order_and_the_short_last_batch():
-    sampler = EpochBatches(7, 3, seed=1, shuffle=False)
+    sampler = EpochBatches(7, 3, seed=1, sampler=None)
     assert indices(sampler) == [[0, 1, 2], [3, 4, 5], [6]] and len(sampler) == 3
     sampler.epoch = 4
     assert indices(sampler) == [[0, 1, 2], [3, 4, 5], [6]]
-    assert len(EpochBatches(6, 3, seed=0, shuffle=False)) == 2
+    assert len(EpochBatches(6, 3, seed=0, sampler=None)) == 2
 
 
 def test_a_resumed_epoch_is_the_rest_of_it():
-    whole, rest = (EpochBatches(23, 5, seed=1, shuffle=True) for _ in range(2))
+    whole, rest = (EpochBatches(23, 5, seed=1, sampler=uniform(23)) for _ in range(2))
     whole.epoch = rest.epoch = 3
     rest.first_batch = 2
     assert indices(rest) == indices(whole)[2:]
 
 
 def test_a_data_set_smaller_than_a_batch_is_one_batch():
-    for shuffle in (True, False):
-        sampler = EpochBatches(3, 16, seed=0, shuffle=shuffle)
+    for images in (uniform(3), None):
+        sampler = EpochBatches(3, 16, seed=0, sampler=images)
         assert [sorted(batch) for batch in indices(sampler)] == [[0, 1, 2]] and len(sampler) == 1
+
+
+def test_an_epoch_is_the_samplers_order_drawn_from_seed_and_epoch():
+    for images in (uniform(8), balanced()):
+        sampler = EpochBatches(8, 2, seed=7, sampler=images)
+        for sampler.epoch in range(3):
+            order = images.order(np.random.default_rng((7, sampler.epoch)))
+            assert sum(indices(sampler), []) == order.tolist()
+    assert uniform(8).order(np.random.default_rng(3)).tolist() == np.random.default_rng(3).permutation(8).tolist()
+
+
+def test_repeats_are_counted():
+    assert repeats(np.array([5, 2, 5, 5, 0, 2])).tolist() == [0, 0, 1, 2, 0, 1]
+    keys = sum(EpochBatches(8, 2, seed=0, sampler=balanced()), [])
+    assert len(set(keys)) == 8 and [repeat for _, index, repeat in keys if index == 0] == [0, 1, 2, 3]
+    assert [key[2] for key in sum(EpochBatches(8, 2, seed=0, sampler=uniform(8)), [])] == [0] * 8
 
 
 # ---- pixels
@@ -123,14 +149,16 @@ class SameImage:
         return make_sample(30, 40, 2, index)
 
 
-def epochs(num_workers: int, *, seed: int = 0, first_batch: int = 0) -> list[list[Batch]]:
-    """The batches of two epochs."""
+def epochs(
+    num_workers: int, *, seed: int = 0, first_batch: int = 0, sampler: ImageSampler | None = None
+) -> list[list[Batch]]:
+    """The batches of two epochs, of the uniform sampler unless another is given."""
     loader = make_loader(
         SameImage(),
         [Resize((24, 40), 100), Augment(**AUGMENT)],
         batch_size=2,
         seed=seed,
-        shuffle=True,
+        sampler=sampler or uniform(8),
         num_workers=num_workers,
         size_divisor=32,
     )
@@ -147,13 +175,13 @@ def assert_equal(a: Batch, b: Batch) -> None:
         assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
-def pixels(batches: list[Batch]) -> dict[int, bytes]:
-    """Each image's bytes by its id."""
-    return {
-        image_id: bytes(image[:, :height, :width].contiguous().numpy().data)
+def pixels(batches: list[Batch]) -> list[bytes]:
+    """Each image's bytes."""
+    return [
+        bytes(image[:, :height, :width].contiguous().numpy().data)
         for batch in batches
-        for image_id, image, (height, width) in zip(batch.image_ids, batch.images, batch.sizes.tolist(), strict=True)
-    }
+        for image, (height, width) in zip(batch.images, batch.sizes.tolist(), strict=True)
+    ]
 
 
 def test_workers_change_no_pixel():
@@ -162,19 +190,25 @@ def test_workers_change_no_pixel():
             assert_equal(a, b)
 
 
-def test_resuming_changes_no_pixel():
-    for whole, rest in zip(epochs(0), epochs(0, first_batch=2), strict=True):
+@pytest.mark.parametrize("sampler", [uniform(8), balanced()])
+def test_resuming_changes_no_pixel(sampler: ImageSampler):
+    for whole, rest in zip(epochs(0, sampler=sampler), epochs(0, first_batch=2, sampler=sampler), strict=True):
         for a, b in zip(whole[2:], rest, strict=True):
             assert_equal(a, b)
 
 
 def test_samples_epochs_and_seeds_draw_apart():
-    first, second = (pixels(batches) for batches in epochs(0))
-    (other_seed, _) = (pixels(batches) for batches in epochs(0, seed=1))
-    assert first.keys() == second.keys() == other_seed.keys() == set(range(100, 108))
-    drawn = [*first.values(), *second.values(), *other_seed.values()]
-    assert len(set(drawn)) == 24
+    found = [*epochs(0), epochs(0, seed=1)[0]]
+    for batches in found:
+        assert {image_id for batch in batches for image_id in batch.image_ids} == set(range(100, 108))
+    assert len(set(sum(map(pixels, found), []))) == 24
 
 
 def test_samples_of_one_worker_draw_apart():
-    assert all(len(set(pixels(batches).values())) == 8 for batches in epochs(1))
+    assert all(len(set(pixels(batches))) == 8 for batches in epochs(1))
+
+
+def test_an_image_that_comes_up_again_draws_again():
+    for batches in epochs(0, sampler=balanced()):
+        assert sum((batch.image_ids for batch in batches), ()).count(100) == 4
+        assert len(set(pixels(batches))) == 8

@@ -1,23 +1,29 @@
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from detector.geometry.anchors import base_anchors, grid_anchors
-from detector.geometry.assignment import MaxIoUAssigner
+from detector.data.coco import CocoDataset
+from detector.geometry.anchors import base_anchors, default_sizes, grid_anchors
+from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner
 from detector.structures import IGNORED
 
 RATIOS = (0.5, 1.0, 2.0)
 
 K = 5
 HEIGHT, WIDTH = 128, 192
+GRIDS = ((16, 24), (8, 12), (4, 6))
+LEVEL_SIZES = tuple(6 * height * width for height, width in GRIDS)
 
 
 @pytest.fixture(scope="module")
 def anchors() -> Tensor:
-    sizes = [(16, 24), (8, 12), (4, 6)]
-    return torch.cat(grid_anchors((HEIGHT, WIDTH), sizes, [base_anchors((s, 1.3 * s), RATIOS) for s in (16, 32, 64)]))
+    return torch.cat(grid_anchors((HEIGHT, WIDTH), GRIDS, [base_anchors((s, 1.3 * s), RATIOS) for s in (16, 32, 64)]))
 
 
 def ground_truths(counts: list[int], seed: int) -> tuple[Tensor, Tensor]:
@@ -41,7 +47,7 @@ def not_ignored(labels: Tensor) -> Tensor:
 def test_equals_torchvision_image_by_image(anchors: Tensor, seed: int, low_quality: bool):
     counts = [6, 1, 13, 3]
     boxes, labels = ground_truths(counts, seed)
-    targets = MaxIoUAssigner(K, low_quality=low_quality)(anchors, boxes, labels, not_ignored(labels))
+    targets = MaxIoUAssigner(K, low_quality=low_quality)(anchors, boxes, labels, not_ignored(labels), LEVEL_SIZES)
     matcher = Matcher(0.5, 0.4, allow_low_quality_matches=low_quality)
     for i, n in enumerate(counts):
         matched = matcher(box_iou(boxes[i, :n], anchors))
@@ -59,7 +65,7 @@ def test_low_quality_gives_a_hard_ground_truth_its_best_anchor():
     anchors = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
     boxes, labels = torch.tensor([[[0.0, 0, 10, 1]]]), torch.tensor([[2]])  # IoU 0.1 with the first anchor
     for low_quality, expected in ((True, [2, K, K]), (False, [K, K, K])):
-        targets = MaxIoUAssigner(K, low_quality=low_quality)(anchors, boxes, labels, not_ignored(labels))
+        targets = MaxIoUAssigner(K, low_quality=low_quality)(anchors, boxes, labels, not_ignored(labels), (3,))
         assert targets.labels.tolist() == [expected]
 
 
@@ -68,24 +74,27 @@ def test_thresholds_include_their_lower_ends():
     labels = torch.tensor([[1]])
     for height, expected in ((4.0, 1), (3.9, IGNORED), (2.0, IGNORED), (1.9, K)):  # IoU = height / 8
         assigner = MaxIoUAssigner(K, foreground=0.5, background=0.25, low_quality=False)
-        targets = assigner(anchors, torch.tensor([[[0, 0, 8, height]]]), labels, not_ignored(labels))
+        targets = assigner(anchors, torch.tensor([[[0, 0, 8, height]]]), labels, not_ignored(labels), (1,))
         assert targets.labels.tolist() == [[expected]]
 
 
-def test_no_ground_truth_is_all_background(anchors: Tensor):
+@pytest.mark.parametrize("assigner", [MaxIoUAssigner(K), ATSSAssigner(K)])
+def test_no_ground_truth_is_all_background(anchors: Tensor, assigner):
     boxes, labels = torch.zeros(2, 1, 4), torch.full((2, 1), IGNORED)
-    targets = MaxIoUAssigner(K)(anchors, boxes, labels, not_ignored(labels))
+    targets = assigner(anchors, boxes, labels, not_ignored(labels), LEVEL_SIZES)
     assert (targets.labels == K).all() and targets.boxes.isfinite().all()
 
 
-def test_a_ground_truth_outside_the_image_gets_no_anchor(anchors: Tensor):
+@pytest.mark.parametrize("assigner", [MaxIoUAssigner(K), ATSSAssigner(K)])
+def test_a_ground_truth_outside_the_image_gets_no_anchor(anchors: Tensor, assigner):
     boxes = torch.tensor([[[5000.0, 5000, 5100, 5100], [20, 20, 60, 60]]])
     labels = torch.tensor([[3, 1]])
-    targets = MaxIoUAssigner(K)(anchors, boxes, labels, not_ignored(labels))
+    targets = assigner(anchors, boxes, labels, not_ignored(labels), LEVEL_SIZES)
     assert (targets.labels == 1).any() and not (targets.labels == 3).any()
 
 
-def test_an_ignore_region_takes_background_anchors_only():
+@pytest.mark.parametrize("assigner", [MaxIoUAssigner(K), ATSSAssigner(K)])
+def test_an_ignore_region_takes_background_anchors_only(assigner):
     anchors = torch.tensor(
         [
             [0.0, 0, 10, 10],  # on the object, inside the region
@@ -97,8 +106,148 @@ def test_an_ignore_region_takes_background_anchors_only():
     )
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 40, 30]]])
     labels, ignore = torch.tensor([[1, 0]]), torch.tensor([[False, True]])
-    targets = MaxIoUAssigner(K)(anchors, boxes, labels, ignore)
+    targets = assigner(anchors, boxes, labels, ignore, (5,))
     assert targets.labels.tolist() == [[1, IGNORED, IGNORED, K, K]]
     # an anchor that fits the region itself is not its foreground
     fits = torch.tensor([[0.0, 0, 40, 30]])
-    assert MaxIoUAssigner(K)(fits, boxes[:, 1:], labels[:, 1:], ignore[:, 1:]).labels.tolist() == [[IGNORED]]
+    assert assigner(fits, boxes[:, 1:], labels[:, 1:], ignore[:, 1:], (1,)).labels.tolist() == [[IGNORED]]
+
+
+# ---- ATSS
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    shared = max(width, 0) * max(height, 0)
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def atss_of_one_image(
+    anchors: np.ndarray, boxes: np.ndarray, ignore: np.ndarray, level_sizes: tuple[int, ...], candidates: int
+) -> np.ndarray:
+    """Algorithm 1 of the paper, step by step: (A,) each anchor's ground truth, -1 for background, -2 for ignored."""
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    matches = np.full(len(anchors), -1)
+    best = np.zeros(len(anchors))
+    for g, box in enumerate(boxes):
+        if ignore[g]:
+            continue
+        chosen, start = [], 0
+        for size in level_sizes:
+            level = np.arange(start, start + size)
+            distances = ((centres[level] - (box[:2] + box[2:]) / 2) ** 2).sum(axis=1)
+            chosen += level[np.argsort(distances, kind="stable")[:candidates]].tolist()
+            start += size
+        overlaps = [float(np.float32(iou(box, anchors[a]))) for a in chosen]
+        threshold = mean(overlaps) + (stdev(overlaps) if len(overlaps) > 1 else 0)
+        for a, overlap in zip(chosen, overlaps, strict=True):
+            inside = min(*(centres[a] - box[:2]), *(box[2:] - centres[a])) > 0.01
+            if overlap >= threshold and inside and overlap > best[a]:
+                matches[a], best[a] = g, overlap
+    for box in boxes[ignore]:
+        shared = np.minimum(box[2:], anchors[:, 2:]) - np.maximum(box[:2], anchors[:, :2])
+        area = (anchors[:, 2:] - anchors[:, :2]).prod(axis=1)
+        matches[(matches == -1) & (shared.clip(min=0).prod(axis=1) > area / 2)] = -2
+    return matches
+
+
+def assert_is_atss(
+    anchors: Tensor, boxes: Tensor, labels: Tensor, ignore: Tensor, level_sizes: tuple[int, ...], candidates: int
+) -> int:
+    """Every anchor's label and ground truth as the reference has them; returns the number of foreground anchors."""
+    targets = ATSSAssigner(K, candidates=candidates)(anchors, boxes, labels, ignore, level_sizes)
+    for i, n in enumerate((labels >= 0).sum(dim=1).tolist()):
+        true = (anchors.double().numpy(), boxes[i, :n].double().numpy(), ignore[i, :n].numpy())
+        matches = torch.from_numpy(atss_of_one_image(*true, level_sizes, candidates))
+        expected = torch.cat((labels[i, :n], torch.tensor([IGNORED, K])))[matches]
+        assert torch.equal(targets.labels[i], expected)
+        assert torch.equal(targets.boxes[i, matches >= 0], boxes[i, matches[matches >= 0]])
+    assert targets.boxes.isfinite().all()
+    return int(((targets.labels >= 0) & (targets.labels < K)).sum())
+
+
+@pytest.mark.parametrize("candidates", [1, 9, 54, 200])  # 54 = 9 cells of 6 anchors; the last level has but 144
+@pytest.mark.parametrize("seed", range(8))
+def test_atss_equals_the_paper_image_by_image(anchors: Tensor, seed: int, candidates: int):
+    boxes, labels = ground_truths([6, 1, 13, 0, 3], seed)
+    ignore = (torch.rand(labels.shape, generator=torch.Generator().manual_seed(seed)) < 0.2) & (labels >= 0)
+    assert assert_is_atss(anchors, boxes, labels, ignore, LEVEL_SIZES, candidates)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_atss_of_ground_truths_smaller_than_any_anchor(anchors: Tensor, seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(2, 20, 2, generator=generator) * torch.tensor([WIDTH - 10, HEIGHT - 10])
+    boxes = torch.cat((corners, corners + 1 + 7 * torch.rand(2, 20, 2, generator=generator)), dim=2)
+    labels = torch.randint(K, (2, 20), generator=generator)
+    assert assert_is_atss(anchors, boxes, labels, not_ignored(labels), LEVEL_SIZES, 9)
+
+
+@pytest.mark.parametrize("candidates", [9, 10])
+@pytest.mark.parametrize("seed", range(8))
+def test_atss_of_ties_takes_the_first(anchors: Tensor, seed: int, candidates: int):
+    """Centres between cells, at equal distances from several; the same box twice."""
+    boxes, labels = ground_truths([12, 12], seed)
+    boxes = (boxes / 8).round() * 8
+    boxes[..., 2:] = torch.maximum(boxes[..., 2:], boxes[..., :2] + 8)
+    boxes[:, 6:] = boxes[:, :6]
+    assert assert_is_atss(anchors, boxes, labels, not_ignored(labels), LEVEL_SIZES, candidates)
+    targets = ATSSAssigner(K, candidates=candidates)(anchors, boxes, labels, not_ignored(labels), LEVEL_SIZES)
+    first = ATSSAssigner(K, candidates=candidates)(
+        anchors, boxes[:, :6], labels[:, :6], not_ignored(labels[:, :6]), LEVEL_SIZES
+    )
+    assert torch.equal(targets.labels, first.labels)
+
+
+def test_atss_by_hand():
+    """Four anchors in a row, three of which are candidates, and a wide one on a level of its own."""
+    row = torch.tensor([[0.0, 0, 4, 8], [4, 0, 8, 8], [8, 0, 12, 8], [12, 0, 16, 8]])
+    anchors = torch.cat((row, torch.tensor([[0.0, -4, 16, 12]])))
+    boxes, labels = torch.tensor([[[1.0, 0, 9, 8]]]), torch.tensor([[2]])
+    # IoUs 1/3, 1/2, 1/11 and 1/4: mean 0.294, standard deviation 0.170
+    targets = ATSSAssigner(K, candidates=3)(anchors, boxes, labels, not_ignored(labels), (4, 1))
+    assert targets.labels.tolist() == [[K, 2, K, K, K]]
+    assert targets.boxes[0, 1].tolist() == [1, 0, 9, 8]
+
+
+def test_atss_where_all_candidates_overlap_alike():
+    """Without a spread the threshold is their mean, which all of them reach."""
+    (anchors,) = grid_anchors((80, 80), [(10, 10)], [base_anchors((6,), (1.0,))])
+    for side in (31.7, 40.1, 49.3):
+        boxes, labels = torch.tensor([[[40 - side, 40 - side, 40 + side, 40 + side]]]), torch.tensor([[1]])
+        targets = ATSSAssigner(K)(anchors, boxes, labels, not_ignored(labels), (100,))
+        assert (targets.labels == 1).sum() == 9
+
+
+def test_atss_on_real_annotations(shared_data: Path):
+    coco = shared_data / "coco_tiny"
+    dataset = CocoDataset(images=coco / "val2017", annotations=coco / "annotations/instances_val2017.json")
+    records = [record for record in dataset.records if len(record.boxes)][:4]
+    padded = [-(-max(sides) // 128) * 128 for sides in zip(*((r.height, r.width) for r in records), strict=True)]
+    grids = [(padded[0] // stride, padded[1] // stride) for stride in (8, 16, 32, 64, 128)]
+    levels = grid_anchors(tuple(padded), grids, [base_anchors(sizes, RATIOS) for sizes in default_sizes((3, 7))])
+    num_boxes = max(len(record.boxes) for record in records)
+    boxes, labels = torch.zeros(len(records), num_boxes, 4), torch.full((len(records), num_boxes), IGNORED)
+    ignore = not_ignored(labels)
+    for i, record in enumerate(records):
+        n = len(record.boxes)
+        boxes[i, :n], ignore[i, :n] = torch.from_numpy(record.boxes), torch.from_numpy(record.crowd)
+        labels[i, :n] = torch.from_numpy(record.labels % K)
+    assert assert_is_atss(torch.cat(levels), boxes, labels, ignore, tuple(map(len, levels)), 81)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("assigner", [MaxIoUAssigner(K), ATSSAssigner(K)])
+def test_a_gpu_assigns_the_same_without_waiting(anchors: Tensor, assigner):
+    boxes, labels = ground_truths([6, 1, 13, 0, 3], 0)
+    tensors = (anchors, boxes, labels, torch.rand(labels.shape) < 0.2)
+    expected = assigner(*tensors, LEVEL_SIZES)
+    on_gpu = [tensor.cuda() for tensor in tensors]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        targets = assigner(*on_gpu, LEVEL_SIZES)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(targets.labels.cpu(), expected.labels)
+    foreground = (expected.labels >= 0) & (expected.labels < K)
+    assert torch.equal(targets.boxes.cpu()[foreground], expected.boxes[foreground])
