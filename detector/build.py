@@ -4,14 +4,14 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
 from detector.config import Config, to_yaml
-from detector.data import DATASETS, DetectionDataset
+from detector.data import DATASETS, IMAGE_SAMPLERS, DetectionDataset
 from detector.data.loader import make_loader
 from detector.data.transforms import Augment, Resize
 from detector.engine.evaluate import detect
@@ -21,11 +21,12 @@ from detector.engine.trainer import Schedule, Trainer
 from detector.errors import UserError
 from detector.evaluation.coco import coco_metrics
 from detector.geometry import ASSIGNERS
-from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
+from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.criterion import Criterion
 from detector.models.backbone import frozen_batch_norm_is_random
 from detector.models.retinanet import RetinaNet, size_divisor
 from detector.models.weights import load_weights
+from detector.registry import Registry
 
 
 def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:
@@ -62,13 +63,31 @@ def build_trained_model(config: Config, dataset: DetectionDataset) -> RetinaNet:
     return model
 
 
-def build_criterion(config: Config, num_classes: int) -> Criterion:
-    parts = []
-    for registry, spec in ((CLASSIFICATION_LOSSES, config.loss.classification), (BOX_LOSSES, config.loss.box)):
-        spec = dict(spec)
-        parts.append(registry.build(spec.pop("type"), **spec))
+def build_part(registry: Registry, spec: dict[str, Any], *injected: Any) -> Any:
+    """The part of a resolved spec `{type: NAME, ...}`."""
+    parameters = {key: value for key, value in spec.items() if key != "type"}
+    return registry.build(spec["type"], *injected, **parameters)
+
+
+def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
+    """The losses for a training set; `num_classes` and `class_counts`, where a loss has them and the config does not
+    say, are the set's own."""
+    num_classes = len(dataset.class_names)
+    spec = dict(config.loss.classification)
+    for key in ("alpha", "class_weights", "class_counts"):
+        if isinstance(spec.get(key), list) and len(spec[key]) != num_classes:
+            raise UserError(f"loss.classification.{key}: {len(spec[key])} values for {num_classes} classes")
+    if "num_classes" in spec:
+        spec["num_classes"] = num_classes
+    if "class_counts" in spec and spec["class_counts"] is None and isinstance(spec["class_weights"], str):
+        spec["class_counts"] = dataset.class_counts().tolist()
     return Criterion(
-        *parts, num_classes=num_classes, box_weight=config.loss.box_weight, normaliser=config.loss.normaliser
+        build_part(CLASSIFICATION_LOSSES, spec),
+        build_part(BOX_LOSSES, config.loss.box),
+        build_part(ANCHOR_SAMPLERS, config.anchor_sampler, num_classes),
+        num_classes=num_classes,
+        box_weight=config.loss.box_weight,
+        normaliser=config.loss.normaliser,
     )
 
 
@@ -89,7 +108,7 @@ def build_train_loader(config: Config, dataset: DetectionDataset) -> DataLoader:
         ],
         batch_size=config.train.batch_size,
         seed=config.train.seed,
-        shuffle=True,
+        sampler=build_part(IMAGE_SAMPLERS, config.data.sampler, dataset.labels_by_image(), len(dataset.class_names)),
         num_workers=num_workers(config),
         size_divisor=size_divisor(config.model.levels),
     )
@@ -102,7 +121,7 @@ def build_eval_loader(config: Config, dataset: DetectionDataset) -> DataLoader:
         [Resize(evaluation_side(config), config.data.long_side)],
         batch_size=config.evaluation.batch_size,
         seed=0,
-        shuffle=False,
+        sampler=None,
         num_workers=num_workers(config),
         size_divisor=size_divisor(config.model.levels),
     )
@@ -154,7 +173,6 @@ def build_trainer(
     """Everything a run needs, on its device, before the first step."""
     settings = config.train
     model, device, dtype = place(model, config)
-    num_classes = len(train.class_names)
     loader = build_train_loader(config, train)
     steps_per_epoch = len(loader) // settings.accumulation
     if steps_per_epoch == 0:
@@ -165,11 +183,10 @@ def build_trainer(
     schedule = Schedule(
         settings.epochs, steps_per_epoch, settings.accumulation, settings.evaluate_every, settings.log_every
     )
-    assigner = dict(config.assigner)
     return Trainer(
         model,
-        build_criterion(config, num_classes).to(device),
-        ASSIGNERS.build(assigner.pop("type"), num_classes, **assigner),
+        build_criterion(config, train).to(device),
+        build_part(ASSIGNERS, config.assigner, len(train.class_names)),
         make_optimizer(
             model,
             name=settings.optimizer,

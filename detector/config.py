@@ -10,17 +10,28 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from detector.errors import UserError
 from detector.registry import (
+    ANCHOR_SAMPLERS,
     ASSIGNERS,
     BOX_LOSSES,
     CLASSIFICATION_LOSSES,
     DATASETS,
+    IMAGE_SAMPLERS,
     InvalidValues,
     NonNegativeFloat,
     NonNegativeInt,
@@ -88,11 +99,13 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    """short_side and long_side in pixels; a short_side of two is the range that training draws from."""
+    """sampler: which images come up in an epoch; short_side and long_side in pixels; a short_side of two is the range
+    that training draws from."""
 
     root: Path = Path(".")
     train: _part(DATASETS)
     val: _part(DATASETS)
+    sampler: _part(IMAGE_SAMPLERS, "uniform") = "uniform"
     short_side: PositiveInt | Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)] = 800
     long_side: PositiveInt = 1333
     num_workers: NonNegativeInt | Literal["auto"] = "auto"
@@ -131,7 +144,7 @@ class LossConfig(Section):
     classification: _part(CLASSIFICATION_LOSSES, "focal") = "focal"
     box: _part(BOX_LOSSES, "smooth_l1") = "smooth_l1"
     box_weight: NonNegativeFloat = 1.0
-    normaliser: Literal["global", "local", "image"] = "global"
+    normaliser: Literal["global", "local", "image", "ema"] = "global"
 
 
 class TrainConfig(Section):
@@ -173,9 +186,20 @@ class Config(Section):
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
     assigner: _part(ASSIGNERS, "max_iou") = "max_iou"
+    anchor_sampler: _part(ANCHOR_SAMPLERS, "all") = "all"
     loss: LossConfig = Field({}, validate_default=True)  # not LossConfig(), as the parts register later
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @model_validator(mode="after")
+    def _sensible_together(self) -> Self:
+        loss, sampler = self.loss.classification["type"], self.anchor_sampler["type"]
+        if getattr(CLASSIFICATION_LOSSES.get(loss), "mines", False) and sampler != "all":
+            reason = f"{loss} chooses its anchors itself, by their loss; set anchor_sampler: all, or another loss"
+            raise InvalidValues({("anchor_sampler",): f"{sampler!r} is wrong: {reason}"})
+        if self.assigner.get("background", 0) > self.assigner.get("foreground", 1):
+            raise InvalidValues({("assigner", "background"): "should not exceed assigner.foreground"})
+        return self
 
 
 def load_config(path_or_name: str, overrides: Sequence[str] = (), search: Path = CONFIGS) -> Config:

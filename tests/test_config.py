@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import detector.build  # noqa: F401  (registers the parts that the defaults name)
 from detector.config import Config, load_config, make_config, merge, to_yaml
 from detector.errors import UserError
 from detector.registry import (
@@ -87,6 +88,7 @@ data:
   root: .
   train: {type: folder}
   val: {type: folder}
+  sampler: {type: uniform, size: 3}
   short_side: 800
   long_side: 1333
   num_workers: auto
@@ -95,6 +97,7 @@ data:
 model: {backbone: resnet50, norm: frozen, weights: null, trainable_stages: 3, levels: [3, 7], width: 256, head_depth: 4,
         head_norm: none, prior: 0.01, anchor_sizes: null, anchor_ratios: [0.5, 1, 2]}
 assigner: {type: max_iou, size: 3}
+anchor_sampler: {type: all, size: 3}
 loss: {classification: {type: focal, size: 3}, box: {type: smooth_l1, size: 3}, box_weight: 1, normaliser: global}
 train: {epochs: 12, batch_size: 16, accumulation: 1, seed: 0, device: auto, precision: auto, optimizer: sgd, lr: 0.01,
         weight_decay: 0.0001, momentum: 0.9, schedule: step, milestones: [0.6667, 0.8889], step_factor: 0.1,
@@ -109,13 +112,16 @@ def test_defaults():
     """In a process of its own, with parts of the tests under the names that the defaults give."""
     code = """
 from detector.config import make_config, to_yaml
-from detector.registry import ASSIGNERS, BOX_LOSSES, CLASSIFICATION_LOSSES, DATASETS
+from detector import registry as r
 
-for registry, name in (ASSIGNERS, "max_iou"), (CLASSIFICATION_LOSSES, "focal"), (BOX_LOSSES, "smooth_l1"):
-    @registry.register(name)
+for kind, name in (
+    (r.ANCHOR_SAMPLERS, "all"), (r.ASSIGNERS, "max_iou"), (r.BOX_LOSSES, "smooth_l1"),
+    (r.CLASSIFICATION_LOSSES, "focal"), (r.IMAGE_SAMPLERS, "uniform"),
+):
+    @kind.register(name)
     def part(*, size: int = 3): ...
 
-@DATASETS.register("folder")
+@r.DATASETS.register("folder")
 def folder(): ...
 
 print(to_yaml(make_config({"data": {"train": "folder", "val": {"type": "folder"}}})))
@@ -142,7 +148,7 @@ def test_sections_are_frozen_and_typed(configs):
         ("trian.lr=1", "trian: unknown key; did you mean 'train'?"),
         ("train.lrr=1", "train.lrr: unknown key; did you mean 'lr'?"),
         ("data.augment.hui=0.1", "data.augment.hui: unknown key; did you mean 'hue'?"),
-        ("base=x.yaml", "base: unknown key; known: imports, data, model, assigner, loss, train, evaluation"),
+        ("base=x.yaml", "base: unknown key; known: imports, data, model, assigner, anchor_sampler, loss, train, evaluation"),
         ("train.lr=fast", "train.lr: 'fast' is wrong: should be a valid number"),
         ("train.lr=", "train.lr: None is wrong: should be a valid number"),
         ("train.lr.x=1", "train.lr: {'x': 1} is wrong: should be a valid number"),

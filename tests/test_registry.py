@@ -9,10 +9,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from detector.errors import UserError
 from detector.registry import (
+    ANCHOR_SAMPLERS,
     ASSIGNERS,
     BOX_LOSSES,
     CLASSIFICATION_LOSSES,
     DATASETS,
+    IMAGE_SAMPLERS,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -207,8 +209,11 @@ def test_number_types(kind, good, bad):
 
 
 def test_the_kinds_of_parts_speak_of_themselves():
-    nouns = [registry.noun for registry in (CLASSIFICATION_LOSSES, BOX_LOSSES, ASSIGNERS, DATASETS)]
-    assert nouns == ["classification loss", "box loss", "assigner", "data set"]
+    nouns = [
+        registry.noun
+        for registry in (CLASSIFICATION_LOSSES, BOX_LOSSES, ASSIGNERS, DATASETS, ANCHOR_SAMPLERS, IMAGE_SAMPLERS)
+    ]
+    assert nouns == ["classification loss", "box loss", "assigner", "data set", "anchor sampler", "image sampler"]
 
 
 def test_importing_the_schema_side_leaves_torch_out():

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torchvision.models import resnet50
@@ -15,7 +16,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from detector.benchmarks.timing import alternate, compare
 from detector.build import build_model, build_trainer
 from detector.config import Config, config_from_text
-from detector.data.dataset import DetectionDataset
+from detector.data.dataset import DetectionDataset, Record
 from detector.engine.optimization import make_optimizer
 from detector.engine.precision import autocast, choose_device, choose_dtype
 from detector.structures import Batch
@@ -46,7 +47,10 @@ def make_batch(batch_size: int, side: int) -> Batch:
 
 def our_step(batch: Batch, config: Config) -> Callable[[], object]:
     class_names = [str(k) for k in range(NUM_CLASSES)]
-    data = DetectionDataset([None] * len(batch.images), class_names, range(NUM_CLASSES))
+    side = batch.images.shape[-1]
+    nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), np.empty(0, np.float32)
+    records = [Record(Path(), i, side, side, *nothing) for i in batch.image_ids]  # the step is handed its batch
+    data = DetectionDataset(records, class_names, range(NUM_CLASSES))
     folder = Path(tempfile.gettempdir())
     trainer = build_trainer(config, build_model(config, NUM_CLASSES), data, data, folder)
     trainer.model.train()

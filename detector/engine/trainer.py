@@ -21,8 +21,10 @@ from detector.engine.outcome import save_evaluation
 from detector.engine.precision import autocast
 from detector.engine.run_folder import RunFolder
 from detector.errors import Interrupted, UserError
+from detector.imbalance.initial import expected_initial_loss
 from detector.imbalance.meters import foreground_gradient_share
 from detector.losses.criterion import Criterion
+from detector.models.heads import initial_score
 from detector.structures import Batch, Targets
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ class Trainer:
         self,
         model: nn.Module,
         criterion: Criterion,
-        assigner: Callable[[Tensor, Tensor, Tensor, Tensor], Targets],
+        assigner: Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]], Targets],
         optimizer: torch.optim.Optimizer,
         loader: DataLoader,
         *,
@@ -116,21 +118,22 @@ class Trainer:
     def step(self, batches: list[Batch]) -> dict[str, Tensor]:
         """One optimiser step on the batches of one accumulation; what the step measured, as device tensors."""
         batches = [batch.to(self.device) for batch in batches]
-        targets = [
-            self.assigner(self.model.anchors(b.images.shape[-2:], b.images.device)[0], b.boxes, b.labels, b.ignore)
-            for b in batches
-        ]
+        targets = [self._assign(batch) for batch in batches]
         num_fg = self.criterion.count_foreground(targets)
+        normaliser = self.criterion.normalise(num_fg)
+        expected = self._expected_loss(batches, targets, normaliser) if self.steps_done == 0 else None
         measured = []
         for batch, target in zip(batches, targets, strict=True):
             with autocast(self.device, self.dtype):
                 predictions = self.model(batch.images)
             predictions.logits.retain_grad()
-            terms = self.criterion(predictions, target, num_fg, len(batches))
+            terms = self.criterion(predictions, target, normaliser, len(batches))
             self.scaler.scale(terms["cls"] + terms["box"]).backward()
             share = foreground_gradient_share(predictions.logits.grad, target.labels) / len(batches)
             measured.append({"loss": (terms["cls"] + terms["box"]).detach(), **terms, "fg_gradient_share": share})
         sums = {name: torch.stack([m[name].detach() for m in measured]).sum() for name in measured[0]}
+        if expected is not None:
+            log.info("step 0: classification loss %.5g; the initial scores promise %.5g", sums["cls"], expected)
 
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
@@ -149,6 +152,27 @@ class Trainer:
             self.average.update_parameters(self.model)
         self.steps_done += 1
         return sums
+
+    def _assign(self, batch: Batch) -> Targets:
+        anchors, level_sizes = self.model.anchors(batch.images.shape[-2:], batch.images.device)
+        return self.criterion.sample(self.assigner(anchors, batch.boxes, batch.labels, batch.ignore, level_sizes))
+
+    def _expected_loss(self, batches: list[Batch], targets: list[Targets], normaliser: Tensor) -> float | None:
+        prior = initial_score(self.model.class_head)
+        if prior is None:
+            return None
+        losses = [
+            expected_initial_loss(
+                self.criterion,
+                target,
+                *self.model.anchors(batch.images.shape[-2:], batch.images.device),
+                normaliser,
+                prior,
+                len(batches),
+            )
+            for batch, target in zip(batches, targets, strict=True)
+        ]
+        return float(sum(losses))
 
     def _refuse(self, batches: list[Batch], sums: dict[str, Tensor]) -> None:
         self.optimizer.zero_grad(set_to_none=True)

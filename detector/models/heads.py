@@ -48,3 +48,10 @@ def initialise_prior(head: Head, prior: float) -> None:
     """Every anchor starts with sigmoid(logit) = prior for each class (Lin et al. 2017, section 3.3), so that the many
     background anchors do not drown the first steps."""
     nn.init.constant_(head.output.bias, -math.log((1 - prior) / prior))
+
+
+def initial_score(head: Head) -> float | None:
+    """The score that all anchors have while the weights say nothing yet; None where the biases differ, so that the head
+    has been trained."""
+    bias = head.output.bias.detach()
+    return float(bias[0].sigmoid()) if bool((bias == bias[0]).all()) else None

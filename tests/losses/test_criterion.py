@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detector.geometry.boxes import decode
-from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
+from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.base import BoxLoss
 from detector.losses.criterion import Criterion, Normaliser
 from detector.structures import IGNORED, Predictions, Targets
@@ -26,6 +26,7 @@ def make_criterion(
     return Criterion(
         CLASSIFICATION_LOSSES.build(classification),
         BOX_LOSSES.build(box),
+        ANCHOR_SAMPLERS.build("all", K),
         num_classes=K,
         box_weight=box_weight,
         normaliser=normaliser,
@@ -74,7 +75,7 @@ def test_global_counts_over_ranks_and_local_does_not(tmp_path: Path):
 import sys
 import torch
 import torch.distributed as dist
-from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
+from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.criterion import Criterion
 from detector.structures import Targets
 
@@ -83,7 +84,7 @@ dist.init_process_group("gloo", init_method="file://{tmp_path}/rendezvous", rank
 labels = torch.full((2, 4), 3)
 labels[0, : 1 + 2 * rank] = 0
 for normaliser in ("global", "local"):
-    parts = CLASSIFICATION_LOSSES.build("focal"), BOX_LOSSES.build("l1")
+    parts = CLASSIFICATION_LOSSES.build("focal"), BOX_LOSSES.build("l1"), ANCHOR_SAMPLERS.build("all", 3)
     criterion = Criterion(*parts, num_classes=3, box_weight=1.0, normaliser=normaliser)
     print(int(criterion.count_foreground([Targets(labels, torch.zeros(2, 4, 4))])), end=" ")
 dist.destroy_process_group()
@@ -142,7 +143,7 @@ def test_accumulated_batches_are_the_whole_batch(normaliser: Normaliser):
 def test_self_normalised_losses_average_over_accumulated_batches():
     def criterion() -> Criterion:
         losses = CLASSIFICATION_LOSSES.build("ghm_c", momentum=0.0), BOX_LOSSES.build("ghm_r", momentum=0.0)
-        return Criterion(*losses, num_classes=K, box_weight=1.0, normaliser="global")
+        return Criterion(*losses, ANCHOR_SAMPLERS.build("all", K), num_classes=K, box_weight=1.0, normaliser="global")
 
     loss, logits, deltas = gradients(criterion(), HALVES)
     alone = [gradients(criterion(), [part]) for part in HALVES]
@@ -177,7 +178,12 @@ def test_a_loss_on_boxes_gets_them_decoded():
 
     logits, deltas, targets = random_step()
     criterion = Criterion(
-        CLASSIFICATION_LOSSES.build("focal"), CornerDistance(), num_classes=K, box_weight=1.0, normaliser="global"
+        CLASSIFICATION_LOSSES.build("focal"),
+        CornerDistance(),
+        ANCHOR_SAMPLERS.build("all", K),
+        num_classes=K,
+        box_weight=1.0,
+        normaliser="global",
     )
     anchors = ANCHORS.repeat(8, 1)
     terms = criterion(Predictions(logits, deltas, anchors, (40,)), targets, criterion.count_foreground([targets]))

@@ -19,6 +19,7 @@ from detector.errors import UserError
 from detector.geometry.assignment import MaxIoUAssigner
 from detector.losses.criterion import Criterion
 from detector.losses.focal import FocalLoss
+from detector.losses.samplers import AllAnchors
 from detector.losses.smooth_l1 import L1Loss
 from detector.models.backbone import frozen_batch_norm_is_random
 from detector.models.postprocess import postprocess
@@ -163,9 +164,16 @@ def test_losses_and_their_gradients_equal_torchvision(reference: Reference, ours
 
     own = as_predictions(reference, ours)
     criterion = Criterion(
-        FocalLoss(alpha=0.25, gamma=2.0), L1Loss(), num_classes=91, box_weight=1.0, normaliser="image"
+        FocalLoss(alpha=0.25, gamma=2.0),
+        L1Loss(),
+        AllAnchors(91),
+        num_classes=91,
+        box_weight=1.0,
+        normaliser="image",
     )
-    targets = MaxIoUAssigner(91)(own.anchors, boxes, labels, torch.zeros_like(labels, dtype=torch.bool))
+    targets = MaxIoUAssigner(91)(
+        own.anchors, boxes, labels, torch.zeros_like(labels, dtype=torch.bool), own.level_sizes
+    )
     terms = criterion(own, targets, criterion.count_foreground([targets]))
     (terms["cls"] + terms["box"]).backward()
 
