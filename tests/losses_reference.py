@@ -255,5 +255,5 @@ def assert_matches(
         as_float64(gradient),
         upstream * expected.gradient,
         rtol=max(GRADIENT_RTOL[dtype], floor),
-        atol=upstream * GRADIENT_ATOL[dtype],
+        atol=abs(upstream) * GRADIENT_ATOL[dtype],
     )

@@ -1,4 +1,4 @@
-"""Speeds, as ratios measured side by side in one process (A B A B, medians).
+"""Speeds, as ratios measured side by side in one process (A B A B, medians), and what remedies for imbalance do.
 
 Example: tools/benchmark.py training --out tools/benchmarks/training_cpu.json
 """
@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from detector.benchmarks import training
+from detector.benchmarks import imbalanced, losses, training
 from detector.benchmarks.timing import machine
 from detector.command import run
-from detector.engine.run_folder import write_json
+from detector.engine.run_folder import write_json, write_text
 
 
 def main() -> None:
@@ -23,25 +23,46 @@ def main() -> None:
     kind.add_argument("--batch-size", type=int, default=2)
     kind.add_argument("--rounds", type=int, default=7)
     kind.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    kind.add_argument("--out", type=Path, help="JSON file")
-    args = parser.parse_args()
+    kind.set_defaults(run=training.run)
+    kind = kinds.add_parser("losses", help="forward and backward of each loss on 120,000 anchors x 80 classes an image")
+    kind.add_argument("--batch-sizes", type=int, nargs="+", help="images; default 1, and 16 on a GPU")
+    kind.add_argument("--precisions", choices=("fp32", "bf16", "fp16"), nargs="+", default=["fp32", "bf16"])
+    kind.add_argument("--rounds", type=int, default=7)
+    kind.add_argument("--compile", dest="with_compile", action="store_true", help="also what torch.compile makes")
+    kind.add_argument("--only", default="", help="losses whose name contains this text")
+    kind.set_defaults(run=losses.run)
+    kind = kinds.add_parser("imbalanced", help="remedies on a binary problem of 1 : 578, as card fraud is")
+    kind.add_argument("--seeds", type=int, default=5)
+    kind.set_defaults(run=imbalanced.run)
+    for kind in kinds.choices.values():
+        kind.add_argument("--out", type=Path, help="JSON file; the table goes beside it as Markdown")
+    args = vars(parser.parse_args())
 
-    result = training.run(side=args.side, batch_size=args.batch_size, rounds=args.rounds, precision=args.precision) | {
-        "machine": machine()
-    }
-    show(result)
-    if args.out:
-        write_json(args.out, result)
-
-
-def show(result: dict) -> None:
+    run_kind, out = args.pop("run"), args.pop("out")
+    del args["kind"]
+    result = run_kind(**args) | {"machine": machine()}
     title = ", ".join(f"{key} {value}" for key, value in result.items() if key not in ("rows", "machine"))
-    table = Table(title=f"{title}\n{result['machine']}")
-    for column in result["rows"][0]:
-        table.add_column(column, justify="left" if column == "name" else "right")
-    for row in result["rows"]:
-        table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+    columns, rows = cells(result["rows"])
+    table = Table(*columns, title=f"{title}\n{result['machine']}")
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
+    if out:
+        write_json(out, result)
+        lines = [columns, ["---"] + ["--:"] * (len(columns) - 1), *rows]
+        markdown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        write_text(out.with_suffix(".md"), f"{title}\n\n{result['machine']}\n\n{markdown}\n")
+
+
+def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Column names and texts; a value `x` with a deviation `x_std` shares its cell with it."""
+    columns = [name for name in max(rows, key=len) if not name.endswith("_std")]
+
+    def text(row: dict, name: str) -> str:
+        values = [row[key] for key in (name, f"{name}_std") if key in row]
+        return " ± ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
+
+    return columns, [[text(row, name) for name in columns] for row in rows]
 
 
 if __name__ == "__main__":

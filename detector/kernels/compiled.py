@@ -4,15 +4,28 @@ it serves; needs a compiler, and compiles once for each dtype and set of options
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from detector.kernels.reference import binary_targets, gradient_norm_histogram, norm_bins, row_weights, widen
+from detector.kernels.reference import (
+    alpha_weights,
+    binary_targets,
+    gradient_norm_histogram,
+    norm_bins,
+    row_weights,
+    widen,
+)
 
 __all__ = ["focal_terms", "gradient_norm_histogram", "harmonised_terms"]
 
 
-@partial(torch.compile, dynamic=True)
+def _terms(wide: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy and 1 - p_t of each logit, from one exponential."""
+    signed = torch.where(targets, -wide, wide)  # sigmoid(signed) = 1 - p_t
+    small = (-signed.abs()).exp()
+    return signed.clamp(min=0) + small.log1p(), torch.where(signed >= 0, 1, small) / (1 + small)
+
+
+@torch.compile
 def _focal(
     logits: Tensor,
     labels: Tensor,
@@ -22,10 +35,7 @@ def _focal(
     gamma: float,
 ) -> tuple[Tensor, Tensor]:
     targets = binary_targets(labels, logits.shape[-1])
-    wide = widen(logits)
-    signed = torch.where(targets, -wide, wide)
-    miss = signed.sigmoid()
-    loss = F.softplus(signed, threshold=40)
+    loss, miss = _terms(widen(logits), targets)
     slope = miss
     if gamma != 0:
         slope = gamma * (1 - miss) * loss + miss
@@ -33,21 +43,18 @@ def _focal(
         loss, slope = loss * power, slope * power
     weight = scale
     if alpha is not None:
-        weight = weight * torch.where(targets, alpha, 1 - alpha)
+        weight = weight * alpha_weights(targets, alpha, loss.dtype)
     if class_weight is not None:
         weight = weight * row_weights(labels, class_weight)[..., None]
     return _sums_and_gradient(loss * weight, slope * weight, targets, labels, logits.dtype)
 
 
-@partial(torch.compile, dynamic=True)
+@torch.compile
 def _harmonised(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     targets = binary_targets(labels, logits.shape[-1])
-    wide = widen(logits)
-    signed = torch.where(targets, -wide, wide)
-    miss = signed.sigmoid()
+    loss, miss = _terms(widen(logits), targets)
     weight = weights[norm_bins(miss, len(weights))]
-    loss = F.softplus(signed, threshold=40) * weight
-    return _sums_and_gradient(loss, miss * weight, targets, labels, logits.dtype)
+    return _sums_and_gradient(loss * weight, miss * weight, targets, labels, logits.dtype)
 
 
 def _sums_and_gradient(
@@ -61,9 +68,15 @@ def _sums_and_gradient(
     return torch.stack((foreground, background)), grad if dtype == torch.float16 else grad.to(dtype)
 
 
+@torch.compile
+def _scale(grad: Tensor, labels: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    return (grad * torch.where(binary_targets(labels, grad.shape[-1]), upstream[0], upstream[1])).to(dtype)
+
+
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, compute) -> Tensor:
+        labels = labels.int()  # as wide as a logit in fp32, so that a vector holds as many
         sums, grad = compute(logits.detach(), labels)
         ctx.save_for_backward(grad, labels)
         ctx.dtype = logits.dtype
@@ -73,8 +86,9 @@ class _Fused(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream: Tensor):
         grad, labels = ctx.saved_tensors
-        foreground = binary_targets(labels, grad.shape[-1])
-        return (grad * torch.where(foreground, upstream[0], upstream[1])).to(ctx.dtype), None, None
+        if grad.device.type != "cpu" or (upstream != 1).any() or grad.dtype != ctx.dtype:  # a GPU is not waited for
+            grad = _scale(grad, labels, upstream, ctx.dtype)
+        return grad, None, None
 
 
 def focal_terms(

@@ -62,7 +62,9 @@ def focal_terms(
     normaliser) goes in here so that the gradient, computed with the loss, needs no second pass.
     """
     wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    scale = torch.as_tensor(scale, device=logits.device, dtype=wide)
+    if not torch.is_tensor(scale):  # torch.as_tensor would copy it to the device, and wait
+        scale = torch.full((), scale, device=logits.device, dtype=wide)
+    scale = scale.to(wide)
     if alpha is not None and not isinstance(alpha, float | int):
         alpha = torch.as_tensor(alpha, device=logits.device, dtype=wide)
     if class_weight is not None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 def binary_targets(labels: Tensor, num_classes: int) -> Tensor:
     """labels (...) -> (..., K) bool, true where k == label."""
-    return labels[..., None] == torch.arange(num_classes, device=labels.device)
+    return labels[..., None] == torch.arange(num_classes, dtype=labels.dtype, device=labels.device)
 
 
 def row_weights(labels: Tensor, class_weight: Tensor) -> Tensor:

@@ -52,8 +52,8 @@ class QualityFocalLoss(QualityLoss):
 @CLASSIFICATION_LOSSES.register("varifocal")
 class VarifocalLoss(QualityLoss):
     """q BCE(p, q) where the target is 1 and the quality q is above 0, and -alpha p^gamma log(1 - p) elsewhere (Zhang et
-    al. 2021, "VarifocalNet", equation 2). Only the background is focused: the rare foreground keeps its whole gradient, more of
-    it for good boxes."""
+    al. 2021, "VarifocalNet", equation 2). Only the background is focused: the rare foreground keeps its whole gradient,
+    more of it for good boxes."""
 
     def __init__(self, *, alpha: UnitFloat = 0.75, gamma: NonNegativeFloat = 2.0):
         super().__init__()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -11,8 +12,52 @@ from torchvision.ops import FrozenBatchNorm2d
 
 Norm = Literal["frozen", "batch", "sync", "group"]
 
+
+class AbsorbedNorm(FrozenBatchNorm2d):
+    """A frozen batch norm whose convolution does its work: only its values are here, under torchvision's names."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+
+class NormedConv2d(nn.Conv2d):
+    """A convolution without bias and the frozen batch norm after it, as one convolution with scaled weights: two passes
+    over the feature map less in each direction, and no map kept for them."""
+
+    def __init__(self, conv: nn.Conv2d, norm: AbsorbedNorm):
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            bias=False,
+            device="meta",
+        )
+        self.weight = conv.weight
+        self.norm = (norm,)  # not a module of this one: the norm keeps its place in the state dict
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.norm[0].scale_and_shift()
+        return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+
+
+def absorb_norms(net: nn.Module) -> None:
+    """Every convolution that an AbsorbedNorm follows becomes a NormedConv2d."""
+    for parent in net.modules():
+        for (name, conv), (_, norm) in pairwise(list(parent.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, AbsorbedNorm):
+                setattr(parent, name, NormedConv2d(conv, norm))
+
+
 NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "frozen": FrozenBatchNorm2d,
+    "frozen": AbsorbedNorm,
     "batch": nn.BatchNorm2d,
     "sync": nn.SyncBatchNorm,
     "group": partial(nn.GroupNorm, 32),
@@ -29,6 +74,7 @@ class ResNetBackbone(nn.Module):
     def __init__(self, name: str, *, norm: Norm, trainable_stages: int, first_stage: int, last_stage: int):
         super().__init__()
         net = getattr(torchvision.models, name)(weights=None, norm_layer=NORMS[norm])
+        absorb_norms(net)
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         stages = [f"layer{i}" for i in range(1, last_stage)]
         for stage in stages:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou
 
-from detector.geometry.boxes import box_area, clip, decode, encode, pairwise_intersection, pairwise_iou
+from detector.geometry.boxes import box_area, clip, decode, encode, paired_iou, pairwise_intersection, pairwise_iou
 
 
 def random_boxes(*shape: int, seed: int = 0) -> Tensor:
@@ -37,6 +37,25 @@ def test_iou_of_a_batch_is_that_of_its_images():
 def test_iou_with_empty_boxes_is_zero():
     boxes = torch.tensor([[5.0, 5, 5, 5], [5, 5, 5, 9], [0, 0, 0, 0], [0, 0, 10, 10]])
     assert torch.equal(pairwise_iou(boxes, boxes), torch.tensor([0.0, 0, 0, 1]).diag())
+
+
+def test_paired_iou_is_the_diagonal_of_pairwise_iou_and_of_torchvision():
+    a = random_boxes(2, 40)
+    b = a + 20 * torch.randn(2, 40, 4, generator=torch.Generator().manual_seed(1))
+    b[0, 0], b[0, 1] = a[0, 0], a[0, 1] + 1000  # the same box; boxes apart
+    b[..., 2:] = torch.maximum(b[..., :2], b[..., 2:])
+    paired = paired_iou(a, b)
+    assert paired.shape == (2, 40) and paired[0, 0] == 1 and paired[0, 1] == 0
+    assert 0.2 < paired.mean() < 0.9
+    torch.testing.assert_close(paired, pairwise_iou(a, b).diagonal(dim1=1, dim2=2), rtol=1e-6, atol=1e-7)
+    theirs = torch.stack([box_iou(*image).diag() for image in zip(a, b, strict=True)])
+    torch.testing.assert_close(paired, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_paired_iou_with_empty_boxes_is_zero():
+    empty, full = torch.tensor([5.0, 5, 5, 5]), torch.tensor([0.0, 0, 10, 10])
+    a, b = torch.stack((empty, empty, full)), torch.stack((empty, full, empty))
+    assert paired_iou(a, b).tolist() == [0, 0, 0]
 
 
 def test_offsets_of_a_known_box():

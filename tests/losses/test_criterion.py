@@ -1,4 +1,4 @@
-"""What the criterion adds to the losses: targets, normalisers, accumulation."""
+"""What the criterion adds to the losses: targets, samplers, quality, normalisers, accumulation."""
 
 import math
 import os
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny_trainer
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from detector.geometry.boxes import decode
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
@@ -21,12 +23,17 @@ ANCHORS = torch.tensor([[0.0, 0, 10, 20], [10, 0, 30, 10], [0, 0, 40, 40], [5, 5
 
 
 def make_criterion(
-    classification: str = "cross_entropy", box: str = "l1", normaliser: Normaliser = "global", box_weight: float = 1.0
+    classification: str = "cross_entropy",
+    box: str = "l1",
+    normaliser: Normaliser = "global",
+    box_weight: float = 1.0,
+    sampler: str = "all",
+    **sampling: float,
 ) -> Criterion:
     return Criterion(
         CLASSIFICATION_LOSSES.build(classification),
         BOX_LOSSES.build(box),
-        ANCHOR_SAMPLERS.build("all", K),
+        ANCHOR_SAMPLERS.build(sampler, K, **sampling),
         num_classes=K,
         box_weight=box_weight,
         normaliser=normaliser,
@@ -50,6 +57,7 @@ def hand_made() -> tuple[Predictions, Targets]:
         # 9 counted anchors of 3 classes, 4 foreground anchors
         ("global", 27 * math.log(2) / 4, 4 * 0.5 / 4),
         ("local", 27 * math.log(2) / 4, 4 * 0.5 / 4),
+        ("ema", 27 * math.log(2) / 4, 4 * 0.5 / 4),  # a first step's mean is its count
         # the mean of 15 log 2 / 1 and 12 log 2 / 3
         ("image", (15 + 4) / 2 * math.log(2), (0.5 / 1 + 1.5 / 3) / 2),
     ],
@@ -59,7 +67,7 @@ def test_normalisers_on_numbers_by_hand(normaliser: Normaliser, cls: float, box:
     criterion = make_criterion(normaliser=normaliser, box_weight=3.0)
     num_fg = criterion.count_foreground([targets])
     assert num_fg == 4 and num_fg.dtype == torch.float32
-    terms = criterion(predictions, targets, num_fg)
+    terms = criterion(predictions, targets, criterion.normalise(num_fg))
     assert terms["cls"].item() == pytest.approx(cls, rel=1e-6)
     assert terms["box"].item() == pytest.approx(3 * box, rel=1e-6)
     assert (terms["cls_fg"] + terms["cls_bg"]).item() == pytest.approx(cls, rel=1e-6)
@@ -68,9 +76,101 @@ def test_normalisers_on_numbers_by_hand(normaliser: Normaliser, cls: float, box:
     assert terms["cls"].requires_grad and not terms["cls_fg"].requires_grad
 
 
+EMA_COUNTS = [4.0, 10.0, 1.0, 0.0]
+EMA_MEANS = [  # momentum 0.9: sum of 0.9^age count / sum of 0.9^age
+    4,
+    (0.9 * 4 + 10) / 1.9,
+    (0.81 * 4 + 0.9 * 10 + 1) / 2.71,
+    (0.729 * 4 + 0.81 * 10 + 0.9 * 1 + 0) / 3.439,
+]
+
+
+def means(criterion: Criterion, counts: list[float]) -> list[float]:
+    return [criterion.normalise(torch.tensor(count)).item() for count in counts]
+
+
+def test_ema_is_the_running_mean_of_the_counts_without_bias():
+    assert means(make_criterion(normaliser="ema"), EMA_COUNTS) == pytest.approx(EMA_MEANS, rel=1e-6)
+    assert means(make_criterion(normaliser="ema"), [7.0] * 50) == pytest.approx([7.0] * 50, rel=1e-5)
+
+
+def test_ema_goes_with_the_state_dict():
+    first, second = make_criterion(normaliser="ema"), make_criterion(normaliser="ema")
+    means(first, EMA_COUNTS[:2])
+    second.load_state_dict(first.state_dict())
+    assert means(second, EMA_COUNTS[2:]) == means(first, EMA_COUNTS[2:]) == pytest.approx(EMA_MEANS[2:], rel=1e-6)
+    for other in ("global", "local", "image"):
+        assert not make_criterion(normaliser=other).state_dict()
+
+
+def test_ema_learns_in_training_mode_only():
+    criterion = make_criterion(normaliser="ema")
+    means(criterion, EMA_COUNTS[:2])
+    before = {name: value.clone() for name, value in criterion.state_dict().items()}
+    assert means(criterion.eval(), [1000.0, 3.0]) == pytest.approx([EMA_MEANS[1]] * 2, rel=1e-6)
+    assert before.keys() == criterion.state_dict().keys() and before
+    assert all(torch.equal(value, before[name]) for name, value in criterion.state_dict().items())
+    assert means(criterion.train(), EMA_COUNTS[2:]) == pytest.approx(EMA_MEANS[2:], rel=1e-6)
+
+
+@pytest.mark.parametrize("normaliser", ["global", "local", "image"])
+def test_the_other_normalisers_remember_nothing(normaliser: Normaliser):
+    assert means(make_criterion(normaliser=normaliser), EMA_COUNTS) == EMA_COUNTS
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_training_step_asks_ema_once_however_many_batches_it_has(accumulation: int, tmp_path: Path):
+    overrides = ("loss.normaliser=ema", f"train.accumulation={accumulation}", "train.batch_size=2")
+    trainer = tiny_trainer(tmp_path, *overrides)
+    batches, counts = iter(trainer.loader), []
+    for _ in range(2):
+        counts.append(trainer.step([next(batches) for _ in range(accumulation)])["num_fg"].item())
+    assert trainer.criterion.steps == 2 and counts[0] != counts[1]
+    assert trainer.criterion.normalise(torch.tensor(5.0)).item() == pytest.approx(
+        (0.81 * counts[0] + 0.9 * counts[1] + 5) / 2.71, rel=1e-6
+    )
+
+
+def test_ema_divides_the_loss():
+    predictions, targets = hand_made()
+    criterion = make_criterion(normaliser="ema")
+    means(criterion, [10.0])
+    terms = criterion(predictions, targets, criterion.normalise(criterion.count_foreground([targets])))
+    num_fg = (0.9 * 10 + 4) / 1.9
+    assert terms["cls"].item() == pytest.approx(27 * math.log(2) / num_fg, rel=1e-6)
+    assert terms["box"].item() == pytest.approx(4 * 0.5 / num_fg, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "sampler", "sampling", "num_fg", "rows", "cls", "box"),
+    [
+        # one foreground and one background anchor an image
+        ("global", "random", {"count": 2}, 2, 4, 12 / 2, 2 / 2),
+        ("image", "random", {"count": 2}, 2, 4, (6 / 1 + 6 / 1) / 2, (1 + 1) / 2),
+        # one anchor an image, of the background
+        ("global", "random", {"count": 1}, 0, 2, 6 / 1, 0),
+        # 1 + 1 and 3 + 1 anchors: image 1 has a single one of the background
+        ("global", "hard_negatives", {"ratio": 1.0}, 4, 6, 18 / 4, 4 / 4),
+        ("image", "hard_negatives", {"ratio": 1.0}, 4, 6, (6 / 1 + 12 / 3) / 2, (1 + 1) / 2),
+    ],
+)
+def test_what_a_sampler_leaves_out_counts_neither_in_the_loss_nor_in_its_normaliser(
+    normaliser: Normaliser, sampler: str, sampling: dict, num_fg: int, rows: int, cls: float, box: float
+):
+    predictions, targets = hand_made()
+    criterion = make_criterion(normaliser=normaliser, sampler=sampler, **sampling)
+    sampled = criterion.sample(targets)
+    assert criterion.count_foreground([sampled]) == num_fg
+    terms = criterion(predictions, sampled, criterion.count_foreground([sampled]))
+    assert terms["cls"].item() == pytest.approx(cls * math.log(2), rel=1e-6)
+    assert terms["box"].item() == pytest.approx(box * 0.5, rel=1e-6)
+    terms["cls"].backward()
+    assert int(predictions.logits.grad.any(dim=-1).sum()) == rows
+
+
 @pytest.mark.slow
-def test_global_counts_over_ranks_and_local_does_not(tmp_path: Path):
-    """Two processes; rank 0 has 1 foreground anchor, rank 1 has 3."""
+def test_global_and_ema_count_over_ranks_and_local_does_not(tmp_path: Path):
+    """Two processes; rank 0 has 1 foreground anchor, rank 1 has 3, then they have 2 and 6."""
     script = f"""
 import sys
 import torch
@@ -83,10 +183,13 @@ rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://{tmp_path}/rendezvous", rank=rank, world_size=2)
 labels = torch.full((2, 4), 3)
 labels[0, : 1 + 2 * rank] = 0
-for normaliser in ("global", "local"):
+targets = Targets(labels, torch.zeros(2, 4, 4))
+for normaliser in ("global", "local", "ema"):
     parts = CLASSIFICATION_LOSSES.build("focal"), BOX_LOSSES.build("l1"), ANCHOR_SAMPLERS.build("all", 3)
     criterion = Criterion(*parts, num_classes=3, box_weight=1.0, normaliser=normaliser)
-    print(int(criterion.count_foreground([Targets(labels, torch.zeros(2, 4, 4))])), end=" ")
+    for batches in (1, 2):
+        num_fg = criterion.count_foreground([targets] * batches)
+        print(int(num_fg), f"{{criterion.normalise(num_fg):.4f}}", end=" ")
 dist.destroy_process_group()
 """
     ranks = [
@@ -99,7 +202,10 @@ dist.destroy_process_group()
         for rank in (0, 1)
     ]
     said = [process.communicate(timeout=60)[0].split() for process in ranks]
-    assert said == [[b"4", b"1"], [b"4", b"3"]]
+    over_ranks, mean = ["4", "4.0000", "8", "8.0000"], f"{(0.9 * 4 + 8) / 1.9:.4f}"
+    for rank, own in enumerate((1, 3)):
+        local = [f"{own}", f"{own}.0000", f"{2 * own}", f"{2 * own}.0000"]
+        assert [word.decode() for word in said[rank]] == [*over_ranks, *local, "4", "4.0000", "8", mean]
 
 
 def random_step() -> tuple[Tensor, Tensor, Targets]:
@@ -120,7 +226,7 @@ def gradients(criterion: Criterion, parts: list[slice]) -> tuple[float, Tensor, 
     logits.requires_grad_()
     deltas.requires_grad_()
     batches = [Targets(targets.labels[part], targets.boxes[part]) for part in parts]
-    num_fg = criterion.count_foreground(batches)
+    num_fg = criterion.normalise(criterion.count_foreground(batches))
     loss = 0.0
     for part, batch in zip(parts, batches, strict=True):
         predictions = Predictions(logits[part], deltas[part], ANCHORS.repeat(8, 1), (30, 10))
@@ -133,10 +239,12 @@ def gradients(criterion: Criterion, parts: list[slice]) -> tuple[float, Tensor, 
 WHOLE, HALVES = [slice(0, 4)], [slice(0, 2), slice(2, 4)]
 
 
-@pytest.mark.parametrize("normaliser", ["global", "local", "image"])
+@pytest.mark.parametrize("normaliser", ["global", "local", "image", "ema"])
 def test_accumulated_batches_are_the_whole_batch(normaliser: Normaliser):
-    criterion = make_criterion("focal", normaliser=normaliser)
-    for whole, halves in zip(gradients(criterion, WHOLE), gradients(criterion, HALVES), strict=True):
+    criteria = [make_criterion("focal", normaliser=normaliser) for _ in range(2)]
+    for criterion in criteria:
+        criterion.normalise(torch.tensor(30.0))  # a history, where it is kept
+    for whole, halves in zip(gradients(criteria[0], WHOLE), gradients(criteria[1], HALVES), strict=True):
         torch.testing.assert_close(halves, whole, rtol=1e-5, atol=1e-7)
 
 
@@ -152,7 +260,7 @@ def test_self_normalised_losses_average_over_accumulated_batches():
     torch.testing.assert_close(deltas, sum(one[2] for one in alone if one[2] is not None) / 2)
 
 
-@pytest.mark.parametrize("normaliser", ["global", "local", "image"])
+@pytest.mark.parametrize("normaliser", ["global", "local", "image", "ema"])
 @pytest.mark.parametrize(("classification", "box"), [("focal", "smooth_l1"), ("ghm_c", "ghm_r")])
 def test_no_foreground(classification: str, box: str, normaliser: Normaliser):
     logits, deltas, targets = random_step()
@@ -160,7 +268,7 @@ def test_no_foreground(classification: str, box: str, normaliser: Normaliser):
     deltas.requires_grad_()
     targets = Targets(torch.full_like(targets.labels, K), torch.zeros_like(targets.boxes))
     criterion = make_criterion(classification, box, normaliser)
-    num_fg = criterion.count_foreground([targets])
+    num_fg = criterion.normalise(criterion.count_foreground([targets]))
     terms = criterion(Predictions(logits, deltas, ANCHORS.repeat(8, 1), (30, 10)), targets, num_fg)
     (terms["cls"] + terms["box"]).backward()
     assert num_fg == 0 and terms["box"] == 0 and terms["cls_fg"] == 0
@@ -190,6 +298,50 @@ def test_a_loss_on_boxes_gets_them_decoded():
     foreground = (targets.labels != K) & (targets.labels != IGNORED)
     distance = (decode(deltas, anchors) - targets.boxes)[foreground].abs().sum()
     torch.testing.assert_close(terms["box"], distance / 9)
+
+
+def shifted_predictions() -> tuple[Predictions, Targets]:
+    """`hand_made` with image 0's boxes predicted half way to the truth: those overlap by 0.75 / 1.25 = 0.6, the others,
+    predicted at their anchors, by 0.5 / 1.5 = 1/3."""
+    predictions, targets = hand_made()
+    with torch.no_grad():
+        predictions.deltas[0, :, 0] = 0.25
+    return predictions, targets
+
+
+@pytest.mark.parametrize(
+    ("normaliser", "expected"),
+    [  # logits 0: |y - 1/2|^2 log 2 for each of 15 elements of image 0, 1 of them foreground, and of 12, 3, of image 1
+        ("global", (0.1**2 + 3 / 6**2 + (14 + 9) / 4) / 4),
+        ("image", ((0.1**2 + 14 / 4) / 1 + (3 / 6**2 + 9 / 4) / 3) / 2),
+    ],
+)
+def test_quality_is_the_iou_of_the_predicted_box_with_its_truth(normaliser: Normaliser, expected: float):
+    predictions, targets = shifted_predictions()
+    criterion = make_criterion("quality_focal", normaliser=normaliser)
+    terms = criterion(predictions, targets, criterion.count_foreground([targets]))
+    assert terms["cls"].item() == pytest.approx(expected * math.log(2), rel=1e-5)
+    terms["cls"].backward()
+    assert predictions.deltas.grad is None  # the quality is a target, not a way to the boxes
+
+
+@pytest.mark.parametrize("normaliser", ["global", "image"])
+@pytest.mark.parametrize("box", ["l1", "giou"])
+@pytest.mark.parametrize("name", ["quality_focal", "varifocal", "rank_sort"])
+def test_every_quality_loss_gets_it_whatever_the_box_loss(name: str, box: str, normaliser: Normaliser):
+    logits, deltas, targets = random_step()
+    anchors = ANCHORS.repeat(8, 1)
+    quality = torch.stack(
+        [box_iou(*image).diag() for image in zip(decode(deltas, anchors), targets.boxes, strict=True)]
+    )
+    criterion, loss = make_criterion(name, box, normaliser), CLASSIFICATION_LOSSES.build(name)
+    terms = criterion(Predictions(logits, deltas, anchors, (40,)), targets, criterion.count_foreground([targets]))
+    if normaliser == "global":
+        expected = loss(logits, targets.labels, 9, quality=quality)
+    else:
+        images = zip(logits, targets.labels, (0, 1, 3, 5), quality, strict=True)
+        expected = sum(loss(*image, quality=q) for *image, q in images) / 4
+    torch.testing.assert_close(terms["cls"], expected, rtol=1e-5, atol=0)
 
 
 def test_half_precision_predictions_give_fp32_losses():

@@ -1,0 +1,43 @@
+"""A detector that is built, and takes a step, in a fraction of a second: ResNet-18 on drawn scenes of 64 pixels."""
+
+from pathlib import Path
+
+from detector.build import build_dataset, build_trained_model, build_trainer
+from detector.config import Config, config_from_text
+from detector.engine.trainer import Trainer
+from detector.registry import Registry
+
+TINY = """
+data:
+  train: {type: synthetic, num_images: 12, image_size: 64, objects: 3, distractors: 1}
+  val: {type: synthetic, split: val, num_images: 2, image_size: 64, objects: 3, distractors: 1}
+  short_side: 64
+  num_workers: 0
+model:
+  backbone: resnet18
+  norm: group
+  trainable_stages: 5
+  levels: [3, 4]
+  width: 16
+  head_depth: 1
+  anchor_sizes: [[12, 18], [26, 40]]
+train: {batch_size: 2, device: cpu, precision: fp32, warmup_steps: 0, schedule: constant}
+"""
+
+
+def tiny_config(folder: Path, *overrides: str) -> Config:
+    """Scenes are drawn into `folder`."""
+    caches = [f"data.{split}.cache={folder / 'cache'}" for split in ("train", "val")]
+    return config_from_text(TINY, "TINY", [*caches, *overrides])
+
+
+def tiny_trainer(folder: Path, *overrides: str) -> Trainer:
+    config = tiny_config(folder, *overrides)
+    train = build_dataset(config, "train")
+    val = build_dataset(config, "val", train.class_names)
+    return build_trainer(config, build_trained_model(config, train), train, val, folder)
+
+
+def names_of_the_library(registry: Registry) -> list[str]:
+    """Without the parts that other tests register."""
+    return [name for name in registry.names() if registry.get(name).__module__.startswith("detector.")]
