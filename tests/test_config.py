@@ -148,7 +148,10 @@ def test_sections_are_frozen_and_typed(configs):
         ("trian.lr=1", "trian: unknown key; did you mean 'train'?"),
         ("train.lrr=1", "train.lrr: unknown key; did you mean 'lr'?"),
         ("data.augment.hui=0.1", "data.augment.hui: unknown key; did you mean 'hue'?"),
-        ("base=x.yaml", "base: unknown key; known: imports, data, model, assigner, anchor_sampler, loss, train, evaluation"),
+        (
+            "base=x.yaml",
+            "base: unknown key; known: imports, data, model, assigner, anchor_sampler, loss, train, evaluation",
+        ),
         ("train.lr=fast", "train.lr: 'fast' is wrong: should be a valid number"),
         ("train.lr=", "train.lr: None is wrong: should be a valid number"),
         ("train.lr.x=1", "train.lr: {'x': 1} is wrong: should be a valid number"),

@@ -168,7 +168,7 @@ def measure(families: dict, logits: Tensor, labels: Tensor, rounds: int) -> list
 
 
 def run(*, batch_sizes: list[int] | None, precisions: list[str], rounds: int, with_compile: bool, only: str) -> dict:
-    """Rows for each batch size (default 1, and 16 on a GPU) and precision, of the families with `only` in their name."""
+    """Rows for each batch size (default 1, and 16 on a GPU) and precision, of families with `only` in the name."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
     for batch_size in batch_sizes or ([1, 16] if device.type == "cuda" else [1]):
