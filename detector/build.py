@@ -71,15 +71,17 @@ def build_part(registry: Registry, spec: dict[str, Any], *injected: Any) -> Any:
 
 def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
     """The losses for a training set; `num_classes` and `class_counts`, where a loss has them and the config does not
-    say, are the set's own."""
+    say, are the set's own. Raises UserError where the config says otherwise."""
     num_classes = len(dataset.class_names)
     spec = dict(config.loss.classification)
     for key in ("alpha", "class_weights", "class_counts"):
         if isinstance(spec.get(key), list) and len(spec[key]) != num_classes:
             raise UserError(f"loss.classification.{key}: {len(spec[key])} values for {num_classes} classes")
+    if spec.get("num_classes", num_classes) not in (None, num_classes):
+        raise UserError(f"loss.classification.num_classes: {spec['num_classes']}, but the data set has {num_classes}")
     if "num_classes" in spec:
         spec["num_classes"] = num_classes
-    if "class_counts" in spec and spec["class_counts"] is None and isinstance(spec["class_weights"], str):
+    if "class_counts" in spec and spec["class_counts"] is None:
         spec["class_counts"] = dataset.class_counts().tolist()
     return Criterion(
         build_part(CLASSIFICATION_LOSSES, spec),

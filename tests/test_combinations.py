@@ -128,6 +128,11 @@ def test_equalized_focal_gets_the_number_of_classes(scenes: Path):
     assert "num_classes: null" in to_yaml(tiny_config(scenes, "loss.classification=equalized_focal"))
 
 
+def test_another_number_of_classes_is_refused(scenes: Path):
+    line = refusal(scenes, "loss.classification={type: equalized_focal, num_classes: 99}")
+    assert line == "loss.classification.num_classes: 99, but the data set has 6"
+
+
 @CLASSIFICATION_LOSSES.register("test_counting")
 class Counting(ClassificationLoss):
     """A user's own, with counts for something else than class weights."""

@@ -2,10 +2,18 @@
 
 from detector.kernels.dispatch import (
     BACKENDS,
+    elementwise_terms,
     focal_terms,
     gradient_norm_histogram,
     harmonised_terms,
     sigmoid_focal_loss,
 )
 
-__all__ = ["BACKENDS", "focal_terms", "gradient_norm_histogram", "harmonised_terms", "sigmoid_focal_loss"]
+__all__ = [
+    "BACKENDS",
+    "elementwise_terms",
+    "focal_terms",
+    "gradient_norm_histogram",
+    "harmonised_terms",
+    "sigmoid_focal_loss",
+]

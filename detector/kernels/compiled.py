@@ -9,13 +9,14 @@ from torch import Tensor
 from detector.kernels.reference import (
     alpha_weights,
     binary_targets,
+    elementwise_terms,
     gradient_norm_histogram,
     norm_bins,
     row_weights,
     widen,
 )
 
-__all__ = ["focal_terms", "gradient_norm_histogram", "harmonised_terms"]
+__all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmonised_terms"]
 
 
 def _terms(wide: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

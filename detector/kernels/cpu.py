@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detector.kernels.reference import Formula, binary_targets, split_sums
+
 BLOCK_ELEMENTS = 32768  # a thread; also the least that PyTorch gives a second thread
 
 Terms = Callable[[Tensor], tuple[Tensor, Tensor]]  # signed -> loss, d loss / d signed; sigmoid(signed) = 1 - p_t
@@ -53,8 +55,10 @@ class _Blocks:
 
     def foreground(self) -> Tensor:
         """The logits of `hits`, widened."""
-        runs = torch.stack(self.runs) if len(self.runs) > 1 else self.runs[0]
-        return runs.reshape(-1)[self.hits].to(self.dtype) if len(self.hits) else runs.new_empty(0, dtype=self.dtype)
+        of_run = self.hit_rows // max(len(self.runs[0]), 1)
+        columns = self.labels[self.hit_rows]
+        parts = [run[self.hit_rows[of_run == i] % len(run), columns[of_run == i]] for i, run in enumerate(self.runs)]
+        return torch.cat(parts).to(self.dtype)
 
 
 class _Fused(torch.autograd.Function):
@@ -144,6 +148,46 @@ def focal_terms(
         return loss.mul_(weight), slope.mul_(weight)
 
     return _Fused.apply(logits, labels, terms, alpha, class_weight, scale)
+
+
+class _Elementwise(torch.autograd.Function):
+    """Any element-wise formula: its sums and, by autograd inside each block, its gradient."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, labels: Tensor, extra: Tensor | None, formula: Formula, scale: Tensor) -> Tensor:
+        num_classes = logits.shape[-1]
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        grad = torch.empty(logits.shape, dtype=wide if logits.dtype == torch.float16 else logits.dtype)
+        rows, labels = logits.reshape(-1, num_classes), labels.reshape(-1).int()
+        extra = None if extra is None else extra.reshape(-1, 1)
+        sums = torch.zeros(2, dtype=torch.float64)
+        block = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // max(num_classes, 1))
+        for start in range(0, len(rows), block):
+            span = slice(start, start + block)
+            with torch.enable_grad():
+                x = rows[span].detach().to(wide).requires_grad_()
+                targets = binary_targets(labels[span], num_classes)
+                elements = formula(x, targets, *([] if extra is None else [extra[span]]))
+                both = split_sums(elements, targets, labels[span])
+                (slope,) = torch.autograd.grad(both.sum(), x)
+            sums += both.detach()
+            grad.view(-1, num_classes)[span] = slope.mul_(scale)
+        ctx.save_for_backward(grad, labels.view(logits.shape[:-1]))
+        ctx.dtype = logits.dtype
+        return sums.to(wide) * scale
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, upstream: Tensor):
+        grad, labels = ctx.saved_tensors
+        if (upstream != 1).any():
+            grad = grad * torch.where(binary_targets(labels, grad.shape[-1]), upstream[0], upstream[1])
+        return grad.to(ctx.dtype), None, None, None, None
+
+
+def elementwise_terms(formula: Formula, logits: Tensor, labels: Tensor, extra: Tensor | None, scale: Tensor) -> Tensor:
+    """See `detector.kernels.elementwise_terms`."""
+    return _Elementwise.apply(logits, labels, extra, formula, scale)
 
 
 def _bins(norms: Tensor, bins: int) -> Tensor:

@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -71,7 +71,9 @@ def focal_terms(
         class_weight = class_weight.to(wide)
     for name, value in (("alpha", alpha), ("class_weight", class_weight)):
         if torch.is_tensor(value) and value.shape != logits.shape[-1:]:
-            raise ValueError(f"{name} has {len(value)} values for {logits.shape[-1]} classes; give one for each")
+            raise ValueError(
+                f"{name} has the shape {tuple(value.shape)}; give one value for each of {logits.shape[-1]} classes"
+            )
     return _choose(logits, backend).focal_terms(logits, labels, alpha, gamma, class_weight, scale)
 
 
@@ -80,6 +82,21 @@ def sigmoid_focal_loss(
 ) -> Tensor:
     """The summed focal loss, a scalar; see `focal_terms`."""
     return focal_terms(logits, labels, alpha=alpha, gamma=gamma, backend=backend).sum()
+
+
+def elementwise_terms(
+    formula: Callable[..., Tensor],
+    logits: Tensor,
+    labels: Tensor,
+    extra: Tensor | None = None,
+    *,
+    scale: Tensor,
+    backend: str | None = None,
+) -> Tensor:
+    """The foreground and background sums, (2,), times `scale`, of any `formula(logits, targets)`, or
+    `formula(logits, targets, extra)`, whose elements (..., K) depend on the logit in their place alone: logits fp32 or
+    fp64, targets bool, extra (..., 1). The formula's own parameters get no gradient."""
+    return _choose(logits, backend).elementwise_terms(formula, logits, labels, extra, scale)
 
 
 def gradient_norm_histogram(logits: Tensor, labels: Tensor, bins: int, *, backend: str | None = None) -> Tensor:

@@ -1,8 +1,12 @@
 """The kernels as the papers write them, with autograd and a one-hot target: the yardstick of the fast ones."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Formula = Callable[..., Tensor]  # logits (..., K) fp32 or fp64, targets (..., K) bool, perhaps (..., 1) -> (..., K)
 
 
 def binary_targets(labels: Tensor, num_classes: int) -> Tensor:
@@ -62,6 +66,13 @@ def focal_terms(
     elements = focal_elements(widen(logits), targets, alpha, gamma)
     if class_weight is not None:
         elements = elements * row_weights(labels, class_weight)[..., None]
+    return split_sums(elements, targets, labels) * scale
+
+
+def elementwise_terms(formula: Formula, logits: Tensor, labels: Tensor, extra: Tensor | None, scale: Tensor) -> Tensor:
+    """See `detector.kernels.elementwise_terms`."""
+    targets = binary_targets(labels, logits.shape[-1])
+    elements = formula(widen(logits), targets, *([] if extra is None else [extra[..., None]]))
     return split_sums(elements, targets, labels) * scale
 
 

@@ -22,6 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detector.kernels.reference import elementwise_terms
+
+__all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmonised_terms"]
+
 BLOCK_BYTES = 8192  # of logits a program: 64 a thread
 WARPS = 4
 MAX_PROGRAMS = 8192  # of a kernel that loops: many for each multiprocessor, few to start in vain

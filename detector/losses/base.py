@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from detector.kernels.reference import binary_targets, split_sums, widen
+from detector.kernels import elementwise_terms
+from detector.kernels.reference import widen
 
 
 def one_over(count: Tensor | float, like: Tensor) -> Tensor:
@@ -54,16 +55,15 @@ class ClassificationLoss(nn.Module):
 
 
 class ElementwiseLoss(ClassificationLoss):
-    """A loss that is a function of each logit and its binary target alone: implement `elementwise`."""
+    """A loss that is a function of each logit and its binary target alone, without parameters to learn: implement
+    `elementwise`."""
 
     def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
         """logits (..., K) fp32 or fp64, targets (..., K) bool -> losses (..., K)."""
         raise NotImplementedError
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        targets = binary_targets(labels, logits.shape[-1])
-        losses = self.elementwise(widen(logits), targets)
-        return split_sums(losses, targets, labels) * one_over(num_fg, logits)
+        return elementwise_terms(self.elementwise, logits, labels, scale=one_over(num_fg, logits))
 
 
 class BoxLoss(nn.Module):

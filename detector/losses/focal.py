@@ -1,12 +1,14 @@
 """Focal loss and the losses that vary its formula."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from detector.distributed import sum_over_ranks
-from detector.kernels import focal_terms
-from detector.kernels.reference import alpha_weights, binary_targets, focal_elements, split_sums, widen
+from detector.kernels import elementwise_terms, focal_terms
+from detector.kernels.reference import alpha_weights, binary_targets, focal_elements, widen
 from detector.losses.base import ClassificationLoss, ElementwiseLoss, one_over
 from detector.losses.class_weights import Alpha, ClassCounts, ClassWeights, make_class_weights
 from detector.registry import (
@@ -142,23 +144,25 @@ class EqualizedFocalLoss(ClassificationLoss):
         self.register_buffer("gradient_sums", torch.zeros(2, num_classes, dtype=torch.float64))  # P, N
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        targets = binary_targets(labels, logits.shape[-1])
-        wide = widen(logits)
         foreground, background = self.gradient_sums
-        ratio = torch.where(background > 0, foreground / background, 1).clamp(max=1).to(wide.dtype)
-        gamma = self.gamma + self.scale * (1 - ratio)
-        weight = gamma / self.gamma
-        if self.alpha is not None:
-            weight = weight * alpha_weights(targets, self.alpha, wide.dtype)
-        elements = weight * focal_elements(wide, targets, None, gamma)
-        if self.training:
-            self._count(wide.detach(), targets, labels, weight, gamma)
-        return split_sums(elements, targets, labels) * one_over(num_fg, logits)
+        ratio = torch.where(background > 0, foreground / background, 1).clamp(max=1)
+        gamma = (self.gamma + self.scale * (1 - ratio)).to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _count(self, wide: Tensor, targets: Tensor, labels: Tensor, weight: Tensor, gamma: Tensor) -> None:
-        signed = torch.where(targets, -wide, wide)
-        miss = signed.sigmoid()
-        slope = weight * miss**gamma * (gamma * (1 - miss) * F.softplus(signed, threshold=40) + miss)
-        slope = slope.masked_fill((labels < 0)[..., None], 0)
-        parts = [slope.masked_fill(away, 0).flatten(0, -2).sum(0, dtype=torch.float64) for away in (~targets, targets)]
+        def formula(logits: Tensor, targets: Tensor) -> Tensor:
+            return gamma / self.gamma * focal_elements(logits, targets, self.alpha, gamma)
+
+        if self.training:
+            self._count(logits.detach(), labels, formula)
+        return elementwise_terms(formula, logits, labels, scale=one_over(num_fg, logits))
+
+    def _count(self, logits: Tensor, labels: Tensor, formula: Callable[[Tensor, Tensor], Tensor]) -> None:
+        """Adds this step's absolute gradients to the sums."""
+        with torch.enable_grad():
+            wide = widen(logits).requires_grad_()
+            (slopes,) = torch.autograd.grad(
+                elementwise_terms(formula, wide, labels, scale=one_over(1, wide)).sum(), wide
+            )
+        slopes = slopes.abs()
+        targets = binary_targets(labels, logits.shape[-1])
+        parts = [slopes.masked_fill(away, 0).flatten(0, -2).sum(0, dtype=torch.float64) for away in (~targets, targets)]
         self.gradient_sums += sum_over_ranks(torch.stack(parts))

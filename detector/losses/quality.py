@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detector.kernels.reference import binary_targets, split_sums, widen
+from detector.kernels import elementwise_terms
 from detector.losses.base import ClassificationLoss, one_over
 from detector.registry import CLASSIFICATION_LOSSES, NonNegativeFloat, UnitFloat
 
@@ -20,12 +20,11 @@ class QualityLoss(ClassificationLoss):
         raise NotImplementedError
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        targets = binary_targets(labels, logits.shape[-1])
-        wide = widen(logits)
-        quality = wide.new_ones(labels.shape) if quality is None else quality.to(wide.dtype)
+        foreground = (labels >= 0) & (labels < logits.shape[-1])
         # off the foreground the quality may be anything, and a NaN behind a `where` still reaches the gradient
-        quality = quality.where(targets.any(dim=-1), 0)[..., None]
-        return split_sums(self.elementwise(wide, targets, quality), targets, labels) * one_over(num_fg, logits)
+        quality = foreground if quality is None else quality.where(foreground, 0)
+        quality = quality.to(torch.promote_types(logits.dtype, torch.float32))
+        return elementwise_terms(self.elementwise, logits, labels, quality, scale=one_over(num_fg, logits))
 
 
 def _soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

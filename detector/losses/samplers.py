@@ -43,7 +43,7 @@ class RandomAnchors(AnchorSampler):
     def __call__(self, labels: Tensor, logits: Tensor | None) -> Tensor:
         keys = torch.rand(labels.shape, device=labels.device)
         background = labels == self.num_classes
-        foreground = highest(keys, (labels >= 0) & ~background, int(self.count * self.foreground_fraction))
+        foreground = highest(keys, (labels >= 0) & ~background, round(self.count * self.foreground_fraction))
         background = highest(keys, background, self.count - foreground.sum(dim=-1))
         return labels.where(foreground | background, IGNORED)
 

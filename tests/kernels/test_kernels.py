@@ -7,11 +7,20 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from losses_reference import GRADIENT_ATOL, GRADIENT_RTOL, VALUE_ATOL, VALUE_RTOL, as_float64
 from torch import Tensor
 
 from detector.errors import UserError
-from detector.kernels import cpu, dispatch, focal_terms, gradient_norm_histogram, harmonised_terms, sigmoid_focal_loss
+from detector.kernels import (
+    cpu,
+    dispatch,
+    elementwise_terms,
+    focal_terms,
+    gradient_norm_histogram,
+    harmonised_terms,
+    sigmoid_focal_loss,
+)
 
 K = 5
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -109,6 +118,25 @@ def check(
     slopes = slopes * np.where(formula.targets, *upstream)
     scale = max(1.0, *map(abs, upstream))
     np.testing.assert_allclose(as_float64(gradient), slopes, 2 * GRADIENT_RTOL[dtype], scale * GRADIENT_ATOL[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_elementwise_terms(backend: str, dtype: torch.dtype):
+    """Cross entropy times a number a row, as a formula that the kernel knows nothing of."""
+    logits, labels = draw((2, 37, K), dtype)
+    factors = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)).double()
+
+    def cross_entropy(wide: Tensor, targets: Tensor, factor: Tensor) -> Tensor:
+        assert wide.dtype == torch.promote_types(dtype, torch.float32) and targets.dtype == torch.bool
+        return -F.logsigmoid(torch.where(targets, wide, -wide)) * factor
+
+    formula = Formula(logits, labels)
+    values, slopes = (part * factors.numpy()[..., None] / 8 for part in formula.focal(None, 0.0))
+    extra = factors.to(torch.promote_types(dtype, torch.float32))
+    sums = elementwise_terms(cross_entropy, logits, labels, extra, scale=torch.tensor(0.125), backend=backend)
+    check(sums, logits, formula, (values, slopes), upstream=(3.0, -0.5))
+    check(sums, logits, formula, (values, slopes))
 
 
 CASES = list(product(["reference", "cpu"], DTYPES, [None, 0.3, ALPHAS], [0.0, 0.5, 1.0, 2.0, 5.0], [None, WEIGHTS]))
@@ -390,7 +418,7 @@ def test_the_environment_chooses_and_an_argument_overrules_it(monkeypatch):
 def test_a_value_for_each_class_or_none():
     logits, labels = draw((7, K), torch.float32)
     for alpha in ([0.5, 0.5], torch.full((K + 1,), 0.5)):
-        with pytest.raises(ValueError, match=rf"^alpha has {len(alpha)} values for {K} classes; give one for each$"):
+        with pytest.raises(ValueError, match=rf"^alpha has the shape \({len(alpha)},\); give one value for each of {K} classes$"):
             focal_terms(logits, labels, alpha=alpha, gamma=2.0)
-    with pytest.raises(ValueError, match=f"^class_weight has 2 values for {K} classes; give one for each$"):
+    with pytest.raises(ValueError, match=rf"^class_weight has the shape \(2,\); give one value for each of {K} classes$"):
         focal_terms(logits, labels, alpha=None, gamma=2.0, class_weight=torch.ones(2))
