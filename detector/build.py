@@ -219,4 +219,5 @@ def build_trainer(
         dtype=dtype,
         clip_norm=settings.clip_norm,
         ema_decay=settings.ema_decay,
+        prior=0.5 if config.model.prior is None else config.model.prior,
     )

@@ -78,7 +78,7 @@ class ElementWise:
 
 
 def class_weight_list(class_weights, class_counts, beta) -> list[float]:
-    """The weights of the rows labelled 0..K-1; a rule's are scaled to mean 1, a list's are as given."""
+    """The weights of the rows labelled 0..K-1; a rule's are scaled to mean 1 over the classes that occur, a list's are as given."""
     if class_weights is None or isinstance(class_weights, list):
         return class_weights or []
     counts = [max(n, 1) for n in class_counts]
@@ -86,7 +86,8 @@ def class_weight_list(class_weights, class_counts, beta) -> list[float]:
         weights = [1 / n for n in counts]
     else:
         weights = [(1 - beta) / (1 - beta**n) for n in counts]
-    return [w * len(weights) / sum(weights) for w in weights]
+    occurring = [w for w, n in zip(weights, class_counts, strict=True) if n > 0]
+    return [w * len(occurring) / sum(occurring) for w in weights]
 
 
 class Focal(ElementWise):

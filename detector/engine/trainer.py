@@ -24,7 +24,7 @@ from detector.errors import Interrupted, UserError
 from detector.imbalance.initial import expected_initial_loss
 from detector.imbalance.meters import foreground_gradient_share
 from detector.losses.criterion import Criterion
-from detector.models.heads import initial_score
+from detector.models.heads import is_untrained
 from detector.structures import Batch, Targets
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,8 @@ class Trainer:
     """Trains `model` and keeps a run folder. All state that outlives a step is in `state()`.
 
     `rate(step)` is the learning rate; `evaluate(model)` returns a validation's metrics, `AP` among them, and its
-    detections; `description` holds what a checkpoint says about its model (config, class_names, category_ids).
+    detections; `prior` is the score that untrained anchors should have; `description` holds what a checkpoint says
+    about its model (config, class_names, category_ids).
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class Trainer:
         dtype: torch.dtype,
         clip_norm: float | None,
         ema_decay: float | None,
+        prior: float,
     ):
         self.model = model
         self.criterion = criterion
@@ -104,6 +106,7 @@ class Trainer:
         self.folder = folder
         self.device = device
         self.dtype = dtype
+        self.prior = prior
         self.clip_norm = math.inf if clip_norm is None else clip_norm
         self.average = None if ema_decay is None else make_average(model, ema_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -158,8 +161,7 @@ class Trainer:
         return self.criterion.sample(self.assigner(anchors, batch.boxes, batch.labels, batch.ignore, level_sizes))
 
     def _expected_loss(self, batches: list[Batch], targets: list[Targets], normaliser: Tensor) -> float | None:
-        prior = initial_score(self.model.class_head)
-        if prior is None:
+        if not is_untrained(self.model.class_head):
             return None
         losses = [
             expected_initial_loss(
@@ -167,7 +169,7 @@ class Trainer:
                 target,
                 *self.model.anchors(batch.images.shape[-2:], batch.images.device),
                 normaliser,
-                prior,
+                self.prior,
                 len(batches),
             )
             for batch, target in zip(batches, targets, strict=True)

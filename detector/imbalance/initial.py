@@ -1,5 +1,5 @@
-"""The classification loss that prior initialisation promises for the first step: a wrong reduction or prior shows as a
-difference from the observed one."""
+"""The classification loss that prior initialisation promises for the first step: a prior that was not applied, and in a
+loss that adds up over rows a wrong reduction, show as a difference from the observed one."""
 
 import copy
 import math

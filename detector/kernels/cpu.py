@@ -80,8 +80,10 @@ class _Fused(torch.autograd.Function):
         foreground_weight, background_weight = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
         hit_labels = blocks.labels[blocks.hit_rows]
         # fp16 cannot hold gradients that its scaler has not yet enlarged
-        grad = torch.empty(logits.shape, dtype=blocks.dtype if logits.dtype == torch.float16 else logits.dtype)
-        rows = grad.view(-1, blocks.num_classes)
+        wanted = ctx.needs_input_grad[0]
+        dtype = blocks.dtype if logits.dtype == torch.float16 else logits.dtype
+        grad = torch.empty(logits.shape if wanted else 0, dtype=dtype)
+        rows = grad.view(-1, blocks.num_classes) if wanted else grad
         background = 0.0
         for span, signed, hit in blocks:
             both = terms(signed)
@@ -92,14 +94,16 @@ class _Fused(torch.autograd.Function):
                     part[blocks.hit_rows[hit] - span.start] *= class_weight[hit_labels[hit], None]
             loss, slope = both
             background += loss.sum().item()
-            torch.mul(slope, scale if per_class else background_weight * scale, out=slope)
-            rows[span] = slope
+            if wanted:
+                torch.mul(slope, scale if per_class else background_weight * scale, out=slope)
+                rows[span] = slope
 
         loss, slope = terms(-blocks.foreground())
         weight = foreground_weight[hit_labels] if per_class else foreground_weight
         if class_weight is not None:
             weight = weight * class_weight[hit_labels]
-        grad.view(-1)[blocks.hits] = (slope * (weight * -scale)).to(grad.dtype)
+        if wanted:
+            grad.view(-1)[blocks.hits] = (slope * (weight * -scale)).to(grad.dtype)
         ctx.save_for_backward(grad, blocks.hits)
         ctx.dtype = logits.dtype
         sums = ((loss * weight).sum().item(), background if per_class else background * background_weight)
@@ -157,21 +161,24 @@ class _Elementwise(torch.autograd.Function):
     def forward(ctx, logits: Tensor, labels: Tensor, extra: Tensor | None, formula: Formula, scale: Tensor) -> Tensor:
         num_classes = logits.shape[-1]
         wide = torch.promote_types(logits.dtype, torch.float32)
-        grad = torch.empty(logits.shape, dtype=wide if logits.dtype == torch.float16 else logits.dtype)
+        wanted = ctx.needs_input_grad[0]
+        dtype = wide if logits.dtype == torch.float16 else logits.dtype
+        grad = torch.empty(logits.shape if wanted else 0, dtype=dtype)
         rows, labels = logits.reshape(-1, num_classes), labels.reshape(-1).int()
         extra = None if extra is None else extra.reshape(-1, 1)
         sums = torch.zeros(2, dtype=torch.float64)
         block = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // max(num_classes, 1))
         for start in range(0, len(rows), block):
             span = slice(start, start + block)
-            with torch.enable_grad():
+            with torch.set_grad_enabled(wanted):
                 x = rows[span].detach().to(wide).requires_grad_()
                 targets = binary_targets(labels[span], num_classes)
                 elements = formula(x, targets, *([] if extra is None else [extra[span]]))
                 both = split_sums(elements, targets, labels[span])
-                (slope,) = torch.autograd.grad(both.sum(), x)
+                if wanted:
+                    (slope,) = torch.autograd.grad(both.sum(), x)
+                    grad.view(-1, num_classes)[span] = slope.mul_(scale)
             sums += both.detach()
-            grad.view(-1, num_classes)[span] = slope.mul_(scale)
         ctx.save_for_backward(grad, labels.view(logits.shape[:-1]))
         ctx.dtype = logits.dtype
         return sums.to(wide) * scale

@@ -95,7 +95,7 @@ def elementwise_terms(
 ) -> Tensor:
     """The foreground and background sums, (2,), times `scale`, of any `formula(logits, targets)`, or
     `formula(logits, targets, extra)`, whose elements (..., K) depend on the logit in their place alone: logits fp32 or
-    fp64, targets bool, extra (..., 1). The formula's own parameters get no gradient."""
+    fp64, targets bool; extra (...) reaches it as (..., 1). The formula's own parameters get no gradient."""
     return _choose(logits, backend).elementwise_terms(formula, logits, labels, extra, scale)
 
 

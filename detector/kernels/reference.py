@@ -38,7 +38,9 @@ def norm_bins(norms: Tensor, bins: int) -> Tensor:
 
 def alpha_weights(targets: Tensor, alpha: float | Tensor, dtype: torch.dtype) -> Tensor:
     """alpha where the target is 1, 1 - alpha elsewhere."""
-    alpha = torch.as_tensor(alpha, dtype=dtype, device=targets.device)
+    if not torch.is_tensor(alpha):  # torch.as_tensor would copy it to the device, and wait
+        alpha = torch.full((), alpha, dtype=dtype, device=targets.device)
+    alpha = alpha.to(dtype)
     return torch.where(targets, alpha, 1 - alpha)
 
 

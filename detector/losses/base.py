@@ -11,7 +11,9 @@ def one_over(count: Tensor | float, like: Tensor) -> Tensor:
     """1 / max(count, 1) as a 0-dim tensor on the device of `like` and in the format it is computed in, without a host
     sync."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return 1 / torch.as_tensor(count, device=like.device, dtype=dtype).clamp(min=1)
+    if not torch.is_tensor(count):  # torch.as_tensor would copy it to the device, and wait
+        count = torch.full((), count, device=like.device, dtype=dtype)
+    return 1 / count.to(like.device, dtype).clamp(min=1)
 
 
 class ClassificationLoss(nn.Module):

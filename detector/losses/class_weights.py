@@ -14,7 +14,8 @@ ClassCounts = list[NonNegativeInt] | None
 
 
 def make_class_weights(rule: ClassWeights, counts: Sequence[int] | None, beta: float) -> Tensor | None:
-    """(K,) fp64, given or by a rule from the K counts of objects, then with mean 1; None where the rule is None.
+    """(K,) fp64, given or by a rule from the K counts of objects, then with mean 1 over the classes that occur; None
+    where the rule is None.
 
     `inverse_frequency`: w_k proportional to 1 / n_k. `effective_number`: to (1 - beta) / (1 - beta^n_k), the inverse of
     the number of objects that still add something new (Cui et al. 2019, "Class-Balanced Loss Based on Effective Number
@@ -28,4 +29,5 @@ def make_class_weights(rule: ClassWeights, counts: Sequence[int] | None, beta: f
         raise ValueError(f"class_weights {rule!r} needs class_counts, the number of objects of each class")
     n = torch.tensor(counts, dtype=torch.float64).clamp(min=1)
     weights = 1 / n if rule == "inverse_frequency" or beta == 1 else (1 - beta) / (1 - beta**n)
-    return weights / weights.mean()
+    occurs = torch.tensor(counts) > 0
+    return weights / (weights[occurs] if occurs.any() else weights).mean()

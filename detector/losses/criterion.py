@@ -87,9 +87,8 @@ class Criterion(nn.Module):
             predicted, target = decoded, targets.boxes
         else:
             predicted, target = predictions.deltas, encode(targets.boxes, anchors)
-        if self.normaliser == "image":
-            num_images = len(labels)
-            counts = foreground.sum(dim=1)
+        num_images, counts = len(labels), foreground.sum(dim=1)
+        if self.normaliser == "image" and not self.classification.self_normalised:
             qualities = [None] * num_images if quality is None else quality
             cls = torch.stack(
                 [
@@ -97,15 +96,16 @@ class Criterion(nn.Module):
                     for *one, q in zip(predictions.logits, labels, counts, qualities, strict=True)
                 ]
             ).sum(dim=0) / (num_images * num_batches)
-            box = torch.stack(
-                [self.box(*one) for one in zip(predicted, target, foreground, counts, strict=True)]
-            ).sum() / (num_images * num_batches)
         else:
             cls = self.classification.split(
                 predictions.logits, labels, num_fg, level_sizes=predictions.level_sizes, quality=quality
             )
-            box = self.box(predicted, target, foreground, num_fg)
             cls = cls / num_batches if self.classification.self_normalised else cls
+        if self.normaliser == "image" and not self.box.self_normalised:
+            images = zip(predicted, target, foreground, counts, strict=True)
+            box = torch.stack([self.box(*one) for one in images]).sum() / (num_images * num_batches)
+        else:
+            box = self.box(predicted, target, foreground, num_fg)
             box = box / num_batches if self.box.self_normalised else box
         cls_fg, cls_bg = cls.detach().unbind()
         return {"cls": cls.sum(), "box": box * self.box_weight, "cls_fg": cls_fg, "cls_bg": cls_bg}

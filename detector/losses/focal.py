@@ -1,5 +1,6 @@
 """Focal loss and the losses that vary its formula."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -29,8 +30,8 @@ class FocalLoss(ClassificationLoss):
     drowning the foreground. alpha weighs target 1, 1 - alpha target 0; null weighs both 1; a list has one alpha for
     each class. The published optimum is gamma = 2 with alpha = 0.25; gamma = 0 is cross entropy. The first loss to try.
 
-    rescale: multiply by (sum of its cross entropy, that is with gamma = 0) / (its own sum), a constant of the step over
-    all ranks, so that changing gamma changes the shape of the loss and not its size against the box loss.
+    rescale: multiply by (sum of its cross entropy, that is with gamma = 0) / (its own sum), a constant of the batch
+    over all ranks, so that changing gamma changes the shape of the loss and not its size against the box loss.
     class_weights: multiply the row of an object of class y by w_y, given or by a rule from `class_counts`, which a
     config takes from the training set; see `make_class_weights`."""
 
@@ -109,10 +110,11 @@ class AsymmetricLoss(ElementwiseLoss):
     def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
         foreground = focal_elements(logits, torch.ones_like(targets), None, self.gamma_pos)
         shifted = logits.sigmoid() - self.shift
-        counts = shifted > 0
+        counts = ~(shifted <= 0)  # NaN among them, so that it shows
         shifted = shifted.where(counts, 1)  # any value at which every power has a derivative
         # 1 - q = (1 - p) + shift, in logarithms, so that p = 1 stays finite without a shift
-        log_rest = torch.logaddexp(F.logsigmoid(-logits), logits.new_tensor(self.shift).log())
+        log_shift = math.log(self.shift) if self.shift > 0 else -math.inf
+        log_rest = torch.logaddexp(F.logsigmoid(-logits), logits.new_full((), log_shift))
         background = torch.where(counts, -log_rest * shifted**self.gamma_neg, 0)
         return torch.where(targets, foreground, background)
 
@@ -123,9 +125,9 @@ class EqualizedFocalLoss(ClassificationLoss):
     for Dense Long-Tailed Object Detection").
 
     -alpha_t (gamma_k / gamma) (1 - p_t)^gamma_k log(p_t) with gamma_k = gamma + scale (1 - g_k), g_k = P_k / N_k cut to
-    0..1: the sums over all training steps so far, on all ranks, of this loss's absolute gradients on class k's
-    foreground and on its background; 1 before the first step. Use it for long-tailed classes (LVIS). `num_classes`
-    sizes the sums; a config takes it from the training set."""
+    0..1: the sums over all training batches so far, on all ranks, of the absolute gradients of these elements (before
+    the division by num_fg) on class k's foreground and on its background; 1 before the first. Use it for long-tailed
+    classes (LVIS). `num_classes` sizes the sums; a config takes it from the training set."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 class GradientDensity(nn.Module):
     """A running mean of how many gradient norms fall in each of equal bins over [0, 1], with bias correction.
 
-    With R_j the count of bin j in this step (over all ranks), S_j <- m S_j + (1 - m) R_j after every step, empty bins
+    With R_j the count of bin j in this batch (over all ranks), S_j <- m S_j + (1 - m) R_j after every batch, empty bins
     included, and S_j / (1 - m^t) after t steps is unbiased from the first step on (the published code starts at S = 0
     without correction, and weighs a bin's first touch 1 / (1 - m) times too much). An element's weight is
     beta = N / (M S_j / (1 - m^t)), M the number of bins not empty in this step, N the number of valid elements.

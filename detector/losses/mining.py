@@ -13,11 +13,12 @@ from detector.structures import IGNORED
 
 
 def highest(scores: Tensor, among: Tensor, count: Tensor | int) -> Tensor:
-    """Which of the rows (..., R) are the `count` (...) of highest score among those in the mask `among`: bool."""
+    """Which of the rows (..., R) are the `count` (...) of highest score among those in the mask `among`: bool; of equal
+    scores the first."""
     order = scores.masked_fill(~among, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(-1, order, places)
-    return among & (rank < torch.as_tensor(count, device=scores.device)[..., None])
+    return among & (rank < (count[..., None] if torch.is_tensor(count) else count))
 
 
 def keep_hard_background(labels: Tensor, scores: Tensor, num_classes: int, ratio: float) -> Tensor:

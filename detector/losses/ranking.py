@@ -26,8 +26,8 @@ class RankSortLoss(ClassificationLoss):
     background's.
 
     Background enters by counts and sums between the foreground's scores, O((P + N) log P) for P foregrounds and N
-    backgrounds in place of the published O(P N). Choosing the backgrounds above the lowest foreground waits for the
-    GPU. Ranks are those of this process's batch."""
+    backgrounds in place of the published O(P N); the sorting errors are O(P^2). Choosing the backgrounds above the
+    lowest foreground waits for the GPU. Ranks are those of this process's batch."""
 
     self_normalised = True
     use_quality = True
@@ -49,7 +49,7 @@ class _RankSort(torch.autograd.Function):
     def forward(ctx, logits: Tensor, is_fg: Tensor, is_bg: Tensor, quality: Tensor, delta: float) -> Tensor:
         fg = logits[is_fg].double()
         lowest = fg.min() if len(fg) else torch.inf
-        is_bg = is_bg & (logits > lowest - delta)  # the others rank below every foreground
+        is_bg = is_bg & ~(logits <= lowest - delta)  # the others rank below every foreground; NaN shows
         bg = logits[is_bg]
 
         rank, sorting, sorting_grad = _among_foreground(fg, quality.expand(logits.shape)[is_fg], delta)
@@ -84,6 +84,7 @@ def _steps_above(few: Tensor, many: Tensor, delta: float) -> Tensor:
     counts, moments = counts.cumsum(0), moments.cumsum(0)
     low, high = torch.searchsorted(edges, few - delta), torch.searchsorted(edges, few + delta)
     inside = counts[high] - counts[low]
+    inside = inside + 0 * moments[-1]  # a score that is not a number must show
     return (moments[high] - moments[low] - few * inside) / (2 * delta) + inside / 2 + counts[-1] - counts[high]
 
 

@@ -50,8 +50,7 @@ def initialise_prior(head: Head, prior: float) -> None:
     nn.init.constant_(head.output.bias, -math.log((1 - prior) / prior))
 
 
-def initial_score(head: Head) -> float | None:
-    """The score that all anchors have while the weights say nothing yet; None where the biases differ, so that the head
-    has been trained."""
+def is_untrained(head: Head) -> bool:
+    """Whether all anchors and classes still have the one bias that they start with."""
     bias = head.output.bias.detach()
-    return float(bias[0].sigmoid()) if bool((bias == bias[0]).all()) else None
+    return bool((bias == bias[0]).all())

@@ -418,7 +418,11 @@ def test_the_environment_chooses_and_an_argument_overrules_it(monkeypatch):
 def test_a_value_for_each_class_or_none():
     logits, labels = draw((7, K), torch.float32)
     for alpha in ([0.5, 0.5], torch.full((K + 1,), 0.5)):
-        with pytest.raises(ValueError, match=rf"^alpha has the shape \({len(alpha)},\); give one value for each of {K} classes$"):
+        with pytest.raises(
+            ValueError, match=rf"^alpha has the shape \({len(alpha)},\); give one value for each of {K} classes$"
+        ):
             focal_terms(logits, labels, alpha=alpha, gamma=2.0)
-    with pytest.raises(ValueError, match=rf"^class_weight has the shape \(2,\); give one value for each of {K} classes$"):
+    with pytest.raises(
+        ValueError, match=rf"^class_weight has the shape \(2,\); give one value for each of {K} classes$"
+    ):
         focal_terms(logits, labels, alpha=None, gamma=2.0, class_weight=torch.ones(2))

@@ -336,7 +336,7 @@ def test_every_quality_loss_gets_it_whatever_the_box_loss(name: str, box: str, n
     )
     criterion, loss = make_criterion(name, box, normaliser), CLASSIFICATION_LOSSES.build(name)
     terms = criterion(Predictions(logits, deltas, anchors, (40,)), targets, criterion.count_foreground([targets]))
-    if normaliser == "global":
+    if normaliser == "global" or loss.self_normalised:
         expected = loss(logits, targets.labels, 9, quality=quality)
     else:
         images = zip(logits, targets.labels, (0, 1, 3, 5), quality, strict=True)
@@ -350,3 +350,10 @@ def test_half_precision_predictions_give_fp32_losses():
     criterion = make_criterion("focal")
     terms = criterion(half, targets, criterion.count_foreground([targets]))
     assert terms["cls"].dtype == terms["box"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(("classification", "box"), [("ghm_c", "ghm_r"), ("rank_sort", "ghm_r")])
+def test_image_leaves_self_normalised_losses_alone(classification: str, box: str):
+    by_image, whole = (gradients(make_criterion(classification, box, n), WHOLE) for n in ("image", "global"))
+    assert by_image[0] == whole[0]
+    assert torch.equal(by_image[1], whole[1]) and torch.equal(by_image[2], whole[2])

@@ -310,11 +310,11 @@ BY_HAND = [  # of a row of logits 0, so p = p_t = 1/2; quality 3/4
     ("cross_entropy", {"class_weights": [3.0, 5.0]}, 2, 1, 10 * LN2),
     ("cross_entropy", {"class_weights": [3.0, 5.0]}, 2, 2, 2 * LN2),
     # 1 and 1/3, to mean 1: 3/2 and 1/2; a count of 0 is 1
-    ("cross_entropy", {"class_weights": "inverse_frequency", "class_counts": [0, 3]}, 2, 0, 3 * LN2),
+    ("cross_entropy", {"class_weights": "inverse_frequency", "class_counts": [0, 3]}, 2, 0, 6 * LN2),
     ("cross_entropy", {"class_weights": "inverse_frequency", "class_counts": [1, 3]}, 2, 1, LN2),
     # 0.5 / 0.5 and 0.5 / 0.75, to mean 1: 1.2 and 0.8
     ("cross_entropy", {"class_weights": "effective_number", "class_counts": [1, 2], "beta": 0.5}, 2, 0, 2.4 * LN2),
-    ("focal", {"class_weights": "effective_number", "class_counts": [0, 2], "beta": 0.5}, 2, 1, 0.2 * LN2),
+    ("focal", {"class_weights": "effective_number", "class_counts": [0, 2], "beta": 0.5}, 2, 1, 0.25 * LN2),
 ]
 
 
@@ -338,3 +338,19 @@ def test_weighted_focal_equals_torchvision():
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0)
     # torchvision forms 1 - p_t by subtraction, which costs it digits on easy elements
     torch.testing.assert_close(got, *torch.autograd.grad(theirs, logits), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["inverse_frequency", "effective_number"])
+def test_a_class_that_does_not_occur_leaves_the_others_their_weights(rule):
+    with_it = build("cross_entropy", {"class_weights": rule, "class_counts": [1000, 500, 0]}, 3).class_weight
+    without = build("cross_entropy", {"class_weights": rule, "class_counts": [1000, 500]}, 2).class_weight
+    np.testing.assert_allclose(with_it[:2], without, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(LIBRARY))
+@pytest.mark.parametrize("label", [0, 3])
+def test_a_logit_that_is_not_a_number_shows(name, label):
+    logits = torch.zeros(4, 3)
+    logits[1, 0] = math.nan
+    loss = build(name, {}, 3)(logits.requires_grad_(), torch.tensor([0, label, 1, 2]), 1)
+    assert loss.isnan()
