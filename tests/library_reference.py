@@ -78,7 +78,7 @@ class ElementWise:
 
 
 def class_weight_list(class_weights, class_counts, beta) -> list[float]:
-    """The weights of the rows labelled 0..K-1; a rule's are scaled to mean 1 over the classes that occur, a list's are as given."""
+    """The weights of the rows labelled 0..K-1: a list's as given, a rule's scaled to mean 1 over classes that occur."""
     if class_weights is None or isinstance(class_weights, list):
         return class_weights or []
     counts = [max(n, 1) for n in class_counts]
