@@ -14,7 +14,8 @@ pytest.importorskip("triton")
 from detector.kernels import triton as kernels  # noqa: E402
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton looks when it is imported: too early for a fixture
-DEVICES = ["cpu"] if INTERPRETED else ["cuda"] if torch.cuda.is_available() else []
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU; test_under_the_interpreter runs these")
+DEVICES = ["cpu"] if INTERPRETED else [pytest.param("cuda", marks=NO_GPU)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SUM_TOLERANCE = {torch.float64: 1e-12}  # else 2e-6: fp32 inside
 GRADIENT_TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
