@@ -24,7 +24,7 @@ class _Blocks:
 
     def __init__(self, logits: Tensor, labels: Tensor):
         self.num_classes = logits.shape[-1]
-        self.dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        self.dtype = torch.promote_types(logits.dtype, torch.float32)
         strided = logits.ndim == 3 and not logits.is_contiguous() and logits[0].is_contiguous()
         self.runs = logits.unbind() if strided else [logits.reshape(-1, self.num_classes)]
         self.labels = labels.reshape(-1)

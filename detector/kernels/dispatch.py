@@ -61,7 +61,7 @@ def focal_terms(
     class_weight (K,) multiplies whole rows by their label's weight, background rows by 1. `scale` (one over the
     normaliser) goes in here so that the gradient, computed with the loss, needs no second pass.
     """
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(logits.dtype, torch.float32)
     if not torch.is_tensor(scale):  # torch.as_tensor would copy it to the device, and wait
         scale = torch.full((), scale, device=logits.device, dtype=wide)
     scale = scale.to(wide)
@@ -108,5 +108,5 @@ def gradient_norm_histogram(logits: Tensor, labels: Tensor, bins: int, *, backen
 def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor, *, backend: str | None = None) -> Tensor:
     """The foreground and background sums, (2,), of cross entropy weighted by the element's bin of |p - target|:
     weights (bins,) are constants, with the normaliser in them (Li et al. 2019, equation 9)."""
-    wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    wide = torch.promote_types(logits.dtype, torch.float32)
     return _choose(logits, backend).harmonised_terms(logits, labels, weights.to(wide))

@@ -10,7 +10,7 @@ from detector.kernels.reference import widen
 def one_over(count: Tensor | float, like: Tensor) -> Tensor:
     """1 / max(count, 1) as a 0-dim tensor on the device of `like` and in the format it is computed in, without a host
     sync."""
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(like.dtype, torch.float32)
     if not torch.is_tensor(count):  # torch.as_tensor would copy it to the device, and wait
         count = torch.full((), count, device=like.device, dtype=dtype)
     return 1 / count.to(like.device, dtype).clamp(min=1)
