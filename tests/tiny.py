@@ -10,7 +10,7 @@ from detector.registry import Registry
 TINY = """
 data:
   train: {type: synthetic, num_images: 12, image_size: 64, objects: 3, distractors: 1}
-  val: {type: synthetic, split: val, num_images: 2, image_size: 64, objects: 3, distractors: 1}
+  val: {type: synthetic, split: val, num_images: 4, image_size: 64, objects: 3, distractors: 1}
   short_side: 64
   num_workers: 0
 model:

@@ -10,6 +10,7 @@ from detector.kernels.reference import (
     alpha_weights,
     binary_targets,
     elementwise_terms,
+    gradient_dtype,
     gradient_norm_histogram,
     norm_bins,
     row_weights,
@@ -47,7 +48,7 @@ def _focal(
         weight = weight * alpha_weights(targets, alpha, loss.dtype)
     if class_weight is not None:
         weight = weight * row_weights(labels, class_weight)[..., None]
-    return _sums_and_gradient(loss * weight, slope * weight, targets, labels, logits.dtype)
+    return _sums_and_gradient(loss * weight, slope * weight, targets, labels, gradient_dtype(logits))
 
 
 @torch.compile
@@ -55,7 +56,7 @@ def _harmonised(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor
     targets = binary_targets(labels, logits.shape[-1])
     loss, miss = _terms(widen(logits), targets)
     weight = weights[norm_bins(miss, len(weights))]
-    return _sums_and_gradient(loss * weight, miss * weight, targets, labels, logits.dtype)
+    return _sums_and_gradient(loss * weight, miss * weight, targets, labels, gradient_dtype(logits))
 
 
 def _sums_and_gradient(
@@ -65,8 +66,7 @@ def _sums_and_gradient(
     foreground = torch.where(targets & counts, loss, 0).sum()
     background = torch.where(~targets & counts, loss, 0).sum()
     grad = torch.where(counts, torch.where(targets, -slope, slope), 0)
-    # fp16 cannot hold gradients that its scaler has not yet enlarged
-    return torch.stack((foreground, background)), grad if dtype == torch.float16 else grad.to(dtype)
+    return torch.stack((foreground, background)), grad.to(dtype)
 
 
 @torch.compile

@@ -11,11 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detector.kernels.reference import Formula, binary_targets, split_sums
+from detector.kernels.reference import Formula, binary_targets, gradient_dtype, split_sums
 
 BLOCK_ELEMENTS = 32768  # a thread; also the least that PyTorch gives a second thread
 
 Terms = Callable[[Tensor], tuple[Tensor, Tensor]]  # signed -> loss, d loss / d signed; sigmoid(signed) = 1 - p_t
+
+
+def _block_rows(num_classes: int) -> int:
+    return max(1, BLOCK_ELEMENTS * torch.get_num_threads() // max(num_classes, 1))
 
 
 class _Blocks:
@@ -31,7 +35,7 @@ class _Blocks:
         self.hit_rows = ((self.labels >= 0) & (self.labels < self.num_classes)).nonzero()[:, 0]
         self.hits = self.hit_rows * self.num_classes + self.labels[self.hit_rows]  # foreground entries, flat
         self.ignored = (self.labels < 0).nonzero()[:, 0]
-        rows = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // max(self.num_classes, 1))
+        rows = _block_rows(self.num_classes)
         self.spans = [
             (run, start, min(start + rows, len(run))) for run in self.runs for start in range(0, len(run), rows)
         ]
@@ -79,10 +83,8 @@ class _Fused(torch.autograd.Function):
         per_class = torch.is_tensor(alpha)
         foreground_weight, background_weight = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
         hit_labels = blocks.labels[blocks.hit_rows]
-        # fp16 cannot hold gradients that its scaler has not yet enlarged
         wanted = ctx.needs_input_grad[0]
-        dtype = blocks.dtype if logits.dtype == torch.float16 else logits.dtype
-        grad = torch.empty(logits.shape if wanted else 0, dtype=dtype)
+        grad = torch.empty(logits.shape if wanted else 0, dtype=gradient_dtype(logits))
         rows = grad.view(-1, blocks.num_classes) if wanted else grad
         background = 0.0
         for span, signed, hit in blocks:
@@ -162,12 +164,11 @@ class _Elementwise(torch.autograd.Function):
         num_classes = logits.shape[-1]
         wide = torch.promote_types(logits.dtype, torch.float32)
         wanted = ctx.needs_input_grad[0]
-        dtype = wide if logits.dtype == torch.float16 else logits.dtype
-        grad = torch.empty(logits.shape if wanted else 0, dtype=dtype)
+        grad = torch.empty(logits.shape if wanted else 0, dtype=gradient_dtype(logits))
         rows, labels = logits.reshape(-1, num_classes), labels.reshape(-1).int()
         extra = None if extra is None else extra.reshape(-1, 1)
         sums = torch.zeros(2, dtype=torch.float64)
-        block = max(1, BLOCK_ELEMENTS * torch.get_num_threads() // max(num_classes, 1))
+        block = _block_rows(num_classes)
         for start in range(0, len(rows), block):
             span = slice(start, start + block)
             with torch.set_grad_enabled(wanted):

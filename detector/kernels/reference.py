@@ -25,6 +25,12 @@ def widen(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def gradient_dtype(logits: Tensor) -> torch.dtype:
+    """What a gradient that waits for the backward pass is kept in: fp16 cannot hold one that its scaler has not yet
+    enlarged."""
+    return torch.float32 if logits.dtype == torch.float16 else logits.dtype
+
+
 def split_sums(elements: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     """elements and targets (..., K) -> (2,): the sums over foreground and background elements of rows that count."""
     elements = elements.masked_fill((labels < 0)[..., None], 0)

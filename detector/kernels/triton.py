@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detector.kernels.reference import elementwise_terms
+from detector.kernels.reference import elementwise_terms, gradient_dtype
 
 __all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmonised_terms"]
 
@@ -292,9 +292,7 @@ class _Terms(torch.autograd.Function):
 
     @staticmethod
     def empty_gradient(logits: Tensor) -> Tensor:
-        # fp16 cannot hold gradients that its scaler has not yet enlarged
-        dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
-        return logits.new_empty(logits.shape, dtype=dtype)
+        return logits.new_empty(logits.shape, dtype=gradient_dtype(logits))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -16,6 +16,15 @@ def one_over(count: Tensor | float, like: Tensor) -> Tensor:
     return 1 / count.to(like.device, dtype).clamp(min=1)
 
 
+def running_mean(mean: Tensor, steps: Tensor, value: Tensor, momentum: float, *, update: bool) -> Tensor:
+    """The bias-corrected running mean S / (1 - m^t): S <- m S + (1 - m) value, from 0, over t steps. `mean` (S) and
+    `steps` (t) are buffers, which move where `update`."""
+    if update:
+        steps += 1
+        mean.lerp_(value, 1 - momentum)
+    return mean / (1 - momentum ** steps.clamp(min=1))
+
+
 class ClassificationLoss(nn.Module):
     """A loss over independent sigmoid classifiers.
 

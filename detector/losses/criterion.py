@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from detector.distributed import sum_over_ranks
 from detector.geometry.boxes import decode, encode, paired_iou
-from detector.losses.base import BoxLoss, ClassificationLoss
+from detector.losses.base import BoxLoss, ClassificationLoss, running_mean
 from detector.losses.samplers import AnchorSampler
 from detector.structures import Predictions, Targets
 
@@ -64,10 +64,7 @@ class Criterion(nn.Module):
         """What an optimiser step of this foreground count divides its losses by; to be asked once a step."""
         if self.normaliser != "ema":
             return num_fg
-        if self.training:
-            self.steps += 1
-            self.mean_num_fg.lerp_(num_fg, 1 - EMA_MOMENTUM)
-        return self.mean_num_fg / (1 - EMA_MOMENTUM ** self.steps.clamp(min=1))
+        return running_mean(self.mean_num_fg, self.steps, num_fg, EMA_MOMENTUM, update=self.training)
 
     def forward(
         self, predictions: Predictions, targets: Targets, num_fg: Tensor, num_batches: int = 1
@@ -87,8 +84,9 @@ class Criterion(nn.Module):
             predicted, target = decoded, targets.boxes
         else:
             predicted, target = predictions.deltas, encode(targets.boxes, anchors)
-        num_images, counts = len(labels), foreground.sum(dim=1)
-        if self.normaliser == "image" and not self.classification.self_normalised:
+        by_image, num_images = self.normaliser == "image", len(labels)
+        counts = foreground.sum(dim=1) if by_image else None
+        if by_image and not self.classification.self_normalised:
             qualities = [None] * num_images if quality is None else quality
             cls = torch.stack(
                 [
@@ -101,7 +99,7 @@ class Criterion(nn.Module):
                 predictions.logits, labels, num_fg, level_sizes=predictions.level_sizes, quality=quality
             )
             cls = cls / num_batches if self.classification.self_normalised else cls
-        if self.normaliser == "image" and not self.box.self_normalised:
+        if by_image and not self.box.self_normalised:
             images = zip(predicted, target, foreground, counts, strict=True)
             box = torch.stack([self.box(*one) for one in images]).sum() / (num_images * num_batches)
         else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detector.distributed import sum_over_ranks
 from detector.kernels import gradient_norm_histogram, harmonised_terms
 from detector.kernels.reference import norm_bins
-from detector.losses.base import BoxLoss, ClassificationLoss, masked_boxes
+from detector.losses.base import BoxLoss, ClassificationLoss, masked_boxes, running_mean
 from detector.registry import BOX_LOSSES, CLASSIFICATION_LOSSES, PositiveFloat, PositiveInt
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -38,10 +38,7 @@ class GradientDensity(nn.Module):
     def forward(self, counts: Tensor) -> Tensor:
         """counts (bins,) of this step over all ranks -> beta / N of an element of each bin, 0 for the empty ones."""
         now = counts.float()
-        if self.training:
-            self.steps += 1
-            self.running_counts.lerp_(now, 1 - self.momentum)
-        corrected = self.running_counts / (1 - self.momentum ** self.steps.clamp(min=1))
+        corrected = running_mean(self.running_counts, self.steps, now, self.momentum, update=self.training)
         # a bin in use has a running count, except in eval mode where it may never have been touched
         corrected = torch.where(corrected > 0, corrected, now)
         num_used = (now > 0).sum()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import TINY
 from torch import nn
 from torchvision.ops import box_iou
 
@@ -23,32 +24,13 @@ from detector.engine.trainer import NonFiniteLoss, Trainer
 from detector.errors import Interrupted, UserError
 from detector.losses.base import BoxLoss
 
-TINY = """
-data:
-  train: {type: synthetic, num_images: 12, image_size: 64, objects: 3, distractors: 1}
-  val: {type: synthetic, split: val, num_images: 4, image_size: 64, objects: 3, distractors: 1}
-  short_side: 64
-  num_workers: 0
-  augment: {horizontal_flip: 0.5, brightness: 0.2}
-model:
-  backbone: resnet18
-  norm: group
-  trainable_stages: 5
-  levels: [3, 4]
-  width: 16
-  head_depth: 1
-  anchor_sizes: [[12, 18], [26, 40]]
-train:
-  epochs: 2
-  batch_size: 2
-  accumulation: 2
-  device: cpu
-  precision: fp32
-  lr: 0.01
-  warmup_steps: 0
-  schedule: constant
-  log_every: 2
-"""
+RUN = (
+    "data.augment={horizontal_flip: 0.5, brightness: 0.2}",
+    "train.epochs=2",
+    "train.accumulation=2",
+    "train.lr=0.01",
+    "train.log_every=2",
+)
 STEPS_PER_EPOCH = 3
 WITH_STATE = (  # every kind of state that a step can leave behind
     "model.norm=batch",
@@ -71,7 +53,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def make_trainer(folder: Path, *overrides: str) -> Trainer:
-    config = config_from_text(TINY, "TINY", overrides)
+    config = config_from_text(TINY, "TINY", [*RUN, *overrides])
     train = build_dataset(config, "train")
     val = build_dataset(config, "val", train.class_names)
     return build_trainer(config, build_trained_model(config, train), train, val, folder)
@@ -416,7 +398,7 @@ def test_more_accumulation_than_an_epoch_has_batches_is_refused(tmp_path: Path):
 
 def test_the_loader_of_a_trainer_repeats_itself(tmp_path: Path):
     """What the tests above take for granted: the same batches from another loader of the same config."""
-    config = config_from_text(TINY, "TINY")
+    config = config_from_text(TINY, "TINY", RUN)
     loader = build_train_loader(config, build_dataset(config, "train"))
     for ours, other in zip(first_batches(make_trainer(tmp_path), 3), list(loader)[:3], strict=True):
         assert torch.equal(ours.images, other.images) and ours.image_ids == other.image_ids
