@@ -207,7 +207,12 @@ def load_config(path_or_name: str, overrides: Sequence[str] = (), search: Path =
 
     A name without a folder is looked up in `search`, and `.yaml` may be left out. Raises UserError.
     """
-    return make_config(merge(_read_file(_locate(path_or_name, search)), _read_overrides(overrides)))
+    return make_config(merge(read_values(path_or_name, search), _read_overrides(overrides)))
+
+
+def read_values(path_or_name: str, search: Path = CONFIGS) -> dict[str, Any]:
+    """What a file says over its `base` files, as plain values not yet checked. Raises UserError."""
+    return _read_file(_locate(path_or_name, search))
 
 
 def config_from_text(text: str, source: str, overrides: Sequence[str] = ()) -> Config:

@@ -8,14 +8,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "structures", "distributed"},
-    {"registry", "command"},
+    {"registry", "command", "tables"},
     {"config", "geometry", "kernels"},
     {"losses", "models", "data"},
     {"evaluation", "drawing"},
     {"imbalance"},
     {"engine"},
     {"build"},
-    {"predict", "benchmarks"},
+    {"predict", "benchmarks", "study"},
     {"tools"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -6,13 +6,11 @@ Example: tools/benchmark.py training --out tools/benchmarks/training_cpu.json
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from detector.benchmarks import imbalanced, losses, training
 from detector.benchmarks.timing import machine
 from detector.command import run
 from detector.engine.run_folder import write_json, write_text
+from detector.tables import markdown, show
 
 
 def main() -> None:
@@ -43,15 +41,10 @@ def main() -> None:
     result = run_kind(**args) | {"machine": machine()}
     title = ", ".join(f"{key} {value}" for key, value in result.items() if key not in ("rows", "machine"))
     columns, rows = cells(result["rows"])
-    table = Table(*columns, title=f"{title}\n{result['machine']}")
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+    show(columns, rows, f"{title}\n{result['machine']}")
     if out:
         write_json(out, result)
-        lines = [columns, ["---"] + ["--:"] * (len(columns) - 1), *rows]
-        markdown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        write_text(out.with_suffix(".md"), f"{title}\n\n{result['machine']}\n\n{markdown}\n")
+        write_text(out.with_suffix(".md"), f"{title}\n\n{result['machine']}\n\n{markdown(columns, rows)}")
 
 
 def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:

@@ -1,0 +1,59 @@
+"""Train a grid of variants x levels of imbalance x seeds, and tell what holds up: 95% intervals and paired tests.
+
+Interrupt it whenever you like: the same command goes on where it stopped.
+
+Example: tools/study.py --cfg losses.yaml --out runs/studies/losses
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import yaml
+
+import detector.build  # noqa: F401  (registers the parts that a config names)
+from detector.command import run
+from detector.engine.run_folder import write_json, write_text
+from detector.study.plan import load_study, make_runs
+from detector.study.plots import plot_differences, plot_levels
+from detector.study.results import difference_cells, make_tables, mean_cells, read_results
+from detector.study.runner import choose_jobs, run_all
+from detector.tables import markdown, show
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, help="a study's name in configs/studies/, or a path")
+    parser.add_argument("--out", type=Path, help="folder of the study; default runs/studies/<name>")
+    parser.add_argument("--jobs", type=int, help="runs at once; default one a core, on a GPU by its free memory")
+    parser.add_argument("--tables", action="store_true", help="only the tables of what there is")
+    parser.add_argument("--keep-checkpoints", action="store_true")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    study = load_study(args.cfg)
+    runs = make_runs(study)
+    folder = args.out or Path("runs/studies") / Path(args.cfg).stem
+    write_text(folder / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+    if not args.tables:
+        train = [sys.executable, str(Path(__file__).with_name("train.py"))]
+        run_all(
+            runs,
+            folder,
+            jobs=args.jobs or choose_jobs(),
+            command=lambda config, out: [*train, "--cfg", str(config), "--out", str(out), "--resume", "auto"],
+            keep_checkpoints=args.keep_checkpoints,
+        )
+    tables = make_tables(study, read_results(folder / "results.csv"))
+    write_json(folder / "tables.json", tables)
+    plot_levels(tables, folder / "levels.png")
+    plot_differences(tables, folder / "differences.png")
+    means, tests = mean_cells(tables), difference_cells(tables)
+    write_text(folder / "tables.md", f"{markdown(*means)}\n{markdown(*tests)}")
+    show(*means, title=f"{tables['metric']}, mean ± half its 95% interval")
+    show(*tests, title="paired by level and seed")
+
+
+if __name__ == "__main__":
+    run(main)
