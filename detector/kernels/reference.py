@@ -31,9 +31,14 @@ def gradient_dtype(logits: Tensor) -> torch.dtype:
     return torch.float32 if logits.dtype == torch.float16 else logits.dtype
 
 
+def counted(elements: Tensor, labels: Tensor) -> Tensor:
+    """elements (..., K) with 0 in the rows that labels (...) leave out."""
+    return elements.masked_fill((labels < 0)[..., None], 0)
+
+
 def split_sums(elements: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     """elements and targets (..., K) -> (2,): the sums over foreground and background elements of rows that count."""
-    elements = elements.masked_fill((labels < 0)[..., None], 0)
+    elements = counted(elements, labels)
     return torch.stack((elements.masked_fill(~targets, 0).sum(), elements.masked_fill(targets, 0).sum()))
 
 
@@ -91,10 +96,13 @@ def gradient_norm_histogram(logits: Tensor, labels: Tensor, bins: int) -> Tensor
     return torch.bincount(norm_bins(signed[labels >= 0].sigmoid(), bins).flatten(), minlength=bins)
 
 
+def harmonised_elements(wide: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The cross entropy of each of the logits (..., K), times the weight of the bin of its gradient norm."""
+    signed = torch.where(targets, -wide, wide)
+    return F.softplus(signed, threshold=40) * weights[norm_bins(signed.detach().sigmoid(), len(weights))]
+
+
 def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """See `detector.kernels.harmonised_terms`."""
     targets = binary_targets(labels, logits.shape[-1])
-    wide = widen(logits)
-    signed = torch.where(targets, -wide, wide)
-    weights = weights[norm_bins(signed.detach().sigmoid(), len(weights))]
-    return split_sums(F.softplus(signed, threshold=40) * weights, targets, labels)
+    return split_sums(harmonised_elements(widen(logits), targets, weights), targets, labels)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.kernels import elementwise_terms
-from detector.kernels.reference import widen
+from detector.kernels.reference import binary_targets, counted, widen
 
 
 def one_over(count: Tensor | float, like: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class ClassificationLoss(nn.Module):
     pyramid levels; `quality` (...), for losses that `use_quality`, is each foreground row's IoU of predicted and true
     box, 0..1, whatever elsewhere; None means 1.
 
-    A subclass implements `split`, or derives from `ElementwiseLoss`. It says of itself whether it is
+    A subclass implements `split` and `elements`, or derives from `ElementwiseLoss`. It says of itself whether it is
 
     self_normalised  it divides by what it counts itself and leaves num_fg alone;
     use_quality      its foreground target is the quality;
@@ -51,6 +51,11 @@ class ClassificationLoss(nn.Module):
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
         """(2,): the loss of the foreground elements (binary target 1) and of the background elements (target 0)."""
+        raise NotImplementedError
+
+    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        """(..., K) fp32 or fp64, for the instruments: each element's part of `split` for num_fg = 1, in eval mode; 0 in
+        ignored rows. It changes no buffer."""
         raise NotImplementedError
 
     def forward(
@@ -75,6 +80,9 @@ class ElementwiseLoss(ClassificationLoss):
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
         return elementwise_terms(self.elementwise, logits, labels, scale=one_over(num_fg, logits))
+
+    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        return counted(self.elementwise(widen(logits), binary_targets(labels, logits.shape[-1])), labels)
 
 
 class BoxLoss(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detector.distributed import sum_over_ranks
 from detector.kernels import elementwise_terms, focal_terms
-from detector.kernels.reference import alpha_weights, binary_targets, focal_elements, widen
+from detector.kernels.reference import alpha_weights, binary_targets, counted, focal_elements, row_weights, widen
 from detector.losses.base import ClassificationLoss, ElementwiseLoss, one_over
 from detector.losses.class_weights import Alpha, ClassCounts, ClassWeights, make_class_weights
 from detector.registry import (
@@ -56,17 +56,32 @@ class FocalLoss(ClassificationLoss):
         self.register_buffer("class_weight", make_class_weights(class_weights, class_counts, beta), False)
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        settings = {
-            "alpha": self.alpha if self.alpha_k is None else self.alpha_k,
-            "class_weight": self.class_weight,
-            "scale": one_over(num_fg, logits),
-        }
+        settings = {"alpha": self._alpha, "class_weight": self.class_weight, "scale": one_over(num_fg, logits)}
         terms = focal_terms(logits, labels, gamma=self.gamma, **settings)
         if not self.rescale:
             return terms
         cross_entropy = focal_terms(logits.detach(), labels, gamma=0, **settings)
         full, own = sum_over_ranks(torch.stack((cross_entropy.sum(), terms.detach().sum())))
         return terms * torch.where(own > 0, full / own, 1)
+
+    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        targets = binary_targets(labels, logits.shape[-1])
+
+        def weighted(gamma: float) -> Tensor:
+            elements = focal_elements(widen(logits), targets, self._alpha, gamma)
+            if self.class_weight is not None:
+                elements = elements * row_weights(labels, self.class_weight)[..., None]
+            return counted(elements, labels).to(widen(logits).dtype)
+
+        own = weighted(self.gamma)
+        if not self.rescale:
+            return own
+        full, total = sum_over_ranks(torch.stack((weighted(0).sum(), own.sum())))
+        return own * torch.where(total > 0, full / total, 1)
+
+    @property
+    def _alpha(self) -> float | Tensor | None:
+        return self.alpha if self.alpha_k is None else self.alpha_k
 
 
 @CLASSIFICATION_LOSSES.register("poly_focal")
@@ -146,6 +161,16 @@ class EqualizedFocalLoss(ClassificationLoss):
         self.register_buffer("gradient_sums", torch.zeros(2, num_classes, dtype=torch.float64))  # P, N
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+        formula = self._formula(logits)
+        if self.training:
+            self._count(logits.detach(), labels, formula)
+        return elementwise_terms(formula, logits, labels, scale=one_over(num_fg, logits))
+
+    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        return counted(self._formula(logits)(widen(logits), binary_targets(labels, logits.shape[-1])), labels)
+
+    def _formula(self, logits: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The element-wise loss of this step, in the format that logits are computed in."""
         foreground, background = self.gradient_sums
         ratio = torch.where(background > 0, foreground / background, 1).clamp(max=1)
         gamma = (self.gamma + self.scale * (1 - ratio)).to(torch.promote_types(logits.dtype, torch.float32))
@@ -153,9 +178,7 @@ class EqualizedFocalLoss(ClassificationLoss):
         def formula(logits: Tensor, targets: Tensor) -> Tensor:
             return gamma / self.gamma * focal_elements(logits, targets, self.alpha, gamma)
 
-        if self.training:
-            self._count(logits.detach(), labels, formula)
-        return elementwise_terms(formula, logits, labels, scale=one_over(num_fg, logits))
+        return formula
 
     def _count(self, logits: Tensor, labels: Tensor, formula: Callable[[Tensor, Tensor], Tensor]) -> None:
         """Adds this step's absolute gradients to the sums."""

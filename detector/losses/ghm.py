@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detector.distributed import sum_over_ranks
 from detector.kernels import gradient_norm_histogram, harmonised_terms
-from detector.kernels.reference import norm_bins
+from detector.kernels.reference import binary_targets, counted, harmonised_elements, norm_bins, widen
 from detector.losses.base import BoxLoss, ClassificationLoss, masked_boxes, running_mean
 from detector.registry import BOX_LOSSES, CLASSIFICATION_LOSSES, PositiveFloat, PositiveInt
 
@@ -34,11 +34,15 @@ class GradientDensity(nn.Module):
         self.register_buffer("running_counts", torch.zeros(bins))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    @torch.no_grad()
     def forward(self, counts: Tensor) -> Tensor:
         """counts (bins,) of this step over all ranks -> beta / N of an element of each bin, 0 for the empty ones."""
+        return self.weights(counts, update=self.training)
+
+    @torch.no_grad()
+    def weights(self, counts: Tensor, *, update: bool = False) -> Tensor:
+        """What `forward` gives; the buffers move where `update`."""
         now = counts.float()
-        corrected = running_mean(self.running_counts, self.steps, now, self.momentum, update=self.training)
+        corrected = running_mean(self.running_counts, self.steps, now, self.momentum, update=update)
         # a bin in use has a running count, except in eval mode where it may never have been touched
         corrected = torch.where(corrected > 0, corrected, now)
         num_used = (now > 0).sum()
@@ -66,14 +70,27 @@ class GHMC(ClassificationLoss):
         self.density = GradientDensity(bins, momentum)
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+        parts, counts = self._count(logits, labels, level_sizes)
+        terms = [harmonised_terms(*part, self.density(now)) for part, now in zip(parts, counts, strict=True)]
+        return torch.stack(terms).sum(dim=0)
+
+    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        parts, counts = self._count(logits, labels, level_sizes)
+        weighted = [
+            counted(harmonised_elements(widen(x), binary_targets(y, x.shape[-1]), self.density.weights(now)), y)
+            for (x, y), now in zip(parts, counts, strict=True)
+        ]
+        return torch.cat(weighted, dim=-2)
+
+    def _count(
+        self, logits: Tensor, labels: Tensor, level_sizes: tuple[int, ...] | None
+    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """The parts that are counted one by one, and the histogram (parts, bins) of each over all ranks."""
         if self.scope == "batch" or level_sizes is None:
             parts = [(logits, labels)]
         else:
             parts = list(zip(logits.split(level_sizes, dim=-2), labels.split(level_sizes, dim=-1), strict=True))
-        bins = self.density.bins
-        counts = sum_over_ranks(torch.stack([gradient_norm_histogram(*part, bins) for part in parts]))
-        terms = [harmonised_terms(*part, self.density(now)) for part, now in zip(parts, counts, strict=True)]
-        return torch.stack(terms).sum(dim=0)
+        return parts, sum_over_ranks(torch.stack([gradient_norm_histogram(*p, self.density.bins) for p in parts]))
 
 
 @BOX_LOSSES.register("ghm_r")

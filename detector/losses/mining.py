@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detector.kernels import focal_terms
-from detector.kernels.reference import binary_targets, focal_elements, widen
+from detector.kernels.reference import binary_targets, counted, focal_elements, widen
 from detector.losses.base import ClassificationLoss, one_over
 from detector.registry import CLASSIFICATION_LOSSES, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from detector.structures import IGNORED
@@ -61,12 +61,18 @@ class OHEMLoss(ClassificationLoss):
         self.gamma = gamma
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        num_classes = logits.shape[-1]
-        with torch.no_grad():
-            elements = focal_elements(widen(logits), binary_targets(labels, num_classes), self.alpha, self.gamma)
-            scores = elements.sum(dim=-1)
-            if self.mode == "ratio":
-                labels = keep_hard_background(labels, scores, num_classes, self.ratio)
-            else:
-                labels = labels.where(highest(scores, labels >= 0, self.top_k), IGNORED)
+        _, labels = self._mine(logits, labels)
         return focal_terms(logits, labels, alpha=self.alpha, gamma=self.gamma, scale=one_over(num_fg, logits))
+
+    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        return counted(*self._mine(logits, labels))
+
+    @torch.no_grad()
+    def _mine(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of every element, and the labels with all but the hard rows ignored."""
+        num_classes = logits.shape[-1]
+        elements = focal_elements(widen(logits), binary_targets(labels, num_classes), self.alpha, self.gamma)
+        scores = elements.sum(dim=-1)
+        if self.mode == "ratio":
+            return elements, keep_hard_background(labels, scores, num_classes, self.ratio)
+        return elements, labels.where(highest(scores, labels >= 0, self.top_k), IGNORED)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detector.kernels import elementwise_terms
+from detector.kernels.reference import binary_targets, counted, widen
 from detector.losses.base import ClassificationLoss, one_over
 from detector.registry import CLASSIFICATION_LOSSES, NonNegativeFloat, UnitFloat
 
@@ -20,11 +21,20 @@ class QualityLoss(ClassificationLoss):
         raise NotImplementedError
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        foreground = (labels >= 0) & (labels < logits.shape[-1])
-        # off the foreground the quality may be anything, and a NaN behind a `where` still reaches the gradient
-        quality = foreground if quality is None else quality.where(foreground, 0)
-        quality = quality.to(torch.promote_types(logits.dtype, torch.float32))
+        quality = _on_foreground(quality, logits, labels)
         return elementwise_terms(self.elementwise, logits, labels, quality, scale=one_over(num_fg, logits))
+
+    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        quality = _on_foreground(quality, logits, labels)[..., None]
+        return counted(self.elementwise(widen(logits), binary_targets(labels, logits.shape[-1]), quality), labels)
+
+
+def _on_foreground(quality: Tensor | None, logits: Tensor, labels: Tensor) -> Tensor:
+    """The quality (...), 1 where there is none, and 0 off the foreground: there it may be anything, and a NaN behind a
+    `where` still reaches the gradient."""
+    foreground = (labels >= 0) & (labels < logits.shape[-1])
+    quality = foreground if quality is None else quality.where(foreground, 0)
+    return quality.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """A loss on the order of the scores, which needs no balancing at all."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,29 +40,58 @@ class RankSortLoss(ClassificationLoss):
         self.delta = delta
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+        return _RankSort.apply(*self._prepare(logits, labels, quality))
+
+    @torch.no_grad()
+    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        """A foreground element has its sorting error, a background element what it causes of the ranking errors."""
+        wide, *others = self._prepare(logits, labels, quality)
+        errors = _errors(wide, *others)
+        elements = torch.zeros_like(wide)
+        elements[errors.is_fg] = errors.sorting.to(wide.dtype)
+        elements[errors.is_bg] = errors.ranking_caused.to(wide.dtype)
+        return elements
+
+    def _prepare(self, logits: Tensor, labels: Tensor, quality: Tensor | None) -> tuple:
         targets = binary_targets(labels, logits.shape[-1])
         quality = torch.ones_like(labels, dtype=torch.float64) if quality is None else quality.double()
         valid = (labels >= 0)[..., None]
-        return _RankSort.apply(widen(logits), targets & valid, ~targets & valid, quality[..., None], self.delta)
+        return widen(logits), targets & valid, ~targets & valid, quality[..., None], self.delta
+
+
+class _Errors(NamedTuple):
+    """Of P foregrounds and the N backgrounds above the lowest of them, all divided by P: (P,) but ranking_caused (N,).
+    The last is each background's part of the ranking errors, which is their gradient there as well."""
+
+    is_fg: Tensor
+    is_bg: Tensor
+    sorting: Tensor
+    sorting_grad: Tensor
+    ranking: Tensor
+    ranking_caused: Tensor
+
+
+def _errors(logits: Tensor, is_fg: Tensor, is_bg: Tensor, quality: Tensor, delta: float) -> _Errors:
+    fg = logits[is_fg].double()
+    lowest = fg.min() if len(fg) else torch.inf
+    is_bg = is_bg & ~(logits <= lowest - delta)  # the others rank below every foreground; NaN shows
+    bg = logits[is_bg]
+
+    rank, sorting, sorting_grad = _among_foreground(fg, quality.expand(logits.shape)[is_fg], delta)
+    false_positives = _steps_above(fg, bg, delta)
+    ranking = false_positives / (rank + false_positives)
+    # each foreground hands its error on in the shares of H
+    caused = _steps_below(bg, fg, 1 / (rank + false_positives), delta)
+    count = max(len(fg), 1)
+    return _Errors(is_fg, is_bg, *(x / count for x in (sorting, sorting_grad, ranking, caused)))
 
 
 class _RankSort(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, is_fg: Tensor, is_bg: Tensor, quality: Tensor, delta: float) -> Tensor:
-        fg = logits[is_fg].double()
-        lowest = fg.min() if len(fg) else torch.inf
-        is_bg = is_bg & ~(logits <= lowest - delta)  # the others rank below every foreground; NaN shows
-        bg = logits[is_bg]
-
-        rank, sorting, sorting_grad = _among_foreground(fg, quality.expand(logits.shape)[is_fg], delta)
-        false_positives = _steps_above(fg, bg, delta)
-        ranking = false_positives / (rank + false_positives)
-        # each foreground hands its error on in the shares of H
-        ranking_bg_grad = _steps_below(bg, fg, 1 / (rank + false_positives), delta)
-
-        count = max(len(fg), 1)
-        ctx.save_for_backward(is_fg, is_bg, sorting_grad / count, -ranking / count, ranking_bg_grad / count)
-        return torch.stack((sorting.sum(), ranking.sum())).to(logits.dtype) / count
+        errors = _errors(logits, is_fg, is_bg, quality, delta)
+        ctx.save_for_backward(errors.is_fg, errors.is_bg, errors.sorting_grad, -errors.ranking, errors.ranking_caused)
+        return torch.stack((errors.sorting.sum(), errors.ranking.sum())).to(logits.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
