@@ -183,7 +183,12 @@ def build_trainer(
             "it or train.batch_size"
         )
     schedule = Schedule(
-        settings.epochs, steps_per_epoch, settings.accumulation, settings.evaluate_every, settings.log_every
+        settings.epochs,
+        steps_per_epoch,
+        settings.accumulation,
+        settings.evaluate_every,
+        settings.log_every,
+        settings.meter_every,
     )
     return Trainer(
         model,

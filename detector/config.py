@@ -148,7 +148,8 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """milestones: fractions of the run; evaluate_every: epochs, 0 for at the end alone; log_every: steps."""
+    """milestones: fractions of the run; evaluate_every: epochs, 0 for at the end alone; log_every: steps;
+    meter_every: steps from one reading of the meters to the next, which costs a part of a step."""
 
     epochs: PositiveInt = 12
     batch_size: PositiveInt = 16
@@ -170,6 +171,7 @@ class TrainConfig(Section):
     channels_last: Annotated[bool, Field(strict=True)] | Literal["auto"] = "auto"
     evaluate_every: NonNegativeInt = 1
     log_every: PositiveInt = 20
+    meter_every: PositiveInt = 20
 
 
 class EvaluationConfig(Section):

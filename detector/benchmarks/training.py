@@ -99,8 +99,10 @@ def run(*, side: int, batch_size: int, rounds: int, precision: str) -> dict:
     dtype = choose_dtype(config.train.precision, device)
     batch = make_batch(batch_size, side)
     tuned = f"torchvision, {str(dtype).removeprefix('torch.')}, channels_last"
+    metered = config.model_copy(update={"train": config.train.model_copy(update={"meter_every": 1})})
     candidates = {
         "ours": our_step(batch, config),
+        f"ours with the meters read, as in 1 of {config.train.meter_every} steps": our_step(batch, metered),
         "torchvision, as it comes": torchvision_step(batch, config, torch.float32, channels_last=False),
         tuned: torchvision_step(batch, config, dtype, channels_last=True),
     }

@@ -130,7 +130,7 @@ class RunFolder:
         self._board.close()
 
     def record(self, rows: list[dict[str, float]]) -> None:
-        """Steps in order; each row has `step` and the same columns."""
+        """Steps in order; each row has `step` and the same columns, None where nothing was measured."""
         with self.metrics_file.open("a", newline="") as file:
             if self._columns is None:
                 self._columns = list(rows[0])
@@ -138,7 +138,7 @@ class RunFolder:
             csv.DictWriter(file, self._columns, lineterminator="\n").writerows(rows)
         for row in rows:
             for name, value in row.items():
-                if name != "step":
+                if name != "step" and value is not None:
                     self._board.add_scalar(f"train/{name}", value, row["step"])
 
     def show(self, step: int, text: str) -> None:

@@ -22,10 +22,10 @@ from detector.engine.precision import autocast
 from detector.engine.run_folder import RunFolder
 from detector.errors import Interrupted, UserError
 from detector.imbalance.initial import expected_initial_loss
-from detector.imbalance.meters import foreground_gradient_share
+from detector.imbalance.meters import foreground_gradient_share, measure, meter_names, warnings
 from detector.losses.criterion import Criterion
 from detector.models.heads import is_untrained
-from detector.structures import Batch, Targets
+from detector.structures import Batch, Predictions, Targets
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class Schedule:
     accumulation: int
     evaluate_every: int
     log_every: int
+    meter_every: int
 
     @property
     def num_steps(self) -> int:
@@ -113,6 +114,9 @@ class Trainer:
         self.steps_done = 0
         self.epochs_done = 0  # evaluations included: a run interrupted at an epoch's last step still owes its own
         self.best_ap = -math.inf
+        first, last = model.levels
+        self.meter_names = meter_names([f"P{level}" for level in range(first, last + 1)], description["class_names"])
+        self.warned: set[str] = set()
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -141,6 +145,8 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
         sums |= {"grad_norm": norm, "num_fg": num_fg}
+        if self.steps_done % self.schedule.meter_every == 0:
+            sums |= self._measure(predictions, target)
         # fp16's scaler meets infinite gradients as a matter of course and skips such a step itself
         finite = sums["loss"].isfinite() if self.scaler.is_enabled() else (sums["loss"] + norm).isfinite()
         if not finite:
@@ -159,6 +165,14 @@ class Trainer:
     def _assign(self, batch: Batch) -> Targets:
         anchors, level_sizes = self.model.anchors(batch.images.shape[-2:], batch.images.device)
         return self.criterion.sample(self.assigner(anchors, batch.boxes, batch.labels, batch.ignore, level_sizes))
+
+    def _measure(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
+        """The meters of a step, read from its last batch."""
+        logits, sizes = predictions.logits.detach(), predictions.level_sizes
+        quality = self.criterion.quality(predictions, targets)
+        elements = self.criterion.classification.elements(logits, targets.labels, level_sizes=sizes, quality=quality)
+        values = measure(logits, predictions.logits.grad, elements.detach(), targets.labels, sizes)
+        return dict(zip(self.meter_names, values.unbind(), strict=True))
 
     def _expected_loss(self, batches: list[Batch], targets: list[Targets], normaliser: Tensor) -> float | None:
         if not is_untrained(self.model.class_head):
@@ -229,14 +243,16 @@ class Trainer:
             yield list(islice(batches, accumulation))
 
     def _log(self, epoch: int, rows: list[dict], images_per_s: float, folder: RunFolder) -> None:
-        names = [name for name in rows[0] if torch.is_tensor(rows[0][name])]
-        values = torch.stack([torch.stack([row[n].float() for n in names]) for row in rows]).tolist()
-        rows = [
-            {**row, **dict(zip(names, value, strict=True)), "images_per_s": images_per_s}
-            for row, value in zip(rows, values, strict=True)
-        ]
-        folder.record(rows)
-        mean = {name: sum(row[name] for row in rows) / len(rows) for name in names}
+        tensors = [[value.float() for value in row.values() if torch.is_tensor(value)] for row in rows]
+        numbers = iter(torch.stack([value for row in tensors for value in row]).tolist())  # one wait for all of them
+        rows = [{key: next(numbers) if torch.is_tensor(value) else value for key, value in row.items()} for row in rows]
+        for row in rows:
+            if self.meter_names[0] in row:
+                self._warn(row)
+        unmeasured = dict.fromkeys(self.meter_names)
+        last = {"images_per_s": images_per_s}
+        folder.record([{k: v for k, v in row.items() if k not in unmeasured} | last | unmeasured | row for row in rows])
+        mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name not in unmeasured}
         left = (self.schedule.num_steps - self.steps_done) / self.schedule.steps_per_epoch
         per_epoch = self.schedule.steps_per_epoch * self.schedule.accumulation * self.loader.batch_sampler.batch_size
         folder.show(
@@ -246,6 +262,14 @@ class Trainer:
             f"fg gradient {mean['fg_gradient_share']:.0%}  {images_per_s:.1f} images/s  "
             f"ETA {left * per_epoch / images_per_s:.0f} s",
         )
+
+    def _warn(self, row: dict[str, float]) -> None:
+        """Once of each kind, and not before a tenth of the run: a detector starts out telling nothing apart."""
+        if row["step"] >= max(100, self.schedule.num_steps // 10):
+            for kind, text in warnings(row).items():
+                if kind not in self.warned:
+                    log.warning("warning: step %d: %s", row["step"], text)
+            self.warned |= warnings(row).keys()
 
     def _evaluate(self, epoch: int, folder: RunFolder) -> None:
         metrics, detections = self.evaluate(self.evaluated_model)

@@ -66,6 +66,13 @@ class Criterion(nn.Module):
             return num_fg
         return running_mean(self.mean_num_fg, self.steps, num_fg, EMA_MOMENTUM, update=self.training)
 
+    @torch.no_grad()
+    def quality(self, predictions: Predictions, targets: Targets) -> Tensor | None:
+        """(B, A) the IoU of predicted and matched box, for the losses that use it."""
+        if not self.classification.use_quality:
+            return None
+        return paired_iou(decode(predictions.deltas.float(), predictions.anchors), targets.boxes)
+
     def forward(
         self, predictions: Predictions, targets: Targets, num_fg: Tensor, num_batches: int = 1
     ) -> dict[str, Tensor]:
@@ -75,15 +82,11 @@ class Criterion(nn.Module):
         if self.sampler.needs_logits:
             labels = self.sampler(labels, predictions.logits)
         foreground = self.is_foreground(labels)
-        anchors, quality = predictions.anchors, None
-        if self.box.on_boxes or self.classification.use_quality:
-            decoded = decode(predictions.deltas.float(), anchors)
-        if self.classification.use_quality:
-            quality = paired_iou(decoded.detach(), targets.boxes)
+        quality = self.quality(predictions, targets)
         if self.box.on_boxes:
-            predicted, target = decoded, targets.boxes
+            predicted, target = decode(predictions.deltas.float(), predictions.anchors), targets.boxes
         else:
-            predicted, target = predictions.deltas, encode(targets.boxes, anchors)
+            predicted, target = predictions.deltas, encode(targets.boxes, predictions.anchors)
         by_image, num_images = self.normaliser == "image", len(labels)
         counts = foreground.sum(dim=1) if by_image else None
         if by_image and not self.classification.self_normalised:

@@ -3,6 +3,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -170,11 +171,22 @@ def test_the_state_that_resuming_must_carry_is_there(uninterrupted: tuple[Path, 
 
 def test_the_columns_of_metrics_csv(uninterrupted: tuple[Path, Trainer, dict]):
     rows = rows_of(uninterrupted[0])
-    assert set(rows[0]) == {
+    columns = {
         *("step", "lr", "loss", "cls", "box", "cls_fg", "cls_bg"),
         *("fg_gradient_share", "grad_norm", "num_fg", "images_per_s"),
     }
-    for row in ({k: float(v) for k, v in row.items()} for row in rows):
+    meters = uninterrupted[1].meter_names
+    assert set(rows[0]) == columns | set(meters)
+    every = uninterrupted[1].schedule.meter_every
+    for row in rows:
+        measured = [name for name in meters if row[name]]
+        assert measured == (meters if int(row["step"]) % every == 0 else [])
+    parts = {
+        kind: [float(v) for k, v in rows[0].items() if re.match(rf"{kind}.*/num_fg", k)] for kind in ("P", "class")
+    }
+    assert sum(parts["P"]) == sum(parts["class"]) > 0
+    assert sum(parts["P"]) < float(rows[0]["num_fg"]), "the meters read one of the step's two batches"
+    for row in ({k: float(v) for k, v in row.items() if k in columns} for row in rows):
         assert all(math.isfinite(v) for v in row.values())
         assert row["cls"] == pytest.approx(row["cls_fg"] + row["cls_bg"], rel=1e-6)
         assert row["loss"] == pytest.approx(row["cls"] + row["box"], rel=1e-6)

@@ -1,0 +1,94 @@
+"""The meters against loops over single elements, written from their docstring."""
+
+import math
+
+import pytest
+import torch
+
+from detector.imbalance.meters import foreground_gradient_share, measure, meter_names, warnings
+from detector.losses import CLASSIFICATION_LOSSES
+
+NUM_CLASSES = 3
+LEVELS = (40, 12)
+NAMES = meter_names(["P3", "P4"], ["a", "b", "c"])
+
+
+def reading(seed: int, foreground: bool = True):
+    generator = torch.Generator().manual_seed(seed)
+    logits = (3 * torch.randn(2, sum(LEVELS), NUM_CLASSES, generator=generator)).requires_grad_()
+    labels = torch.randint(-1, NUM_CLASSES + 1, (2, sum(LEVELS)), generator=generator)
+    labels = labels if foreground else labels.where(labels < 0, NUM_CLASSES)
+    loss = CLASSIFICATION_LOSSES.build("focal")
+    loss(logits, labels, 7).backward()
+    elements = loss.elements(logits.detach(), labels)
+    values = measure(logits.detach(), logits.grad, elements, labels, LEVELS)
+    return logits.detach(), logits.grad, elements, labels, dict(zip(NAMES, values.tolist(), strict=True))
+
+
+def each_element(logits, gradient, elements, labels):
+    """(target, score, |gradient|, loss, level, class) of each element of a row that counts."""
+    for image in range(logits.shape[0]):
+        for row in range(logits.shape[1]):
+            label = labels[image, row].item()
+            for k in range(NUM_CLASSES):
+                score = 1 / (1 + math.exp(-logits[image, row, k].item()))
+                pull, part = abs(gradient[image, row, k].item()), elements[image, row, k].item()
+                if label >= 0:
+                    yield label == k, score, pull, part, "P3" if row < LEVELS[0] else "P4", f"class {'abc'[k]}"
+
+
+@pytest.mark.parametrize("foreground", [True, False], ids=["objects", "empty"])
+def test_every_meter_against_loops(foreground):
+    logits, gradient, elements, labels, read = reading(0, foreground)
+    rows = list(each_element(logits, gradient, elements, labels))
+    fg, bg = [r for r in rows if r[0]], [r for r in rows if not r[0]]
+
+    def mean(values):
+        return sum(values) / len(values) if values else 0
+
+    flat = labels.flatten().tolist()
+    expected = {
+        "num_bg": flat.count(NUM_CLASSES),
+        "num_ignored": flat.count(-1),
+        "loss_share_top1": sum(sorted((r[3] for r in bg), reverse=True)[: math.ceil(0.01 * logits.numel())])
+        / sum(r[3] for r in bg),
+        "effective_negatives": sum(r[2] for r in bg) ** 2 / sum(r[2] ** 2 for r in bg),
+        "mean_p_fg": mean([r[1] for r in fg]),
+        "mean_p_bg": mean([r[1] for r in bg]),
+        "mean_p_hard_bg": mean([r[1] for r in bg if r[1] >= 0.1]),
+    }
+    for i in range(10):
+        norms = [abs(r[1] - r[0]) for r in rows]
+        expected[f"gradient_norm_{i:02d}"] = sum(i / 10 <= g < (i + 1) / 10 for g in norms)
+    for part in ("P3", "P4", "class a", "class b", "class c"):
+        own = [r for r in rows if part in r[4:]]
+        expected[f"{part}/num_fg"] = sum(r[0] for r in own)
+        expected[f"{part}/loss_share_fg"] = sum(r[3] for r in own if r[0]) / sum(r[3] for r in own)
+        expected[f"{part}/gradient_share_fg"] = sum(r[2] for r in own if r[0]) / sum(r[2] for r in own)
+    assert set(read) == set(expected)
+    for name, value in expected.items():
+        assert read[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_the_share_of_a_step_is_that_of_its_parts():
+    logits, gradient, _, labels, read = reading(1)
+    parts = [gradient.abs()[..., k].sum().item() for k in range(NUM_CLASSES)]
+    together = sum(read[f"class {n}/gradient_share_fg"] * part for n, part in zip("abc", parts, strict=True))
+    assert foreground_gradient_share(gradient, labels).item() == pytest.approx(together / sum(parts), rel=1e-5)
+
+
+HEALTHY = {"num_fg": 30.0, "mean_p_fg": 0.4, "mean_p_bg": 0.02, "fg_gradient_share": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "kinds"),
+    [
+        ({}, set()),
+        ({"mean_p_fg": 0.011, "mean_p_bg": 0.01}, {"collapsed"}),
+        ({"fg_gradient_share": 0.01}, {"background"}),
+        ({"fg_gradient_share": 0.995}, {"foreground"}),
+        ({"num_fg": 0.0, "fg_gradient_share": 0.0, "mean_p_fg": 0.0}, set()),  # no objects: nothing to tell
+    ],
+)
+def test_warnings_name_what_is_wrong(change, kinds):
+    assert set(warnings(HEALTHY | change)) == kinds
