@@ -1,7 +1,7 @@
 """The one place where a config becomes objects."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -14,19 +14,22 @@ from detector.config import Config, to_yaml
 from detector.data import DATASETS, IMAGE_SAMPLERS, DetectionDataset
 from detector.data.loader import make_loader
 from detector.data.transforms import Augment, Resize
-from detector.engine.evaluate import detect
+from detector.engine.evaluate import detect, observe
 from detector.engine.optimization import learning_rate, make_optimizer
 from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
 from detector.errors import UserError
 from detector.evaluation.coco import coco_metrics
 from detector.geometry import ASSIGNERS
+from detector.imbalance.probe import Probe
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
+from detector.losses.base import ClassificationLoss
 from detector.losses.criterion import Criterion
 from detector.models.backbone import frozen_batch_norm_is_random
 from detector.models.retinanet import RetinaNet, size_divisor
 from detector.models.weights import load_weights
 from detector.registry import Registry
+from detector.structures import Batch, Predictions, Targets
 
 
 def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:
@@ -73,7 +76,20 @@ def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
     """The losses for a training set; `num_classes` and `class_counts`, where a loss has them and the config does not
     say, are the set's own. Raises UserError where the config says otherwise."""
     num_classes = len(dataset.class_names)
-    spec = dict(config.loss.classification)
+    return Criterion(
+        build_classification_loss(config.loss.classification, dataset),
+        build_part(BOX_LOSSES, config.loss.box),
+        build_part(ANCHOR_SAMPLERS, config.anchor_sampler, num_classes),
+        num_classes=num_classes,
+        box_weight=config.loss.box_weight,
+        normaliser=config.loss.normaliser,
+    )
+
+
+def build_classification_loss(spec: dict[str, Any], dataset: DetectionDataset) -> ClassificationLoss:
+    """The loss of a resolved spec, with what it needs to know of the training set; see `build_criterion`."""
+    num_classes = len(dataset.class_names)
+    spec = dict(spec)
     for key in ("alpha", "class_weights", "class_counts"):
         if isinstance(spec.get(key), list) and len(spec[key]) != num_classes:
             raise UserError(f"loss.classification.{key}: {len(spec[key])} values for {num_classes} classes")
@@ -83,14 +99,23 @@ def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
         spec["num_classes"] = num_classes
     if "class_counts" in spec and spec["class_counts"] is None:
         spec["class_counts"] = dataset.class_counts().tolist()
-    return Criterion(
-        build_part(CLASSIFICATION_LOSSES, spec),
-        build_part(BOX_LOSSES, config.loss.box),
-        build_part(ANCHOR_SAMPLERS, config.anchor_sampler, num_classes),
-        num_classes=num_classes,
-        box_weight=config.loss.box_weight,
-        normaliser=config.loss.normaliser,
-    )
+    return build_part(CLASSIFICATION_LOSSES, spec)
+
+
+def build_probe(config: Config, dataset: DetectionDataset) -> Probe:
+    """With every registered loss: the config's own as it is set there, the others by their defaults."""
+    own = config.loss.classification
+    specs = {name: CLASSIFICATION_LOSSES.resolve(name) for name in CLASSIFICATION_LOSSES.names()} | {own["type"]: own}
+    return Probe({name: build_classification_loss(spec, dataset) for name, spec in specs.items()})
+
+
+def build_observed_pass(
+    config: Config, dataset: DetectionDataset, device: torch.device, dtype: torch.dtype
+) -> Callable[[nn.Module], Iterator[tuple[Batch, Predictions, Targets]]]:
+    """A function from a model to each batch of `dataset`, in order, with what the model says and what it should."""
+    loader = build_eval_loader(config, dataset)
+    assigner = build_part(ASSIGNERS, config.assigner, len(dataset.class_names))
+    return partial(observe, loader=loader, assigner=assigner, device=device, dtype=dtype)
 
 
 def num_workers(config: Config) -> int:

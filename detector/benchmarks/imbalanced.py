@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from detector.data import IMAGE_SAMPLERS
 from detector.errors import UserError
+from detector.evaluation.curves import make_curve
 from detector.losses import CLASSIFICATION_LOSSES
 
 POSITIVE, BACKGROUND = 0, 1  # labels of a loss with one class
@@ -88,40 +89,6 @@ def centres() -> np.ndarray:
 
 
 # ---- the metrics
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What is found at each distinct score as the threshold, from the highest to the lowest: (T,) arrays."""
-
-    thresholds: np.ndarray
-    true_positives: np.ndarray
-    false_positives: np.ndarray
-
-    def roc_auc(self) -> float:
-        """The chance that a positive scores above a background row, a tie counting half."""
-        tp, fp = self.true_positives, self.false_positives
-        above = tp - np.diff(tp, prepend=0) / 2  # positives above each score, and half of those at it
-        return float((np.diff(fp, prepend=0) * above).sum() / (tp[-1] * fp[-1]))
-
-    def average_precision(self) -> float:
-        """sum over thresholds of (R_t - R_(t-1)) P_t, without interpolation (scikit-learn's definition)."""
-        tp, fp = self.true_positives, self.false_positives
-        return float((np.diff(tp, prepend=0) * tp / (tp + fp)).sum() / tp[-1])
-
-    def best_threshold(self) -> float:
-        """The one of highest F1, of several the highest."""
-        tp, fp = self.true_positives, self.false_positives
-        return float(self.thresholds[np.argmax(2 * tp / (tp + fp + tp[-1]))])
-
-
-def make_curve(scores: np.ndarray, positive: np.ndarray) -> Curve:
-    """scores (N,), positive (N,) bool; both classes have to occur."""
-    order = np.argsort(-scores, kind="stable")
-    scores = scores[order]
-    last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of each run of equal scores
-    found = positive[order].cumsum()[last]
-    return Curve(scores[last], found, last + 1 - found)
 
 
 def confusion(scores: np.ndarray, positive: np.ndarray, threshold: float) -> dict[str, float]:

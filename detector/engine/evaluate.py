@@ -1,5 +1,7 @@
 """One pass over a data set: batches to detections."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -7,6 +9,21 @@ from torch.utils.data import DataLoader
 from detector.engine.precision import autocast
 from detector.evaluation.coco import to_coco_results
 from detector.models.postprocess import postprocess
+from detector.structures import Batch, Predictions, Targets
+
+
+@torch.inference_mode()
+def observe(
+    model: nn.Module, *, loader: DataLoader, assigner: Callable[..., Targets], device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[Batch, Predictions, Targets]]:
+    """Each batch on the device, what the model in eval mode says of it, and the targets of its anchors."""
+    model.eval()
+    for batch in loader:
+        batch = batch.to(device)
+        with autocast(device, dtype):
+            predictions = model(batch.images)
+        targets = assigner(predictions.anchors, batch.boxes, batch.labels, batch.ignore, predictions.level_sizes)
+        yield batch, predictions, targets
 
 
 @torch.inference_mode()

@@ -3,7 +3,6 @@ import json
 import math
 import os
 import random
-import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -181,9 +180,8 @@ def test_the_columns_of_metrics_csv(uninterrupted: tuple[Path, Trainer, dict]):
     for row in rows:
         measured = [name for name in meters if row[name]]
         assert measured == (meters if int(row["step"]) % every == 0 else [])
-    parts = {
-        kind: [float(v) for k, v in rows[0].items() if re.match(rf"{kind}.*/num_fg", k)] for kind in ("P", "class")
-    }
+    counts = {name: float(rows[0][name]) for name in meters if name.endswith("/num_fg")}
+    parts = {kind: [n for name, n in counts.items() if name.startswith(kind)] for kind in ("P", "class")}
     assert sum(parts["P"]) == sum(parts["class"]) > 0
     assert sum(parts["P"]) < float(rows[0]["num_fg"]), "the meters read one of the step's two batches"
     for row in ({k: float(v) for k, v in row.items() if k in columns} for row in rows):

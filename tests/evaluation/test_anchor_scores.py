@@ -1,0 +1,47 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from detector.evaluation.anchor_scores import AnchorScores
+
+
+def test_pairs_and_precisions_by_hand():
+    scores = AnchorScores()
+    # best logits 3 (fg), 2 (bg), 1 (fg), 0 (bg), 2 (fg, tied with the bg), and an ignored one
+    logits = torch.tensor([[3.0, -1], [-4, 2], [1, 0], [0, 0], [2, -9], [9, 9]])
+    scores.update(logits[:3], torch.tensor([0, 2, 1]))
+    scores.update(logits[3:], torch.tensor([2, 0, -1]))
+    found = scores.compute()
+    # fg 3, 2, 1 against bg 2, 0: of six pairs 3>2, 3>0, 2>0, 1>0 are right and 2=2 is half
+    assert found["roc_auc"] == pytest.approx(4.5 / 6)
+    # thresholds 3: 1 of 1; 2: 2 of 3; 1: 3 of 4; each adds a third of the recall
+    assert found["average_precision"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+
+
+def test_streamed_numbers_equal_sorting_all_scores():
+    generator = torch.Generator().manual_seed(0)
+    scores, best, is_fg = AnchorScores(), [], []
+    for _ in range(5):
+        logits = 2 * torch.randn(4, 500, 3, generator=generator) - 4
+        labels = torch.randint(-1, 4, (4, 500), generator=generator)
+        logits = logits + 1.5 * (labels < 3)[..., None]
+        scores.update(logits, labels)
+        best.append(logits.amax(-1)[labels >= 0])
+        is_fg.append(labels[labels >= 0] < 3)
+    best, is_fg = torch.cat(best).double().numpy(), torch.cat(is_fg).numpy()
+    fg, bg = best[is_fg], best[~is_fg]
+    auc = np.mean((fg[:, None] > bg) + 0.5 * (fg[:, None] == bg))
+    order = is_fg[np.argsort(-best)]
+    precision = np.cumsum(order) / np.arange(1, len(order) + 1)
+    found = scores.compute()
+    assert found["roc_auc"] == pytest.approx(auc, abs=1e-4)
+    assert found["average_precision"] == pytest.approx(precision[order].mean(), abs=2e-4)
+
+
+@pytest.mark.parametrize("label", [-1, 0, 2])
+def test_one_kind_alone_has_no_curve(label):
+    scores = AnchorScores()
+    scores.update(torch.randn(5, 2), torch.full((5,), label))
+    assert all(math.isnan(value) for value in scores.compute().values())

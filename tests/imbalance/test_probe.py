@@ -1,0 +1,143 @@
+"""The probe against loops over ten hand-made anchors, and against exact sorting."""
+
+import math
+
+import pytest
+import torch
+from tiny import names_of_the_library
+
+from detector.imbalance.probe import NORM_BINS, SCORE_BINS, Probe
+from detector.imbalance.vocabulary import GROUPS
+from detector.losses import CLASSIFICATION_LOSSES
+from detector.structures import Predictions, Targets
+
+# Ten anchors, one class: score, label (0 foreground, 1 background, -1 ignored)
+ANCHORS = [
+    *((0.97, 0), (0.62, 0), (0.04, 0)),
+    *((0.001, 1), (0.02, 1), (0.05, 1), (0.3, 1), (0.7, 1), (0.95, 1)),
+    (0.5, -1),
+]
+
+
+def batch_of(anchors) -> tuple[Predictions, Targets]:
+    logits = torch.tensor([[math.log(p / (1 - p))] for p, _ in anchors])[None]
+    boxes = torch.tensor([0.0, 0, 8, 8]).expand(len(anchors), 4)
+    predictions = Predictions(logits, torch.zeros(1, len(anchors), 4), boxes, (len(anchors),))
+    return predictions, Targets(torch.tensor([[label for _, label in anchors]]), boxes[None])
+
+
+def focal(p: float, label: int) -> float:
+    p_t, alpha = (p, 0.25) if label == 0 else (1 - p, 0.75)
+    return -alpha * (1 - p_t) ** 2 * math.log(p_t)
+
+
+def focal_slope(p: float, label: int) -> float:
+    step = 1e-6
+    logit = math.log(p / (1 - p))
+    high, low = (focal(1 / (1 + math.exp(-(logit + d))), label) for d in (step, -step))
+    return abs(high - low) / (2 * step)
+
+
+def group(p: float, label: int) -> str:
+    if label == 0:
+        return "foreground_outlier" if 1 - p >= 0.9 else "foreground"
+    return "background_outlier" if p >= 0.9 else "easy_background" if p < 0.1 else "hard_background"
+
+
+@pytest.fixture(scope="module")
+def ten() -> dict:
+    probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("focal", "cross_entropy")})
+    probe.update(*batch_of(ANCHORS[:4]))  # the counts are those of the whole, however it is cut
+    probe.update(*batch_of(ANCHORS[4:]))
+    return probe.compute()
+
+
+def test_counts_by_hand(ten):
+    assert ten["rows"] == {"foreground": 3, "background": 6, "ignored": 1}
+    assert ten["elements"] == dict(zip(GROUPS, (2, 1, 3, 2, 1), strict=True))
+    assert sum(ten["gradient_norm"]["foreground"]) == 3 and sum(ten["gradient_norm"]["background"]) == 6
+    assert ten["gradient_norm"]["foreground"][0] == 1  # 0.97 is right by 0.03, below 1 / 30
+    assert ten["gradient_norm"]["background"][int(0.7 * NORM_BINS)] == 1
+    # fg 0.97 0.62 0.04 against bg: 6 + 4 + 2 of 18 pairs
+    assert ten["anchor_level"]["roc_auc"] == pytest.approx(12 / 18, abs=1e-6)
+
+
+def test_budgets_by_hand():
+    probe = Probe({"focal": CLASSIFICATION_LOSSES.build("focal")})
+    probe.update(*batch_of(ANCHORS))
+    found = probe.compute()["losses"]["focal"]
+    counted = [(p, label) for p, label in ANCHORS if label >= 0]
+    for kind, formula in (("loss", focal), ("gradient", focal_slope)):
+        total = sum(formula(*a) for a in counted)
+        for name in GROUPS:
+            expected = sum(formula(*a) for a in counted if group(*a) == name) / total
+            assert found[kind][name] == pytest.approx(expected, rel=1e-4), (kind, name)
+        expected = sum(formula(*a) for a in counted if a[1] == 0) / total
+        assert found[f"{kind}_foreground"] == pytest.approx(expected, rel=1e-4)
+    total = sum(focal_slope(*a) for a in counted)
+    for i in range(NORM_BINS):
+        own = [a for a in counted if int(abs(a[0] - (a[1] == 0)) * NORM_BINS) == i]
+        assert found["reweighted"][i] == pytest.approx(sum(focal_slope(*a) for a in own) / total, rel=1e-4, abs=1e-9)
+    for kind, label in (("foreground", 0), ("background", 1)):
+        for i, mean in enumerate(found["loss_by_p"][kind]):
+            own = [focal(*a) / 3 for a in counted if a[1] == label and int(a[0] * SCORE_BINS) == i]  # three foreground
+            assert mean == pytest.approx(sum(own) / len(own), rel=1e-4) if own else math.isnan(mean)
+
+
+@pytest.mark.parametrize(("kind", "label"), [("foreground", 0), ("background", 1)])
+def test_cumulative_curve_by_hand(kind, label):
+    probe = Probe({"focal": CLASSIFICATION_LOSSES.build("focal")})
+    probe.update(*batch_of(ANCHORS))
+    curve = probe.compute()["losses"]["focal"]["cumulative"][kind]
+    losses = sorted(focal(*a) for a in ANCHORS if a[1] == label)
+    assert curve["elements"] == pytest.approx([i / len(losses) for i in range(len(losses) + 1)])
+    assert curve["loss"] == pytest.approx([sum(losses[:i]) / sum(losses) for i in range(len(losses) + 1)], abs=1e-6)
+
+
+def test_cumulative_curve_of_many_elements_equals_sorting_them():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(1, 100_000, 1, generator=generator) - 3
+    labels = (torch.rand(1, 100_000, generator=generator) > 0.02).long()
+    boxes = torch.tensor([0.0, 0, 8, 8]).expand(100_000, 4)
+    probe = Probe({"focal": CLASSIFICATION_LOSSES.build("focal")})
+    probe.update(Predictions(logits, torch.zeros(1, 100_000, 4), boxes, (100_000,)), Targets(labels, boxes[None]))
+    found = probe.compute()["losses"]["focal"]["cumulative"]
+    for kind, label in (("foreground", 0), ("background", 1)):
+        p = logits[0, :, 0].double().sigmoid()[labels[0] == label]
+        p_t = p if label == 0 else 1 - p
+        losses = (-((1 - p_t) ** 2) * p_t.log()).sort().values
+        exact = torch.cat((torch.zeros(1), losses.cumsum(0) / losses.sum()))
+        x = torch.tensor(found[kind]["elements"], dtype=torch.float64) * len(losses)
+        assert len(x) <= 200 and x[0] == 0 and x[-1] == len(losses)
+        assert (exact[x.round().long()] - torch.tensor(found[kind]["loss"])).abs().max() < 1e-3
+        assert x.diff().min() > 0
+
+
+def test_memory_does_not_grow_with_the_images():
+    probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("focal", "ghm_c")})
+
+    def size() -> int:
+        tensors = [v for h in probe.losses.values() for v in vars(h).values() if torch.is_tensor(v)]
+        return sum(t.numel() for t in (*tensors, probe.groups, probe.norms, probe.anchor_scores.counts))
+
+    before = size()
+    for _ in range(20):
+        probe.update(*batch_of(ANCHORS))
+    assert size() == before and probe.num_images == 20
+
+
+@pytest.mark.parametrize("labels", [(1, 1, 1), (-1, -1, -1), (0, 1, -1)], ids=str)
+def test_every_loss_of_the_library_is_scored_with_and_without_objects(labels):
+    losses = {
+        name: CLASSIFICATION_LOSSES.build(name, **({"num_classes": 1} if name == "equalized_focal" else {}))
+        for name in names_of_the_library(CLASSIFICATION_LOSSES)
+    }
+    probe = Probe(losses)
+    probe.update(*batch_of(list(zip((0.2, 0.6, 0.9), labels, strict=True))))
+    for name, found in probe.compute()["losses"].items():
+        for kind in ("loss", "gradient"):
+            total = sum(found[kind].values())
+            assert total == pytest.approx(1, abs=1e-6) or total == 0, name
+            assert all(share >= 0 for share in found[kind].values())
+        if set(labels) == {-1}:
+            assert sum(found["gradient"].values()) == 0

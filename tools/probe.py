@@ -1,0 +1,54 @@
+"""What each loss makes of a trained model: who gets the gradient, and where the loss comes from, on the same scores.
+
+Example: tools/probe.py --checkpoint runs/first/checkpoints/best.pt
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from detector.build import build_dataset, build_observed_pass, build_probe
+from detector.command import run
+from detector.engine.run_folder import write_json
+from detector.imbalance.vocabulary import GROUPS
+from detector.predict import Detector
+from detector.tables import show
+
+log = logging.getLogger("detector")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument("--out", type=Path, help="folder for probe.json; default probe_<split> in the run's folder")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    detector = Detector.load(args.checkpoint, overrides=args.overrides)
+    dataset = build_dataset(detector.config, args.split, detector.class_names)
+    log.info("probing on %s", dataset.describe())
+    probe = build_probe(detector.config, dataset)
+    observed = build_observed_pass(detector.config, dataset, detector.device, detector.dtype)
+    for _, predictions, targets in observed(detector.model):
+        probe.update(predictions, targets)
+    trained_with = detector.config.loss.classification
+    found = {"split": args.split, "class_names": dataset.class_names, "trained_with": trained_with} | probe.compute()
+
+    folder = args.out or args.checkpoint.parent.parent / f"probe_{args.split}"
+    write_json(folder / "probe.json", found)
+    elements = [f"{found['elements'][group]:,}" for group in GROUPS]
+    rows = [["(elements)", "", *elements]]
+    for name, loss in sorted(found["losses"].items(), key=lambda item: -item[1]["gradient_foreground"]):
+        shares = [f"{loss['gradient'][group]:.1%}" for group in GROUPS]
+        rows.append([name, f"{loss['loss_foreground']:.1%}", *shares])
+    columns = ["loss", "foreground's loss", *(group.replace("_", " ") for group in GROUPS)]
+    show(columns, rows, "share of the gradient")
+    scores = found["anchor_level"]
+    log.info("anchors: ROC-AUC %.4f, average precision %.4f", scores["roc_auc"], scores["average_precision"])
+    log.info("%s/probe.json; tools/report.py %s draws it", folder, folder)
+
+
+if __name__ == "__main__":
+    run(main)
