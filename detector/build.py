@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from detector.config import Config, to_yaml
 from detector.data import DATASETS, IMAGE_SAMPLERS, DetectionDataset
 from detector.data.loader import make_loader
-from detector.data.transforms import Augment, Resize
+from detector.data.transforms import Augment, Resize, target_size
 from detector.engine.evaluate import detect, observe
 from detector.engine.optimization import learning_rate, make_optimizer
 from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
@@ -21,6 +21,8 @@ from detector.engine.trainer import Schedule, Trainer
 from detector.errors import UserError
 from detector.evaluation.coco import coco_metrics
 from detector.geometry import ASSIGNERS
+from detector.geometry.anchors import default_sizes
+from detector.imbalance.census import Setting, take_census
 from detector.imbalance.probe import Probe
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.base import ClassificationLoss
@@ -100,6 +102,22 @@ def build_classification_loss(spec: dict[str, Any], dataset: DetectionDataset) -
     if "class_counts" in spec and spec["class_counts"] is None:
         spec["class_counts"] = dataset.class_counts().tolist()
     return build_part(CLASSIFICATION_LOSSES, spec)
+
+
+def build_census(config: Config, dataset: DetectionDataset) -> dict:
+    """The census of a data set with the config's anchors and assigner, at evaluation's image size."""
+    levels = config.model.levels
+    setting = Setting(
+        levels=levels,
+        sizes=config.model.anchor_sizes or default_sizes(levels),
+        ratios=config.model.anchor_ratios,
+        assigner=build_part(ASSIGNERS, config.assigner, len(dataset.class_names)),
+        target_size=partial(target_size, short_side=evaluation_side(config), long_side=config.data.long_side),
+        divisor=size_divisor(levels),
+        prior=0.5 if config.model.prior is None else config.model.prior,
+        num_classes=len(dataset.class_names),
+    )
+    return take_census(dataset.records, dataset.class_names, setting)
 
 
 def build_probe(config: Config, dataset: DetectionDataset) -> Probe:

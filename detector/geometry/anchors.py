@@ -37,3 +37,10 @@ def grid_anchors(
         centres = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
         levels.append((centres + anchors).reshape(-1, 4))
     return levels
+
+
+def pyramid_anchors(image_size: tuple[int, int], levels: tuple[int, int], base: Sequence[Tensor]) -> list[Tensor]:
+    """`grid_anchors` of levels min..max, whose feature maps have image_size / 2^level cells, rounded up."""
+    strides = [2**level for level in range(levels[0], levels[1] + 1)]
+    feature_sizes = [tuple(-(-side // stride) for side in image_size) for stride in strides]
+    return grid_anchors(image_size, feature_sizes, base)

@@ -40,6 +40,7 @@ class MaxIoUAssigner:
         self.foreground = foreground
         self.background = background
         self.low_quality = low_quality
+        self.local = background > 0  # an anchor that touches no box is background, and means nothing to the others
 
     @torch.no_grad()
     def __call__(
@@ -77,6 +78,8 @@ class ATSSAssigner:
 
     Anchors of one cell share a centre: for n of them, the authors' code takes 9n candidates.
     """
+
+    local = False  # a candidate counts even where it touches no box
 
     def __init__(self, num_classes: int, *, candidates: PositiveInt = 9):
         self.num_classes = num_classes

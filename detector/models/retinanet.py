@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detector.geometry.anchors import base_anchors, default_sizes, grid_anchors
+from detector.geometry.anchors import base_anchors, default_sizes, pyramid_anchors
 from detector.models.backbone import Norm, ResNetBackbone
 from detector.models.fpn import FPN
 from detector.models.heads import Head, HeadNorm, initialise_prior
@@ -82,8 +82,6 @@ class RetinaNet(nn.Module):
         if key not in self._anchors:
             if len(self._anchors) >= 32:  # a data set of many image sizes must not fill the memory
                 self._anchors.clear()
-            strides = [2**level for level in range(self.levels[0], self.levels[1] + 1)]
-            feature_sizes = [tuple(-(-side // stride) for side in image_size) for stride in strides]
-            levels = grid_anchors(image_size, feature_sizes, self.base_anchors)
+            levels = pyramid_anchors(image_size, self.levels, self.base_anchors)
             self._anchors[key] = (torch.cat(levels).to(device), tuple(len(level) for level in levels))
         return self._anchors[key]

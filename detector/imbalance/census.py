@@ -1,0 +1,272 @@
+"""What a data set and the anchors do to each other, before any training: from the annotations alone."""
+
+import math
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detector.data.dataset import Record
+from detector.data.samplers import RepeatFactorSampler
+from detector.geometry.anchors import pyramid_anchors
+from detector.geometry.boxes import paired_iou, pairwise_iou
+from detector.imbalance.anchor_fit import best_iou, make_base, suggest
+from detector.imbalance.balance import initial_alpha
+from detector.losses.class_weights import make_class_weights
+from detector.structures import Targets
+
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}  # COCO's, original pixels
+QUANTILES = (0, 5, 25, 50, 75, 95, 100)
+IN_ONE_PROCESS = 400  # fewer images are counted before a second process has started
+GAMMA = 2.0
+REPEAT_THRESHOLDS = (0.001, 0.01, 0.1)
+
+Assigner = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]], Targets]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """levels: lowest and highest; sizes: anchor sizes of each level; ratios; assigner; target_size: an image's (height,
+    width) to that at which the model sees it; divisor: what the padded sides are multiples of; prior: the first score.
+    Picklable."""
+
+    levels: tuple[int, int]
+    sizes: Sequence[Sequence[float]]
+    ratios: Sequence[float]
+    assigner: Assigner
+    target_size: Callable[[int, int], tuple[int, int]]
+    divisor: int
+    prior: float
+    num_classes: int
+
+    @property
+    def level_names(self) -> list[str]:
+        return [f"P{level}" for level in range(self.levels[0], self.levels[1] + 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """One image: anchors (levels, 3) foreground, ignored, background; foreground anchors of each class (K,); for each
+    object that is no crowd its anchors (G,) and the best IoU among those (G,), 0 without any."""
+
+    anchors: np.ndarray
+    by_class: np.ndarray
+    object_anchors: np.ndarray
+    object_iou: np.ndarray
+
+
+def padded_size(record: Record, setting: Setting) -> tuple[int, int]:
+    return tuple(-(-s // setting.divisor) * setting.divisor for s in setting.target_size(record.height, record.width))
+
+
+def scaled_boxes(record: Record, setting: Setting) -> Tensor:
+    """(N, 4) at the size the model sees."""
+    height, width = setting.target_size(record.height, record.width)
+    factors = np.array([width / record.width, height / record.height] * 2, dtype=np.float32)
+    return torch.from_numpy(record.boxes * factors)
+
+
+def count_image(record: Record, setting: Setting, anchors: Sequence[Tensor]) -> Count:
+    """What the assigner says of each level's anchors (A_l, 4).
+
+    Where the assigner is `local`, anchors that touch no box are background and need not be shown to it."""
+    boxes = scaled_boxes(record, setting)
+    local = setting.assigner.local
+    shown = [level[_touches(level, boxes)] if local else level for level in anchors]
+    sizes = tuple(map(len, shown))
+    flat = torch.cat(shown)
+    labels = torch.from_numpy(record.labels)
+    crowd = torch.from_numpy(record.crowd)
+    if len(boxes):
+        targets = setting.assigner(flat, boxes[None], labels[None], crowd[None], sizes)
+        assigned, matched = targets.labels[0], targets.boxes[0]
+    else:
+        assigned, matched = torch.full((len(flat),), setting.num_classes), flat
+    foreground = (assigned >= 0) & (assigned < setting.num_classes)
+    counts = []
+    for level, own in zip(anchors, torch.stack((foreground, assigned < 0)).split(sizes, dim=1), strict=True):
+        fg, ignored = own.sum(dim=1).tolist()
+        counts.append((fg, ignored, len(level) - fg - ignored))
+    mine = boxes[~crowd]
+    of_object = (matched[foreground][:, None] == mine).all(dim=2) & (assigned[foreground][:, None] == labels[~crowd])
+    iou = paired_iou(flat[foreground], matched[foreground])[:, None].expand(of_object.shape)
+    best = torch.cat((torch.zeros(1, len(mine)), iou.masked_fill(~of_object, 0))).amax(dim=0)
+    by_class = torch.bincount(assigned[foreground], minlength=setting.num_classes)
+    return Count(np.array(counts), by_class.numpy(), of_object.sum(dim=0).numpy(), best.numpy())
+
+
+def _touches(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """(A,) whether an anchor shares any area with any of the boxes."""
+    found = torch.zeros(len(anchors), dtype=torch.bool)
+    x1, y1, x2, y2 = anchors.unbind(1)
+    for left, top, right, bottom in boxes.tolist():
+        found |= (x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top)
+    return found
+
+
+def count_images(records: Sequence[Record], setting: Setting) -> list[Count]:
+    """Each record's count, in order."""
+    base = make_base(setting.sizes, setting.ratios)
+    cache: dict[tuple[int, int], list[Tensor]] = {}
+    counts = []
+    for record in records:
+        size = padded_size(record, setting)
+        if size not in cache:
+            cache[size] = pyramid_anchors(size, setting.levels, base)
+        counts.append(count_image(record, setting, cache[size]))
+    return counts
+
+
+def _count_chunk(work: tuple[Sequence[Record], Setting]) -> list[Count]:
+    torch.set_num_threads(1)
+    return count_images(*work)
+
+
+def count_all(records: Sequence[Record], setting: Setting, processes: int | None = None) -> list[Count]:
+    """`count_images` on all cores; with many images in processes of their own."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = processes or (1 if len(records) < IN_ONE_PROCESS else cores)
+    if processes == 1:
+        return count_images(records, setting)
+    chunks = [records[i : i + 100] for i in range(0, len(records), 100)]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        counted = pool.map(_count_chunk, [(chunk, setting) for chunk in chunks])
+        return [count for chunk in counted for count in chunk]
+
+
+def take_census(records: Sequence[Record], class_names: Sequence[str], setting: Setting) -> dict:
+    """The census of a split as plain numbers; the README says what each is. NaN where there is nothing to count."""
+    counts = count_all(records, setting)
+    labels = [record.labels[~record.crowd] for record in records]
+    objects = np.bincount(np.concatenate([*labels, []]).astype(np.int64), minlength=len(class_names))
+    with_class = np.bincount(np.concatenate([*map(np.unique, labels), []]).astype(int), minlength=len(class_names))
+    by_level = np.sum([c.anchors for c in counts], axis=0)
+    by_class = np.sum([c.by_class for c in counts], axis=0)
+    by_image = np.array([c.anchors.sum(axis=0) for c in counts])
+    foreground, ignored, background = by_level.sum(axis=0).tolist()
+    matched = np.concatenate([c.object_anchors for c in counts])
+    matched_iou = np.concatenate([c.object_iou for c in counts])
+    threshold = getattr(setting.assigner, "foreground", 0.5)
+    unmatched, low = matched == 0, (matched > 0) & (matched_iou < threshold)
+    areas = np.concatenate([_areas(record) for record in records])
+    with np.errstate(divide="ignore"):
+        ratio = by_image[:, 2] / by_image[:, 0]
+    return {
+        "num_images": len(records),
+        "num_objects": int(objects.sum()),
+        "num_crowd": int(sum(record.crowd.sum() for record in records)),
+        "class_names": list(class_names),
+        "anchors": {"foreground": foreground, "ignored": ignored, "background": background},
+        "ratio": background / foreground if foreground else math.nan,
+        "by_level": [
+            {"level": name, **dict(zip(("foreground", "ignored", "background"), row, strict=True))}
+            for name, row in zip(setting.level_names, by_level.tolist(), strict=True)
+        ],
+        "by_class": [
+            {"name": name, "objects": int(n), "images": int(i), "foreground": int(fg)}
+            for name, n, i, fg in zip(class_names, objects, with_class, by_class, strict=True)
+        ],
+        "by_size": [
+            {
+                "name": name,
+                "objects": int(own.sum()),
+                "foreground": int(matched[own].sum()),
+                "unmatched": int((own & unmatched).sum()),
+                "low_quality": int((own & low).sum()),
+            }
+            for name, (least, most) in SIZES.items()
+            for own in [(areas >= least) & (areas < most)]
+        ],
+        "by_image": {
+            "background_per_foreground": _quantiles(ratio[np.isfinite(ratio)]),
+            "foreground": _quantiles(by_image[:, 0]),
+            "objects": _quantiles(np.array([len(own) for own in labels])),
+            "images_without_objects": int(sum(len(own) == 0 for own in labels)),
+            "images_without_foreground": int((by_image[:, 0] == 0).sum()),
+        },
+        "matches": {
+            "objects": len(matched),
+            "unmatched": int(unmatched.sum()),
+            "low_quality": int(low.sum()),
+        },
+        "crowding": _crowding(records),
+        **_fit(records, setting, threshold),
+        "remedies": _remedies(labels, objects, class_names, by_class.sum(), background + foreground, setting),
+    }
+
+
+def _areas(record: Record) -> np.ndarray:
+    return record.area[~record.crowd]
+
+
+def _quantiles(values: np.ndarray) -> dict:
+    if not len(values):
+        return {"quantiles": {str(q): math.nan for q in QUANTILES}}
+    return {"quantiles": {str(q): float(np.percentile(values, q)) for q in QUANTILES}}
+
+
+def _crowding(records: Sequence[Record]) -> dict:
+    """Objects whose IoU with another object of their image is at least a half: candidates for the same anchors, and for
+    being suppressed as each other's duplicates."""
+    highest = []
+    for record in records:
+        boxes = torch.from_numpy(record.boxes[~record.crowd])
+        highest.append(pairwise_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1) if len(boxes) else torch.zeros(0))
+    highest = torch.cat(highest)
+    mean = float(highest.mean()) if len(highest) else math.nan
+    return {"mean_max_iou": mean, "objects_overlapping_half": int((highest >= 0.5).sum())}
+
+
+def _fit(records: Sequence[Record], setting: Setting, threshold: float) -> dict:
+    """The best IoU of each object with any anchor, now and with the suggested anchors."""
+    boxes = [scaled_boxes(record, setting)[torch.from_numpy(~record.crowd)] for record in records]
+    sizes = [torch.tensor([padded_size(r, setting)]).expand(len(b), 2) for r, b in zip(records, boxes, strict=True)]
+    boxes, sizes = torch.cat(boxes), torch.cat(sizes)
+    if not len(boxes):
+        return {"max_iou": None, "anchor_suggestion": None}
+    now = best_iou(boxes, sizes, setting.levels, make_base(setting.sizes, setting.ratios))
+    new_sizes, new_ratios = suggest(boxes, len(setting.sizes), len(setting.sizes[0]), len(setting.ratios))
+    new = best_iou(boxes, sizes, setting.levels, make_base(new_sizes, new_ratios))
+    counts, edges = np.histogram(now.numpy(), bins=20, range=(0, 1))
+    both = {"now": now, "suggested": new}
+    return {
+        "max_iou": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "anchor_suggestion": {
+            "sizes": new_sizes,
+            "ratios": new_ratios,
+            "recall": {name: float((iou >= threshold).float().mean()) for name, iou in both.items()},
+            "mean_max_iou": {name: float(iou.mean()) for name, iou in both.items()},
+        },
+    }
+
+
+def _remedies(
+    labels: list[np.ndarray],
+    objects: np.ndarray,
+    class_names: Sequence[str],
+    num_fg: int,
+    num_rows: int,
+    setting: Setting,
+) -> dict:
+    num_bg = num_rows * len(class_names) - int(num_fg)
+
+    def weights(rule: str) -> dict[str, float]:
+        return dict(zip(class_names, make_class_weights(rule, objects.tolist(), 0.9999).tolist(), strict=True))
+
+    factors = {}
+    for threshold in REPEAT_THRESHOLDS if objects.sum() else ():
+        sampler = RepeatFactorSampler(labels, len(class_names), threshold=threshold)
+        factors[str(threshold)] = {"largest": float(sampler.factors.max()), "epoch": float(sampler.factors.mean())}
+    return {
+        "prior": setting.prior,
+        "alpha": {
+            str(gamma): initial_alpha(int(num_fg), num_bg, gamma, setting.prior) for gamma in (0.0, 1.0, GAMMA, 5.0)
+        },
+        "class_weights": {rule: weights(rule) for rule in ("inverse_frequency", "effective_number")},
+        "repeat_factors": factors,
+    }

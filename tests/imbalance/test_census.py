@@ -1,0 +1,177 @@
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from detector.build import build_census, build_dataset
+from detector.config import load_config
+from detector.data.dataset import Record
+from detector.data.transforms import target_size
+from detector.geometry.anchors import base_anchors, pyramid_anchors
+from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner
+from detector.geometry.boxes import pairwise_iou
+from detector.imbalance.anchor_fit import best_iou, make_base, suggest
+from detector.imbalance.balance import balancing_alpha, focal_pull, initial_alpha
+from detector.imbalance.census import Setting, count_all, count_images, padded_size, scaled_boxes, take_census
+
+NUM_CLASSES = 3
+ASSIGNERS = [MaxIoUAssigner(NUM_CLASSES), MaxIoUAssigner(NUM_CLASSES, background=0.0), ATSSAssigner(NUM_CLASSES)]
+
+
+def make_setting(assigner, short_side: int = 96) -> Setting:
+    return Setting(
+        levels=(3, 5),
+        sizes=[[12, 18], [26, 40], [55, 80]],
+        ratios=[0.5, 1.0, 2.0],
+        assigner=assigner,
+        target_size=partial(target_size, short_side=short_side, long_side=160),
+        divisor=32,
+        prior=0.01,
+        num_classes=NUM_CLASSES,
+    )
+
+
+def make_record(seed: int) -> Record:
+    """Boxes of all sizes, some in crowds, two of them the same; the first image has none."""
+    rng = np.random.default_rng(seed)
+    width, height = rng.integers(90, 200, 2).tolist()
+    count = seed % 6
+    corners = np.sort(rng.random((count, 2, 2)), axis=1) * (width, height)
+    boxes = corners.reshape(-1, 4).astype(np.float32)
+    boxes[:, 2:] += 3
+    boxes[-1:] = boxes[:1]
+    labels, crowd = rng.integers(NUM_CLASSES, size=count), rng.random(count) < 0.2
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return Record(Path(f"{seed}.jpg"), seed, width, height, boxes, labels, crowd, area)
+
+
+@pytest.mark.parametrize("assigner", ASSIGNERS, ids=["max_iou", "no ignored background", "atss"])
+def test_counts_are_those_of_the_assigner_on_every_anchor(assigner):
+    setting = make_setting(assigner)
+    records = [make_record(seed) for seed in range(30)]
+    for record, count in zip(records, count_images(records, setting), strict=True):
+        levels = pyramid_anchors(padded_size(record, setting), (3, 5), make_base(setting.sizes, setting.ratios))
+        anchors, sizes = torch.cat(levels), tuple(map(len, levels))
+        boxes, labels = scaled_boxes(record, setting), torch.from_numpy(record.labels)
+        crowd = torch.from_numpy(record.crowd)
+        if len(boxes) == 0:
+            assert count.anchors.tolist() == [[0, 0, size] for size in sizes]
+            continue
+        targets = assigner(anchors, boxes[None], labels[None], crowd[None], sizes)
+        for own, part in zip(count.anchors.tolist(), targets.labels[0].split(sizes), strict=True):
+            assert own == [
+                sum(0 <= label < NUM_CLASSES for label in part.tolist()),
+                (part == -1).sum().item(),
+                (part == NUM_CLASSES).sum().item(),
+            ]
+        assert count.by_class.tolist() == [(targets.labels[0] == k).sum().item() for k in range(NUM_CLASSES)]
+        objects = [i for i in range(len(boxes)) if not crowd[i]]
+        iou = pairwise_iou(anchors, boxes)
+        for i, number, best in zip(objects, count.object_anchors, count.object_iou, strict=True):
+            own = (targets.labels[0] == labels[i]) & (targets.boxes[0] == boxes[i]).all(dim=1)
+            assert number == own.sum()
+            assert best == pytest.approx(iou[own, i].max().item() if own.any() else 0, abs=1e-6)
+
+
+def test_processes_count_what_one_process_counts():
+    setting = make_setting(ASSIGNERS[0])
+    records = [make_record(seed) for seed in range(230)]
+    for one, other in zip(count_all(records, setting, 2), count_images(records, setting), strict=True):
+        for name in ("anchors", "by_class", "object_anchors", "object_iou"):
+            assert np.array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_the_nearest_anchor_of_each_shape_is_the_best():
+    setting = make_setting(ASSIGNERS[0])
+    base = make_base(setting.sizes, setting.ratios)
+    for record in (make_record(seed) for seed in range(1, 40)):
+        boxes, size = scaled_boxes(record, setting), padded_size(record, setting)
+        brute = pairwise_iou(torch.cat(pyramid_anchors(size, (3, 5), base)), boxes)
+        sizes = torch.tensor([size]).expand(len(boxes), 2)
+        if len(boxes):
+            torch.testing.assert_close(best_iou(boxes, sizes, (3, 5), base), brute.amax(dim=0))
+
+
+def test_figures_by_hand():
+    """One 64 x 64 image, one level, one anchor a cell: 64 anchors of 16 x 16, centred at multiples of 8."""
+    setting = Setting(
+        levels=(3, 3), sizes=[[16]], ratios=[1.0], assigner=MaxIoUAssigner(2), divisor=8, prior=0.01, num_classes=2,
+        target_size=partial(target_size, short_side=64, long_side=64),
+    )  # fmt: skip
+    assert base_anchors([16], [1.0]).tolist() == [[-8, -8, 8, 8]]
+    # an object on the anchor at (16, 16): its neighbours overlap by 8 / 24 = 1/3, below 0.4
+    exact = [8.0, 8, 24, 24]
+    # one of 16 x 8, centred on the anchor at (40, 40): IoU 0.5; the anchors left and right have 64 / 320 = 0.2
+    half = [32.0, 36, 48, 44]
+    # one of 4 x 4 at (56, 8): IoU 1 / 16 with the anchor around it and three others that hold it: low quality only
+    tiny = [53.0, 9, 57, 13]
+    boxes = np.array([exact, half, tiny], np.float32)
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    full = Record(Path("a"), 1, 64, 64, boxes, np.array([0, 0, 1]), np.zeros(3, bool), areas)
+    empty = Record(Path("b"), 2, 64, 64, boxes[:0], np.zeros(0, int), np.zeros(0, bool), areas[:0])
+    census = take_census([full, empty], ["a", "b"], setting)
+
+    iou = pairwise_iou(torch.cat(pyramid_anchors((64, 64), (3, 3), make_base([[16]], [1.0]))), torch.tensor([tiny]))
+    ties = int((iou == iou.max()).sum())
+    assert census["anchors"] == {"foreground": 2 + ties, "ignored": 0, "background": 128 - 2 - ties}
+    assert census["ratio"] == (126 - ties) / (2 + ties)
+    assert census["by_class"] == [
+        {"name": "a", "objects": 2, "images": 1, "foreground": 2},
+        {"name": "b", "objects": 1, "images": 1, "foreground": ties},
+    ]
+    assert census["matches"] == {"objects": 3, "unmatched": 0, "low_quality": 1}
+    assert census["by_size"][0] == {
+        **{"name": "small", "objects": 3, "foreground": 2 + ties, "unmatched": 0, "low_quality": 1}
+    }
+    assert census["by_image"]["images_without_objects"] == census["by_image"]["images_without_foreground"] == 1
+    assert census["by_image"]["objects"]["quantiles"]["50"] == 1.5
+    assert census["max_iou"]["counts"][19] == census["max_iou"]["counts"][10] == census["max_iou"]["counts"][1] == 1
+    assert census["anchor_suggestion"]["recall"]["now"] == pytest.approx(2 / 3)
+    assert census["remedies"]["class_weights"]["inverse_frequency"] == pytest.approx({"a": 2 / 3, "b": 4 / 3})
+    assert json.loads(json.dumps(census, allow_nan=False)) == census
+
+
+def test_suggested_anchors_fit_boxes_of_known_shapes():
+    rng = np.random.default_rng(0)
+    size, ratio = rng.choice([10.0, 40.0, 90.0], 600), rng.choice([0.5, 2.0], 600)
+    sides = np.stack((size / np.sqrt(ratio), size * np.sqrt(ratio)), axis=1)
+    boxes = torch.from_numpy(np.concatenate((np.zeros((600, 2)), sides), axis=1)).float()
+    assert suggest(boxes, 3, 1, 2) == ([[10.0], [40.0], [90.0]], [0.5, 2.0])
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_pull_is_the_slope_of_focal_loss(gamma):
+    x = torch.linspace(-9, 9, 50, dtype=torch.float64).requires_grad_()
+    loss = (1 - x.sigmoid()) ** gamma * torch.nn.functional.softplus(-x)
+    (slope,) = torch.autograd.grad(loss.sum(), x)
+    found = focal_pull((1 - x.sigmoid()).detach().numpy(), gamma)
+    assert found == pytest.approx(slope.abs().numpy(), rel=1e-9)
+
+
+def test_alphas_balance_what_they_are_said_to():
+    assert balancing_alpha(1.0, 3.0) == 0.75 and balancing_alpha(0, 0) == 0.5
+    # cross entropy at pi = 0.01: 100 foreground pull 99, 9,900 background pull 99
+    assert initial_alpha(100, 9_900, 0.0, 0.01) == pytest.approx(0.5)
+    from detector.losses import CLASSIFICATION_LOSSES
+
+    alpha = initial_alpha(20, 7_000, 2.0, 0.05)
+    logits = torch.full((7_020, 1), float(np.log(0.05 / 0.95)), requires_grad=True)
+    labels = torch.ones(7_020, dtype=torch.int64)
+    labels[:20] = 0
+    CLASSIFICATION_LOSSES.build("focal", alpha=alpha, gamma=2.0)(logits, labels, 20).backward()
+    assert logits.grad[:20].abs().sum().item() == pytest.approx(logits.grad[20:].abs().sum().item(), rel=1e-4)
+
+
+def test_real_annotations_with_crowds(shared_data):
+    config = load_config("coco_focal_r50_1x.yaml", [f"data.root={shared_data / 'coco_tiny'}"])
+    dataset = build_dataset(config, "train")
+    census = build_census(config, dataset)
+    counts = dataset.class_counts()
+    assert census["num_objects"] == counts.sum() == sum(s["objects"] for s in census["by_size"])
+    assert [c["objects"] for c in census["by_class"]] == counts.tolist()
+    assert sum(row["foreground"] for row in census["by_level"]) == sum(c["foreground"] for c in census["by_class"])
+    assert census["matches"]["unmatched"] <= census["matches"]["low_quality"] + census["matches"]["unmatched"]
+    assert 100 < census["ratio"] < 10_000
