@@ -1,7 +1,7 @@
 """The one place where a config becomes objects."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +14,7 @@ from detector.config import Config, to_yaml
 from detector.data import DATASETS, IMAGE_SAMPLERS, DetectionDataset
 from detector.data.loader import make_loader
 from detector.data.transforms import Augment, Resize, target_size
-from detector.engine.evaluate import detect, observe
+from detector.engine.evaluate import detect
 from detector.engine.optimization import learning_rate, make_optimizer
 from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
@@ -127,13 +127,20 @@ def build_probe(config: Config, dataset: DetectionDataset) -> Probe:
     return Probe({name: build_classification_loss(spec, dataset) for name, spec in specs.items()})
 
 
-def build_observed_pass(
-    config: Config, dataset: DetectionDataset, device: torch.device, dtype: torch.dtype
-) -> Callable[[nn.Module], Iterator[tuple[Batch, Predictions, Targets]]]:
-    """A function from a model to each batch of `dataset`, in order, with what the model says and what it should."""
-    loader = build_eval_loader(config, dataset)
-    assigner = build_part(ASSIGNERS, config.assigner, len(dataset.class_names))
-    return partial(observe, loader=loader, assigner=assigner, device=device, dtype=dtype)
+def with_targets(
+    config: Config, num_classes: int, see: Callable[[Batch, Predictions, Targets], None]
+) -> Callable[[Batch, Predictions], None]:
+    """`see` as an observer of an evaluation: beside what the model says, what its anchors should be."""
+    assigner = build_part(ASSIGNERS, config.assigner, num_classes)
+
+    def observe(batch: Batch, predictions: Predictions) -> None:
+        see(
+            batch,
+            predictions,
+            assigner(predictions.anchors, batch.boxes, batch.labels, batch.ignore, predictions.level_sizes),
+        )
+
+    return observe
 
 
 def num_workers(config: Config) -> int:
@@ -178,9 +185,14 @@ def evaluation_side(config: Config) -> int:
 
 
 def build_evaluation(
-    config: Config, dataset: DetectionDataset, device: torch.device, dtype: torch.dtype
+    config: Config,
+    dataset: DetectionDataset,
+    device: torch.device,
+    dtype: torch.dtype,
+    observe: Callable[[Batch, Predictions], None] | None = None,
 ) -> Callable[[nn.Module], tuple[dict, list[dict]]]:
-    """A function from a model to COCO's numbers on `dataset` and the detections behind them."""
+    """A function from a model to COCO's numbers on `dataset` and the detections behind them; `observe` sees each batch
+    and what the model says of it."""
     settings = config.evaluation
     loader = build_eval_loader(config, dataset)
 
@@ -195,6 +207,7 @@ def build_evaluation(
             nms_iou=settings.nms_iou,
             candidates_per_level=settings.candidates_per_level,
             max_detections=settings.max_detections,
+            observe=observe,
         )
         metrics = coco_metrics(
             dataset.ground_truth(), detections, backend=settings.backend, max_detections=settings.max_detections

@@ -1,4 +1,4 @@
-"""COCO's numbers of a trained detector on a data set.
+"""COCO's numbers of a trained detector on a data set, and where they are lost: TIDE's errors, confusion, calibration.
 
 Examples: tools/evaluate.py --checkpoint runs/first/checkpoints/best.pt
           tools/evaluate.py --cfg coco_focal_r50_1x.yaml model.weights=torchvision_retinanet:FILE
@@ -8,12 +8,16 @@ import argparse
 import logging
 from pathlib import Path
 
-from detector.build import build_dataset, build_evaluation, build_trained_model
+from detector.build import build_dataset, build_evaluation, build_trained_model, with_targets
 from detector.command import run
 from detector.config import load_config
 from detector.engine.outcome import save_evaluation, summary
+from detector.engine.run_folder import write_json
 from detector.errors import UserError
+from detector.evaluation.anatomy import background_per_foreground, describe, make_anatomy
+from detector.evaluation.anchor_scores import AnchorScores
 from detector.predict import Detector
+from detector.structures import Batch, Predictions, Targets
 
 log = logging.getLogger("detector")
 
@@ -42,11 +46,23 @@ def main() -> None:
         detector = Detector.load(args.checkpoint, cfg=args.cfg, overrides=args.overrides)
         dataset = build_dataset(detector.config, args.split, detector.class_names)
     log.info("evaluating on %s", dataset.describe())
-    evaluate = build_evaluation(detector.config, dataset, detector.device, detector.dtype)
-    metrics, detections = evaluate(detector.model)
+    scores, ratios = AnchorScores(), {}
+
+    def see(batch: Batch, predictions: Predictions, targets: Targets) -> None:
+        scores.update(predictions.logits, targets.labels)
+        ratios.update(zip(batch.image_ids, background_per_foreground(targets.labels, num_classes), strict=True))
+
+    config, num_classes = detector.config, len(dataset.class_names)
+    observe = with_targets(config, num_classes, see)
+    metrics, detections = build_evaluation(config, dataset, detector.device, detector.dtype, observe)(detector.model)
+    settings = {"backend": config.evaluation.backend, "max_detections": config.evaluation.max_detections}
+    anatomy = make_anatomy(dataset.ground_truth(), detections, metrics, ratios, **settings)
+    anatomy["anchor_level"] = scores.compute()
     folder = args.out or (args.checkpoint.parent.parent if args.checkpoint else Path()) / f"evaluation_{args.split}"
     save_evaluation(folder, metrics, detections)
-    log.info("%s\n%s: metrics.json, detections.json", summary(metrics), folder)
+    write_json(folder / "anatomy.json", anatomy)
+    log.info("%s\n%s", summary(metrics), describe(anatomy))
+    log.info("%s: metrics.json, anatomy.json, detections.json; tools/report.py %s draws them", folder, folder)
 
 
 if __name__ == "__main__":

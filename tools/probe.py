@@ -7,7 +7,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from detector.build import build_dataset, build_observed_pass, build_probe
+from detector.build import build_dataset, build_evaluation, build_probe, with_targets
 from detector.command import run
 from detector.engine.run_folder import write_json
 from detector.imbalance.vocabulary import GROUPS
@@ -30,11 +30,11 @@ def main() -> None:
     dataset = build_dataset(detector.config, args.split, detector.class_names)
     log.info("probing on %s", dataset.describe())
     probe = build_probe(detector.config, dataset)
-    observed = build_observed_pass(detector.config, dataset, detector.device, detector.dtype)
-    for _, predictions, targets in observed(detector.model):
-        probe.update(predictions, targets)
+    observe = with_targets(detector.config, len(dataset.class_names), lambda _, *seen: probe.update(*seen))
+    metrics, _ = build_evaluation(detector.config, dataset, detector.device, detector.dtype, observe)(detector.model)
     trained_with = detector.config.loss.classification
-    found = {"split": args.split, "class_names": dataset.class_names, "trained_with": trained_with} | probe.compute()
+    found = {"split": args.split, "class_names": dataset.class_names, "trained_with": trained_with, "AP": metrics["AP"]}
+    found |= probe.compute()
 
     folder = args.out or args.checkpoint.parent.parent / f"probe_{args.split}"
     write_json(folder / "probe.json", found)

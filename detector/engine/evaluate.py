@@ -1,6 +1,6 @@
 """One pass over a data set: batches to detections."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -9,21 +9,7 @@ from torch.utils.data import DataLoader
 from detector.engine.precision import autocast
 from detector.evaluation.coco import to_coco_results
 from detector.models.postprocess import postprocess
-from detector.structures import Batch, Predictions, Targets
-
-
-@torch.inference_mode()
-def observe(
-    model: nn.Module, *, loader: DataLoader, assigner: Callable[..., Targets], device: torch.device, dtype: torch.dtype
-) -> Iterator[tuple[Batch, Predictions, Targets]]:
-    """Each batch on the device, what the model in eval mode says of it, and the targets of its anchors."""
-    model.eval()
-    for batch in loader:
-        batch = batch.to(device)
-        with autocast(device, dtype):
-            predictions = model(batch.images)
-        targets = assigner(predictions.anchors, batch.boxes, batch.labels, batch.ignore, predictions.level_sizes)
-        yield batch, predictions, targets
+from detector.structures import Batch, Predictions
 
 
 @torch.inference_mode()
@@ -38,8 +24,10 @@ def detect(
     nms_iou: float,
     candidates_per_level: int,
     max_detections: int,
+    observe: Callable[[Batch, Predictions], None] | None = None,
 ) -> list[dict]:
-    """Every image's detections as COCO results, in original pixels and with the data set's category ids."""
+    """Every image's detections as COCO results, in original pixels and with the data set's category ids. `observe` sees
+    each batch and what the model says of it."""
     was_training = model.training
     model.eval()
     results = []
@@ -47,6 +35,8 @@ def detect(
         batch = batch.to(device)
         with autocast(device, dtype):
             predictions = model(batch.images)
+        if observe is not None:
+            observe(batch, predictions)
         detections = postprocess(
             predictions,
             batch.sizes,

@@ -35,8 +35,10 @@ class Probe:
         self.anchor_scores = AnchorScores()
         self.num_images = 0
 
+    @torch.inference_mode(False)
     def update(self, predictions: Predictions, targets: Targets) -> None:
-        logits, labels = predictions.logits.float(), targets.labels
+        # clones, as gradients cannot flow from what was made for inference
+        logits, labels = predictions.logits.float().clone(), targets.labels.clone()
         num_classes = logits.shape[-1]
         is_fg = binary_targets(labels, num_classes)
         counts = (labels >= 0)[..., None].expand_as(is_fg)
@@ -57,7 +59,8 @@ class Probe:
             self.rows[name] += int(mask.sum())
         self.anchor_scores.update(logits, labels)
         self.num_images += len(labels)
-        quality = paired_iou(decode(predictions.deltas.float(), predictions.anchors), targets.boxes)
+        with torch.no_grad():
+            quality = paired_iou(decode(predictions.deltas.float().clone(), predictions.anchors), targets.boxes.clone())
         for histograms in self.losses.values():
             histograms.update(logits, labels, predictions.level_sizes, quality, place)
 
@@ -101,7 +104,7 @@ class _LossHistograms:
     def update(self, logits: Tensor, labels: Tensor, level_sizes: tuple, quality: Tensor, place: _Places) -> None:
         settings = {"level_sizes": level_sizes, "quality": quality}
         with torch.enable_grad():
-            leaf = logits.detach().clone().requires_grad_()
+            leaf = logits.detach().requires_grad_()
             num_fg = max(1, int(((labels >= 0) & (labels < logits.shape[-1])).sum()))
             (gradient,) = torch.autograd.grad(self.loss(leaf, labels, num_fg, **settings), leaf)
         divisor = 1 if self.loss.self_normalised else num_fg

@@ -1,0 +1,112 @@
+"""The anatomy of one hand-made evaluation: every figure worked out on paper."""
+
+import math
+
+import pytest
+import torch
+
+from detector.evaluation.anatomy import (
+    background_per_foreground,
+    calibration,
+    class_curves,
+    confusion,
+    describe,
+    make_anatomy,
+    threshold_curves,
+)
+from detector.evaluation.coco import coco_metrics
+from detector.evaluation.tide import match
+
+A, B = 5, 2  # category ids; the classes in the order of the categories
+CATEGORIES = [{"id": A, "name": "a"}, {"id": B, "name": "b"}]
+BOX, FAR = [0.0, 0.0, 10.0, 10.0], [50.0, 50.0, 10.0, 10.0]
+OBJECTS = [(1, A, BOX, 0), (1, B, FAR, 0), (2, A, BOX, 0), (3, A, BOX, 1)]
+GROUND_TRUTH = {
+    "images": [{"id": i, "width": 100, "height": 100} for i in (1, 2, 3)],
+    "categories": CATEGORIES,
+    "annotations": [
+        {"id": i + 1, "image_id": image, "category_id": category, "bbox": box, "area": 100.0, "iscrowd": crowd}
+        for i, (image, category, box, crowd) in enumerate(
+            [(1, A, BOX, 0), (1, B, FAR, 0), (2, A, BOX, 0), (3, A, BOX, 1)]
+        )
+    ],
+}
+DETECTIONS = [
+    {"image_id": image, "category_id": category, "bbox": box, "score": score}
+    for image, category, box, score in [
+        (1, A, BOX, 0.95),  # correct
+        (1, A, FAR, 0.85),  # b taken for a
+        (1, A, BOX, 0.65),  # a duplicate
+        (2, B, FAR, 0.55),  # background
+        (3, A, BOX, 0.45),  # in a crowd: does not count
+        (2, A, BOX, 0.25),  # correct
+    ]
+]
+
+
+def test_curves_over_the_threshold():
+    curves = threshold_curves(match(GROUND_TRUTH, DETECTIONS))
+    by_threshold = {t: i for i, t in enumerate(curves["thresholds"])}
+    for threshold, hits, shown in [(0.0, 2, 5), (0.3, 1, 4), (0.6, 1, 3), (0.9, 1, 1)]:
+        i = by_threshold[threshold]
+        assert curves["precision"][i] == pytest.approx(hits / shown)
+        assert curves["recall"][i] == pytest.approx(hits / 3)
+        assert curves["f1"][i] == pytest.approx(2 * hits / (shown + 3))
+    assert math.isnan(curves["precision"][by_threshold[0.97]])
+    # F1 0.5 with the best alone (2 / 4) and with all (4 / 8): the lower threshold
+    assert curves["best_f1"] == {"score": 0.0, "precision": 0.4, "recall": 2 / 3, "f1": 0.5}
+
+
+def test_confusion_with_background():
+    # rows a, b, background; columns likewise
+    assert confusion(GROUND_TRUTH, DETECTIONS, 0.0).tolist() == [[2, 0, 0], [1, 0, 0], [1, 1, 0]]
+    assert confusion(GROUND_TRUTH, DETECTIONS, 0.9).tolist() == [[1, 0, 1], [0, 0, 1], [0, 0, 0]]
+    assert confusion(GROUND_TRUTH, [], 0.0).tolist() == [[0, 0, 2], [0, 0, 1], [0, 0, 0]]
+
+
+def test_calibration():
+    found = calibration(match(GROUND_TRUTH, DETECTIONS))
+    # one detection a bin: |1 - 0.95|, |0 - 0.85|, |0 - 0.65|, |0 - 0.55|, |1 - 0.25|
+    assert found["ece"] == pytest.approx((0.05 + 0.85 + 0.65 + 0.55 + 0.75) / 5)
+    assert [b["count"] for b in found["bins"]] == [1] * 5
+    assert math.isnan(calibration(match(GROUND_TRUTH, []))["ece"])
+
+
+def test_class_curves_are_cocos():
+    curves = class_curves(match(GROUND_TRUTH, DETECTIONS), ["a", "b"])
+    metrics = coco_metrics(GROUND_TRUTH, DETECTIONS)
+    for name in ("a", "b"):
+        mean = sum(curves[name]["precision"]) / 101
+        assert mean == pytest.approx(metrics["per_class"][name]["AP50"])
+    assert curves["a"]["precision"][:51] == [1.0] * 51  # recall to 1 / 2 at the first detection
+
+
+@pytest.fixture(scope="module")
+def whole() -> dict:
+    metrics = coco_metrics(GROUND_TRUTH, DETECTIONS)
+    ratios = {1: 30.0, 2: 10.0, 3: math.inf}
+    settings = {"backend": "hotcoco", "max_detections": 100}
+    return make_anatomy(GROUND_TRUTH, DETECTIONS, metrics, ratios, **settings) | {
+        "anchor_level": {"roc_auc": 0.9, "average_precision": 0.5}
+    }
+
+
+def test_parts_by_imbalance_are_separate_evaluations(whole):
+    assert [(p["name"], p["images"], p["background_per_foreground"]) for p in whole["by_imbalance"]] == [
+        ("lowest third", 1, [10.0, 10.0]),
+        ("middle third", 1, [30.0, 30.0]),
+    ]
+    first = {**GROUND_TRUTH, "images": [{"id": 2, "width": 100, "height": 100}]}
+    first["annotations"] = [one for one in GROUND_TRUTH["annotations"] if one["image_id"] == 2]
+    expected = coco_metrics(first, [one for one in DETECTIONS if one["image_id"] == 2])
+    assert whole["by_imbalance"][0]["AP"] == expected["AP"]
+
+
+def test_description_names_the_main_figures(whole):
+    text = describe(whole)
+    assert "best F1 0.500 at score 0.00" in text and "b taken for a 1" in text and "ROC-AUC 0.9000" in text
+
+
+def test_ratios_count_each_images_own_anchors():
+    labels = torch.tensor([[0, 2, 2, -1], [2, 2, 2, 2], [1, 0, 2, -1]])
+    assert background_per_foreground(labels, 2) == [2.0, math.inf, 0.5]

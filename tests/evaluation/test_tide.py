@@ -1,0 +1,119 @@
+"""TIDE against the tidecv package, on random sets and on perturbed real annotations."""
+
+import contextlib
+import io
+import warnings
+
+import numpy as np
+import pytest
+
+from detector.data.coco import CocoDataset
+from detector.evaluation.coco import coco_metrics
+from detector.evaluation.tide import match, precision_curve, tide
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # tidecv imports seaborn and pandas
+    from tidecv import TIDE, Data
+
+
+def reference(ground_truth: dict, detections: list[dict]) -> dict[str, float]:
+    truth, found = Data("truth"), Data("found")
+    for image in ground_truth["images"]:
+        truth.add_image(image["id"], str(image["id"]))
+        found.add_image(image["id"], str(image["id"]))
+    for category in ground_truth["categories"]:
+        truth.add_class(category["id"], category["name"])
+    for one in ground_truth["annotations"]:
+        add = truth.add_ignore_region if one["iscrowd"] else truth.add_ground_truth
+        add(one["image_id"], one["category_id"], one["bbox"])
+    for one in detections:
+        found.add_detection(one["image_id"], one["category_id"], one["score"], one["bbox"])
+    tool = TIDE()
+    with contextlib.redirect_stdout(io.StringIO()):
+        run = tool.evaluate(truth, found, mode=TIDE.BOX)
+    errors = {kind.short_name: cost for kind, cost in run.fix_main_errors().items()}
+    errors |= {kind.short_name: cost for kind, cost in run.fix_special_errors().items()}
+    return {name: cost / 100 for name, cost in errors.items()} | {"AP50": run.ap / 100}
+
+
+def random_set(seed: int) -> tuple[dict, list[dict]]:
+    """Objects, and detections that are true, displaced, misnamed, doubled, or of nothing."""
+    rng = np.random.default_rng(seed)
+    categories = [{"id": 3 * k + 1, "name": f"c{k}"} for k in range(4)]
+    images = [{"id": 10 + i, "width": 200, "height": 200} for i in range(25)]
+    annotations, detections = [], []
+    for image in images:
+        for _ in range(rng.integers(0, 6)):
+            box = [*rng.uniform(0, 150, 2), *rng.uniform(8, 60, 2)]
+            annotations.append(
+                {"image_id": image["id"], "category_id": categories[rng.integers(3)]["id"], "bbox": box}
+                | {"iscrowd": int(rng.random() < 0.1), "area": box[2] * box[3], "id": len(annotations) + 1}
+            )
+            for _ in range(rng.integers(0, 4)):
+                shift = rng.normal(0, rng.choice([0.02, 0.25, 0.6]), 4) * np.array([box[2], box[3], box[2], box[3]])
+                moved = np.array(box) + shift
+                moved[2:] = moved[2:].clip(2)
+                category = annotations[-1]["category_id"] if rng.random() < 0.7 else categories[rng.integers(4)]["id"]
+                detections.append({"image_id": image["id"], "category_id": category, "bbox": moved.tolist()})
+        for _ in range(rng.integers(0, 3)):
+            box = [*rng.uniform(0, 150, 2), *rng.uniform(8, 60, 2)]
+            detections.append({"image_id": image["id"], "category_id": categories[rng.integers(4)]["id"], "bbox": box})
+    for one, score in zip(detections, rng.permutation(len(detections)), strict=True):
+        one["score"] = (score + 1) / (len(detections) + 1)  # without ties
+    return {"images": images, "annotations": annotations, "categories": categories}, detections
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_sets_agree_with_the_package(seed):
+    ground_truth, detections = random_set(seed)
+    matches = match(ground_truth, detections)
+    assert set(matches.error) == {-1, 0, 1, 2, 3, 4} and matches.missed.any(), "each type of error occurs"
+    ours = tide(matches, 4)
+    theirs = reference(ground_truth, detections)
+    assert set(ours) == set(theirs)
+    for name, cost in theirs.items():
+        assert ours[name] == pytest.approx(cost, abs=1e-12), name
+
+
+def test_perturbed_real_annotations_agree_with_the_package(shared_data):
+    folder = shared_data / "coco_tiny"
+    dataset = CocoDataset(
+        images=folder / "val2017", annotations=folder / "annotations/instances_val2017.json", invalid="skip"
+    )
+    ground_truth = dataset.ground_truth()
+    rng = np.random.default_rng(0)
+    ids = [category["id"] for category in ground_truth["categories"]]
+    detections = []
+    for one in ground_truth["annotations"]:
+        for _ in range(rng.integers(0, 3)):
+            x, y, w, h = one["bbox"]
+            x, y = rng.normal((x, y), 0.15 * np.array([w, h]))
+            category = one["category_id"] if rng.random() < 0.8 else int(rng.choice(ids))
+            box = [x, y, w * rng.uniform(0.6, 1.5), h * rng.uniform(0.6, 1.5)]
+            detections.append(
+                {"image_id": one["image_id"], "category_id": category, "bbox": box, "score": rng.random()}
+            )
+    assert any(one["iscrowd"] for one in ground_truth["annotations"]) and len(detections) > 300
+    ours = tide(match(ground_truth, detections), len(ids))
+    for name, cost in reference(ground_truth, detections).items():
+        assert ours[name] == pytest.approx(cost, abs=1e-12), name
+
+
+def test_precision_curve_is_cocos():
+    ground_truth, detections = random_set(3)
+    detections = [one for one in detections if one["category_id"] != 10]  # c3 has no objects
+    matches = match(ground_truth, detections)
+    metrics = coco_metrics(ground_truth, detections)
+    for k in range(3):
+        own = ~matches.ignored & (matches.label == k)
+        curve = precision_curve(matches.score[own], matches.correct[own], (matches.truth == k).sum())
+        assert curve.mean() == pytest.approx(metrics["per_class"][f"c{k}"]["AP50"], abs=0.01)
+
+
+def test_nothing_found_and_nothing_to_find():
+    ground_truth, detections = random_set(0)
+    costs = tide(match(ground_truth, []), 4)
+    assert costs["AP50"] == 0 and costs["Miss"] == 0  # without objects a class is not counted: TIDE's convention
+    empty = ground_truth | {"annotations": []}
+    costs = tide(match(empty, detections), 4)
+    assert costs["AP50"] == 0 and set(costs.values()) == {0.0}
