@@ -1,0 +1,162 @@
+"""Which remedies a data set's census, and a model's probe, speak for. The thresholds are rules of thumb, stated here
+once; the figures behind each recommendation are measured."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from detector.imbalance.balance import balancing_alpha, focal_pull
+
+GAMMA, PUBLISHED_ALPHA = 2.0, 0.25  # Lin et al. 2017's optimum on COCO
+MILD_RATIO = 20  # background elements per foreground element below which cross entropy needs no help
+OUTLIER_SHARE = 0.3  # of a trained model's cross-entropy gradient: that much comes from labels it is sure are wrong
+RARE_CLASS = 0.1  # of the most frequent class's objects
+POOR_RECALL = 0.95
+GAIN = 0.02
+UNMATCHED = 0.02
+LOW_QUALITY = 0.1
+LIMITS = (0.05, 0.95)  # alpha beyond them silences one side altogether
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A config key, the value to give it, and why, in a sentence with the figures."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+def advise(census: dict, probe: dict | None = None) -> list[Advice]:
+    """The most important first; nothing that already fits is mentioned, but the loss always is. census and probe as
+    tools/census.py and tools/probe.py write them."""
+    loss = _loss(census, probe)
+    takes_weights = any(one.value["type"] in ("focal", "cross_entropy") for one in loss)
+    return [*loss, *_classes(census, takes_weights), *_anchors(census)]
+
+
+def overlay(advice: list[Advice]) -> dict[str, Any]:
+    """The nested values that the advice sets, a config over the one it was made for."""
+    values: dict[str, Any] = {}
+    for one in advice:
+        *sections, last = one.key.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = one.value
+    return values
+
+
+def alpha_of_probe(probe: dict, gamma: float) -> float:
+    """The alpha at which a trained model's foreground and background pull alike: focal loss's pull at the middle of
+    each bin of the gradient norm, times the elements there."""
+    edges = np.array(probe["gradient_norm"]["edges"])
+    pull = focal_pull((edges[:-1] + edges[1:]) / 2, gamma)
+    foreground, background = (float((pull * probe["gradient_norm"][k]).sum()) for k in ("foreground", "background"))
+    return balancing_alpha(foreground, background)
+
+
+def _loss(census: dict, probe: dict | None) -> list[Advice]:
+    anchors, num_classes = census["anchors"], len(census["class_names"])
+    if not anchors["foreground"]:
+        return []
+    elements = (anchors["foreground"] + anchors["background"]) * num_classes
+    ratio = elements / anchors["foreground"] - 1
+    if probe is not None:
+        share = probe["losses"]["cross_entropy"]["gradient"]
+        outliers = share["foreground_outlier"] + share["background_outlier"]
+        if outliers >= OUTLIER_SHARE:
+            return [
+                Advice(
+                    "loss.classification",
+                    {"type": "ghm_c"},
+                    f"{outliers:.0%} of the trained model's cross-entropy gradient comes from outliers, elements it is "
+                    f"sure are labelled otherwise ({share['foreground_outlier']:.0%} missed objects, "
+                    f"{share['background_outlier']:.0%} found where none is marked); gradient harmonising weighs them "
+                    "down, and their images are worth a look for wrong labels",
+                )
+            ]
+    if ratio < MILD_RATIO:
+        return [
+            Advice(
+                "loss.classification",
+                {"type": "cross_entropy"},
+                f"{ratio:.0f} background elements per foreground element is mild; with model.prior cross entropy copes",
+            )
+        ]
+    drowned = f"{ratio:,.0f} background elements per foreground element drown it in cross entropy"
+    if probe is None:
+        first = census["remedies"]["alpha"][str(GAMMA)]
+        alpha = PUBLISHED_ALPHA
+        reason = (
+            f"{drowned}; gamma {GAMMA:g} and alpha {alpha:g} are the published optimum. Foreground and background pull "
+            f"alike on the very first scores at alpha {first:.3g}; on those of a trained model a probe tells"
+        )
+    else:
+        balanced = alpha_of_probe(probe, GAMMA)
+        alpha = round(min(max(balanced, LIMITS[0]), LIMITS[1]), 3)
+        reason = (
+            f"{drowned}; at gamma {GAMMA:g} foreground and background pull alike with alpha {balanced:.3g} on the "
+            f"trained model's scores ({probe['split']} split)"
+            + (f", kept within {LIMITS[0]} to {LIMITS[1]}" if alpha != round(balanced, 3) else "")
+        )
+    return [Advice("loss.classification", {"type": "focal", "gamma": GAMMA, "alpha": alpha}, reason)]
+
+
+def _classes(census: dict, takes_weights: bool) -> list[Advice]:
+    present = [row for row in census["by_class"] if row["objects"]]
+    if len(present) < 2:
+        return []
+    most, least = (pick(present, key=lambda row: row["objects"]) for pick in (max, min))
+    if least["objects"] >= RARE_CLASS * most["objects"]:
+        return []
+    share = least["images"] / census["num_images"]
+    # where rare objects share their images with the frequent ones, repeating images repeats both
+    if share > 0.5 and not takes_weights:
+        return []
+    if share > 0.5:
+        weights = census["remedies"]["class_weights"]["effective_number"]
+        return [
+            Advice(
+                "loss.classification.class_weights",
+                "effective_number",
+                f"{least['name']} has {least['objects']:,} objects against {most['objects']:,} of {most['name']}, but "
+                f"is in {share:.0%} of the images, so repeating images would not help; as a weight it gets "
+                f"{weights[least['name']]:.2f} against {weights[most['name']]:.2f}",
+            )
+        ]
+    threshold = round(min(1.0, 4 * share), 3)
+    return [
+        Advice(
+            "data.sampler",
+            {"type": "repeat_factor", "threshold": threshold},
+            f"{least['name']} has {least['objects']:,} objects against {most['objects']:,} of {most['name']} and is in "
+            f"{share:.1%} of the images; with threshold {threshold:g} these come up twice as often",
+        )
+    ]
+
+
+def _anchors(census: dict) -> list[Advice]:
+    found = []
+    fit, matches = census["anchor_suggestion"], census["matches"]
+    if not fit:
+        return []
+    recall = fit["recall"]
+    if recall["now"] < POOR_RECALL and recall["suggested"] > recall["now"] + GAIN:
+        reason = (
+            f"only {recall['now']:.1%} of the objects have an anchor that overlaps them enough; with the boxes' own "
+            f"sizes and shapes {recall['suggested']:.1%}"
+        )
+        found.append(Advice("model.anchor_sizes", fit["sizes"], reason))
+        found.append(Advice("model.anchor_ratios", fit["ratios"], reason))
+    elif matches["unmatched"] > UNMATCHED * matches["objects"]:
+        reason = f"{matches['unmatched']} of {matches['objects']} objects have no anchor at all: nothing can find them"
+        found.append(Advice("assigner", {"type": "max_iou", "low_quality": True}, reason))
+    elif matches["low_quality"] > LOW_QUALITY * matches["objects"]:
+        reason = (
+            f"{matches['low_quality']} of {matches['objects']} objects have only anchors that overlap them too little; "
+            "with a threshold of its own each object gets its best anchors"
+        )
+        found.append(Advice("assigner", {"type": "atss"}, reason))
+    return found

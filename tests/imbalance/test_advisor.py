@@ -1,0 +1,120 @@
+import copy
+
+import numpy as np
+import pytest
+
+from detector.imbalance.advisor import Advice, advise, alpha_of_probe, overlay
+
+CENSUS = {
+    "num_images": 100,
+    "class_names": ["a", "b"],
+    "anchors": {"foreground": 1_000, "ignored": 500, "background": 99_000},
+    "by_class": [
+        {"name": "a", "objects": 400, "images": 90, "foreground": 800},
+        {"name": "b", "objects": 100, "images": 40, "foreground": 200},
+    ],
+    "matches": {"objects": 500, "unmatched": 0, "low_quality": 5},
+    "anchor_suggestion": {
+        **{"sizes": [[10.0], [20.0]], "ratios": [1.0]},
+        "recall": {"now": 0.99, "suggested": 0.995},
+    },
+    "remedies": {"alpha": {"2.0": 0.3}, "class_weights": {"effective_number": {"a": 0.4, "b": 1.6}}},
+}
+
+
+def change(**parts) -> dict:
+    return copy.deepcopy(CENSUS) | parts
+
+
+def probe(outliers: float) -> dict:
+    """Foreground at gradient norm 0.45, background at 0.05; `outliers` of cross entropy's gradient."""
+    edges = [i / 10 for i in range(11)]
+    foreground, background = [0] * 10, [0] * 10
+    foreground[4], background[0] = 1_000, 200_000
+    groups = {"foreground": 1 - outliers, "foreground_outlier": outliers / 2, "background_outlier": outliers / 2}
+    return {
+        "split": "val",
+        "gradient_norm": {"edges": edges, "foreground": foreground, "background": background},
+        "losses": {"cross_entropy": {"gradient": groups}},
+    }
+
+
+def keys(advice: list[Advice]) -> list[str]:
+    return [one.key for one in advice]
+
+
+def test_a_strong_imbalance_gets_focal_loss():
+    (one,) = advise(CENSUS)
+    assert one.key == "loss.classification"
+    assert one.value == {"type": "focal", "gamma": 2.0, "alpha": 0.25} and "alpha 0.3" in one.reason
+    assert "199 background elements per foreground" in one.reason  # 100,000 rows of 2 classes, 1,000 of them foreground
+
+
+def test_a_mild_one_needs_none():
+    (one,) = advise(change(anchors={"foreground": 1_000, "ignored": 0, "background": 5_000}))
+    assert one.value == {"type": "cross_entropy"}
+
+
+def test_alpha_balances_the_pull_on_the_trained_models_scores():
+    def pull(g: float) -> float:
+        return g**2 * (g - 2 * (1 - g) * np.log(1 - g))
+
+    alpha = alpha_of_probe(probe(0.1), 2.0)
+    assert alpha * 1_000 * pull(0.45) == pytest.approx((1 - alpha) * 200_000 * pull(0.05))
+    assert advise(CENSUS, probe(0.1))[0].value["alpha"] == round(alpha, 3)
+
+
+def test_many_outliers_get_gradient_harmonising_and_a_look_at_the_labels():
+    (one,) = advise(CENSUS, probe(0.4))
+    assert one.value == {"type": "ghm_c"} and "40%" in one.reason and "wrong labels" in one.reason
+
+
+def test_an_alpha_that_would_silence_one_side_is_kept_within_limits():
+    crowded = probe(0.1)
+    crowded["gradient_norm"]["foreground"][4] = 1_000_000
+    (one,) = advise(CENSUS, crowded)
+    assert one.value["alpha"] == 0.05 and "kept within 0.05" in one.reason
+
+
+@pytest.mark.parametrize(
+    ("images", "key"), [(10, "data.sampler"), (80, "loss.classification.class_weights")], ids=["apart", "together"]
+)
+def test_a_rare_class_is_repeated_where_it_has_images_of_its_own_and_else_weighted(images, key):
+    rare = {"name": "b", "objects": 20, "images": images, "foreground": 30}
+    advice = advise(change(by_class=[CENSUS["by_class"][0], rare]))
+    assert keys(advice) == ["loss.classification", key]
+    if key == "data.sampler":  # sqrt(0.4 / 0.1) = 2
+        assert advice[1].value == {"type": "repeat_factor", "threshold": 0.4}
+    else:
+        assert overlay(advice) == {
+            "loss": {
+                "classification": {"type": "focal", "gamma": 2.0, "alpha": 0.25, "class_weights": "effective_number"}
+            }
+        }
+
+
+def test_class_weights_are_not_given_to_a_loss_without_them():
+    rare = {"name": "b", "objects": 20, "images": 80, "foreground": 30}
+    assert keys(advise(change(by_class=[CENSUS["by_class"][0], rare]), probe(0.4))) == ["loss.classification"]
+
+
+def test_anchors_that_miss_objects_are_replaced_by_fitting_ones():
+    fit = CENSUS["anchor_suggestion"] | {"recall": {"now": 0.7, "suggested": 0.9}}
+    advice = advise(change(anchor_suggestion=fit))
+    assert overlay(advice)["model"] == {"anchor_sizes": [[10.0], [20.0]], "anchor_ratios": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("matches", "value"),
+    [
+        ({"objects": 500, "unmatched": 50, "low_quality": 0}, {"type": "max_iou", "low_quality": True}),
+        ({"objects": 500, "unmatched": 0, "low_quality": 100}, {"type": "atss"}),
+    ],
+)
+def test_objects_without_good_anchors_get_another_assignment(matches, value):
+    assert advise(change(matches=matches))[-1].value == value
+
+
+def test_nothing_is_said_of_a_set_without_objects():
+    empty = change(anchors={"foreground": 0, "ignored": 0, "background": 9}, by_class=[], anchor_suggestion=None)
+    assert advise(empty) == []

@@ -1,0 +1,53 @@
+"""Remedies for the imbalance that a census, and a probe if there is one, have found: a config with the reasons.
+
+Example: tools/advise.py --census runs/census/bccd_focal_train --cfg bccd_focal.yaml --out advice.yaml
+"""
+
+import argparse
+import json
+import os
+import textwrap
+from pathlib import Path
+
+import yaml
+
+import detector.build  # noqa: F401  (registers the parts that a config names)
+from detector.command import run
+from detector.config import CONFIGS, load_config
+from detector.engine.run_folder import write_text
+from detector.errors import UserError
+from detector.imbalance.advisor import advise, overlay
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--census", type=Path, required=True, help="what tools/census.py wrote: the file or its folder")
+    parser.add_argument("--probe", type=Path, help="what tools/probe.py wrote: the file or its folder")
+    parser.add_argument("--cfg", required=True, help="the config to improve: a name in configs/, or a path")
+    parser.add_argument("--out", type=Path, default=Path("advice.yaml"), help="the improved config")
+    args = parser.parse_args()
+
+    load_config(args.cfg)
+    advice = advise(read(args.census, "census.json"), read(args.probe, "probe.json") if args.probe else None)
+    base = Path(args.cfg) if os.path.dirname(args.cfg) else CONFIGS / args.cfg
+    base = base if base.is_file() else Path(f"{base}.yaml")
+    lines = [f"# {args.cfg} with the remedies that its census speaks for."]
+    for one in advice:
+        print(f"{one.key}: {one.value}\n{textwrap.indent(textwrap.fill(one.reason, 100), '    ')}")
+        lines += textwrap.wrap(f"{one.key}: {one.reason}", 116, initial_indent="# ", subsequent_indent="#   ")
+    values = {"base": os.path.relpath(base, args.out.parent)} | overlay(advice)
+    write_text(args.out, "\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+    load_config(str(args.out.resolve()))
+    print(f"{args.out} has it: tools/train.py --cfg {args.out if os.path.dirname(args.out) else f'./{args.out}'}")
+
+
+def read(path: Path, name: str) -> dict:
+    file = path / name if path.is_dir() else path
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); give what tools/{name[:-5]}.py wrote") from None
+
+
+if __name__ == "__main__":
+    run(main)
