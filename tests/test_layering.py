@@ -15,7 +15,7 @@ LAYERS = (
     {"imbalance"},
     {"engine"},
     {"build"},
-    {"predict", "benchmarks", "study"},
+    {"predict", "benchmarks", "study", "report"},
     {"tools"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -2,7 +2,6 @@ import csv
 import json
 import os
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tools_run import run_tool
 
 import detector.build  # noqa: F401  (registers the parts that a config names)
 from detector.config import load_config
@@ -40,14 +40,6 @@ loss: {classification: {type: focal}}
 train: {epochs: 2, batch_size: 2, device: cpu, precision: fp32, lr: 0.01, ema_decay: 0.9, log_every: 1}
 """
 STEPS = 16
-
-
-def run_tool(name: str, *arguments: object) -> int:
-    """The tool's exit code, run in this process."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
-        patch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, arguments)])
-        runpy.run_path(str(REPO / f"tools/{name}.py"), run_name="__main__")
-    return stopped.value.code
 
 
 def start_tool(name: str, *arguments: object) -> subprocess.Popen[str]:

@@ -1,0 +1,90 @@
+"""The page: sources to HTML."""
+
+import base64
+import math
+from collections.abc import Sequence
+
+import jinja2
+
+from detector.report import figures
+from detector.report.sources import Source
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+
+
+def make_page(sources: Sequence[Source]) -> str:
+    """One HTML document without anything to fetch."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("detector.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    with_metrics = [source for source in sources if source.metrics]
+    comparison = None
+    if len(with_metrics) > 1:
+        comparison = figures.bars([s.name for s in with_metrics], [s.metrics for s in with_metrics], METRICS)
+    return environment.get_template("template.html.jinja").render(
+        sources=[_section(source) for source in sources],
+        metrics=METRICS,
+        summary=[(s.name, [_number(s.metrics.get(name)) for name in METRICS]) for s in with_metrics],
+        differences=_differences(sources),
+        comparison=comparison,
+    )
+
+
+def _section(source: Source) -> dict:
+    parts = [
+        ("Study", source.study, figures.study),
+        ("Training", source.steps, figures.training),
+        ("Errors", source.anatomy, figures.anatomy),
+        ("Probe: every loss on this model's scores", source.probe, figures.probe),
+        ("Census: the data and the anchors", source.census, figures.census),
+    ]
+    metrics = source.metrics or {}
+    return {
+        "name": source.name,
+        "parts": [(title, draw(values)) for title, values, draw in parts if values],
+        "missing": [title.partition(":")[0].lower() for title, values, _ in parts if not values],
+        "classes": [(n, _number(v["AP"]), _number(v["AP50"])) for n, v in metrics.get("per_class", {}).items()],
+        "study": source.study and _study_tables(source.study),
+        "pictures": [base64.b64encode(path.read_bytes()).decode() for path in source.pictures],
+    }
+
+
+def _study_tables(tables: dict) -> dict:
+    by_cell = {(row["variant"], row["level"]): row for row in tables["rows"]}
+
+    def text(row: dict) -> str:
+        if not row["n"]:
+            return "none"
+        half = "" if row["low"] is None else f" ± {row['mean'] - row['low']:.3f}"
+        return f"{row['mean']:.3f}{half}" + (f" ({row['n']} runs)" if row["n"] < row["seeds"] else "")
+
+    means = [(v, [text(by_cell[v, level]) for level in tables["levels"]]) for v in tables["variants"]]
+    tests = [
+        (
+            t["level"],
+            t["variant"],
+            *(_number(t[k], "+.3f") for k in ("difference", "low", "high")),
+            _number(t["p_holm"], ".2g"),
+        )
+        for t in tables["tests"]
+    ]
+    return {"levels": tables["levels"], "means": means, "tests": tests, "against": tables["tests"][0]["against"]}
+
+
+def _differences(sources: Sequence[Source]) -> list[tuple[str, list[str]]]:
+    """The config keys in which the runs differ, and each run's value."""
+    flat = [_flatten(source.config) for source in sources]
+    keys = dict.fromkeys(key for one in flat for key in one)
+    if len(flat) < 2:
+        return []
+    return [(k, [str(one.get(k, "none")) for one in flat]) for k in keys if len({str(one.get(k)) for one in flat}) > 1]
+
+
+def _flatten(values: object, key: str = "") -> dict[str, object]:
+    if not isinstance(values, dict) or not values:
+        return {key: values}
+    return {k: v for name, value in values.items() for k, v in _flatten(value, f"{key}.{name}".strip(".")).items()}
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "none" if value is None or math.isnan(value) else format(value, form)

@@ -1,0 +1,75 @@
+"""What a folder holds for a report."""
+
+import csv
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from detector.errors import UserError
+
+KINDS = ("metrics.json", "metrics.csv", "census.json", "probe.json", "anatomy.json", "tables.json")
+MAX_PICTURES = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One folder: each part is None or empty where the folder lacks it. steps: the rows of metrics.csv, numbers by
+    column, without what was not measured."""
+
+    name: str
+    config: dict
+    metrics: dict | None
+    steps: list[dict[str, float]]
+    census: dict | None
+    probe: dict | None
+    anatomy: dict | None
+    study: dict | None
+    pictures: list[Path] = field(default_factory=list)
+
+
+def read_source(folder: Path) -> Source:
+    """The files in `folder` and, where it lacks one, in the folders directly below it. Raises UserError."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give a run's, a probe's, a census's or a study's")
+    found = {name: _find(folder, name) for name in (*KINDS, "config.yaml")}
+    if not any(found[name] for name in KINDS):
+        raise UserError(f"{folder}: nothing to report; looked for {', '.join(KINDS)}")
+    config = found["config.yaml"]
+    return Source(
+        name=folder.resolve().name,
+        config=yaml.safe_load(config.read_text()) if config else {},
+        metrics=_json(found["metrics.json"]),
+        steps=_steps(found["metrics.csv"]),
+        census=_json(found["census.json"]),
+        probe=_json(found["probe.json"]),
+        anatomy=_json(found["anatomy.json"]),
+        study=_json(found["tables.json"]),
+        pictures=sorted((folder / "pictures").glob("*.jpg"))[:MAX_PICTURES],
+    )
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    own = folder / name
+    below = [own] if own.is_file() else sorted(folder.glob(f"*/{name}"))
+    return below[0] if below else None
+
+
+def _json(file: Path | None) -> dict | None:
+    if file is None:
+        return None
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: no JSON ({error}); write it again with the tool that made it") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: should hold an object, not {type(values).__name__}")
+    return values
+
+
+def _steps(file: Path | None) -> list[dict[str, float]]:
+    if file is None:
+        return []
+    with file.open(newline="") as lines:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]

@@ -1,0 +1,163 @@
+"""The instruments one after the other on one tiny run, as a user would call them, and the page in a real browser."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from tiny import TINY, names_of_the_library
+from tools_run import run_tool
+
+import detector.build  # noqa: F401  (registers the parts that a config names)
+from detector.config import load_config
+from detector.imbalance.vocabulary import GROUPS
+from detector.losses import CLASSIFICATION_LOSSES
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A trained run with everything that the instruments write, a census, a small study's tables, and the page."""
+    folder = tmp_path_factory.mktemp("lab")
+    text = TINY.replace("train: {batch_size: 2", "train: {epochs: 4, meter_every: 2, batch_size: 2, lr: 0.001")
+    (folder / "tiny.yaml").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        cfg, run = folder / "tiny.yaml", folder / "run <script>alert(1)"
+        assert run_tool("train", "--cfg", cfg, "--out", run) == 0
+        checkpoint = run / "checkpoints/best.pt"
+        assert run_tool("evaluate", "--checkpoint", checkpoint) == 0
+        assert run_tool("probe", "--checkpoint", checkpoint) == 0
+        assert run_tool("census", "--cfg", cfg, "--out", folder / "census") == 0
+        (folder / "study").mkdir()
+        (folder / "study/tables.json").write_text(json.dumps(study_tables()))
+        page = folder / "report.html"
+        assert run_tool("report", run, folder / "census", folder / "study", "--out", page) == 0
+        yield folder
+
+
+def run_of(lab: Path) -> Path:
+    (run,) = lab.glob("run*")
+    return run
+
+
+def study_tables() -> dict:
+    cells = [("mild", "focal", 0.5), ("mild", "ohem", 0.55), ("severe", "focal", 0.2), ("severe", "ohem", None)]
+    rows = [
+        {"level": level, "variant": variant, "n": 0 if mean is None else 3, "seeds": 3, "mean": mean}
+        | {"low": mean and mean - 0.02, "high": mean and mean + 0.02}
+        for level, variant, mean in cells
+    ]
+    test = {"level": "mild", "variant": "ohem", "against": "focal", "pairs": 3, "difference": 0.05}
+    tests = [test | {"low": -0.01, "high": 0.11, "p": 0.08, "p_holm": 0.08}]
+    return {"metric": "AP", "levels": ["mild", "severe"], "variants": ["focal", "ohem"], "rows": rows, "tests": tests}
+
+
+@pytest.mark.slow
+def test_the_probe_re_scores_every_loss(lab):
+    probe = json.loads((run_of(lab) / "probe_val/probe.json").read_text())
+    assert set(names_of_the_library(CLASSIFICATION_LOSSES)) <= set(probe["losses"])
+    assert probe["num_images"] == 4 and set(probe["elements"]) == set(GROUPS)
+    # rows that count have an element for each of the six classes
+    assert sum(probe["elements"].values()) == 6 * (probe["rows"]["foreground"] + probe["rows"]["background"])
+    for name, loss in probe["losses"].items():
+        assert sum(loss["gradient"].values()) == pytest.approx(1), name
+    assert probe["trained_with"]["type"] == "focal"
+    metrics = json.loads((run_of(lab) / "metrics.json").read_text())
+    assert probe["AP"] == pytest.approx(metrics["AP"])
+
+
+@pytest.mark.slow
+def test_census_and_probe_count_the_same_anchors(lab):
+    """Two ways to the same number: the annotations alone, and the batches that a model sees."""
+    assert run_tool("census", "--cfg", lab / "tiny.yaml", "--split", "val", "--out", lab / "census_val") == 0
+    census = json.loads((lab / "census_val/census.json").read_text())
+    probe = json.loads((run_of(lab) / "probe_val/probe.json").read_text())
+    assert census["anchors"] == probe["rows"]
+
+
+@pytest.mark.slow
+def test_the_evaluation_leaves_an_anatomy(lab):
+    anatomy = json.loads((run_of(lab) / "evaluation_val/anatomy.json").read_text())
+    assert set(anatomy["tide"]) >= {"Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"}
+    assert len(anatomy["confusion"]["counts"]) == 7
+    assert sum(part["images"] for part in anatomy["by_imbalance"]) <= 4
+    probe = json.loads((run_of(lab) / "probe_val/probe.json").read_text())
+    assert anatomy["anchor_level"] == pytest.approx(probe["anchor_level"])
+
+
+@pytest.mark.slow
+def test_the_advice_is_a_config(lab):
+    out = lab / "advice.yaml"
+    arguments = ("--census", lab / "census", "--probe", run_of(lab) / "probe_val", "--cfg", lab / "tiny.yaml")
+    assert run_tool("advise", *arguments, "--out", out) == 0
+    advised, base = load_config(str(out)), load_config(str(lab / "tiny.yaml"))
+    assert advised.data == base.data and "loss" in yaml.safe_load(out.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "nothing to report; looked for metrics.json"),
+        ({"probe.json": "{"}, "probe.json: no JSON"),
+        ({"census.json": "[]"}, "census.json: should hold an object"),
+    ],
+)
+def test_a_report_of_something_else_is_refused_in_one_line(tmp_path, capsys, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert run_tool("report", tmp_path, "--out", tmp_path / "r.html") == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not (tmp_path / "r.html").exists()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine; install it, or set CHROMIUM")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1200])
+def test_the_page_in_a_browser(lab, browser, scheme, width, tmp_path):
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    problems, requests = [], []
+    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto((lab / "report.html").as_uri())
+    assert not problems
+    assert all(url.startswith(("file:", "data:")) for url in requests), requests
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert page.locator("script").count() == 0, "a folder's name came out as a script"
+
+    figures = page.locator("figure")
+    assert figures.count() == 1 + 4 + 4 + 4 + 3  # study, training, anatomy, probe, census
+    for i in range(figures.count()):
+        picture = tmp_path / f"{i}.png"
+        figures.nth(i).locator("svg").screenshot(path=picture)
+        pixels = cv2.imread(str(picture)).astype(int)
+        paper = np.median(pixels.reshape(-1, 3), axis=0)
+        ink = (np.abs(pixels - paper).sum(axis=2) > 90).mean()
+        assert ink > 0.005, f"figure {i}: {ink:.1%} of its pixels are drawn"
+        assert pixels.shape[1] > 0.8 * (width if width < 960 else 900) - 60
+    paper = cv2.imread(str(tmp_path / "0.png"))[2, 2]  # a corner, without ink
+    assert (paper.mean() < 60) == (scheme == "dark")
+    names = [figures.nth(i).locator("svg").get_attribute("aria-label") for i in range(figures.count())]
+    assert len(set(names)) == len(names) and all(names)
+    page.close()
