@@ -25,7 +25,8 @@ def make_page(sources: Sequence[Source]) -> str:
         sources=[_section(source) for source in sources],
         metrics=METRICS,
         summary=[(s.name, [_number(s.metrics.get(name)) for name in METRICS]) for s in with_metrics],
-        differences=_differences(sources),
+        configured=[source.name for source in sources if source.config],
+        differences=_differences([source.config for source in sources if source.config]),
         comparison=comparison,
     )
 
@@ -71,12 +72,10 @@ def _study_tables(tables: dict) -> dict:
     return {"levels": tables["levels"], "means": means, "tests": tests, "against": tables["tests"][0]["against"]}
 
 
-def _differences(sources: Sequence[Source]) -> list[tuple[str, list[str]]]:
-    """The config keys in which the runs differ, and each run's value."""
-    flat = [_flatten(source.config) for source in sources]
+def _differences(configs: Sequence[dict]) -> list[tuple[str, list[str]]]:
+    """The keys in which configs differ, and each one's value."""
+    flat = [_flatten(config) for config in configs]
     keys = dict.fromkeys(key for one in flat for key in one)
-    if len(flat) < 2:
-        return []
     return [(k, [str(one.get(k, "none")) for one in flat]) for k in keys if len({str(one.get(k)) for one in flat}) > 1]
 
 
