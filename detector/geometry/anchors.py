@@ -39,8 +39,11 @@ def grid_anchors(
     return levels
 
 
+def feature_sizes(image_size: tuple[int, int], levels: tuple[int, int]) -> list[tuple[int, int]]:
+    """(height, width) in cells of the feature maps of levels min..max: image_size / 2^level, rounded up."""
+    return [tuple(-(-side // 2**level) for side in image_size) for level in range(levels[0], levels[1] + 1)]
+
+
 def pyramid_anchors(image_size: tuple[int, int], levels: tuple[int, int], base: Sequence[Tensor]) -> list[Tensor]:
-    """`grid_anchors` of levels min..max, whose feature maps have image_size / 2^level cells, rounded up."""
-    strides = [2**level for level in range(levels[0], levels[1] + 1)]
-    feature_sizes = [tuple(-(-side // stride) for side in image_size) for stride in strides]
-    return grid_anchors(image_size, feature_sizes, base)
+    """`grid_anchors` of levels min..max."""
+    return grid_anchors(image_size, feature_sizes(image_size, levels), base)

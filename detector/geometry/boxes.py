@@ -15,13 +15,10 @@ def box_area(boxes: Tensor) -> Tensor:
 
 def pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
     """(..., M, 4) x (..., N, 4) -> (..., M, N) intersection areas; leading dimensions broadcast."""
-    # one coordinate at a time: no (..., M, N, 2) intermediate
-    width = torch.minimum(a[..., :, None, 2], b[..., None, :, 2]) - torch.maximum(
-        a[..., :, None, 0], b[..., None, :, 0]
-    )
-    height = torch.minimum(a[..., :, None, 3], b[..., None, :, 3]) - torch.maximum(
-        a[..., :, None, 1], b[..., None, :, 1]
-    )
+    # one coordinate at a time: no (..., M, N, 2) intermediate; side by side in memory, or nothing is vectorised
+    left, top, right, bottom = b.movedim(-1, 0).contiguous()[..., None, :]
+    width = torch.minimum(a[..., :, None, 2], right).sub_(torch.maximum(a[..., :, None, 0], left))
+    height = torch.minimum(a[..., :, None, 3], bottom).sub_(torch.maximum(a[..., :, None, 1], top))
     return width.clamp_(min=0).mul_(height.clamp_(min=0))
 
 

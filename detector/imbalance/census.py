@@ -13,7 +13,7 @@ from torch import Tensor
 
 from detector.data.dataset import Record
 from detector.data.samplers import RepeatFactorSampler
-from detector.geometry.anchors import pyramid_anchors
+from detector.geometry.anchors import feature_sizes, pyramid_anchors
 from detector.geometry.boxes import paired_iou, pairwise_iou
 from detector.imbalance.anchor_fit import best_iou, make_base, suggest
 from detector.imbalance.balance import initial_alpha
@@ -72,12 +72,12 @@ def scaled_boxes(record: Record, setting: Setting) -> Tensor:
 
 
 def count_image(record: Record, setting: Setting, anchors: Sequence[Tensor]) -> Count:
-    """What the assigner says of each level's anchors (A_l, 4).
+    """What the assigner says of each level's anchors (H, W, N, 4).
 
     Where the assigner is `local`, anchors that touch no box are background and need not be shown to it."""
     boxes = scaled_boxes(record, setting)
     local = setting.assigner.local
-    shown = [level[_touches(level, boxes)] if local else level for level in anchors]
+    shown = [level[_touches(level, boxes)] if local else level.flatten(0, 2) for level in anchors]
     sizes = tuple(map(len, shown))
     flat = torch.cat(shown)
     labels = torch.from_numpy(record.labels)
@@ -91,7 +91,7 @@ def count_image(record: Record, setting: Setting, anchors: Sequence[Tensor]) -> 
     counts = []
     for level, own in zip(anchors, torch.stack((foreground, assigned < 0)).split(sizes, dim=1), strict=True):
         fg, ignored = own.sum(dim=1).tolist()
-        counts.append((fg, ignored, len(level) - fg - ignored))
+        counts.append((fg, ignored, level[..., 0].numel() - fg - ignored))
     mine = boxes[~crowd]
     of_object = (matched[foreground][:, None] == mine).all(dim=2) & (assigned[foreground][:, None] == labels[~crowd])
     iou = paired_iou(flat[foreground], matched[foreground])[:, None].expand(of_object.shape)
@@ -101,12 +101,13 @@ def count_image(record: Record, setting: Setting, anchors: Sequence[Tensor]) -> 
 
 
 def _touches(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """(A,) whether an anchor shares any area with any of the boxes."""
-    found = torch.zeros(len(anchors), dtype=torch.bool)
-    x1, y1, x2, y2 = anchors.unbind(1)
-    for left, top, right, bottom in boxes.tolist():
-        found |= (x1 < right) & (x2 > left) & (y1 < bottom) & (y2 > top)
-    return found
+    """(H, W, N) whether an anchor of a level (H, W, N, 4) shares any area with any of the boxes (G, 4): in x, which its
+    column decides, and with the same box in y, which its row decides."""
+    left, top, right, bottom = boxes.T[..., None, None]
+    column, row = anchors[0], anchors[:, 0]
+    in_x = (column[..., 0] < right) & (column[..., 2] > left)
+    in_y = (row[..., 1] < bottom) & (row[..., 3] > top)
+    return torch.einsum("ghn,gwn->hwn", in_y.float(), in_x.float()) > 0
 
 
 def count_images(records: Sequence[Record], setting: Setting) -> list[Count]:
@@ -117,7 +118,8 @@ def count_images(records: Sequence[Record], setting: Setting) -> list[Count]:
     for record in records:
         size = padded_size(record, setting)
         if size not in cache:
-            cache[size] = pyramid_anchors(size, setting.levels, base)
+            levels = zip(pyramid_anchors(size, setting.levels, base), feature_sizes(size, setting.levels), strict=True)
+            cache[size] = [anchors.view(*cells, -1, 4) for anchors, cells in levels]
         counts.append(count_image(record, setting, cache[size]))
     return counts
 
