@@ -15,7 +15,8 @@ LAYERS = (
     {"imbalance"},
     {"engine"},
     {"build"},
-    {"predict", "benchmarks", "study", "report"},
+    {"predict", "benchmarks", "study"},
+    {"report"},
     {"tools"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

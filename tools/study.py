@@ -16,7 +16,7 @@ import detector.build  # noqa: F401  (registers the parts that a config names)
 from detector.command import run
 from detector.engine.run_folder import write_json, write_text
 from detector.study.plan import load_study, make_runs
-from detector.study.plots import plot_differences, plot_levels
+from detector.study.plots import save_plots
 from detector.study.results import difference_cells, make_tables, mean_cells, read_results
 from detector.study.runner import choose_jobs, run_all
 from detector.tables import markdown, show
@@ -47,8 +47,7 @@ def main() -> None:
         )
     tables = make_tables(study, read_results(folder / "results.csv"))
     write_json(folder / "tables.json", tables)
-    plot_levels(tables, folder / "levels.png")
-    plot_differences(tables, folder / "differences.png")
+    save_plots(tables, folder)
     means, tests = mean_cells(tables), difference_cells(tables)
     write_text(folder / "tables.md", f"{markdown(*means)}\n{markdown(*tests)}")
     show(*means, title=f"{tables['metric']}, mean ± half its 95% interval")

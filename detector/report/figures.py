@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -11,6 +12,7 @@ from markupsafe import Markup, escape
 from matplotlib import pyplot
 
 from detector.imbalance.vocabulary import GROUPS
+from detector.study.plots import draw_differences, draw_levels, panels
 
 INK = "#010203"  # stands for the page's own colour
 COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6fd1", "#b8860b", "#5f9ea0", "#c44e52"]
@@ -258,7 +260,7 @@ def anatomy(anatomy: dict) -> list[Figure]:
         parts = anatomy["by_imbalance"]
         names = [f"{p['background_per_foreground'][0]:.0f} to {p['background_per_foreground'][1]:.0f}" for p in parts]
         imbalance.bar(names, [p["AP"] or 0 for p in parts], color=COLOURS[2])
-        imbalance.set(xlabel="background per foreground anchor of the image", ylabel="AP")
+        imbalance.set(xlabel="background per foreground anchor", ylabel="AP of these images")
 
     best, ece = anatomy["curves"]["best_f1"], anatomy["calibration"]["ece"]
     return [
@@ -274,20 +276,14 @@ def anatomy(anatomy: dict) -> list[Figure]:
 
 
 def study(tables: dict) -> list[Figure]:
-    levels, metric = tables["levels"], tables["metric"]
-
-    def means(axes) -> None:
-        for i, variant in enumerate(tables["variants"]):
-            own = [r for r in tables["rows"] if r["variant"] == variant and r["n"]]
-            x = [levels.index(r["level"]) + (i - len(tables["variants"]) / 2) * 0.07 for r in own]
-            half = [0 if r["low"] is None else r["mean"] - r["low"] for r in own]
-            axes.errorbar(x, [r["mean"] for r in own], yerr=half, marker="o", markersize=4, capsize=3, label=variant)
-        axes.set_xticks(range(len(levels)), levels)
-        axes.set(ylabel=metric, xlabel="imbalance", ylim=(0, None))
-        axes.legend(fontsize=8)
-
     caption = "Means over the seeds with 95% intervals; where intervals overlap widely, look at the paired tests."
-    return [draw(f"{metric} against imbalance", caption, means, height=4)]
+    paired = "Paired by level and seed, with 95% intervals: an interval that crosses the line may be chance."
+    columns, height = len(panels(tables)), 0.3 * len(tables["variants"]) + 1.4
+    levels, differences = partial(draw_levels, tables), partial(draw_differences, tables)
+    return [
+        draw(f"{tables['metric']} against imbalance", caption, levels, height=4),
+        draw("Differences", paired, differences, columns=columns, height=height),
+    ]
 
 
 def bars(names: Sequence[str], sources: Sequence[dict], keys: Sequence[str]) -> Figure:

@@ -8,6 +8,7 @@ import jinja2
 
 from detector.report import figures
 from detector.report.sources import Source
+from detector.study.results import difference_cells, mean_cells
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
@@ -24,7 +25,7 @@ def make_page(sources: Sequence[Source]) -> str:
     return environment.get_template("template.html.jinja").render(
         sources=[_section(source) for source in sources],
         metrics=METRICS,
-        summary=[(s.name, [_number(s.metrics.get(name)) for name in METRICS]) for s in with_metrics],
+        summary=[[s.name, *(_number(s.metrics.get(name)) for name in METRICS)] for s in with_metrics],
         configured=[source.name for source in sources if source.config],
         differences=_differences([source.config for source in sources if source.config]),
         comparison=comparison,
@@ -43,40 +44,20 @@ def _section(source: Source) -> dict:
     return {
         "name": source.name,
         "parts": [(title, draw(values)) for title, values, draw in parts if values],
-        "missing": [title.partition(":")[0].lower() for title, values, _ in parts if not values],
+        "missing": [
+            title.partition(":")[0].lower() for title, values, _ in parts[1:] if not values and not source.study
+        ],
         "classes": [(n, _number(v["AP"]), _number(v["AP50"])) for n, v in metrics.get("per_class", {}).items()],
-        "study": source.study and _study_tables(source.study),
+        "study": source.study and (mean_cells(source.study), difference_cells(source.study)),
         "pictures": [base64.b64encode(path.read_bytes()).decode() for path in source.pictures],
     }
 
 
-def _study_tables(tables: dict) -> dict:
-    by_cell = {(row["variant"], row["level"]): row for row in tables["rows"]}
-
-    def text(row: dict) -> str:
-        if not row["n"]:
-            return "none"
-        half = "" if row["low"] is None else f" ± {row['mean'] - row['low']:.3f}"
-        return f"{row['mean']:.3f}{half}" + (f" ({row['n']} runs)" if row["n"] < row["seeds"] else "")
-
-    means = [(v, [text(by_cell[v, level]) for level in tables["levels"]]) for v in tables["variants"]]
-    tests = [
-        (
-            t["level"],
-            t["variant"],
-            *(_number(t[k], "+.3f") for k in ("difference", "low", "high")),
-            _number(t["p_holm"], ".2g"),
-        )
-        for t in tables["tests"]
-    ]
-    return {"levels": tables["levels"], "means": means, "tests": tests, "against": tables["tests"][0]["against"]}
-
-
-def _differences(configs: Sequence[dict]) -> list[tuple[str, list[str]]]:
-    """The keys in which configs differ, and each one's value."""
+def _differences(configs: Sequence[dict]) -> list[list[str]]:
+    """The keys in which configs differ, each with every config's value."""
     flat = [_flatten(config) for config in configs]
     keys = dict.fromkeys(key for one in flat for key in one)
-    return [(k, [str(one.get(k, "none")) for one in flat]) for k in keys if len({str(one.get(k)) for one in flat}) > 1]
+    return [[k, *(str(one.get(k, "none")) for one in flat)] for k in keys if len({str(one.get(k)) for one in flat}) > 1]
 
 
 def _flatten(values: object, key: str = "") -> dict[str, object]:
@@ -85,5 +66,5 @@ def _flatten(values: object, key: str = "") -> dict[str, object]:
     return {k: v for name, value in values.items() for k, v in _flatten(value, f"{key}.{name}".strip(".")).items()}
 
 
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "none" if value is None or math.isnan(value) else format(value, form)
+def _number(value: float | None) -> str:
+    return "none" if value is None or math.isnan(value) else f"{value:.3f}"

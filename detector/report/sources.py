@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from detector.errors import UserError
+from detector.study.results import with_nan
 
 KINDS = ("metrics.json", "metrics.csv", "census.json", "probe.json", "anatomy.json", "tables.json")
 MAX_PICTURES = 6
@@ -45,7 +46,7 @@ def read_source(folder: Path) -> Source:
         census=_json(found["census.json"]),
         probe=_json(found["probe.json"]),
         anatomy=_json(found["anatomy.json"]),
-        study=_json(found["tables.json"]),
+        study=with_nan(tables) if (tables := _json(found["tables.json"])) else None,
         pictures=sorted((folder / "pictures").glob("*.jpg"))[:MAX_PICTURES],
     )
 

@@ -112,6 +112,14 @@ def make_tables(study: Study, rows: list[Row]) -> dict:
     }
 
 
+def with_nan(tables: dict) -> dict:
+    """Tables as tables.json holds them, where null is NaN."""
+    return tables | {
+        kind: [{key: math.nan if value is None else value for key, value in row.items()} for row in tables[kind]]
+        for kind in ("rows", "tests")
+    }
+
+
 def mean_cells(tables: dict) -> tuple[list[str], list[list[str]]]:
     """Columns and texts: a row a variant, a column a level, `mean ± half the interval`."""
     by_cell = {(row["variant"], row["level"]): row for row in tables["rows"]}

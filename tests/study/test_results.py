@@ -5,7 +5,7 @@ import pytest
 import detector.build  # noqa: F401  (registers the parts that a config names)
 from detector.errors import UserError
 from detector.study.plan import Study, make_runs
-from detector.study.plots import plot_differences, plot_levels
+from detector.study.plots import save_plots
 from detector.study.results import (
     difference_cells,
     make_tables,
@@ -86,8 +86,6 @@ def test_texts_say_how_many_runs_are_missing():
 
 @pytest.mark.parametrize("done", [rows(), rows()[:5], []], ids=["all", "some", "none"])
 def test_plots_are_drawn_from_whatever_there_is(tmp_path, done):
-    tables = make_tables(STUDY, done)
-    for plot in (plot_levels, plot_differences):
-        file = tmp_path / f"{plot.__name__}.png"
-        plot(tables, file)
-        assert file.read_bytes().startswith(b"\x89PNG")
+    save_plots(make_tables(STUDY, done), tmp_path)
+    for name in ("levels.png", "differences.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

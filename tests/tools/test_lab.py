@@ -149,7 +149,7 @@ def test_the_page_in_a_browser(lab, browser, scheme, width, tmp_path):
     assert page.locator("script").count() == 0, "a folder's name came out as a script"
 
     figures = page.locator("figure")
-    assert figures.count() == 1 + 4 + 4 + 4 + 3  # study, training, anatomy, probe, census
+    assert figures.count() == 2 + 4 + 4 + 4 + 3  # study, training, anatomy, probe, census
     for i in range(figures.count()):
         picture = tmp_path / f"{i}.png"
         figures.nth(i).locator("svg").screenshot(path=picture)
