@@ -16,6 +16,7 @@ POOR_RECALL = 0.95
 GAIN = 0.02
 UNMATCHED = 0.02
 LOW_QUALITY = 0.1
+OUTLIERS = ("foreground_outlier", "background_outlier")
 LIMITS = (0.05, 0.95)  # alpha beyond them silences one side altogether
 
 
@@ -64,17 +65,20 @@ def _loss(census: dict, probe: dict | None) -> list[Advice]:
     elements = (anchors["foreground"] + anchors["background"]) * num_classes
     ratio = elements / anchors["foreground"] - 1
     if probe is not None:
-        share = probe["losses"]["cross_entropy"]["gradient"]
-        outliers = share["foreground_outlier"] + share["background_outlier"]
-        if outliers >= OUTLIER_SHARE:
+        missed, unmarked = (probe["losses"]["cross_entropy"]["gradient"][group] for group in OUTLIERS)
+        focal, ghm = (
+            sum(probe["losses"][name]["gradient"][group] for group in OUTLIERS) for name in ("focal", "ghm_c")
+        )
+        # harmonising holds down outliers that are many; few and far ones it lifts
+        if missed + unmarked >= OUTLIER_SHARE and ghm < focal:
             return [
                 Advice(
                     "loss.classification",
                     {"type": "ghm_c"},
-                    f"{outliers:.0%} of the trained model's cross-entropy gradient comes from outliers, elements it is "
-                    f"sure are labelled otherwise ({share['foreground_outlier']:.0%} missed objects, "
-                    f"{share['background_outlier']:.0%} found where none is marked); gradient harmonising weighs them "
-                    "down, and their images are worth a look for wrong labels",
+                    f"{missed + unmarked:.0%} of the trained model's cross-entropy gradient comes from outliers, elements "
+                    f"it is sure are labelled otherwise ({missed:.0%} missed objects, {unmarked:.0%} found where none is "
+                    f"marked); gradient harmonising leaves them {ghm:.0%}, focal loss {focal:.0%}, and their images are "
+                    "worth a look for wrong labels",
                 )
             ]
     if ratio < MILD_RATIO:

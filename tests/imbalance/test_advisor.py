@@ -26,16 +26,20 @@ def change(**parts) -> dict:
     return copy.deepcopy(CENSUS) | parts
 
 
-def probe(outliers: float) -> dict:
-    """Foreground at gradient norm 0.45, background at 0.05; `outliers` of cross entropy's gradient."""
+def probe(outliers: float, harmonised: float = 0.1) -> dict:
+    """Foreground at gradient norm 0.45, background at 0.05; `outliers` of cross entropy's and focal loss's gradient,
+    `harmonised` of GHM-C's."""
     edges = [i / 10 for i in range(11)]
     foreground, background = [0] * 10, [0] * 10
     foreground[4], background[0] = 1_000, 200_000
-    groups = {"foreground": 1 - outliers, "foreground_outlier": outliers / 2, "background_outlier": outliers / 2}
+    shares = {"cross_entropy": outliers, "focal": outliers, "ghm_c": harmonised}
     return {
         "split": "val",
         "gradient_norm": {"edges": edges, "foreground": foreground, "background": background},
-        "losses": {"cross_entropy": {"gradient": groups}},
+        "losses": {
+            name: {"gradient": {"foreground_outlier": share / 2, "background_outlier": share / 2}}
+            for name, share in shares.items()
+        },
     }
 
 
@@ -66,7 +70,13 @@ def test_alpha_balances_the_pull_on_the_trained_models_scores():
 
 def test_many_outliers_get_gradient_harmonising_and_a_look_at_the_labels():
     (one,) = advise(CENSUS, probe(0.4))
-    assert one.value == {"type": "ghm_c"} and "40%" in one.reason and "wrong labels" in one.reason
+    assert one.value == {"type": "ghm_c"} and "wrong labels" in one.reason
+    assert "40%" in one.reason and "leaves them 10%, focal loss 40%" in one.reason
+
+
+def test_harmonising_that_lifts_the_outliers_is_not_advised():
+    (one,) = advise(CENSUS, probe(0.4, harmonised=0.5))
+    assert one.value["type"] == "focal"
 
 
 def test_an_alpha_that_would_silence_one_side_is_kept_within_limits():
