@@ -75,10 +75,10 @@ def _loss(census: dict, probe: dict | None) -> list[Advice]:
                 Advice(
                     "loss.classification",
                     {"type": "ghm_c"},
-                    f"{missed + unmarked:.0%} of the trained model's cross-entropy gradient comes from outliers, elements "
-                    f"it is sure are labelled otherwise ({missed:.0%} missed objects, {unmarked:.0%} found where none is "
-                    f"marked); gradient harmonising leaves them {ghm:.0%}, focal loss {focal:.0%}, and their images are "
-                    "worth a look for wrong labels",
+                    f"{missed + unmarked:.0%} of the trained model's cross-entropy gradient comes from outliers, "
+                    f"elements it is sure are labelled otherwise ({missed:.0%} missed objects, {unmarked:.0%} found "
+                    f"where none is marked); gradient harmonising leaves them {ghm:.0%}, focal loss {focal:.0%}, and "
+                    "their images are worth a look for wrong labels",
                 )
             ]
     if ratio < MILD_RATIO:
