@@ -7,7 +7,9 @@ from rich.table import Table
 
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    table = Table(*columns, title=title or None)
+    table = Table(title=title or None)
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console().print(table)

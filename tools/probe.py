@@ -10,6 +10,7 @@ from pathlib import Path
 from detector.build import build_dataset, build_evaluation, build_probe, with_targets
 from detector.command import run
 from detector.engine.run_folder import write_json
+from detector.errors import UserError
 from detector.imbalance.vocabulary import GROUPS
 from detector.predict import Detector
 from detector.tables import show
@@ -21,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument("--images", type=int, help="only so many, evenly spread over the split; default all")
     parser.add_argument("--out", type=Path, help="folder for probe.json; default probe_<split> in the run's folder")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_args()
@@ -28,6 +30,10 @@ def main() -> None:
 
     detector = Detector.load(args.checkpoint, overrides=args.overrides)
     dataset = build_dataset(detector.config, args.split, detector.class_names)
+    if args.images is not None:
+        if args.images < 1:
+            raise UserError(f"--images {args.images}: should be at least 1")
+        dataset = dataset.evenly(args.images)
     log.info("probing on %s", dataset.describe())
     probe = build_probe(detector.config, dataset)
     observe = with_targets(detector.config, len(dataset.class_names), lambda _, *seen: probe.update(*seen))
@@ -43,8 +49,8 @@ def main() -> None:
     for name, loss in sorted(found["losses"].items(), key=lambda item: -item[1]["gradient_foreground"]):
         shares = [f"{loss['gradient'][group]:.1%}" for group in GROUPS]
         rows.append([name, f"{loss['loss_foreground']:.1%}", *shares])
-    columns = ["loss", "foreground's loss", *(group.replace("_", " ") for group in GROUPS)]
-    show(columns, rows, "share of the gradient")
+    short = [group.replace("_", " ").replace("foreground", "fg").replace("background", "bg") for group in GROUPS]
+    show(["loss", "fg's loss", *short], rows, "share of the gradient, of foreground (fg) and background (bg) elements")
     scores = found["anchor_level"]
     log.info("anchors: ROC-AUC %.4f, average precision %.4f", scores["roc_auc"], scores["average_precision"])
     log.info("%s/probe.json; tools/report.py %s draws it", folder, folder)

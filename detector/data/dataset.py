@@ -49,6 +49,12 @@ class DetectionDataset(Sequence[Sample]):
             image, record.boxes, record.labels, record.crowd, record.image_id, record.path.name, image.shape[:2]
         )
 
+    def evenly(self, count: int) -> "DetectionDataset":
+        """`count` of the images, evenly spread over the order; all where there are not so many."""
+        count = min(count, len(self))
+        records = [self.records[i * len(self) // count] for i in range(count)]
+        return DetectionDataset(records, self.class_names, self.category_ids)
+
     def class_counts(self) -> np.ndarray:
         """(K,) int64: objects of each class, crowds left out."""
         labels = self.labels_by_image()

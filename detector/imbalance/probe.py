@@ -1,18 +1,19 @@
 """What every loss makes of one trained model's scores: one pass over a split, histograms only."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from detector.evaluation.anchor_scores import AnchorScores
 from detector.geometry.boxes import decode, paired_iou
-from detector.imbalance.vocabulary import GROUPS, group_index
+from detector.imbalance.vocabulary import GROUPS, by_group
 from detector.kernels.reference import binary_targets
 from detector.losses.base import ClassificationLoss
 from detector.structures import Predictions, Targets
 
-NORM_BINS = 30  # as GHM counts them
+# Elements are counted in 60 bins of the gradient norm, which group into the 30 that GHM counts and, as a score is the
+# norm or 1 minus it, into 20 bins of the score.
+BINS = 60
+NORM_BINS = 30
 SCORE_BINS = 20
 # Losses of single elements, by their logarithm: 0.6% a bin; everything below 1e-12 is as good as nothing.
 LOSS_BINS = 6000
@@ -29,8 +30,7 @@ class Probe:
 
     def __init__(self, losses: dict[str, ClassificationLoss]):
         self.losses = {name: _LossHistograms(loss) for name, loss in losses.items()}
-        self.groups = torch.zeros(len(GROUPS), dtype=torch.int64)
-        self.norms = torch.zeros(2, NORM_BINS, dtype=torch.int64)  # background, foreground
+        self.counts = torch.zeros(2, BINS, dtype=torch.float64)  # of background and of foreground elements
         self.rows = {"foreground": 0, "background": 0, "ignored": 0}
         self.anchor_scores = AnchorScores()
         self.num_images = 0
@@ -41,19 +41,10 @@ class Probe:
         logits, labels = predictions.logits.float().clone(), targets.labels.clone()
         num_classes = logits.shape[-1]
         is_fg = binary_targets(labels, num_classes)
-        counts = (labels >= 0)[..., None].expand_as(is_fg)
-        scores = logits.sigmoid()
-        norms = torch.where(is_fg, 1 - scores, scores)[counts]
-        targets_1d = is_fg[counts]
-        place = _Places(
-            group=group_index(norms, targets_1d),
-            norm=_bin(norms, NORM_BINS) + NORM_BINS * targets_1d,
-            score=_bin(scores[counts], SCORE_BINS) + SCORE_BINS * targets_1d,
-            target=targets_1d,
-            counts=counts,
-        )
-        self.groups += _count(place.group, len(GROUPS)).long()
-        self.norms += _count(place.norm, 2 * NORM_BINS).long().view(2, -1)
+        norms = torch.where(is_fg, 1 - logits.sigmoid(), logits.sigmoid())
+        place = (norms * BINS).clamp_(0, BINS - 1).to(torch.uint8).add_(BINS * is_fg)
+        place.masked_fill_((labels < 0)[..., None], 2 * BINS)
+        self.counts += sum(_sum(image, 2 * BINS).view(2, -1) for image in place)
         foreground = (labels >= 0) & (labels < num_classes)
         for name, mask in (("foreground", foreground), ("background", labels == num_classes), ("ignored", labels < 0)):
             self.rows[name] += int(mask.sum())
@@ -66,70 +57,61 @@ class Probe:
 
     def compute(self) -> dict:
         """Plain numbers; see the README for what each is. A share of nothing is 0, a mean of nothing NaN."""
-        background, foreground = self.norms.tolist()
+        background, foreground = _coarser(self.counts, NORM_BINS).long().tolist()
         return {
             "num_images": self.num_images,
             "rows": self.rows,
-            "elements": dict(zip(GROUPS, self.groups.tolist(), strict=True)),
+            "elements": dict(zip(GROUPS, by_group(self.counts).long().tolist(), strict=True)),
             "gradient_norm": {
                 "edges": torch.linspace(0, 1, NORM_BINS + 1).tolist(),
                 "foreground": foreground,
                 "background": background,
             },
             "anchor_level": self.anchor_scores.compute(),
-            "losses": {name: histograms.compute() for name, histograms in self.losses.items()},
+            "losses": {name: histograms.compute(self.counts) for name, histograms in self.losses.items()},
         }
 
 
-class _Places(NamedTuple):
-    """Where each element that counts goes, (E,) each: the same for all losses. counts (B, A, K) says which do."""
-
-    group: Tensor
-    norm: Tensor
-    score: Tensor
-    target: Tensor
-    counts: Tensor
-
-
 class _LossHistograms:
-    """One loss's sums: of its elements' losses and absolute gradients by group, norm, score, and size of the loss."""
+    """One loss's sums over background and foreground elements: their losses and absolute gradients by gradient norm,
+    their number and losses by the size of the loss."""
 
     def __init__(self, loss: ClassificationLoss):
         self.loss = loss.train()
-        self.by_group = torch.zeros(2, len(GROUPS), dtype=torch.float64)  # loss, gradient
-        self.by_norm = torch.zeros(NORM_BINS, dtype=torch.float64)
-        self.by_score = torch.zeros(2, 2 * SCORE_BINS, dtype=torch.float64)  # count, loss
-        self.by_loss = torch.zeros(2, 2 * (LOSS_BINS + 1), dtype=torch.float64)  # count, loss
+        self.by_norm = torch.zeros(2, 2, BINS, dtype=torch.float64)  # loss, gradient
+        self.by_loss = torch.zeros(2, 2, LOSS_BINS + 1, dtype=torch.float64)  # count, loss
 
-    def update(self, logits: Tensor, labels: Tensor, level_sizes: tuple, quality: Tensor, place: _Places) -> None:
+    def update(self, logits: Tensor, labels: Tensor, level_sizes: tuple, quality: Tensor, place: Tensor) -> None:
+        """place (B, A, K): the bin of each element, foreground after background, ignored ones last."""
         settings = {"level_sizes": level_sizes, "quality": quality}
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             num_fg = max(1, int(((labels >= 0) & (labels < logits.shape[-1])).sum()))
             (gradient,) = torch.autograd.grad(self.loss(leaf, labels, num_fg, **settings), leaf)
-        divisor = 1 if self.loss.self_normalised else num_fg
         with torch.no_grad():
-            elements = self.loss.elements(logits, labels, **settings)[place.counts].double() / divisor
-        pull = gradient[place.counts].abs().double()
-        self.by_group += torch.stack([_count(place.group, len(GROUPS), x) for x in (elements, pull)])
-        self.by_norm += _count(place.norm, 2 * NORM_BINS, pull).view(2, -1).sum(dim=0)
-        size = ((elements.clamp(min=1e-300).log10() - LOWEST) * (LOSS_BINS / (HIGHEST - LOWEST))).long() + 1
-        size = size.clamp(0, LOSS_BINS) + (LOSS_BINS + 1) * place.target
-        for sums, places in ((self.by_score, place.score), (self.by_loss, size)):
-            sums += torch.stack([_count(places, sums.shape[1], x) for x in (None, elements)])
+            elements = self.loss.elements(logits, labels, **settings)
+        elements /= 1 if self.loss.self_normalised else num_fg
+        for own, pull, losses in zip(place, gradient.abs_(), elements, strict=True):  # image by image, for the memory
+            self.by_norm += torch.stack([_sum(own, 2 * BINS, x) for x in (losses, pull)]).view(2, 2, -1)
+            is_fg = (own >= BINS) & (own < 2 * BINS)
+            everything, foreground = _by_size(losses), _by_size(losses[is_fg])
+            everything[0, 0] -= (own == 2 * BINS).sum().cpu()  # ignored elements, whose loss is 0
+            self.by_loss += torch.stack((everything - foreground, foreground), dim=1).clamp_(min=0)
 
-    def compute(self) -> dict:
-        loss, gradient = ((x / x.sum().clamp(min=1e-300)).tolist() for x in self.by_group)
-        counts, losses = (x.view(2, -1) for x in self.by_score)
-        means = torch.where(counts > 0, losses / counts, torch.nan).tolist()
-        curves = zip(*(x.view(2, -1) for x in self.by_loss), strict=True)
+    def compute(self, counts: Tensor) -> dict:
+        loss, gradient = (x / x.sum().clamp(min=1e-300) for x in by_group(self.by_norm))
+        # a background element's score is its gradient norm, a foreground element's 1 minus it
+        number, losses = (_coarser(torch.stack((x[0], x[1].flip(0))), SCORE_BINS) for x in (counts, self.by_norm[0]))
+        means = torch.where(number > 0, losses / number, torch.nan).tolist()
+        reweighted = _coarser(self.by_norm[1], NORM_BINS).sum(dim=0)
+        curves = zip(*self.by_loss, strict=True)
         return {
-            "loss": dict(zip(GROUPS, loss, strict=True)),
-            "gradient": dict(zip(GROUPS, gradient, strict=True)),
-            "loss_foreground": sum(loss[:2]),
-            "gradient_foreground": sum(gradient[:2]),
+            "loss": dict(zip(GROUPS, loss.tolist(), strict=True)),
+            "gradient": dict(zip(GROUPS, gradient.tolist(), strict=True)),
+            "loss_foreground": float(loss[:2].sum()),
+            "gradient_foreground": float(gradient[:2].sum()),
             "cumulative": dict(zip(("background", "foreground"), (_cumulative(*c) for c in curves), strict=True)),
-            "reweighted": (self.by_norm / self.by_norm.sum().clamp(min=1e-300)).tolist(),
+            "reweighted": (reweighted / reweighted.sum().clamp(min=1e-300)).tolist(),
             "loss_by_p": {
                 "p": [(i + 0.5) / SCORE_BINS for i in range(SCORE_BINS)],
                 "background": means[0],
@@ -152,10 +134,19 @@ def _cumulative(counts: Tensor, losses: Tensor) -> dict[str, list[float]]:
     return {"elements": x[kept].tolist(), "loss": y[kept].tolist()}
 
 
-def _bin(values: Tensor, bins: int) -> Tensor:
-    return (values * bins).long().clamp(0, bins - 1)
+def _by_size(losses: Tensor) -> Tensor:
+    """(2, LOSS_BINS + 1): how many losses have about this logarithm, and their sum."""
+    place = losses.clamp(min=0).log10_().sub_(LOWEST).mul_(LOSS_BINS / (HIGHEST - LOWEST)).add_(1)
+    place = place.clamp_(0, LOSS_BINS).int()
+    return torch.stack([_sum(place, LOSS_BINS + 1, x) for x in (None, losses)])
 
 
-def _count(place: Tensor, size: int, weights: Tensor | None = None) -> Tensor:
-    """(size,) fp64 on the CPU."""
-    return torch.bincount(place, weights, minlength=size).double().cpu()
+def _coarser(histograms: Tensor, bins: int) -> Tensor:
+    """(..., BINS) -> (..., bins)."""
+    return histograms.unflatten(-1, (bins, -1)).sum(dim=-1)
+
+
+def _sum(place: Tensor, size: int, weights: Tensor | None = None) -> Tensor:
+    """(size,) fp64 on the CPU: the weights, else the number, of the elements in each place below `size`."""
+    weights = None if weights is None else weights.flatten().double()
+    return torch.bincount(place.flatten(), weights, minlength=size)[:size].double().cpu()

@@ -15,8 +15,11 @@ OUTLIER_FROM = 0.9
 GROUPS = ("foreground", "foreground_outlier", "easy_background", "hard_background", "background_outlier")
 
 
-def group_index(norms: Tensor, targets: Tensor) -> Tensor:
-    """The place in GROUPS of each element, int64: gradient norms (...) in 0..1, binary targets (...) bool."""
-    outlier = norms >= OUTLIER_FROM
-    background = torch.where(outlier, 4, torch.where(norms < EASY_BELOW, 2, 3))
-    return torch.where(targets, outlier.long(), background)
+def by_group(histograms: Tensor) -> Tensor:
+    """(..., 2, bins), a sum over background and over foreground elements in equal bins of the gradient norm from 0 to 1
+    -> (..., 5), the sums of GROUPS. bins is a multiple of 10, so that the groups end where bins do."""
+    easy, sure = (round(edge * histograms.shape[-1]) for edge in (EASY_BELOW, OUTLIER_FROM))
+    background, foreground = histograms.unbind(-2)
+    parts = (foreground[..., :sure], foreground[..., sure:])
+    parts += (background[..., :easy], background[..., easy:sure], background[..., sure:])
+    return torch.stack([part.sum(dim=-1) for part in parts], dim=-1)

@@ -77,6 +77,15 @@ def test_the_probe_re_scores_every_loss(lab):
 
 
 @pytest.mark.slow
+def test_a_part_of_the_split_is_probed(lab, capsys):
+    probe = ("probe", "--checkpoint", run_of(lab) / "checkpoints/best.pt", "--out", lab / "some")
+    assert run_tool(*probe, "--images", "3") == 0
+    assert json.loads((lab / "some/probe.json").read_text())["num_images"] == 3
+    assert run_tool(*probe, "--images", "0") == 2
+    assert capsys.readouterr().err.endswith("--images 0: should be at least 1\n")
+
+
+@pytest.mark.slow
 def test_census_and_probe_count_the_same_anchors(lab):
     """Two ways to the same number: the annotations alone, and the batches that a model sees."""
     assert run_tool("census", "--cfg", lab / "tiny.yaml", "--split", "val", "--out", lab / "census_val") == 0
