@@ -167,13 +167,6 @@ class Registry:
             raise UserError(error.line(name)) from None
         return owner(*injected, **dict(checked))
 
-    def validate(self, spec: dict[str, Any] | str, where: str) -> dict[str, Any]:
-        """`resolve`, with a UserError that starts with `where`, the key of the spec."""
-        try:
-            return self.resolve(spec)
-        except InvalidValues as error:
-            raise UserError(error.line(where)) from None
-
     def resolve(self, spec: dict[str, Any] | str) -> dict[str, Any]:
         """The spec `{type: NAME, ...}` or `NAME` with every default filled in, as plain values that YAML can hold.
 

@@ -15,6 +15,7 @@ from detector.registry import (
     CLASSIFICATION_LOSSES,
     DATASETS,
     IMAGE_SAMPLERS,
+    InvalidValues,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -79,13 +80,13 @@ def test_a_name_is_taken_once(registry):
 
 
 @pytest.mark.parametrize("spec", ["focal", {"type": "focal"}])
-def test_validate_fills_in_the_defaults(registry, spec):
-    assert registry.validate(spec, "loss") == {"type": "focal", "alpha": 0.25, "gamma": 2.0}
+def test_resolve_fills_in_the_defaults(registry, spec):
+    assert registry.resolve(spec) == {"type": "focal", "alpha": 0.25, "gamma": 2.0}
 
 
-def test_validate_leaves_its_input_alone(registry):
+def test_resolve_leaves_its_input_alone(registry):
     spec = {"type": "focal", "gamma": 1}
-    assert registry.validate(spec, "loss")["gamma"] == 1.0
+    assert registry.resolve(spec)["gamma"] == 1.0
     assert spec == {"type": "focal", "gamma": 1}
 
 
@@ -99,13 +100,13 @@ def test_a_part_without_parameters_has_none_to_set(registry):
 
     registry.register("plain")(Plain)
     registry.register("open")(Open)
-    assert registry.validate("plain", "x") == {"type": "plain"}
+    assert registry.resolve("plain") == {"type": "plain"}
     assert isinstance(registry.build("plain"), Plain)
     assert registry.build("open").given == ((), {})
     for name in ("plain", "open"):
-        with pytest.raises(UserError) as error:
-            registry.validate({"type": name, "a": 1}, "x")
-        assert str(error.value) == "x.a: unknown key; known: none"
+        with pytest.raises(InvalidValues) as error:
+            registry.resolve({"type": name, "a": 1})
+        assert error.value.line("x") == "x.a: unknown key; known: none"
 
 
 def test_annotations_kept_as_text_are_read(registry):
@@ -153,17 +154,17 @@ def test_annotations_kept_as_text_are_read(registry):
     ],
 )
 def test_a_wrong_spec_gets_one_line_that_names_the_key(registry, spec, line):
-    with pytest.raises(UserError) as error:
-        registry.validate(spec, "l.c")
-    assert str(error.value) == line
+    with pytest.raises(InvalidValues) as error:
+        registry.resolve(spec)
+    assert error.value.line("l.c") == line
 
 
 def test_validated_values_survive_yaml_and_build_gets_their_python_types(registry):
     spec = {"type": "rich", "folder": "a/b", "sides": [3], "size": [4, 5], "names": ["no"], "scale": 3, "flag": True}
-    resolved = registry.validate(spec, "x")
+    resolved = registry.resolve(spec)
     assert resolved == {**spec, "mode": "sum"}
     assert all(type(value) in (str, int, float, bool, list) for value in resolved.values())
-    assert registry.validate(yaml.safe_load(yaml.safe_dump(resolved)), "x") == resolved
+    assert registry.resolve(yaml.safe_load(yaml.safe_dump(resolved))) == resolved
 
     built = registry.build("rich", 7, [1, 2], **{key: value for key, value in resolved.items() if key != "type"})
     assert built.injected == (7, [1, 2])
