@@ -11,12 +11,8 @@ from pathlib import Path
 
 import yaml
 
-import detector.build  # noqa: F401  (registers the parts that a config names)
 from detector.command import run
-from detector.config import CONFIGS, load_config
-from detector.engine.run_folder import write_text
 from detector.errors import UserError
-from detector.imbalance.advisor import advise, overlay
 
 
 def main() -> None:
@@ -26,6 +22,11 @@ def main() -> None:
     parser.add_argument("--cfg", required=True, help="the config to improve: a name in configs/, or a path")
     parser.add_argument("--out", type=Path, default=Path("advice.yaml"), help="the improved config")
     args = parser.parse_args()
+    # only now: --help need not wait for torch
+    import detector.build  # noqa: F401  (registers the parts that a config names)
+    from detector.config import CONFIGS, load_config
+    from detector.engine.run_folder import write_text
+    from detector.imbalance.advisor import advise, overlay
 
     load_config(args.cfg)
     advice = advise(read(args.census, "census.json"), read(args.probe, "probe.json") if args.probe else None)

@@ -6,11 +6,7 @@ Example: tools/benchmark.py training --out tools/benchmarks/training_cpu.json
 import argparse
 from pathlib import Path
 
-from detector.benchmarks import imbalanced, losses, training
-from detector.benchmarks.timing import machine
 from detector.command import run
-from detector.engine.run_folder import write_json, write_text
-from detector.tables import markdown, show
 
 
 def main() -> None:
@@ -21,23 +17,25 @@ def main() -> None:
     kind.add_argument("--batch-size", type=int, default=2)
     kind.add_argument("--rounds", type=int, default=7)
     kind.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    kind.set_defaults(run=training.run)
     kind = kinds.add_parser("losses", help="forward and backward of each loss on 120,000 anchors x 80 classes an image")
     kind.add_argument("--batch-sizes", type=int, nargs="+", help="images; default 1, and 16 on a GPU")
     kind.add_argument("--precisions", choices=("fp32", "bf16", "fp16"), nargs="+", default=["fp32", "bf16"])
     kind.add_argument("--rounds", type=int, default=7)
     kind.add_argument("--compile", dest="with_compile", action="store_true", help="also what torch.compile makes")
     kind.add_argument("--only", default="", help="losses whose name contains this text")
-    kind.set_defaults(run=losses.run)
     kind = kinds.add_parser("imbalanced", help="remedies on a binary problem of 1 : 578, as card fraud is")
     kind.add_argument("--seeds", type=int, default=5)
-    kind.set_defaults(run=imbalanced.run)
     for kind in kinds.choices.values():
         kind.add_argument("--out", type=Path, help="JSON file; the table goes beside it as Markdown")
     args = vars(parser.parse_args())
+    # only now: --help need not wait for torch
+    from detector.benchmarks import imbalanced, losses, training
+    from detector.benchmarks.timing import machine
+    from detector.engine.run_folder import write_json, write_text
+    from detector.tables import markdown, show
 
-    run_kind, out = args.pop("run"), args.pop("out")
-    del args["kind"]
+    kind, out = args.pop("kind"), args.pop("out")
+    run_kind = {"training": training.run, "losses": losses.run, "imbalanced": imbalanced.run}[kind]
     result = run_kind(**args) | {"machine": machine()}
     title = ", ".join(f"{key} {value}" for key, value in result.items() if key not in ("rows", "machine"))
     columns, rows = cells(result["rows"])

@@ -7,11 +7,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from detector.build import build_census, build_dataset
 from detector.command import run
-from detector.config import load_config
-from detector.engine.run_folder import write_json
-from detector.tables import show
 
 log = logging.getLogger("detector")
 
@@ -22,7 +18,13 @@ def main() -> None:
     parser.add_argument("--split", choices=("train", "val"), default="train")
     parser.add_argument("--out", type=Path, help="folder for census.json; default runs/census/<config>_<split>")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for torch
+    from detector.build import build_census, build_dataset
+    from detector.config import load_config
+    from detector.engine.run_folder import write_json
+    from detector.tables import show
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     config = load_config(args.cfg, args.overrides)

@@ -8,16 +8,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from detector.build import build_dataset, build_evaluation, build_trained_model, with_targets
 from detector.command import run
-from detector.config import load_config
-from detector.engine.outcome import save_evaluation, summary
-from detector.engine.run_folder import write_json
 from detector.errors import UserError
-from detector.evaluation.anatomy import background_per_foreground, describe, make_anatomy
-from detector.evaluation.anchor_scores import AnchorScores
-from detector.predict import Detector
-from detector.structures import Batch, Predictions, Targets
 
 log = logging.getLogger("detector")
 
@@ -33,7 +25,17 @@ def main() -> None:
         help="folder for metrics.json and detections.json; default evaluation_<split> in the run's folder",
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for torch
+    from detector.build import build_dataset, build_evaluation, build_trained_model, with_targets
+    from detector.config import load_config
+    from detector.engine.outcome import save_evaluation, summary
+    from detector.engine.run_folder import write_json
+    from detector.evaluation.anatomy import background_per_foreground, describe, make_anatomy
+    from detector.evaluation.anchor_scores import AnchorScores
+    from detector.predict import Detector
+    from detector.structures import Batch, Predictions, Targets
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     if args.checkpoint is None and args.cfg is None:

@@ -9,12 +9,7 @@ import time
 from pathlib import Path
 
 from detector.command import run
-from detector.data.images import find_images, read_image, write_image
-from detector.drawing import draw_boxes
-from detector.engine.run_folder import write_json
 from detector.errors import UserError
-from detector.evaluation.coco import to_coco_results
-from detector.predict import Detector
 
 log = logging.getLogger("detector")
 
@@ -25,7 +20,14 @@ def main() -> None:
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
     parser.add_argument("--out", type=Path, default=Path("detections"), help="folder for pictures and detections.json")
     parser.add_argument("--score", type=float, default=0.3, help="lowest score to report")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for torch
+    from detector.data.images import find_images, read_image, write_image
+    from detector.drawing import draw_boxes
+    from detector.engine.run_folder import write_json
+    from detector.evaluation.coco import to_coco_results
+    from detector.predict import Detector
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     paths = find_images(args.inputs)

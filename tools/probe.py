@@ -7,13 +7,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from detector.build import build_dataset, build_evaluation, build_probe, with_targets
 from detector.command import run
-from detector.engine.run_folder import write_json
 from detector.errors import UserError
-from detector.imbalance.vocabulary import GROUPS
-from detector.predict import Detector
-from detector.tables import show
 
 log = logging.getLogger("detector")
 
@@ -25,7 +20,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="only so many, evenly spread over the split; default all")
     parser.add_argument("--out", type=Path, help="folder for probe.json; default probe_<split> in the run's folder")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for torch
+    from detector.build import build_dataset, build_evaluation, build_probe, with_targets
+    from detector.engine.run_folder import write_json
+    from detector.imbalance.vocabulary import GROUPS
+    from detector.predict import Detector
+    from detector.tables import show
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     detector = Detector.load(args.checkpoint, overrides=args.overrides)

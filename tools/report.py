@@ -7,16 +7,18 @@ import argparse
 from pathlib import Path
 
 from detector.command import run
-from detector.engine.run_folder import write_text
-from detector.report.page import make_page
-from detector.report.sources import read_source
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a run, probe, census or study")
     parser.add_argument("--out", type=Path, default=Path("report.html"))
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for torch
+    from detector.engine.run_folder import write_text
+    from detector.report.page import make_page
+    from detector.report.sources import read_source
+
     write_text(args.out, make_page([read_source(folder) for folder in args.folders]))
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
 

@@ -12,14 +12,7 @@ from pathlib import Path
 
 import yaml
 
-import detector.build  # noqa: F401  (registers the parts that a config names)
 from detector.command import run
-from detector.engine.run_folder import write_json, write_text
-from detector.study.plan import load_study, make_runs
-from detector.study.plots import save_plots
-from detector.study.results import difference_cells, make_tables, mean_cells, read_results
-from detector.study.runner import choose_jobs, run_all
-from detector.tables import markdown, show
 
 
 def main() -> None:
@@ -30,6 +23,15 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="only the tables of what there is")
     parser.add_argument("--keep-checkpoints", action="store_true")
     args = parser.parse_args()
+    # only now: --help need not wait for torch
+    import detector.build  # noqa: F401  (registers the parts that a config names)
+    from detector.engine.run_folder import write_json, write_text
+    from detector.study.plan import load_study, make_runs
+    from detector.study.plots import save_plots
+    from detector.study.results import difference_cells, make_tables, mean_cells, read_results
+    from detector.study.runner import choose_jobs, run_all
+    from detector.tables import markdown, show
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     study = load_study(args.cfg)

@@ -9,12 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from detector.build import build_dataset, build_model, build_trained_model, build_trainer
 from detector.command import run
-from detector.config import load_config, to_yaml
-from detector.engine.checkpoint import load_checkpoint
-from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
-from detector.engine.run_folder import choose_folder, commit, write_text
 from detector.errors import UserError
 
 log = logging.getLogger("detector")
@@ -26,7 +21,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="run folder; default runs/<config>/<time>")
     parser.add_argument("--resume", help="auto: the run folder's last checkpoint (or the newest run's); or a path")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for torch
+    from detector.build import build_dataset, build_model, build_trained_model, build_trainer
+    from detector.config import load_config, to_yaml
+    from detector.engine.checkpoint import load_checkpoint
+    from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
+    from detector.engine.run_folder import choose_folder, commit, write_text
+
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.perf_counter()
 

@@ -79,7 +79,8 @@ def test_the_probe_re_scores_every_loss(lab):
 @pytest.mark.slow
 def test_a_part_of_the_split_is_probed(lab, capsys):
     probe = ("probe", "--checkpoint", run_of(lab) / "checkpoints/best.pt", "--out", lab / "some")
-    assert run_tool(*probe, "--images", "3") == 0
+    # overrides may stand anywhere
+    assert run_tool(*probe, "evaluation.batch_size=1", "--images", "3", "evaluation.nms_iou=0.6") == 0
     assert json.loads((lab / "some/probe.json").read_text())["num_images"] == 3
     assert run_tool(*probe, "--images", "0") == 2
     assert capsys.readouterr().err.endswith("--images 0: should be at least 1\n")
