@@ -3,18 +3,20 @@
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from detector.config import Config, to_yaml
 from detector.data import DATASETS, IMAGE_SAMPLERS, DetectionDataset
-from detector.data.loader import make_loader
+from detector.data.loader import Loader, make_loader
 from detector.data.transforms import Augment, Resize, target_size
+from detector.distributed import broadcast, gather, rank
 from detector.engine.evaluate import detect
+from detector.engine.guard import Faults
 from detector.engine.optimization import learning_rate, make_optimizer
 from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
@@ -151,7 +153,7 @@ def num_workers(config: Config) -> int:
     return 0 if cores <= 2 else min(8, cores - 1)
 
 
-def build_train_loader(config: Config, dataset: DetectionDataset) -> DataLoader:
+def build_train_loader(config: Config, dataset: DetectionDataset) -> Loader:
     return make_loader(
         dataset,
         [
@@ -163,10 +165,11 @@ def build_train_loader(config: Config, dataset: DetectionDataset) -> DataLoader:
         sampler=build_part(IMAGE_SAMPLERS, config.data.sampler, dataset.labels_by_image(), len(dataset.class_names)),
         num_workers=num_workers(config),
         size_divisor=size_divisor(config.model.levels),
+        substitute=config.faults.max_unreadable > 0,
     )
 
 
-def build_eval_loader(config: Config, dataset: DetectionDataset) -> DataLoader:
+def build_eval_loader(config: Config, dataset: DetectionDataset) -> Loader:
     """Every image once, in order; a multi-scale range is evaluated at its upper end."""
     return make_loader(
         dataset,
@@ -176,6 +179,7 @@ def build_eval_loader(config: Config, dataset: DetectionDataset) -> DataLoader:
         sampler=None,
         num_workers=num_workers(config),
         size_divisor=size_divisor(config.model.levels),
+        substitute=config.faults.max_unreadable > 0,
     )
 
 
@@ -191,13 +195,14 @@ def build_evaluation(
     dtype: torch.dtype,
     observe: Callable[[Batch, Predictions], None] | None = None,
 ) -> Callable[[nn.Module], tuple[dict, list[dict]]]:
-    """A function from a model to COCO's numbers on `dataset` and the detections behind them; `observe` sees each batch
-    and what the model says of it."""
+    """A function from a model to COCO's numbers on `dataset` and the detections behind them (these on rank 0 alone);
+    `observe` sees each batch of this process and what the model says of it."""
     settings = config.evaluation
     loader = build_eval_loader(config, dataset)
+    position = {record.image_id: i for i, record in enumerate(dataset.records)}
 
     def evaluate(model: nn.Module) -> tuple[dict, list[dict]]:
-        detections = detect(
+        found = detect(
             model,
             loader,
             category_ids=dataset.category_ids,
@@ -209,10 +214,14 @@ def build_evaluation(
             max_detections=settings.max_detections,
             observe=observe,
         )
+        # by image, in the data set's order, whichever process had it
+        detections = sorted(chain.from_iterable(gather(found)), key=lambda one: position[one["image_id"]])
+        if rank() > 0:
+            return broadcast(None), []
         metrics = coco_metrics(
             dataset.ground_truth(), detections, backend=settings.backend, max_detections=settings.max_detections
         )
-        return metrics, detections
+        return broadcast(metrics), detections
 
     return evaluate
 
@@ -245,6 +254,7 @@ def build_trainer(
         settings.evaluate_every,
         settings.log_every,
         settings.meter_every,
+        settings.save_every,
     )
     return Trainer(
         model,
@@ -281,4 +291,6 @@ def build_trainer(
         clip_norm=settings.clip_norm,
         ema_decay=settings.ema_decay,
         prior=0.5 if config.model.prior is None else config.model.prior,
+        faults=Faults(**config.faults.model_dump()),
+        keep_checkpoints=settings.keep_checkpoints,
     )

@@ -148,8 +148,10 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """milestones: fractions of the run; evaluate_every: epochs, 0 for at the end alone; log_every: steps;
-    meter_every: steps from one reading of the meters to the next, which costs a part of a step."""
+    """batch_size: images of a batch, of all processes together; milestones: fractions of the run; evaluate_every:
+    epochs, 0 for at the end alone; log_every: steps; meter_every: steps from one reading of the meters to the next,
+    which costs a part of a step; save_every: steps between checkpoints inside an epoch, 0 for at its end alone;
+    keep_checkpoints: last.pt and how many before it."""
 
     epochs: PositiveInt = 12
     batch_size: PositiveInt = 16
@@ -172,6 +174,19 @@ class TrainConfig(Section):
     evaluate_every: NonNegativeInt = 1
     log_every: PositiveInt = 20
     meter_every: PositiveInt = 20
+    save_every: NonNegativeInt = 1000
+    keep_checkpoints: PositiveInt = 2
+
+
+class FaultsConfig(Section):
+    """bad_step: what a loss or gradient that is not finite does, or a loss above spike_factor times its running mean
+    (null: no such limit); out_of_memory: halve puts each batch through in parts; max_unreadable: how many images may
+    fail to be read, others standing in for them."""
+
+    bad_step: Literal["stop", "skip"] = "stop"
+    spike_factor: Annotated[PositiveFloat, Field(gt=1)] | None = None
+    out_of_memory: Literal["stop", "halve"] = "stop"
+    max_unreadable: NonNegativeInt = 0
 
 
 class EvaluationConfig(Section):
@@ -191,6 +206,7 @@ class Config(Section):
     anchor_sampler: _part(ANCHOR_SAMPLERS, "all") = "all"
     loss: LossConfig = Field({}, validate_default=True)  # not LossConfig(), as the parts register later
     train: TrainConfig = Field(default_factory=TrainConfig)
+    faults: FaultsConfig = Field(default_factory=FaultsConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ Boxes are always `xyxy` (x1, y1, x2, y2) in pixels, continuous coordinates, x to
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor, device
@@ -19,7 +20,8 @@ class Sample:
 
     image (H, W, 3) uint8 RGB; boxes (N, 4) float32 xyxy; labels (N,) int64 in 0..K-1;
     ignore (N,) bool, true for regions that must be neither foreground nor background (COCO crowds, VOC difficult);
-    image_id, the data set's own; original_size (height, width) of the file, before any transform.
+    image_id, the data set's own; original_size (height, width) of the file, before any transform; unreadable, the
+    errors of the images in whose place this one stands.
     """
 
     image: np.ndarray
@@ -29,6 +31,7 @@ class Sample:
     image_id: int
     file_name: str
     original_size: tuple[int, int]
+    unreadable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +40,7 @@ class Batch:
 
     images (B, 3, H, W) uint8 in channels-last memory; sizes (B, 2) int64 true (height, width) inside the padding;
     original_sizes (B, 2) int64; boxes (B, G, 4) float32 xyxy; labels (B, G) int64, -1 where padded;
-    ignore (B, G) bool; image_ids and file_names, B of each.
+    ignore (B, G) bool; image_ids and file_names, B of each; unreadable, the samples' errors.
     """
 
     images: Tensor
@@ -48,6 +51,7 @@ class Batch:
     ignore: Tensor
     image_ids: tuple[int, ...]
     file_names: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
 
     def to(self, target: device) -> "Batch":
         return self._map(lambda tensor: tensor.to(target, non_blocking=True))
@@ -55,6 +59,16 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """What a DataLoader calls, so that `to` a GPU need not wait."""
         return self._map(Tensor.pin_memory)
+
+    def split(self, parts: int) -> "list[Batch]":
+        """Its images in `parts` batches of equal size, or of sizes that differ by one."""
+        ends = [len(self.image_ids) * i // parts for i in range(parts + 1)]
+
+        def part(start: int, end: int) -> "Batch":
+            names = {name: getattr(self, name)[start:end] for name in ("image_ids", "file_names")}
+            return replace(self._map(lambda tensor: tensor[start:end]), **names)
+
+        return [part(start, end) for start, end in pairwise(ends)] if parts > 1 else [self]
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         tensors = ("images", "sizes", "original_sizes", "boxes", "labels", "ignore")

@@ -102,7 +102,8 @@ loss: {classification: {type: focal, size: 3}, box: {type: smooth_l1, size: 3}, 
 train: {epochs: 12, batch_size: 16, accumulation: 1, seed: 0, device: auto, precision: auto, optimizer: sgd, lr: 0.01,
         weight_decay: 0.0001, momentum: 0.9, schedule: step, milestones: [0.6667, 0.8889], step_factor: 0.1,
         warmup_steps: 500, warmup_factor: 0.001, clip_norm: null, ema_decay: null, channels_last: auto,
-        evaluate_every: 1, log_every: 20, meter_every: 20}
+        evaluate_every: 1, log_every: 20, meter_every: 20, save_every: 1000, keep_checkpoints: 2}
+faults: {bad_step: stop, spike_factor: null, out_of_memory: stop, max_unreadable: 0}
 evaluation: {backend: hotcoco, score_threshold: 0.05, nms_iou: 0.5, candidates_per_level: 1000, max_detections: 100,
              batch_size: 16}
 """
@@ -150,7 +151,7 @@ def test_sections_are_frozen_and_typed(configs):
         ("data.augment.hui=0.1", "data.augment.hui: unknown key; did you mean 'hue'?"),
         (
             "base=x.yaml",
-            "base: unknown key; known: imports, data, model, assigner, anchor_sampler, loss, train, evaluation",
+            "base: unknown key; known: imports, data, model, assigner, anchor_sampler, loss, train, faults, evaluation",
         ),
         ("train.lr=fast", "train.lr: 'fast' is wrong: should be a valid number"),
         ("train.lr=", "train.lr: None is wrong: should be a valid number"),

@@ -6,6 +6,7 @@ Examples: tools/evaluate.py --checkpoint runs/first/checkpoints/best.pt
 
 import argparse
 import logging
+from collections import ChainMap
 from pathlib import Path
 
 from detector.command import run
@@ -29,6 +30,7 @@ def main() -> None:
     # only now: --help need not wait for torch
     from detector.build import build_dataset, build_evaluation, build_trained_model, with_targets
     from detector.config import load_config
+    from detector.distributed import gather, process_group, rank
     from detector.engine.outcome import save_evaluation, summary
     from detector.engine.run_folder import write_json
     from detector.evaluation.anatomy import background_per_foreground, describe, make_anatomy
@@ -47,6 +49,7 @@ def main() -> None:
     else:
         detector = Detector.load(args.checkpoint, cfg=args.cfg, overrides=args.overrides)
         dataset = build_dataset(detector.config, args.split, detector.class_names)
+    config, num_classes = detector.config, len(dataset.class_names)
     log.info("evaluating on %s", dataset.describe())
     scores, ratios = AnchorScores(), {}
 
@@ -54,12 +57,17 @@ def main() -> None:
         scores.update(predictions.logits, targets.labels)
         ratios.update(zip(batch.image_ids, background_per_foreground(targets.labels, num_classes), strict=True))
 
-    config, num_classes = detector.config, len(dataset.class_names)
-    observe = with_targets(config, num_classes, see)
-    metrics, detections = build_evaluation(config, dataset, detector.device, detector.dtype, observe)(detector.model)
+    with process_group(detector.device):
+        evaluate = build_evaluation(
+            config, dataset, detector.device, detector.dtype, with_targets(config, num_classes, see)
+        )
+        metrics, detections = evaluate(detector.model)
+        anchor_level, ratios = scores.compute(), dict(ChainMap(*gather(ratios)))
+        if rank() > 0:
+            return
     settings = {"backend": config.evaluation.backend, "max_detections": config.evaluation.max_detections}
     anatomy = make_anatomy(dataset.ground_truth(), detections, metrics, ratios, **settings)
-    anatomy["anchor_level"] = scores.compute()
+    anatomy["anchor_level"] = anchor_level
     folder = args.out or (args.checkpoint.parent.parent if args.checkpoint else Path()) / f"evaluation_{args.split}"
     save_evaluation(folder, metrics, detections)
     write_json(folder / "anatomy.json", anatomy)

@@ -5,12 +5,10 @@ Example: tools/train.py --cfg retina_focal.yaml --out runs/first train.epochs=2 
 
 import argparse
 import logging
-import os
 import time
 from pathlib import Path
 
 from detector.command import run
-from detector.errors import UserError
 
 log = logging.getLogger("detector")
 
@@ -25,32 +23,40 @@ def main() -> None:
     # only now: --help need not wait for torch
     from detector.build import build_dataset, build_model, build_trained_model, build_trainer
     from detector.config import load_config, to_yaml
+    from detector.distributed import broadcast, process_group, rank, world_size
     from detector.engine.checkpoint import load_checkpoint
     from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
+    from detector.engine.precision import choose_device
     from detector.engine.run_folder import choose_folder, commit, write_text
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.perf_counter()
 
     config = load_config(args.cfg, args.overrides)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("WORLD_SIZE: training on several processes is not built yet; start one, without torchrun")
-    folder, resumed = choose_folder(Path(args.cfg).stem, args.out, args.resume)
-    checkpoint = load_checkpoint(resumed) if resumed else None
-    train = build_dataset(config, "train")
-    val = build_dataset(config, "val", train.class_names)
-    # a checkpoint brings its own weights
-    model = build_trained_model(config, train) if checkpoint is None else build_model(config, len(train.class_names))
-    trainer = build_trainer(config, model, train, val, folder)
-    if checkpoint is not None:
-        trainer.resume(checkpoint, resumed)
-        log.info("continuing %s after step %d", resumed, trainer.steps_done)
+    with process_group(choose_device(config.train.device)):
+        if rank() > 0:
+            logging.getLogger().setLevel(logging.WARNING)
+        folder, resumed = broadcast(choose_folder(Path(args.cfg).stem, args.out, args.resume) if rank() == 0 else None)
+        checkpoint = load_checkpoint(resumed) if resumed else None
+        train = build_dataset(config, "train")
+        val = build_dataset(config, "val", train.class_names)
+        # a checkpoint brings its own weights
+        model = (
+            build_trained_model(config, train) if checkpoint is None else build_model(config, len(train.class_names))
+        )
+        trainer = build_trainer(config, model, train, val, folder)
+        if checkpoint is not None:
+            trainer.resume(checkpoint, resumed)
+            log.info("continuing %s after step %d", resumed, trainer.steps_done)
 
-    log.info("training on %s", train.describe())
-    log.info("validating on %s", val.describe())
-    log.info("%s, %s; run folder %s", trainer.device, trainer.dtype, folder)
-    write_text(folder / "config.yaml", f"# detector at commit {commit() or 'unknown'}\n" + to_yaml(config))
-    trainer.train()
+        log.info("training on %s", train.describe())
+        log.info("validating on %s", val.describe())
+        log.info("%s, %s, %d processes; run folder %s", trainer.device, trainer.dtype, world_size(), folder)
+        if rank() == 0:
+            write_text(folder / "config.yaml", f"# detector at commit {commit() or 'unknown'}\n" + to_yaml(config))
+        trainer.train()
+        if rank() > 0:
+            return
 
     metrics, detections = load_evaluation(folder)
     save_pictures(folder, val, detections, count=8, score=0.3)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from detector.data.images import read_image
+from detector.data.transforms import PADDING_COLOUR
 from detector.errors import UserError
 from detector.structures import Sample
 
@@ -48,6 +49,13 @@ class DetectionDataset(Sequence[Sample]):
         return Sample(
             image, record.boxes, record.labels, record.crowd, record.image_id, record.path.name, image.shape[:2]
         )
+
+    def blank(self, index: int) -> Sample:
+        """An empty picture in the place of one that cannot be read."""
+        record = self.records[index]
+        image = np.full((record.height, record.width, 3), PADDING_COLOUR, dtype=np.uint8)
+        nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool)
+        return Sample(image, *nothing, record.image_id, record.path.name, image.shape[:2])
 
     def evenly(self, count: int) -> "DetectionDataset":
         """`count` of the images, evenly spread over the order; all where there are not so many."""

@@ -1,34 +1,93 @@
-"""Checkpoints: written whole or not at all, read as tensors and plain containers only."""
+"""Checkpoints: written whole or not at all, with a hash of their content, read as tensors and plain containers only."""
 
+import hashlib
+import logging
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
 from detector.errors import UserError
 from detector.models.weights import load_tensors
 
-VERSION = 1
+log = logging.getLogger(__name__)
+VERSION = 2
 MODEL_KEYS = {"version", "config", "class_names", "category_ids", "model"}
+HASH_LENGTH = 64  # a SHA-256 in hexadecimal
 
 
-def save_checkpoint(path: Path, contents: dict) -> None:
-    """Write to a temporary file beside `path`, flush, then rename: a reader sees the old file or the new."""
+def save_checkpoint(path: Path, contents: dict, keep: int = 1) -> None:
+    """Write to a temporary file beside `path`, flush, then rename: a reader sees the old file or the new. The
+    `keep` - 1 files before it stay as name.1.pt, name.2.pt, ..., the newest first.
+
+    The file is a zip archive, as torch.save writes it, whose comment is the SHA-256 of all bytes before the comment.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
-            torch.save(contents, file)
+        with temporary.open("wb+") as file:
+            _write(file, contents)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    for age in range(keep - 1, 0, -1):
+        if generation(path, age - 1).exists():
+            os.replace(generation(path, age - 1), generation(path, age))
     os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def generation(path: Path, age: int) -> Path:
+    """What a checkpoint is called after `age` newer ones: last.pt, last.1.pt, last.2.pt."""
+    return path if age == 0 else path.with_name(f"{path.stem}.{age}{path.suffix}")
+
+
+def _write(file: BinaryIO, contents: dict) -> None:
+    try:
+        torch.save(contents, file)
+    except RuntimeError as error:  # of a full disk PyTorch says "unexpected pos"
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+    file.seek(-2, os.SEEK_END)  # the length of the archive's comment
+    file.write(HASH_LENGTH.to_bytes(2, "little"))
+    file.write(_hash(file, file.seek(0, os.SEEK_END)))
+
+
+def _hash(file: BinaryIO, length: int) -> bytes:
+    """The SHA-256 of the first `length` bytes, behind which the file stands then."""
+    content = hashlib.sha256()
+    file.seek(0)
+    while length > 0 and (block := file.read(min(length, 1 << 20))):
+        content.update(block)
+        length -= len(block)
+    return content.hexdigest().encode()
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a file's bytes are those that `save_checkpoint` wrote."""
+    with path.open("rb") as file:
+        return _hash(file, file.seek(0, os.SEEK_END) - HASH_LENGTH) == file.read()
+
+
+def newest_whole(path: Path) -> Path | None:
+    """`path` or, where it is missing or damaged, the newest of its older generations that is whole."""
+    older = [p for p in path.parent.glob(f"{path.stem}.*{path.suffix}") if p.stem.rpartition(".")[2].isdigit()]
+    for found in (path, *sorted(older, key=lambda p: int(p.stem.rpartition(".")[2]))):
+        if found.is_file():
+            if is_whole(found):
+                return found
+            log.warning("%s is damaged: looking for an older checkpoint", found)
+    return None
 
 
 def load_checkpoint(path: Path) -> dict:
-    """A checkpoint of this project. Raises UserError for a missing, unreadable or foreign file."""
+    """A checkpoint of this project. Raises UserError for a missing, unreadable, foreign or damaged file."""
     contents = load_tensors(path)
     if not contents.keys() >= MODEL_KEYS:
         raise UserError(
@@ -37,4 +96,6 @@ def load_checkpoint(path: Path) -> dict:
         )
     if contents["version"] != VERSION:
         raise UserError(f"{path}: checkpoint version {contents['version']}, this release reads {VERSION}")
+    if not is_whole(path):
+        raise UserError(f"{path}: a damaged checkpoint, its content is not what was written; take an older one")
     return contents

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
+from detector.data.loader import Loader
 from detector.engine.precision import autocast
 from detector.evaluation.coco import to_coco_results
 from detector.models.postprocess import postprocess
@@ -15,7 +15,7 @@ from detector.structures import Batch, Predictions
 @torch.inference_mode()
 def detect(
     model: nn.Module,
-    loader: DataLoader,
+    loader: Loader,
     *,
     category_ids: tuple[int, ...],
     device: torch.device,

@@ -48,9 +48,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def make_optimizer(
     model: nn.Module, *, name: Literal["sgd", "adamw"], lr: float, momentum: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """SGD with `momentum`, or fused AdamW with PyTorch's betas. (Fused SGD would leave its momentum unset where
-    fp16's scaler skips the first step.)"""
+    """SGD with `momentum`, or AdamW with PyTorch's betas. Both fused, so that a step can be skipped on the device."""
     groups = parameter_groups(model, weight_decay)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+    if name == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+    if momentum:  # the first step would leave it unset where it is skipped
+        for group in groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from detector.engine.checkpoint import newest_whole
 from detector.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,9 @@ def commit() -> str:
 def choose_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path, Path | None]:
     """The run folder, and the checkpoint to continue from.
 
-    `out` defaults to runs/<name>/<time>. `resume` is a checkpoint's path, or `auto`: the last checkpoint in `out`, or
-    without `out` that of the newest run of this name; where there is none the run starts afresh. A run goes on in its
-    own folder, and a folder that holds another is refused.
+    `out` defaults to runs/<name>/<time>. `resume` is a checkpoint's path, or `auto`: the newest whole checkpoint in
+    `out`, or without `out` that of the newest run of this name; where there is none the run starts
+    afresh. A run goes on in its own folder, and a folder that holds another is refused.
     """
     if resume is not None and resume != "auto":
         checkpoint = Path(resume)
@@ -69,8 +70,10 @@ def choose_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path
     if resume == "auto":
         folders = [out] if out else sorted((Path("runs") / name).glob("*"), reverse=True)
         for folder in folders:
-            if (folder / LAST).is_file():
-                return folder, folder / LAST
+            if checkpoint := newest_whole(folder / LAST):
+                return folder, checkpoint
+            if (folder / LAST).exists():
+                raise UserError(f"{folder}: none of its checkpoints is whole; choose another --out")
         log.info("nothing to resume in %s: starting afresh", out or Path("runs") / name)
     elif out is not None:
         _refuse_a_run(out)
@@ -111,12 +114,14 @@ class RunFolder:
 
     def _keep_rows(self, first_step: int) -> list[str] | None:
         """Drop rows of steps that a resumed run takes again; the columns of what stays."""
-        if not self.metrics_file.exists():
+        if not self.metrics_file.exists() or first_step == 0:
+            self.metrics_file.unlink(missing_ok=True)
             return None
         with self.metrics_file.open(newline="") as file:
             reader = csv.DictReader(file)
-            rows = [row for row in reader if int(row["step"]) < first_step]
             columns = list(reader.fieldnames or [])
+            # a line that a killed process did not finish has too few values; it is of a step to come
+            rows = [row for row in reader if None not in row.values() and int(row["step"]) < first_step]
         lines = [",".join(columns), *(",".join(row[c] for c in columns) for row in rows)]
         write_text(self.metrics_file, "\n".join(lines) + "\n" if columns else "")
         return columns or None

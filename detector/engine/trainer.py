@@ -2,24 +2,28 @@
 
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
+from torch.nn.parallel import DistributedDataParallel
 
+from detector.data.loader import Loader
+from detector.distributed import gather, rank, sum_over_ranks, world_size
+from detector.engine.average import Average
 from detector.engine.checkpoint import VERSION, save_checkpoint
+from detector.engine.guard import Faults, Guard, Kept, batch_norms, is_out_of_memory
 from detector.engine.interrupt import Interrupt
 from detector.engine.outcome import save_evaluation
 from detector.engine.precision import autocast
-from detector.engine.run_folder import RunFolder
+from detector.engine.random_state import random_state, restore_random_state
+from detector.engine.readback import Readback
+from detector.engine.run_folder import RunFolder, write_json
 from detector.errors import Interrupted, UserError
 from detector.imbalance.initial import expected_initial_loss
 from detector.imbalance.meters import foreground_gradient_share, measure, meter_names, warnings
@@ -28,10 +32,12 @@ from detector.models.heads import is_untrained
 from detector.structures import Batch, Predictions, Targets
 
 log = logging.getLogger(__name__)
+MAX_REFUSED = 20  # steps in a row
+OWN = ("rank_loss", "logit_min", "logit_max")  # of this process's batches; the other numbers are of the whole step
 
 
-class NonFiniteLoss(UserError):
-    """The loss or its gradient is not a finite number; the weights are those of the step before."""
+class RefusedStep(UserError):
+    """The loss or its gradient was not a finite number, or the loss leapt; the weights are as they were before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,7 @@ class Schedule:
     evaluate_every: int
     log_every: int
     meter_every: int
+    save_every: int
 
     @property
     def num_steps(self) -> int:
@@ -52,20 +59,6 @@ class Schedule:
     def evaluates_after(self, epoch: int) -> bool:
         last = epoch == self.epochs - 1
         return last or (self.evaluate_every > 0 and (epoch + 1) % self.evaluate_every == 0)
-
-
-def make_average(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of weights and buffers whose decay warms up as (1 + n) / (10 + n)."""
-
-    def average(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor) -> None:
-        n = int(num_averaged)
-        weight = 1 - min(decay, (1 + n) / (10 + n))
-        if averaged[0].is_floating_point():  # the tensors of one call share their format
-            torch._foreach_lerp_(averaged, current, weight)
-        else:
-            torch._foreach_copy_(averaged, current)
-
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 class Trainer:
@@ -82,7 +75,7 @@ class Trainer:
         criterion: Criterion,
         assigner: Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]], Targets],
         optimizer: torch.optim.Optimizer,
-        loader: DataLoader,
+        loader: Loader,
         *,
         schedule: Schedule,
         rate: Callable[[int], float],
@@ -94,6 +87,8 @@ class Trainer:
         clip_norm: float | None,
         ema_decay: float | None,
         prior: float,
+        faults: Faults,
+        keep_checkpoints: int,
     ):
         self.model = model
         self.criterion = criterion
@@ -108,12 +103,22 @@ class Trainer:
         self.device = device
         self.dtype = dtype
         self.prior = prior
-        self.clip_norm = math.inf if clip_norm is None else clip_norm
-        self.average = None if ema_decay is None else make_average(model, ema_decay)
+        self.clip_norm = clip_norm
+        self.faults = faults
+        self.keep_checkpoints = keep_checkpoints
+        self.replica = replicate(model)
+        self.average = None if ema_decay is None else Average(model, ema_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.guard = Guard(faults.spike_factor).to(device)
+        self.moving = (*batch_norms(model), criterion)  # whose buffers move with each step
+        self.readback = Readback(device)
+        self.interrupt = Interrupt()
         self.steps_done = 0
         self.epochs_done = 0  # evaluations included: a run interrupted at an epoch's last step still owes its own
         self.best_ap = -math.inf
+        self.splits = 1  # of each batch, since the whole did not fit into the memory
+        self.refused_in_a_row = 0
+        self.unreadable: dict[str, None] = {}  # the errors of images that others stand in for, each once
         first, last = model.levels
         self.meter_names = meter_names([f"P{level}" for level in range(first, last + 1)], description["class_names"])
         self.warned: set[str] = set()
@@ -123,42 +128,54 @@ class Trainer:
         return self.model if self.average is None else self.average.module
 
     def step(self, batches: list[Batch]) -> dict[str, Tensor]:
-        """One optimiser step on the batches of one accumulation; what the step measured, as device tensors."""
+        """One optimiser step on this rank's batches of one accumulation; what the step of all ranks measured, as 0-dim
+        device tensors. Where `refused` is 1, weights, optimiser and buffers are as before."""
         batches = [batch.to(self.device) for batch in batches]
+        kept = Kept(*self.moving)
         targets = [self._assign(batch) for batch in batches]
         num_fg = self.criterion.count_foreground(targets)
         normaliser = self.criterion.normalise(num_fg)
         expected = self._expected_loss(batches, targets, normaliser) if self.steps_done == 0 else None
         measured = []
-        for batch, target in zip(batches, targets, strict=True):
-            with autocast(self.device, self.dtype):
-                predictions = self.model(batch.images)
-            predictions.logits.retain_grad()
-            terms = self.criterion(predictions, target, normaliser, len(batches))
-            self.scaler.scale(terms["cls"] + terms["box"]).backward()
-            share = foreground_gradient_share(predictions.logits.grad, target.labels) / len(batches)
-            measured.append({"loss": (terms["cls"] + terms["box"]).detach(), **terms, "fg_gradient_share": share})
-        sums = {name: torch.stack([m[name].detach() for m in measured]).sum() for name in measured[0]}
+        for i, (batch, target) in enumerate(zip(batches, targets, strict=True)):
+            with summed_gradients(self.replica, last=i == len(batches) - 1):
+                with autocast(self.device, self.dtype):
+                    predictions = self.replica(batch.images)
+                predictions.logits.retain_grad()
+                terms = self.criterion(predictions, target, normaliser, len(batches))
+                loss = terms["cls"] + terms["box"]
+                self.scaler.scale(loss).backward()
+            share = foreground_gradient_share(predictions.logits.grad, target.labels) / len(batches) / world_size()
+            measured.append({"loss": loss, **terms, "fg_gradient_share": share})
+        own = {name: torch.stack([m[name].detach() for m in measured]).sum() for name in measured[0]}
+        own |= {"num_fg": num_fg, "interrupted": torch.full_like(num_fg, self.interrupt.exit_code is not None)}
+        sums = dict(zip(own, sum_over_ranks(torch.stack(list(own.values()))).unbind(), strict=True))
         if expected is not None:
             log.info("step 0: classification loss %.5g; the initial scores promise %.5g", sums["cls"], expected)
 
         self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
-        sums |= {"grad_norm": norm, "num_fg": num_fg}
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_norm, norm)
+        # fp16's scaler meets infinite gradients as a matter of course: such a step is skipped, not refused
+        fine = sums["loss"] if self.scaler.is_enabled() else sums["loss"].where(norm.isfinite(), math.nan)
+        refused = self.guard.refuses(fine)
+        low, high = predictions.logits.detach().aminmax()
+        sums |= {"grad_norm": norm, "refused": refused, "rank_loss": own["loss"], "logit_min": low, "logit_max": high}
         if self.steps_done % self.schedule.meter_every == 0:
             sums |= self._measure(predictions, target)
-        # fp16's scaler meets infinite gradients as a matter of course and skips such a step itself
-        finite = sums["loss"].isfinite() if self.scaler.is_enabled() else (sums["loss"] + norm).isfinite()
-        if not finite:
-            self._refuse(batches, sums)
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.steps_done)
-        self.scaler.step(self.optimizer)
+        # what GradScaler.step tells a fused optimiser, which then leaves everything alone without asking the host
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, (refused | ~norm.isfinite()).float()
+        self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        kept.restore(refused)
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
         self.steps_done += 1
         return sums
 
@@ -188,73 +205,153 @@ class Trainer:
             )
             for batch, target in zip(batches, targets, strict=True)
         ]
-        return float(sum(losses))
+        return float(sum_over_ranks(torch.stack(losses).sum()))
 
-    def _refuse(self, batches: list[Batch], sums: dict[str, Tensor]) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = ", ".join(f"{name} {float(value):g}" for name, value in sums.items())
-        names = ", ".join(name for batch in batches for name in batch.file_names)
-        raise NonFiniteLoss(
-            f"step {self.steps_done}: the loss or its gradient is not finite ({terms}) on {names}; lower "
-            "train.lr, set train.clip_norm or train.precision=fp32, and continue the last checkpoint with --resume auto"
-        )
+    def _within_memory(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """A step, on halved batches where they do not fit into the memory whole."""
+        while True:
+            kept = Kept(*self.moving)
+            try:
+                return self.step([part for batch in batches for part in batch.split(self.splits)])
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                said = str(error).splitlines()[0]
+            # outside of the handler, which keeps the failed step's tensors alive
+            kept.restore()
+            self.optimizer.zero_grad(set_to_none=True)
+            size, *shape = batches[0].images.shape
+            at_a_time = -(-size // self.splits)
+            what = f"out of memory at step {self.steps_done}, {at_a_time} images of {shape} at a time ({said})"
+            if self.faults.out_of_memory == "stop" or world_size() > 1 or self.splits >= size:
+                raise UserError(
+                    f"{what}; lower train.batch_size, with train.accumulation as many times higher, or data.short_side"
+                    + ("" if world_size() > 1 else "; faults.out_of_memory=halve does the first by itself")
+                )
+            self.splits *= 2
+            log.warning("%s: each batch goes in %d parts from here on", what, self.splits)
 
     def train(self) -> None:
         """From `steps_done` to the end of the schedule."""
         schedule = self.schedule
         with (
-            RunFolder(self.folder, num_steps=schedule.num_steps, first_step=self.steps_done) as folder,
-            Interrupt() as interrupt,
+            RunFolder(self.folder, num_steps=schedule.num_steps, first_step=self.steps_done)
+            if rank() == 0
+            else nullcontext() as folder,
+            self.interrupt,
         ):
             while self.epochs_done < schedule.epochs:
                 epoch = self.epochs_done
-                self._epoch(epoch, self.steps_done - epoch * schedule.steps_per_epoch, folder, interrupt)
-                if interrupt.exit_code is not None:
-                    self.save("last")
-                    log.info("interrupted after step %d; continue with --resume auto", self.steps_done)
-                    raise Interrupted(interrupt.exit_code)
+                self._epoch(epoch, self.steps_done - epoch * schedule.steps_per_epoch, folder)
                 if schedule.evaluates_after(epoch):
-                    self._evaluate(epoch, folder)
+                    self.save("last")
+                    with self.interrupt.at_once():  # what is saved still owes the evaluation
+                        self._evaluate(epoch, folder)
                 self.epochs_done += 1
                 self.save("last")
 
-    def _epoch(self, epoch: int, offset: int, folder: RunFolder, interrupt: Interrupt) -> None:
+    def _epoch(self, epoch: int, offset: int, folder: RunFolder | None) -> None:
         self.model.train()
-        rows, since, num_images = [], time.perf_counter(), 0
+        rows: list[dict] = []
+        window = {"since": time.perf_counter(), "images": 0}
+
+        def show() -> None:
+            if rows and folder is not None:
+                self._log(epoch, rows, window["images"] / (time.perf_counter() - window["since"]), folder)
+            rows.clear()
+            window.update(since=time.perf_counter(), images=0)
+
+        stop = False
         try:
             for batches in self._batches(epoch, offset):
-                rows.append({"step": self.steps_done, "lr": self.rate(self.steps_done), **self.step(batches)})
-                num_images += sum(len(b.image_ids) for b in batches)
+                about = self.steps_done, self.rate(self.steps_done), batches
+                self.readback.send(about, self._within_memory(batches))
+                window["images"] += sum(len(b.image_ids) for b in batches) * world_size()
+                stop = self._receive(rows)
                 if self.steps_done % self.schedule.log_every == 0:
-                    self._log(epoch, rows, num_images / (time.perf_counter() - since), folder)
-                    rows, since, num_images = [], time.perf_counter(), 0
-                if interrupt.exit_code is not None:
-                    return
+                    show()
+                if stop:
+                    break
+                if self.schedule.save_every and self.steps_done % self.schedule.save_every == 0:
+                    self._receive(rows, everything=True)
+                    show()
+                    self.save("last")
+            self._receive(rows, everything=True)
         finally:  # a step that is refused must not take the record of those before it along
-            if rows:
-                self._log(epoch, rows, num_images / (time.perf_counter() - since), folder)
+            show()
+        if stop:
+            self.save("last")
+            log.info("interrupted after step %d; continue with --resume auto", self.steps_done)
+            raise Interrupted(self.interrupt.exit_code or 143)
 
     def _batches(self, epoch: int, offset: int) -> Iterator[list[Batch]]:
         """The optimiser steps of an epoch from `offset` on; a step is a list of `accumulation` batches."""
-        sampler, accumulation = self.loader.batch_sampler, self.schedule.accumulation
-        sampler.epoch, sampler.first_batch = epoch, offset * accumulation
-        batches = iter(self.loader)
+        accumulation = self.schedule.accumulation
+        batches = self.loader.epoch(epoch, first_batch=offset * accumulation)
         for _ in range(offset, self.schedule.steps_per_epoch):
-            yield list(islice(batches, accumulation))
+            step = list(islice(batches, accumulation))
+            self._count_unreadable(step)
+            yield step
+
+    def _count_unreadable(self, batches: list[Batch]) -> None:
+        for error in (error for batch in batches for error in batch.unreadable):
+            if error not in self.unreadable:
+                log.warning("%s (another image stands in for it)", error)
+                self.unreadable[error] = None
+        if len(self.unreadable) > self.faults.max_unreadable:
+            last = list(self.unreadable)[-1]
+            raise UserError(f"faults.max_unreadable: {len(self.unreadable)} images cannot be read; the last: {last}")
+
+    def _receive(self, rows: list[dict], everything: bool = False) -> bool:
+        """Adds the steps whose numbers have come to `rows`; whether a process was told to stop."""
+        stop = False
+        for (step, rate, batches), numbers in self.readback.receive(everything):
+            stop |= numbers.pop("interrupted") > 0
+            own = {name: numbers.pop(name) for name in OWN}
+            rows.append({"step": step, "lr": rate, **numbers})
+            self.refused_in_a_row = self.refused_in_a_row + 1 if numbers["refused"] else 0
+            if numbers["refused"]:
+                self._refuse(step, batches, numbers | own)
+        return stop
+
+    def _refuse(self, step: int, batches: list[Batch], numbers: dict[str, float]) -> None:
+        """Leaves a record of a refused step; raises RefusedStep where it must not be skipped."""
+        names = ("loss", "cls", "box", "grad_norm", "num_fg", *OWN)
+        about = {
+            "step": step,
+            "rank": rank(),
+            "image_ids": [i for batch in batches for i in batch.image_ids],
+            "file_names": [name for batch in batches for name in batch.file_names],
+            "numbers": {name: str(numbers[name]) for name in names},  # JSON knows neither inf nor nan
+        }
+        path = self.folder / "refused" / f"step_{step}_rank_{rank()}.json"
+        write_json(path, about)
+        leapt = math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"])
+        what = (
+            f"step {step}: the loss {numbers['loss']:g} is over {self.faults.spike_factor:g} times its running mean"
+            if leapt
+            else f"step {step}: the loss or its gradient is not finite (loss {numbers['loss']:g}, cls "
+            f"{numbers['cls']:g}, box {numbers['box']:g}, gradient {numbers['grad_norm']:g})"
+        )
+        what += f" on {', '.join(about['file_names'])}; see {path}"
+        remedy = "lower train.lr, set train.clip_norm or train.precision=fp32, and continue with --resume auto"
+        if self.faults.bad_step == "stop":
+            raise RefusedStep(f"{what}; {remedy}, or skip such steps by faults.bad_step=skip")
+        if self.refused_in_a_row > MAX_REFUSED:
+            raise RefusedStep(f"{what}; so were the {MAX_REFUSED} before it; {remedy}")
+        log.warning("%s: skipped, the weights are as before", what)
 
     def _log(self, epoch: int, rows: list[dict], images_per_s: float, folder: RunFolder) -> None:
-        tensors = [[value.float() for value in row.values() if torch.is_tensor(value)] for row in rows]
-        numbers = iter(torch.stack([value for row in tensors for value in row]).tolist())  # one wait for all of them
-        rows = [{key: next(numbers) if torch.is_tensor(value) else value for key, value in row.items()} for row in rows]
         for row in rows:
             if self.meter_names[0] in row:
                 self._warn(row)
         unmeasured = dict.fromkeys(self.meter_names)
         last = {"images_per_s": images_per_s}
         folder.record([{k: v for k, v in row.items() if k not in unmeasured} | last | unmeasured | row for row in rows])
-        mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name not in unmeasured}
+        taken = [row for row in rows if not row["refused"]] or rows
+        mean = {name: sum(row[name] for row in taken) / len(taken) for name in rows[0] if name not in unmeasured}
         left = (self.schedule.num_steps - self.steps_done) / self.schedule.steps_per_epoch
-        per_epoch = self.schedule.steps_per_epoch * self.schedule.accumulation * self.loader.batch_sampler.batch_size
+        per_epoch = self.schedule.steps_per_epoch * self.schedule.accumulation * self.loader.batches.batch_size
         folder.show(
             self.steps_done,
             f"epoch {epoch + 1}/{self.schedule.epochs}  loss {mean['loss']:.4f} (cls {mean['cls']:.4f} = fg "
@@ -271,35 +368,32 @@ class Trainer:
                     log.warning("warning: step %d: %s", row["step"], text)
             self.warned |= warnings(row).keys()
 
-    def _evaluate(self, epoch: int, folder: RunFolder) -> None:
+    def _evaluate(self, epoch: int, folder: RunFolder | None) -> None:
         metrics, detections = self.evaluate(self.evaluated_model)
-        save_evaluation(self.folder, metrics, detections)
-        folder.record_evaluation(self.steps_done, metrics)
+        if folder is not None:
+            save_evaluation(self.folder, metrics, detections)
+            folder.record_evaluation(self.steps_done, metrics)
         log.info("epoch %d/%d  AP %.4f  AP50 %.4f", epoch + 1, self.schedule.epochs, metrics["AP"], metrics["AP50"])
         if metrics["AP"] > self.best_ap or self.best_ap == -math.inf:  # NaN, no ground truth, is kept once
             self.best_ap = metrics["AP"]
             self.save("best")
 
     def state(self) -> dict:
-        """Everything that the remaining steps depend on, as tensors and plain containers."""
-        python = random.getstate()
-        numpy = np.random.get_state()
+        """Everything that the remaining steps depend on, as tensors and plain containers; whole on rank 0."""
         return {
             "model": self.model.state_dict(),
-            "average_updates": 0 if self.average is None else int(self.average.n_averaged),
+            "average_updates": 0 if self.average is None else self.average.updates,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "criterion": self.criterion.state_dict(),
+            "guard": self.guard.state_dict(),
             "steps_per_epoch": self.schedule.steps_per_epoch,
             "steps_done": self.steps_done,
             "epochs_done": self.epochs_done,
             "best_ap": self.best_ap,
-            "random": {
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-                "numpy": [numpy[0], torch.from_numpy(numpy[1].astype(np.int64)), *numpy[2:]],
-                "python": [python[0], list(python[1]), python[2]],
-            },
+            "splits": self.splits,
+            "unreadable": gather(list(self.unreadable)),
+            "random": gather(random_state(self.device)),
         }
 
     def save(self, name: str) -> None:
@@ -308,7 +402,9 @@ class Trainer:
         contents = {"version": VERSION, **self.description, "model": self.evaluated_model.state_dict()}
         if name == "last":
             contents["training"] = self.state()
-        save_checkpoint(self.folder / "checkpoints" / f"{name}.pt", contents)
+        if rank() == 0:
+            keep = self.keep_checkpoints if name == "last" else 1
+            save_checkpoint(self.folder / "checkpoints" / f"{name}.pt", contents, keep)
 
     def resume(self, checkpoint: dict, origin: Path) -> None:
         """Continue from a checkpoint's training state. Raises UserError where it has none or it belongs elsewhere."""
@@ -327,10 +423,11 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             if self.average is not None:
                 self.average.module.load_state_dict(checkpoint["model"])
-                self.average.n_averaged.fill_(state["average_updates"])
+                self.average.updates = state["average_updates"]
             self.criterion.load_state_dict(state["criterion"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])
+            self.guard.load_state_dict(state["guard"])
         except (RuntimeError, ValueError, KeyError) as error:
             line = (str(error).splitlines() or [""])[0]
             raise UserError(f"{origin} does not fit this config ({line}); resume with the run's config.yaml") from error
@@ -338,11 +435,35 @@ class Trainer:
         self.epochs_done = state["epochs_done"]
         if (self.folder / "checkpoints" / "best.pt").is_file():
             self.best_ap = state["best_ap"]
-        rng = state["random"]
-        torch.set_rng_state(rng["torch"])
-        if rng["cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(rng["cuda"], self.device)
-        name, keys, *rest = rng["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-        version, internal, gauss = rng["python"]
-        random.setstate((version, tuple(internal), gauss))
+        self.splits = state["splits"]
+        if len(state["random"]) == world_size():
+            restore_random_state(state["random"][rank()], self.device)
+            self.unreadable = dict.fromkeys(state["unreadable"][rank()])
+        else:
+            log.warning(
+                "%s was written by %d processes, %d continue: the order of the images and their pixels stay; sums are "
+                "added in another order and random numbers drawn anew, so that the last digits will differ",
+                origin,
+                len(state["random"]),
+                world_size(),
+            )
+
+
+def replicate(model: nn.Module) -> nn.Module:
+    """The model as PyTorch's DistributedDataParallel where there are several processes. Gradients are summed, since the
+    criterion's losses add up over the ranks."""
+    if world_size() == 1:
+        return model
+    replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    def add(_: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+        summed = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+        return summed.get_future().then(lambda future: future.value()[0])
+
+    replica.register_comm_hook(None, add)
+    return replica
+
+
+def summed_gradients(replica: nn.Module, *, last: bool) -> AbstractContextManager:
+    """Of the batches of one step, the `last` alone brings the gradients of all of them together."""
+    return nullcontext() if last or not isinstance(replica, DistributedDataParallel) else replica.no_sync()

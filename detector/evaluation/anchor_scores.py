@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detector.distributed import sum_over_ranks
 from detector.evaluation.curves import Curve
 
 RANGE = 24.0  # logits beyond it are as good as certain: sigmoid(-24) is 4e-11
@@ -26,8 +27,9 @@ class AnchorScores:
             row += torch.bincount(place[mask], minlength=BINS).cpu()
 
     def compute(self) -> dict[str, float]:
-        """roc_auc and average_precision (see `Curve`) of foreground against background anchors; NaN without either."""
-        background, foreground = self.counts.flip(1).numpy()  # from the highest score down
+        """roc_auc and average_precision (see `Curve`) of foreground against background anchors, over all ranks; NaN
+        without either."""
+        background, foreground = sum_over_ranks(self.counts).flip(1).numpy()  # from the highest score down
         if not foreground.any() or not background.any():
             return {"roc_auc": float("nan"), "average_precision": float("nan")}
         used = np.flatnonzero(background + foreground)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from detector.distributed import sum_over_ranks
+from detector.distributed import sum_over_ranks, world_size
 from detector.geometry.boxes import decode, encode, paired_iou
 from detector.losses.base import BoxLoss, ClassificationLoss, running_mean
 from detector.losses.samplers import AnchorSampler
@@ -20,7 +20,7 @@ class Criterion(nn.Module):
     """Loss terms of a batch.
 
     The normaliser num_fg is the number of foreground anchors: `global`, of the whole optimiser step, all ranks and
-    accumulated batches; `local`, of this rank's step; `image`, of each image, the images' losses being averaged
+    accumulated batches; `local`, of this rank's step, and their losses averaged; `image`, of each image, likewise
     (torchvision's rule); `ema`, the bias-corrected running mean of the global count over the training steps, in buffers
     (detectron2's rule, which keeps it on each rank and loses it on resume). It is clamped to at least 1 after the sum.
     Losses that are `self_normalised` are means. The sampler says which anchors count.
@@ -55,14 +55,17 @@ class Criterion(nn.Module):
         return targets if self.sampler.needs_logits else replace(targets, labels=self.sampler(targets.labels, None))
 
     def count_foreground(self, targets: list[Targets]) -> Tensor:
-        """Foreground anchors of one optimiser step's batches: a 0-dim fp32 tensor, of all ranks or where `local` or
-        `image` of this one."""
-        count = torch.stack([self.is_foreground(t.labels).sum() for t in targets]).sum().float()
-        return sum_over_ranks(count) if self.normaliser in ("global", "ema") else count
+        """Foreground anchors of this rank's batches of one optimiser step: a 0-dim fp32 tensor."""
+        return torch.stack([self.is_foreground(t.labels).sum() for t in targets]).sum().float()
 
     def normalise(self, num_fg: Tensor) -> Tensor:
         """What an optimiser step of this foreground count divides its losses by; to be asked once a step."""
-        if self.normaliser != "ema":
+        if self.normaliser == "local":
+            return num_fg.clamp(min=1) * world_size()
+        if self.normaliser == "image":
+            return num_fg
+        num_fg = sum_over_ranks(num_fg)
+        if self.normaliser == "global":
             return num_fg
         return running_mean(self.mean_num_fg, self.steps, num_fg, EMA_MOMENTUM, update=self.training)
 
@@ -76,8 +79,8 @@ class Criterion(nn.Module):
     def forward(
         self, predictions: Predictions, targets: Targets, num_fg: Tensor, num_batches: int = 1
     ) -> dict[str, Tensor]:
-        """`cls` and `box`, scalars whose sum over the `num_batches` batches of an optimiser step is its loss, and the
-        detached parts `cls_fg` and `cls_bg` of `cls`. num_fg comes from `normalise`."""
+        """`cls` and `box`, scalars whose sum over the ranks and their `num_batches` batches of an optimiser step is its
+        loss, and the detached parts `cls_fg` and `cls_bg` of `cls`. num_fg comes from `normalise`."""
         labels = targets.labels
         if self.sampler.needs_logits:
             labels = self.sampler(labels, predictions.logits)
@@ -87,16 +90,19 @@ class Criterion(nn.Module):
             predicted, target = decode(predictions.deltas.float(), predictions.anchors), targets.boxes
         else:
             predicted, target = predictions.deltas, encode(targets.boxes, predictions.anchors)
-        by_image, num_images = self.normaliser == "image", len(labels)
+        by_image, num_images = self.normaliser == "image", len(labels) * num_batches * world_size()
         counts = foreground.sum(dim=1) if by_image else None
         if by_image and not self.classification.self_normalised:
-            qualities = [None] * num_images if quality is None else quality
-            cls = torch.stack(
-                [
-                    self.classification.split(*one, level_sizes=predictions.level_sizes, quality=q)
-                    for *one, q in zip(predictions.logits, labels, counts, qualities, strict=True)
-                ]
-            ).sum(dim=0) / (num_images * num_batches)
+            qualities = [None] * len(labels) if quality is None else quality
+            cls = (
+                torch.stack(
+                    [
+                        self.classification.split(*one, level_sizes=predictions.level_sizes, quality=q)
+                        for *one, q in zip(predictions.logits, labels, counts, qualities, strict=True)
+                    ]
+                ).sum(dim=0)
+                / num_images
+            )
         else:
             cls = self.classification.split(
                 predictions.logits, labels, num_fg, level_sizes=predictions.level_sizes, quality=quality
@@ -104,7 +110,7 @@ class Criterion(nn.Module):
             cls = cls / num_batches if self.classification.self_normalised else cls
         if by_image and not self.box.self_normalised:
             images = zip(predicted, target, foreground, counts, strict=True)
-            box = torch.stack([self.box(*one) for one in images]).sum() / (num_images * num_batches)
+            box = torch.stack([self.box(*one) for one in images]).sum() / num_images
         else:
             box = self.box(predicted, target, foreground, num_fg)
             box = box / num_batches if self.box.self_normalised else box

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detector.distributed import world_size
 from detector.kernels.reference import binary_targets, widen
 from detector.losses.base import ClassificationLoss
 from detector.registry import CLASSIFICATION_LOSSES, PositiveFloat
@@ -29,7 +30,7 @@ class RankSortLoss(ClassificationLoss):
 
     Background enters by counts and sums between the foreground's scores, O((P + N) log P) for P foregrounds and N
     backgrounds in place of the published O(P N); the sorting errors are O(P^2). Choosing the backgrounds above the
-    lowest foreground waits for the GPU. Ranks are those of this process's batch."""
+    lowest foreground waits for the GPU. Each process ranks its own batch, and the processes are averaged."""
 
     self_normalised = True
     use_quality = True
@@ -40,7 +41,7 @@ class RankSortLoss(ClassificationLoss):
         self.delta = delta
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        return _RankSort.apply(*self._prepare(logits, labels, quality))
+        return _RankSort.apply(*self._prepare(logits, labels, quality)) / world_size()
 
     @torch.no_grad()
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:

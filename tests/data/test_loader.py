@@ -164,8 +164,7 @@ def epochs(
     )
     found = []
     for epoch in (0, 1):
-        loader.batch_sampler.epoch, loader.batch_sampler.first_batch = epoch, first_batch
-        found.append(list(loader))
+        found.append(list(loader.epoch(epoch, first_batch)))
     return found
 
 

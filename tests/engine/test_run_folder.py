@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from detector.engine.checkpoint import save_checkpoint
 from detector.engine.outcome import load_evaluation, save_evaluation, summary
 from detector.engine.run_folder import RunFolder, choose_folder, commit, write_json, write_text
 from detector.errors import UserError
@@ -18,7 +19,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def make_run(folder: Path, *, checkpoint: bool = True) -> Path:
     write_text(folder / "metrics.csv", "step,loss\n0,1.0\n")
     if checkpoint:
-        write_text(folder / "checkpoints/last.pt", "")
+        save_checkpoint(folder / "checkpoints/last.pt", {})
     return folder
 
 

@@ -1,0 +1,71 @@
+"""Steps that must not be taken: the loss or its gradient is no finite number, or the loss leaps."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from detector.losses.base import running_mean
+
+MOMENTUM = 0.98
+SEEN_BEFORE_SPIKES = 20  # steps before a mean loss means something
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What a run does about them: stop, or go on. bad_step: loss or gradient not finite, or, where there is a
+    `spike_factor`, a loss above so many times its running mean; out_of_memory: halve the batches, the step staying the
+    same; max_unreadable: how many images may be missing, others standing in for them."""
+
+    bad_step: Literal["stop", "skip"]
+    spike_factor: float | None
+    out_of_memory: Literal["stop", "halve"]
+    max_unreadable: int
+
+
+class Guard(nn.Module):
+    """Judges steps on their device, without a host sync. Where `spike_factor` is given, a loss above so many times the
+    running mean of the steps taken is no step either."""
+
+    def __init__(self, spike_factor: float | None):
+        super().__init__()
+        self.spike_factor = spike_factor
+        self.register_buffer("mean_loss", torch.zeros(()))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def refuses(self, loss: Tensor) -> Tensor:
+        """loss, the whole step's -> 0-dim bool; the mean moves by the steps that are not refused."""
+        refused = ~loss.isfinite()
+        if self.spike_factor is not None:
+            mean = running_mean(self.mean_loss, self.steps, loss, MOMENTUM, update=False)
+            refused |= (self.steps >= SEEN_BEFORE_SPIKES) & (loss > self.spike_factor * mean)
+            self.mean_loss.copy_(self.mean_loss.lerp(loss, 1 - MOMENTUM).where(~refused, self.mean_loss))
+            self.steps += ~refused
+        return refused
+
+
+class Kept:
+    """Values of the buffers that a forward pass moves (batch norm's statistics, the losses' histograms and means), to
+    be brought back where the step is not taken."""
+
+    def __init__(self, *modules: nn.Module):
+        self.buffers = [b for module in modules for b in module.buffers()]
+        self.values = [b.clone() for b in self.buffers]
+
+    def restore(self, where: Tensor | None = None) -> None:
+        """Everywhere, or if the 0-dim bool `where` is true."""
+        for buffer, value in zip(self.buffers, self.values, strict=True):
+            buffer.copy_(value if where is None else value.where(where, buffer))
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The norms that keep statistics in training."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """A GPU's memory, or the host's."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -1,0 +1,201 @@
+"""Several processes do what one does with all of their images."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import REPO, environment, run_ranks
+from tiny import TINY
+
+from detector.engine.checkpoint import load_checkpoint
+
+STEPS = """
+import sys
+import torch
+from pathlib import Path
+from detector.distributed import process_group, rank, world_size
+from detector.structures import Batch
+from tiny import tiny_trainer
+from dataclasses import replace
+
+folder, empty, out = Path(sys.argv[1]), sys.argv[2] == "empty", Path(sys.argv[3])
+SIZES = "train.batch_size=4", "data.train.num_images=16"
+whole = tiny_trainer(folder, *SIZES)  # in a process of its own yet: the loader has all images
+torch.set_num_threads(1)
+found = {}
+with process_group(torch.device("cpu")):
+    for case in sys.argv[4:]:
+        trainer = tiny_trainer(folder, *SIZES, "train.accumulation=2", "model.prior=0.1", *case.split())
+        gradients = []
+        trainer.optimizer.register_step_pre_hook(
+            lambda *_: gradients.append([p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
+        )
+        batches, rows = iter(whole.loader), []
+        for _ in range(2):
+            step = []
+            for batch in (next(batches) for _ in range(2)):
+                if empty:  # the second half's images, which are the second rank's, show nothing
+                    batch = replace(batch, labels=batch.labels.clone())
+                    batch.labels[2:] = -1
+                step.append(batch.split(world_size())[rank()])
+            row = trainer.step(step)
+            rows.append({name: row[name] for name in ("loss", "cls", "box", "cls_fg", "num_fg", "grad_norm")})
+        found[case] = {"gradients": gradients, "rows": rows, "weights": trainer.model.state_dict()}
+    torch.save(found, out / f"{world_size()}_{rank()}.pt")
+"""
+CASES = (
+    "loss.classification=focal",
+    "loss.classification=ghm_c loss.box=ghm_r",
+    "loss.classification=equalized_focal loss.normaliser=ema",
+    "loss.classification=focal loss.normaliser=image",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("empty", [False, True], ids=["uneven", "one rank without objects"])
+def test_two_times_b_images_give_the_gradients_of_one_times_2b(empty: bool, tmp_path: Path):
+    kind = "empty" if empty else "uneven"
+    for num_ranks in (1, 2):
+        run_ranks(STEPS, num_ranks, tmp_path, kind, tmp_path, *CASES)
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
+    for case in CASES:
+        for step in range(2):
+            assert one[case]["rows"][step]["num_fg"] > 4
+            for name, value in one[case]["rows"][step].items():
+                for own in (first, second):
+                    torch.testing.assert_close(own[case]["rows"][step][name], value, rtol=2e-5, atol=1e-6)
+            scale = max(float(g.abs().max()) for g in one[case]["gradients"][step])
+            for expected, *others in zip(*(x[case]["gradients"][step] for x in (one, first, second)), strict=True):
+                assert torch.equal(*others)
+                assert (others[0] - expected).abs().max() < 1e-4 * scale  # sums in another order
+        for name, value in first[case]["weights"].items():
+            assert torch.equal(value, second[case]["weights"][name]), name
+
+
+EVALUATION = """
+import hashlib, json, sys
+import torch
+from pathlib import Path
+from detector.build import build_dataset, build_evaluation, build_trained_model
+from detector.distributed import process_group, rank
+from tiny import tiny_config
+
+torch.set_num_threads(1)
+config = tiny_config(
+    Path(sys.argv[1]), "data.val.num_images=11", "evaluation.batch_size=2", "model.prior=0.3", "data.short_side=50"
+)
+val = build_dataset(config, "val")
+model = build_trained_model(config, val)
+with process_group(torch.device("cpu")):
+    metrics, detections = build_evaluation(config, val, torch.device("cpu"), torch.float32)(model)
+    print(json.dumps({"rank": rank(), "metrics": metrics, "detections": detections}))
+"""
+
+
+@pytest.mark.slow
+def test_an_evaluation_gives_the_same_numbers_on_any_number_of_ranks(tmp_path: Path):
+    """Eleven images in batches of two: the ranks have unequal parts."""
+    whole = json.loads(run_ranks(EVALUATION, 1, tmp_path)[0])
+    assert len(whole["detections"]) == 1100 and len({one["image_id"] for one in whole["detections"]}) == 11
+    assert 0 < whole["metrics"]["AR100"] < 1
+    for num_ranks in (2, 3):
+        first, *others = map(json.loads, run_ranks(EVALUATION, num_ranks, tmp_path))
+        assert first["detections"] == whole["detections"]
+        assert [one["rank"] for one in (first, *others)] == list(range(num_ranks))
+        for one in (first, *others):
+            assert json.dumps(one["metrics"]) == json.dumps(whole["metrics"])  # as text, for NaN
+        assert all(one["detections"] == [] for one in others)
+
+
+RUN = ("train.epochs=2", "train.batch_size=2", "train.accumulation=2", "train.save_every=1", "train.lr=0.01")
+FAULTY = """
+import os, signal
+from pathlib import Path
+from detector.losses.smooth_l1 import SmoothL1Loss
+from detector.registry import BOX_LOSSES
+
+@BOX_LOSSES.register("faulty")
+class Faulty(SmoothL1Loss):
+    calls = 0
+
+    def forward(self, *arguments):
+        Faulty.calls += 1
+        marker = Path(os.environ["MARKER"])
+        if Faulty.calls == 7 and os.environ["RANK"] == "1" and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.Signals[os.environ["SIGNAL"]])
+        return super().forward(*arguments)
+"""
+
+
+def torchrun(folder: Path, out: str, *options: str, num_ranks: int = 2, number: str = "SIGKILL") -> int:
+    """A training by torchrun whose rank 1 sends itself a signal in its fourth step, once for each marker file."""
+    (folder / "faulty.py").write_text(FAULTY)
+    (folder / "tiny.yaml").write_text("imports: [faulty]\n" + TINY + "loss: {box: faulty}\n")
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", *options]
+    tool = [REPO / "tools/train.py", "--cfg", folder / "tiny.yaml", "--out", folder / out, "--resume", "auto", *RUN]
+    variables = environment(MARKER=str(folder / f"{out}.marker"), SIGNAL=number, XDG_CACHE_HOME=str(folder / "cache"))
+    variables["PYTHONPATH"] += os.pathsep + str(folder)
+    return subprocess.run([sys.executable, *command, *tool], env=variables, timeout=300, check=False).returncode
+
+
+def steps_of(folder: Path) -> list[int]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "whole.marker").touch()
+    assert torchrun(folder, "whole") == 0
+    assert steps_of(folder / "whole") == list(range(6))
+    assert json.loads((folder / "whole/metrics.json").read_text())["AR100"] >= 0
+    return load_checkpoint(folder / "whole/checkpoints/last.pt")
+
+
+def assert_same_weights(a: dict, b: dict) -> None:
+    for name, value in a["model"].items():
+        assert torch.equal(value, b["model"][name]), name
+
+
+@pytest.mark.slow
+def test_a_killed_rank_comes_back_from_the_last_checkpoint_and_ends_with_the_same_weights(
+    undisturbed: dict, tmp_path: Path
+):
+    assert torchrun(tmp_path, "killed", "--max-restarts=1") == 0
+    assert (tmp_path / "killed.marker").exists()
+    assert steps_of(tmp_path / "killed") == list(range(6))
+    assert_same_weights(undisturbed, load_checkpoint(tmp_path / "killed/checkpoints/last.pt"))
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_resuming_ends_with_the_same_weights(
+    undisturbed: dict, tmp_path: Path
+):
+    assert torchrun(tmp_path, "stopped", number="SIGTERM") != 0
+    assert load_checkpoint(tmp_path / "stopped/checkpoints/last.pt")["training"]["steps_done"] == 4
+    assert torchrun(tmp_path, "stopped") == 0
+    assert steps_of(tmp_path / "stopped") == list(range(6))
+    assert_same_weights(undisturbed, load_checkpoint(tmp_path / "stopped/checkpoints/last.pt"))
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on_with_the_same_images_and_says_what_differs(
+    undisturbed: dict, tmp_path: Path, capfd: pytest.CaptureFixture
+):
+    assert torchrun(tmp_path, "fewer", number="SIGTERM") != 0
+    assert torchrun(tmp_path, "fewer", num_ranks=1) == 0
+    assert (
+        "was written by 2 processes, 1 continue: the order of the images and their pixels stay"
+        in capfd.readouterr().err
+    )
+    assert steps_of(tmp_path / "fewer") == list(range(6))
+    found = load_checkpoint(tmp_path / "fewer/checkpoints/last.pt")
+    for name, value in undisturbed["model"].items():
+        torch.testing.assert_close(found["model"][name], value, rtol=1e-3, atol=1e-5)
