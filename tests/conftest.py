@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,3 +12,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data sets at {folder}; set DETECTOR_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Drawn scenes go to a folder of the tests' own, in the processes that they start too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -1,7 +1,9 @@
 """Batches in a reproducible order: which samples is a function of (seed, epoch), with which random numbers one of
 (seed, epoch, index, repeat)."""
 
+import atexit
 import logging
+import multiprocessing
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -188,6 +190,8 @@ class Loader:
             pin_memory=torch.cuda.is_available(),
         )
         self._loader = self._make()
+        if num_workers:
+            atexit.register(_kill_workers)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -240,6 +244,12 @@ def make_loader(
     return Loader(
         Transformed(dataset, transforms, seed, kind), batches, num_workers=num_workers, size_divisor=size_divisor
     )
+
+
+def _kill_workers() -> None:
+    """At the process's end, which would wait for ever for workers that ignore its SIGTERM."""
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def _start_worker(worker: int) -> None:

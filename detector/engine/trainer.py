@@ -253,20 +253,20 @@ class Trainer:
     def _epoch(self, epoch: int, offset: int, folder: RunFolder | None) -> None:
         self.model.train()
         rows: list[dict] = []
-        window = {"since": time.perf_counter(), "images": 0}
+        since = time.perf_counter()
 
         def show() -> None:
+            nonlocal since
             if rows and folder is not None:
-                self._log(epoch, rows, window["images"] / (time.perf_counter() - window["since"]), folder)
+                self._log(epoch, rows, len(rows) / (time.perf_counter() - since), folder)
             rows.clear()
-            window.update(since=time.perf_counter(), images=0)
+            since = time.perf_counter()
 
         stop = False
         try:
             for batches in self._batches(epoch, offset):
                 about = self.steps_done, self.rate(self.steps_done), batches
                 self.readback.send(about, self._within_memory(batches))
-                window["images"] += sum(len(b.image_ids) for b in batches) * world_size()
                 stop = self._receive(rows)
                 if self.steps_done % self.schedule.log_every == 0:
                     show()
@@ -341,7 +341,8 @@ class Trainer:
             raise RefusedStep(f"{what}; so were the {MAX_REFUSED} before it; {remedy}")
         log.warning("%s: skipped, the weights are as before", what)
 
-    def _log(self, epoch: int, rows: list[dict], images_per_s: float, folder: RunFolder) -> None:
+    def _log(self, epoch: int, rows: list[dict], steps_per_s: float, folder: RunFolder) -> None:
+        images_per_s = steps_per_s * self.schedule.accumulation * self.loader.batches.batch_size
         for row in rows:
             if self.meter_names[0] in row:
                 self._warn(row)
@@ -350,14 +351,12 @@ class Trainer:
         folder.record([{k: v for k, v in row.items() if k not in unmeasured} | last | unmeasured | row for row in rows])
         taken = [row for row in rows if not row["refused"]] or rows
         mean = {name: sum(row[name] for row in taken) / len(taken) for name in rows[0] if name not in unmeasured}
-        left = (self.schedule.num_steps - self.steps_done) / self.schedule.steps_per_epoch
-        per_epoch = self.schedule.steps_per_epoch * self.schedule.accumulation * self.loader.batches.batch_size
         folder.show(
             self.steps_done,
             f"epoch {epoch + 1}/{self.schedule.epochs}  loss {mean['loss']:.4f} (cls {mean['cls']:.4f} = fg "
             f"{mean['cls_fg']:.4f} + bg {mean['cls_bg']:.4f}, box {mean['box']:.4f})  fg {mean['num_fg']:.0f}  "
             f"fg gradient {mean['fg_gradient_share']:.0%}  {images_per_s:.1f} images/s  "
-            f"ETA {left * per_epoch / images_per_s:.0f} s",
+            f"ETA {(self.schedule.num_steps - self.steps_done) / steps_per_s:.0f} s",
         )
 
     def _warn(self, row: dict[str, float]) -> None:

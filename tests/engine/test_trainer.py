@@ -1,183 +1,42 @@
 import copy
-import csv
 import json
 import math
-import os
-import random
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import TINY
+from runs import WITH_STATE, assert_same, first_batches, make_trainer, rows_of, scalars, seed_global_generators
 from torch import nn
 from torchvision.ops import box_iou
 
-from detector.build import build_dataset, build_train_loader, build_trained_model, build_trainer
-from detector.config import config_from_text
 from detector.data.images import write_image
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.outcome import load_evaluation, save_curves
 from detector.engine.trainer import Trainer
-from detector.errors import Interrupted, UserError
+from detector.errors import UserError
 from detector.losses.base import BoxLoss
-
-RUN = (
-    "data.augment={horizontal_flip: 0.5, brightness: 0.2}",
-    "train.epochs=2",
-    "train.accumulation=2",
-    "train.lr=0.01",
-    "train.log_every=2",
-)
-STEPS_PER_EPOCH = 3
-WITH_STATE = (  # every kind of state that a step can leave behind
-    "model.norm=batch",
-    "loss.classification={type: ghm_c, bins: 10, momentum: 0.5}",
-    "loss.box={type: ghm_r}",
-    "train.ema_decay=0.9",
-    "train.optimizer=adamw",
-    "train.lr=0.001",
-    "train.schedule=cosine",
-    "train.warmup_steps=2",
-    "train.clip_norm=1",
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-def make_trainer(folder: Path, *overrides: str) -> Trainer:
-    config = config_from_text(TINY, "TINY", [*RUN, *overrides])
-    train = build_dataset(config, "train")
-    val = build_dataset(config, "val", train.class_names)
-    return build_trainer(config, build_trained_model(config, train), train, val, folder)
-
-
-def first_batches(trainer: Trainer, count: int) -> list:
-    batches = iter(trainer.loader)
-    return [next(batches) for _ in range(count)]
-
-
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def assert_same(a: object, b: object, where: str = "") -> None:
-    """Nested containers equal to the last bit."""
-    assert type(a) is type(b), where
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, pair in enumerate(zip(a, b, strict=True)):
-            assert_same(*pair, f"{where}.{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b, where
-
-
-def seed_global_generators(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def send_sigterm_in_step(trainer: Trainer, step: int) -> None:
-    """The rate of a step is asked for before it and in it, so the signal comes while the step is at hand."""
-    rate = trainer.rate
-
-    def rate_with_signal(now: int) -> float:
-        if now == step:
-            trainer.rate = rate
-            os.kill(os.getpid(), signal.SIGTERM)
-        return rate(now)
-
-    trainer.rate = rate_with_signal
-
-
-def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """Each step's value, of the newest file that has it. (TensorBoard reads a folder's files by name, which is not the
-    order of their writing where two were begun within a second, as only a test does.)"""
-    values: dict[int, float] = {}
-    for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns):
-        board = EventAccumulator(str(file), size_guidance={"scalars": 0})
-        board.Reload()
-        values |= {e.step: e.value for e in board.Scalars(tag)} if tag in board.Tags()["scalars"] else {}
-    return sorted(values.items())
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer, dict]:
-    folder = tmp_path_factory.mktemp("uninterrupted")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Trainer]:
+    folder = tmp_path_factory.mktemp("finished")
     trainer = make_trainer(folder, *WITH_STATE)
     seed_global_generators(1)
     trainer.train()
-    return folder, trainer, trainer.state()  # before another test touches the global generators
+    return folder, trainer
 
 
-@pytest.mark.parametrize("steps", [2, STEPS_PER_EPOCH, 4, 2 * STEPS_PER_EPOCH])
-def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
-    steps: int, uninterrupted: tuple[Path, Trainer, dict], tmp_path: Path
-):
-    """In mid-epoch, at an epoch's last step and at the run's, whose evaluations are then still owed."""
-    expected_folder, expected, expected_state = uninterrupted
-    first = make_trainer(tmp_path, *WITH_STATE)
-    seed_global_generators(1)
-    send_sigterm_in_step(first, steps - 1)
-    with pytest.raises(Interrupted) as stopped:
-        first.train()
-    assert stopped.value.exit_code == 143 and first.steps_done == steps
-    assert [int(row["step"]) for row in rows_of(tmp_path)] == list(range(steps))
-
-    second = make_trainer(tmp_path, *WITH_STATE)
-    seed_global_generators(2)
-    second.resume(load_checkpoint(tmp_path / "checkpoints/last.pt"), tmp_path / "checkpoints/last.pt")
-    assert second.steps_done == steps
-    second.train()
-
-    assert_same(second.state(), expected_state)  # weights, optimizer, criterion, random generators, counters
-    assert_same(second.average.module.state_dict(), expected.average.module.state_dict())
-    rows, expected_rows = rows_of(tmp_path), rows_of(expected_folder)
-    for row in (*rows, *expected_rows):
-        del row["images_per_s"]
-    assert rows == expected_rows and len(rows) == 6
-    assert (tmp_path / "metrics.json").read_text() == (expected_folder / "metrics.json").read_text()
-    assert (tmp_path / "detections.json").read_text() == (expected_folder / "detections.json").read_text()
-    for tag in ("train/loss", "val/AP"):
-        assert scalars(tmp_path, tag) == scalars(expected_folder, tag)
-
-
-def test_the_state_that_resuming_must_carry_is_there(uninterrupted: tuple[Path, Trainer, dict]):
-    """Else the test above would compare nothing with nothing."""
-    _, trainer, state = uninterrupted
-    assert trainer.criterion.classification.density.running_counts.count_nonzero() > 1
-    assert int(trainer.criterion.classification.density.steps) == 12  # two batches a step
-    assert len(state["optimizer"]["state"]) == len([p for p in trainer.model.parameters() if p.requires_grad])
-    assert state["average_updates"] == 6
-    weights = trainer.model.state_dict()
-    assert any(not torch.equal(weights[k], v) for k, v in trainer.average.module.state_dict().items())
-
-
-def test_the_columns_of_metrics_csv(uninterrupted: tuple[Path, Trainer, dict]):
-    rows = rows_of(uninterrupted[0])
+def test_the_columns_of_metrics_csv(finished: tuple[Path, Trainer]):
+    rows = rows_of(finished[0])
     columns = {
         *("step", "lr", "loss", "cls", "box", "cls_fg", "cls_bg"),
         *("fg_gradient_share", "grad_norm", "num_fg", "refused", "images_per_s"),
     }
-    meters = uninterrupted[1].meter_names
+    meters = finished[1].meter_names
     assert set(rows[0]) == columns | set(meters)
-    every = uninterrupted[1].schedule.meter_every
+    every = finished[1].schedule.meter_every
     for row in rows:
         measured = [name for name in meters if row[name]]
         assert measured == (meters if int(row["step"]) % every == 0 else [])
@@ -190,16 +49,16 @@ def test_the_columns_of_metrics_csv(uninterrupted: tuple[Path, Trainer, dict]):
         assert row["cls"] == pytest.approx(row["cls_fg"] + row["cls_bg"], rel=1e-6)
         assert row["loss"] == pytest.approx(row["cls"] + row["box"], rel=1e-6)
         assert row["cls_fg"] > 0 and row["cls_bg"] > 0 and row["images_per_s"] > 0 and row["grad_norm"] > 0
-        assert row["lr"] == uninterrupted[1].rate(int(row["step"]))
+        assert row["lr"] == finished[1].rate(int(row["step"]))
 
 
-def test_curves_are_drawn_from_metrics_csv(uninterrupted: tuple[Path, Trainer, dict]):
-    save_curves(uninterrupted[0])
-    assert (uninterrupted[0] / "curves.png").read_bytes().startswith(b"\x89PNG")
+def test_curves_are_drawn_from_metrics_csv(finished: tuple[Path, Trainer]):
+    save_curves(finished[0])
+    assert (finished[0] / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tensorboard_holds_what_the_files_hold(uninterrupted: tuple[Path, Trainer, dict]):
-    folder = uninterrupted[0]
+def test_tensorboard_holds_what_the_files_hold(finished: tuple[Path, Trainer]):
+    folder = finished[0]
     rows = rows_of(folder)
     for name in ("loss", "cls_fg", "fg_gradient_share", "num_fg", "lr"):
         expected = [(int(row["step"]), pytest.approx(float(row[name]), rel=1e-6)) for row in rows]
@@ -424,10 +283,9 @@ def test_more_accumulation_than_an_epoch_has_batches_is_refused(tmp_path: Path):
 
 def test_the_loader_of_a_trainer_repeats_itself(tmp_path: Path):
     """What the tests above take for granted: the same batches from another loader of the same config."""
-    config = config_from_text(TINY, "TINY", RUN)
-    loader = build_train_loader(config, build_dataset(config, "train"))
-    for ours, other in zip(first_batches(make_trainer(tmp_path), 3), list(loader)[:3], strict=True):
-        assert torch.equal(ours.images, other.images) and ours.image_ids == other.image_ids
+    one, other = (first_batches(make_trainer(tmp_path), 3) for _ in range(2))
+    for ours, theirs in zip(one, other, strict=True):
+        assert torch.equal(ours.images, theirs.images) and ours.image_ids == theirs.image_ids
 
 
 def write_blocks(folder: Path) -> None:

@@ -1,0 +1,194 @@
+"""N steps, a stop, a new process's worth of objects and N more steps are 2N steps, to the last bit."""
+
+import copy
+import hashlib
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from runs import (
+    STEPS_PER_EPOCH,
+    WITH_STATE,
+    assert_same,
+    make_trainer,
+    rows_of,
+    scalars,
+    seed_global_generators,
+    send_sigterm_in_step,
+)
+
+from detector.engine.checkpoint import load_checkpoint
+from detector.engine.trainer import Trainer
+from detector.errors import Interrupted
+
+VARIANTS = {  # between them, every kind of state that a step can leave behind
+    "adamw, ghm, average, batch norm, spikes": (*WITH_STATE, "faults.spike_factor=100"),
+    "sgd, equalized focal, ema normaliser, fp16, random anchors": (
+        *("loss.classification=equalized_focal", "loss.normaliser=ema", "anchor_sampler={type: random, count: 64}"),
+        *("train.precision=fp16", "train.optimizer=sgd", "train.lr=0.001"),
+    ),
+}
+FIRST, SECOND = VARIANTS
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that ended: its folder, trainer, last state and what each step saw (image ids and a hash of the pixels)."""
+
+    folder: Path
+    trainer: Trainer
+    state: dict
+    seen: list[tuple]
+
+
+def watch(trainer: Trainer) -> list[tuple]:
+    """What its steps see from now on."""
+    seen, step = [], partial(Trainer.step, weakref.proxy(trainer))  # a cycle would keep the loader's workers waiting
+
+    def watched(batches: list) -> dict:
+        seen.append(tuple((b.image_ids, hashlib.sha256(b.images.numpy().tobytes()).hexdigest()) for b in batches))
+        return step(batches)
+
+    trainer.step = watched
+    return seen
+
+
+def start(folder: Path, variant: str, *overrides: str) -> Trainer:
+    trainer = make_trainer(folder, *VARIANTS[variant], *overrides)
+    if trainer.scaler.is_enabled():
+        trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 1024.0})  # not that of a new one
+    seed_global_generators(1)
+    return trainer
+
+
+def finish(folder: Path, variant: str, *overrides: str, change: Callable[[dict], object] | None = None) -> Run:
+    """The rest of an interrupted run, by objects made anew; `change` is done to the checkpoint first."""
+    trainer = make_trainer(folder, *VARIANTS[variant], *overrides)
+    seed_global_generators(2)
+    checkpoint = load_checkpoint(folder / "checkpoints/last.pt")
+    if change is not None:
+        change(checkpoint)
+    trainer.resume(checkpoint, folder / "checkpoints/last.pt")
+    seen = watch(trainer)
+    trainer.train()
+    return Run(folder, trainer, trainer.state(), seen)
+
+
+def interrupt(folder: Path, variant: str, steps: int, *overrides: str) -> list[tuple]:
+    trainer = start(folder, variant, *overrides)
+    seen = watch(trainer)
+    send_sigterm_in_step(trainer, steps - 1)
+    try:  # not pytest.raises, whose record of the error would keep the trainer and its loader's workers waiting
+        trainer.train()
+    except Interrupted as stopped:
+        assert stopped.exit_code == 143 and trainer.steps_done == steps
+    else:
+        pytest.fail("not interrupted")
+    assert [int(row["step"]) for row in rows_of(folder)] == list(range(steps))
+    return seen
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    runs = {}
+    for number, variant in enumerate(VARIANTS):
+        folder = tmp_path_factory.mktemp(f"whole{number}")
+        trainer = start(folder, variant)
+        seen = watch(trainer)
+        trainer.train()
+        runs[variant] = Run(folder, trainer, copy.deepcopy(trainer.state()), seen)
+    return runs
+
+
+def assert_equal_runs(found: Run, expected: Run, seen_before: list[tuple]) -> None:
+    assert seen_before + found.seen == expected.seen
+    assert_same(found.state, expected.state)  # weights, optimizer, scaler, losses, guard, random generators, counters
+    assert_same(found.trainer.evaluated_model.state_dict(), expected.trainer.evaluated_model.state_dict())
+    rows, expected_rows = rows_of(found.folder), rows_of(expected.folder)
+    for row in (*rows, *expected_rows):
+        row.pop("images_per_s", None)
+    assert rows == expected_rows and len(rows) == 2 * STEPS_PER_EPOCH
+    for name in ("metrics.json", "detections.json"):
+        assert (found.folder / name).read_text() == (expected.folder / name).read_text()
+    for tag in ("train/loss", "val/AP"):
+        assert scalars(found.folder, tag) == scalars(expected.folder, tag)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("steps", [2, STEPS_PER_EPOCH, 4, 2 * STEPS_PER_EPOCH])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    steps: int, variant: str, whole: dict[str, Run], tmp_path: Path
+):
+    """In mid-epoch, at an epoch's last step and at the run's, whose evaluations are then still owed."""
+    seen = interrupt(tmp_path, variant, steps)
+    assert_equal_runs(finish(tmp_path, variant), whole[variant], seen)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 0)])
+def test_loader_workers_make_no_difference(before: int, after: int, whole: dict[str, Run], tmp_path: Path):
+    seen = interrupt(tmp_path, FIRST, 2, f"data.num_workers={before}")
+    assert_equal_runs(finish(tmp_path, FIRST, f"data.num_workers={after}"), whole[FIRST], seen)
+
+
+def test_a_checkpoint_in_mid_epoch_is_as_good_as_one_of_a_signal(whole: dict[str, Run], tmp_path: Path):
+    """Numbers on their way from the device included."""
+    trainer = start(tmp_path, FIRST, "train.save_every=2")
+    trainer.readback.delay = 2
+    seen, save = watch(trainer), trainer.save
+
+    def save_and_die(name: str) -> None:
+        save(name)
+        raise KeyboardInterrupt
+
+    trainer.save = save_and_die
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert_equal_runs(finish(tmp_path, FIRST), whole[FIRST], seen)
+
+
+def test_the_state_that_resuming_must_carry_is_there(whole: dict[str, Run]):
+    """Else the tests above would compare nothing with nothing."""
+    first, second = whole.values()
+    assert first.trainer.criterion.classification.density.running_counts.count_nonzero() > 1
+    assert int(first.trainer.criterion.classification.density.steps) == 12  # two batches a step
+    assert int(first.trainer.guard.steps) == 6 and first.trainer.guard.mean_loss > 0
+    assert first.state["average_updates"] == 6
+    weights = first.trainer.model.state_dict()
+    assert any(not torch.equal(weights[k], v) for k, v in first.trainer.average.module.state_dict().items())
+    assert second.trainer.criterion.mean_num_fg > 0 and second.trainer.scaler.get_scale() == 1024
+    for run in (first, second):
+        trained = [p for p in run.trainer.model.parameters() if p.requires_grad]
+        assert len(run.state["optimizer"]["state"]) == len(trained)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "variant"),
+    [(part, FIRST) for part in ("model", "optimizer", "criterion", "guard", "average", "position")]
+    + [(part, SECOND) for part in ("optimizer", "criterion", "scaler", "random")],
+)
+def test_what_is_left_out_of_the_state_is_noticed(left_out: str, variant: str, whole: dict[str, Run], tmp_path: Path):
+    """The negative control of the tests above: without any one part of the state, the end is another."""
+    seen = interrupt(tmp_path, variant, 2)
+    new = start(tmp_path, variant)  # without a history
+    new_state = copy.deepcopy(new.state())
+    if left_out == "scaler":
+        new_state["scaler"]["scale"] = 65536.0
+
+    def leave_out(checkpoint: dict) -> None:
+        if left_out == "average":
+            checkpoint["model"] = checkpoint["training"]["model"]
+        elif left_out == "position":
+            checkpoint["training"]["steps_done"] = 0
+        else:
+            checkpoint["training"][left_out] = new_state[left_out]
+
+    found = finish(tmp_path, variant, change=leave_out)
+    with pytest.raises(AssertionError):
+        assert_equal_runs(found, whole[variant], seen)
+    end, expected = found.trainer.evaluated_model.state_dict(), whole[variant].trainer.evaluated_model.state_dict()
+    same = all(torch.equal(value, expected[name]) for name, value in end.items())
+    assert same == (left_out == "guard")  # which touches the weights only where something is amiss

@@ -1,0 +1,100 @@
+"""Trainings of the tiny detector, and what they leave behind."""
+
+import csv
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import TINY
+
+from detector.build import build_dataset, build_trained_model, build_trainer
+from detector.config import config_from_text
+from detector.engine.trainer import Trainer
+
+RUN = (
+    "data.augment={horizontal_flip: 0.5, brightness: 0.2}",
+    "train.epochs=2",
+    "train.accumulation=2",
+    "train.lr=0.01",
+    "train.log_every=2",
+)
+STEPS_PER_EPOCH = 3
+WITH_STATE = (  # every kind of state that a step can leave behind
+    "model.norm=batch",
+    "loss.classification={type: ghm_c, bins: 10, momentum: 0.5}",
+    "loss.box={type: ghm_r}",
+    "train.ema_decay=0.9",
+    "train.optimizer=adamw",
+    "train.lr=0.001",
+    "train.schedule=cosine",
+    "train.warmup_steps=2",
+    "train.clip_norm=1",
+)
+
+
+def make_trainer(folder: Path, *overrides: str) -> Trainer:
+    config = config_from_text(TINY, "TINY", [*RUN, *overrides])
+    train = build_dataset(config, "train")
+    val = build_dataset(config, "val", train.class_names)
+    return build_trainer(config, build_trained_model(config, train), train, val, folder)
+
+
+def first_batches(trainer: Trainer, count: int) -> list:
+    batches = iter(trainer.loader)
+    return [next(batches) for _ in range(count)]
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Nested containers equal to the last bit."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}.{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def seed_global_generators(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def send_sigterm_in_step(trainer: Trainer, step: int) -> None:
+    """The rate of a step is asked for before it and in it, so the signal comes while the step is at hand."""
+    rate = trainer.rate
+
+    def rate_with_signal(now: int) -> float:
+        if now == step:
+            trainer.rate = rate
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rate(now)
+
+    trainer.rate = rate_with_signal
+
+
+def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """Each step's value, of the newest file that has it. (TensorBoard reads a folder's files by name, which is not the
+    order of their writing where two were begun within a second, as only a test does.)"""
+    values: dict[int, float] = {}
+    for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns):
+        board = EventAccumulator(str(file), size_guidance={"scalars": 0})
+        board.Reload()
+        values |= {e.step: e.value for e in board.Scalars(tag)} if tag in board.Tags()["scalars"] else {}
+    return sorted(values.items())
