@@ -1,12 +1,14 @@
 """The one place where a config becomes objects."""
 
 import os
+import random
 from collections.abc import Callable
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -59,7 +61,8 @@ def build_model(config: Config, num_classes: int) -> RetinaNet:
 
 def build_trained_model(config: Config, dataset: DetectionDataset) -> RetinaNet:
     """The network with `model.weights`, the rest drawn from `train.seed`, for `dataset`'s classes."""
-    torch.manual_seed(config.train.seed)
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(config.train.seed % 2**32)
     model = build_model(config, len(dataset.class_names))
     load_weights(model, config.model.backbone, config.model.weights, dataset.class_names, dataset.category_ids)
     if config.model.norm == "frozen" and frozen_batch_norm_is_random(model.backbone.state_dict()):

@@ -1,10 +1,14 @@
 """How a tool ends: its exit code and, where the user is at fault, its one line on stderr."""
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from detector.errors import Interrupted, UserError
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -15,6 +19,12 @@ def run(main: Callable[[], None]) -> NoReturn:
         # a loader worker's error arrives behind the worker's traceback
         prefix = f"{UserError.__module__}.{UserError.__name__}: "
         print("error:", " ".join(str(error).splitlines()).rpartition(prefix)[2], file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        what = f"{error.filename or 'a file of the run'}: {os.strerror(error.errno).lower()}"
+        print(f"error: {what}; mend that, then go on (a training by --resume auto)", file=sys.stderr)
         sys.exit(2)
     except Interrupted as error:
         sys.exit(error.exit_code)

@@ -1,5 +1,8 @@
+import errno
+import hashlib
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector.engine.checkpoint import VERSION, load_checkpoint, save_checkpoint
+from detector.engine.checkpoint import VERSION, is_whole, load_checkpoint, newest_whole, save_checkpoint
 from detector.errors import UserError
 
 
@@ -127,24 +130,68 @@ def test_code_in_a_file_is_never_run(writer: str, tmp_path: Path):
 
 
 def test_truncated_and_damaged_files(tmp_path: Path):
+    """Not one byte may differ."""
     path = tmp_path / "x.pt"
     save_checkpoint(path, contents())
     whole = path.read_bytes()
-    for length in range(0, len(whole) - 1, 97):
-        path.write_bytes(whole[:length])
+    damages = [whole[:length] for length in range(0, len(whole), 97)] + [whole[:-1], whole + b"0"]
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(whole)
+        position = rng.integers(len(whole))
+        damaged[position] ^= 1 << rng.integers(8)
+        damages.append(bytes(damaged))
+    for damaged in damages:
+        path.write_bytes(damaged)
+        assert not is_whole(path)
         with pytest.raises(UserError) as error:
             load_checkpoint(path)
         assert "\n" not in str(error.value)
-    rng = np.random.default_rng(0)
-    refused = 0
-    for _ in range(150):
-        damaged = bytearray(whole)
-        for position in rng.integers(len(whole), size=3):
-            damaged[position] = rng.integers(256)
-        path.write_bytes(damaged)
-        try:
-            load_checkpoint(path)
-        except UserError as error:
-            assert "\n" not in str(error)
-            refused += 1
-    assert refused > 10
+    path.write_bytes(whole)
+    assert is_whole(path)
+    load_checkpoint(path)
+
+
+def test_pytorch_itself_reads_a_checkpoint_and_its_hash_is_the_archives_comment(tmp_path: Path):
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, contents())
+    for mmap in (False, True):
+        loaded = torch.load(path, weights_only=True, mmap=mmap)
+        assert torch.equal(loaded["model"]["weight"], contents()["model"]["weight"])
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.comment.decode() == hashlib.sha256(path.read_bytes()[:-64]).hexdigest()
+
+
+def seeds(folder: Path) -> dict[str, int]:
+    """Which contents the files hold."""
+    return {path.name: load_checkpoint(path)["seed"] for path in sorted(folder.iterdir())}
+
+
+def test_the_last_k_are_kept_and_the_newest_whole_one_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "last.pt"
+    assert newest_whole(path) is None
+    for seed in range(5):
+        save_checkpoint(path, contents(seed) | {"seed": seed}, keep=3)
+    assert seeds(tmp_path) == {"last.1.pt": 3, "last.2.pt": 2, "last.pt": 4}
+    assert newest_whole(path) == path
+    (tmp_path / "last.pt.tmp").write_bytes(path.read_bytes()[:1000])  # a killed writer's
+    for damaged, left in (("last.pt", "last.1.pt"), ("last.1.pt", "last.2.pt")):
+        (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:-100])
+        assert newest_whole(path) == tmp_path / left
+        assert f"{damaged} is damaged: looking for an older checkpoint" in caplog.text
+    path.unlink()  # as between two renames
+    assert newest_whole(path) == tmp_path / "last.2.pt"
+    save_checkpoint(path, contents(9) | {"seed": 9}, keep=3)
+    assert newest_whole(path) == path and load_checkpoint(path)["seed"] == 9
+
+
+def test_a_full_device_says_so(tmp_path: Path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, contents())
+    before = path.read_bytes()
+    (tmp_path / "last.pt.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError) as error:
+        save_checkpoint(path, contents(1))
+    assert error.value.errno == errno.ENOSPC
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,359 @@
+"""What goes wrong in long trainings, done on purpose: nothing good is lost, and one line says what to do."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ranks import environment
+from runs import assert_same, first_batches, make_trainer, rows_of
+from tiny import TINY
+from tools_run import run_tool
+
+from detector.data.images import write_image
+from detector.engine.checkpoint import load_checkpoint, newest_whole
+from detector.engine.outcome import load_evaluation
+from detector.engine.trainer import MAX_REFUSED, RefusedStep, Trainer
+from detector.errors import UserError
+from detector.losses.base import BoxLoss
+from detector.losses.smooth_l1 import SmoothL1Loss
+
+KILLS = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+import torch
+from runs import make_trainer
+from detector.engine.checkpoint import load_checkpoint, newest_whole
+
+OPTIONS = "train.epochs=40", "train.accumulation=1", "train.ema_decay=0.9", "train.lr=0.001", "train.evaluate_every=30"
+folder, rng = Path(sys.argv[1]), random.Random(0)
+
+
+def die_in(name: str, call: int) -> None:
+    # between the temporary file and its renames, and between these
+    function, calls = getattr(os, name), iter(range(1, 10**6))
+
+    def dying(*arguments, **keywords):
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+
+    setattr(os, name, dying)
+
+
+def train(out: Path, save_every: int, begun: list, fault: tuple | None = None) -> int:
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        os.close(1)
+        trainer = make_trainer(out, *OPTIONS, f"train.save_every={save_every}")
+        found = newest_whole(out / "checkpoints/last.pt")
+        if found is not None:
+            trainer.resume(load_checkpoint(found), found)
+        os.write(begun[1], f"{trainer.steps_done}\\n".encode())
+        if fault is not None:
+            die_in(*fault)
+        trainer.train()
+        os._exit(0)
+    return child
+
+
+pipe = os.pipe()
+assert os.waitpid(train(folder / "whole", 0, pipe), 0)[1] == 0
+endings = []
+for _ in range(50):
+    fault = None if rng.random() < 0.5 else (rng.choice(("fsync", "replace")), rng.randint(1, 8))
+    child = train(folder / "killed", 1, pipe, fault)
+    if fault is None:
+        time.sleep(rng.uniform(0, 1.2))
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    last = folder / "killed/checkpoints/last.pt"
+    unfinished = last.with_name("last.pt.tmp").exists()
+    endings.append([os.WIFSIGNALED(status), unfinished, newest_whole(last) is not None])
+assert os.waitpid(train(folder / "killed", 1, pipe), 0)[1] == 0
+os.close(pipe[1])
+print(json.dumps({"endings": endings, "begun": [int(line) for line in os.fdopen(pipe[0])]}))
+"""
+
+
+@pytest.mark.slow
+def test_killed_fifty_times_it_ends_with_the_same_weights(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, str(tmp_path)], env=environment(), stdout=subprocess.PIPE, text=True, check=True
+    )
+    found = json.loads(done.stdout)
+    killed, unfinished, whole = (sum(column) for column in zip(*found["endings"], strict=True))
+    assert killed >= 40  # a fast machine comes to the end before
+    assert unfinished >= 5  # of the kills came in the middle of a save
+    assert [e[2] for e in found["endings"]] == sorted(e[2] for e in found["endings"])  # once there is one, always
+    assert whole >= 40
+    begun = found["begun"][1:]  # after the whole run's own
+    assert begun == sorted(begun) and begun[-1] > 60, "nothing good was lost"
+    a, b = (load_checkpoint(tmp_path / run / "checkpoints/last.pt") for run in ("whole", "killed"))
+    assert a["training"]["steps_done"] == 240
+    assert_same(b["training"], a["training"])
+    assert_same(dict(b["model"]), dict(a["model"]))
+    rows, expected = rows_of(tmp_path / "killed"), rows_of(tmp_path / "whole")
+    assert [row | {"images_per_s": 0} for row in rows] == [row | {"images_per_s": 0} for row in expected]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """40 MB, of which a checkpoint of the run below takes 23."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def train_tiny(folder: Path, out: Path, *overrides: str) -> int:
+    (folder / "tiny.yaml").write_text(TINY)
+    options = "train.epochs=2", "train.save_every=2", "train.log_every=1", "train.keep_checkpoints=1"
+    return run_tool("train", "--cfg", folder / "tiny.yaml", "--out", out, "--resume", "auto", *options, *overrides)
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_and_a_read_only_one(small_disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert train_tiny(tmp_path, tmp_path / "whole") == 0
+    run = small_disk / "run"
+    capsys.readouterr()
+    assert train_tiny(tmp_path, run) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "no space left on device" in error
+    assert "--resume auto" in error
+    last = run / "checkpoints/last.pt"
+    assert newest_whole(last) == last and load_checkpoint(last)["training"]["steps_done"] == 2
+
+    remount(small_disk, "ro")
+    assert train_tiny(tmp_path, run) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and "read-only file system" in error
+    assert newest_whole(last) == last
+
+    remount(small_disk, "rw,size=400m")
+    assert train_tiny(tmp_path, run) == 0
+    a, b = (load_checkpoint(out / "checkpoints/last.pt") for out in (tmp_path / "whole", run))
+    assert_same(b["training"], a["training"])
+    assert len(rows_of(run)) == len(rows_of(tmp_path / "whole")) == 12
+
+
+# ---- steps that must not be taken
+
+
+class At(SmoothL1Loss):
+    """The smooth L1 loss, in some of its calls with another factor."""
+
+    def __init__(self, factor: float, calls: set[int]):
+        super().__init__()
+        self.factor = factor
+        self.calls = calls
+        self.called = 0
+
+    def forward(self, *arguments):
+        self.called += 1
+        return super().forward(*arguments) * (self.factor if self.called - 1 in self.calls else 1)
+
+
+def faulty(folder: Path, factor: float, steps: set[int], *overrides: str) -> Trainer:
+    trainer = make_trainer(folder, "train.accumulation=1", "train.epochs=6", "train.evaluate_every=0", *overrides)
+    trainer.criterion.box = At(factor, steps)
+    return trainer
+
+
+def test_stop_ends_the_run_before_the_weights_and_leaves_a_record(tmp_path: Path):
+    trainer = faulty(tmp_path, math.nan, {3}, "train.save_every=3")
+    with pytest.raises(RefusedStep, match=r"^step 3: the loss or its gradient is not finite .*train\.lr") as error:
+        trainer.train()
+    record = json.loads((tmp_path / "refused/step_3_rank_0.json").read_text())
+    batch = first_batches(make_trainer(tmp_path / "other", "train.accumulation=1"), 4)[3]
+    assert record["image_ids"] == list(batch.image_ids) and record["file_names"] == list(batch.file_names)
+    assert all(name in str(error.value) for name in batch.file_names) and "\n" not in str(error.value)
+    numbers = {name: float(value) for name, value in record["numbers"].items()}
+    assert math.isnan(numbers["loss"]) and math.isnan(numbers["box"]) and numbers["cls"] > 0
+    assert numbers["logit_min"] < numbers["logit_max"] < 0  # the prior's
+    saved = load_checkpoint(tmp_path / "checkpoints/last.pt")
+    assert saved["training"]["steps_done"] == 3
+    assert_same(dict(saved["model"]), dict(trainer.model.state_dict()))
+    assert [int(row["step"]) for row in rows_of(tmp_path)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("delay", [0, 2])  # of the numbers from the device
+def test_skip_leaves_the_step_out(delay: int, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    trainer = faulty(tmp_path / "skip", math.inf, {3, 4}, "faults.bad_step=skip", "model.norm=batch", "train.epochs=1")
+    trainer.readback.delay = delay
+    trainer.train()
+    refused = [int(float(row["refused"])) for row in rows_of(tmp_path / "skip")]
+    assert refused == [0, 0, 0, 1, 1, 0] and caplog.text.count("skipped, the weights are as before") == 2
+    assert {path.name for path in (tmp_path / "skip/refused").iterdir()} == {f"step_{i}_rank_0.json" for i in (3, 4)}
+
+    other = make_trainer(tmp_path / "by hand", "train.accumulation=1", "model.norm=batch", "train.epochs=1")
+    for step, batch in enumerate(first_batches(other, 6)):
+        if step in (3, 4):
+            other.steps_done += 1
+        else:
+            other.step([batch])
+    assert_same(dict(trainer.model.state_dict()), dict(other.model.state_dict()))
+
+
+def test_skipping_has_an_end(tmp_path: Path):
+    trainer = faulty(tmp_path, math.nan, set(range(2, 99)), "faults.bad_step=skip")
+    with pytest.raises(RefusedStep, match=f"step {2 + MAX_REFUSED}: .*; so were the {MAX_REFUSED} before it"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_leap_of_the_loss_is_a_spike(policy: str, tmp_path: Path):
+    options = (f"faults.bad_step={policy}", "faults.spike_factor=20", "train.lr=1e-4")
+    trainer = faulty(tmp_path, 1000.0, {5, 30}, *options)  # 5 comes before there is a mean
+    if policy == "stop":
+        with pytest.raises(RefusedStep, match=r"step 30: the loss [\d.]+ is over 20 times its running mean on"):
+            trainer.train()
+    else:
+        trainer.train()
+    refused = [int(row["step"]) for row in rows_of(tmp_path) if float(row["refused"])]
+    assert refused == [30] and (tmp_path / "refused/step_30_rank_0.json").exists()
+    assert trainer.guard.steps == (30 if policy == "stop" else 35)
+
+
+# ---- memory
+
+
+class Greedy(BoxLoss):
+    """Asks for a petabyte where there is more than one image."""
+
+    def __init__(self, loss: BoxLoss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, predicted, *arguments):
+        if len(predicted) > 1:
+            torch.empty(2**50, dtype=torch.uint8)
+        return self.loss(predicted, *arguments)
+
+
+def test_out_of_memory_stops_with_the_shape_and_the_remedy(tmp_path: Path):
+    trainer = make_trainer(tmp_path)
+    trainer.criterion.box = Greedy(trainer.criterion.box)
+    with pytest.raises(
+        UserError, match=r"out of memory at step 0, 2 images of \[3, 64, 64\] .*train\.batch_size"
+    ) as error:
+        trainer.train()
+    assert "\n" not in str(error.value) and "faults.out_of_memory=halve" in str(error.value)
+
+
+def test_halved_batches_are_the_same_step(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    options = ("faults.out_of_memory=halve", "train.batch_size=4", "train.accumulation=1", "train.epochs=1")
+    halved, whole = (make_trainer(tmp_path / name, *options) for name in ("halved", "whole"))
+    halved.criterion.box = Greedy(halved.criterion.box)
+    for trainer in (halved, whole):
+        trainer.train()
+    assert halved.splits == 4 and caplog.text.count("each batch goes in") == 2
+    assert [row["num_fg"] for row in rows_of(tmp_path / "halved")] == [r["num_fg"] for r in rows_of(tmp_path / "whole")]
+    for (name, a), b in zip(halved.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
+    assert load_checkpoint(tmp_path / "halved/checkpoints/last.pt")["training"]["splits"] == 4
+
+
+def test_one_image_too_large_ends_the_halving(tmp_path: Path):
+    trainer = make_trainer(tmp_path, "faults.out_of_memory=halve", "train.batch_size=1")
+    trainer.criterion.box = Greedy(trainer.criterion.box)
+    trainer.train()  # one image at a time is what Greedy can bear
+    trainer = make_trainer(tmp_path / "b", "faults.out_of_memory=halve")
+    trainer.criterion.box = Greedy(Greedy(trainer.criterion.box))
+    trainer.criterion.box.loss.forward = lambda *_: torch.empty(2**50)
+    with pytest.raises(UserError, match="out of memory at step 0, 1 images of"):
+        trainer.train()
+
+
+# ---- data
+
+
+@pytest.mark.parametrize("deaths", [1, 4])
+def test_dead_workers_are_replaced_three_times(deaths: int, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    options = ("data.num_workers=1", "train.epochs=1", "train.accumulation=1", "train.evaluate_every=0")
+    trainer, whole = (make_trainer(tmp_path / name, *options) for name in ("killed", "whole"))
+    left = iter(range(deaths))
+    step = Trainer.step
+
+    def kill_a_worker(batches: list) -> dict:
+        if next(left, None) is not None:
+            (iterator,) = [trainer.loader._loader._iterator]
+            os.kill(iterator._workers[0].pid, signal.SIGKILL)
+        return step(trainer, batches)
+
+    trainer.step = kill_a_worker
+    if deaths > 3:
+        with pytest.raises(UserError, match=r"data\.num_workers: loader workers died 4 times"):
+            trainer.train()
+        return
+    trainer.train()
+    whole.train()
+    assert "a loader worker died" in caplog.text
+    assert_same(dict(trainer.model.state_dict()), dict(whole.model.state_dict()))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[..., Trainer]:
+    """A trainer on a COCO data set of ten drawn images, of which those named cannot be decoded."""
+    rng, images, annotations = np.random.default_rng(0), [], []
+    for i in range(10):
+        write_image(tmp_path / f"{i}.png", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+        images.append({"id": i, "file_name": f"{i}.png", "width": 64, "height": 64})
+        annotations.append({"id": i, "image_id": i, "category_id": 1, "bbox": [10, 10, 30, 30]})
+    contents = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "box"}]}
+    (tmp_path / "annotations.json").write_text(json.dumps(contents))
+    data = f"{{type: coco, images: {tmp_path}, annotations: {tmp_path / 'annotations.json'}}}"
+
+    def make(*overrides: str, broken: tuple[int, ...]) -> Trainer:
+        trainer = make_trainer(
+            tmp_path / "run", f"data.train={data}", f"data.val={data}", "train.accumulation=1", *overrides
+        )
+        for i in broken:  # in mid-run, as it were
+            (tmp_path / f"{i}.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+        return trainer
+
+    return make
+
+
+def test_an_image_that_cannot_be_read_stops_the_run(pictures: Callable[..., Trainer]):
+    with pytest.raises(UserError, match=r"3\.png"):
+        pictures(broken=(3,)).train()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_others_stand_in_for_unreadable_images_and_they_are_counted(
+    workers: int, pictures: Callable[..., Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    trainer = pictures("faults.max_unreadable=2", f"data.num_workers={workers}", broken=(3, 7))
+    seen, step = [], trainer.step
+    trainer.step = lambda batches: (seen.extend(i for b in batches for i in b.image_ids), step(batches))[1]
+    trainer.train()
+    assert len(seen) == 20 and set(seen) == set(range(10)) - {3, 7}
+    for name in ("3.png", "7.png"):
+        assert caplog.text.count(f"{name}: ") == 1
+    assert len(trainer.unreadable) == 2
+    metrics, _ = load_evaluation(tmp_path / "run")
+    assert metrics["AR100"] <= 0.8, "the objects of unreadable images count as missed"
+    del trainer.step
+
+
+def test_more_unreadable_images_than_allowed_stop_the_run(pictures: Callable[..., Trainer]):
+    with pytest.raises(UserError, match=r"faults\.max_unreadable: 2 images cannot be read; the last: .*[37]\.png"):
+        pictures("faults.max_unreadable=1", broken=(3, 7)).train()
