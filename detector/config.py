@@ -1,8 +1,8 @@
 """The config: its schema and defaults, and the way from YAML files and `key.path=value` overrides to it.
 
-Parts (data sets, assigner, losses) are checked by the schemas of their registries, so the components must have been
-imported before a config is loaded. Relative paths, `data.root` among them, are relative to the working directory
-(`base` alone is relative to the file that names it).
+Parts (data sets, assigner, losses) are checked by the schemas of their registries, which are read from the source where
+the parts have not been imported: a wrong config need not wait for torch. Relative paths, `data.root` among them, are
+relative to the working directory (`base` alone is relative to the file that names it).
 """
 
 import importlib
@@ -42,6 +42,7 @@ from detector.registry import (
     did_you_mean,
     parse,
 )
+from detector.signatures import declare_parts
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -240,6 +241,7 @@ def config_from_text(text: str, source: str, overrides: Sequence[str] = ()) -> C
 
 def make_config(values: dict[str, Any]) -> Config:
     """The config that nested plain values make, e.g. those of a checkpoint. Raises UserError."""
+    declare_parts()
     try:
         return parse(Config, values)
     except InvalidValues as error:

@@ -114,6 +114,7 @@ def _keys(schema: type[BaseModel], path: KeyPath) -> list[str]:
 class _Part:
     owner: Callable[..., Any]
     schema: type[BaseModel]
+    declared: bool
 
 
 class Registry:
@@ -125,9 +126,17 @@ class Registry:
 
     def register(self, name: str) -> Callable[[Owner], Owner]:
         """Decorator: know a class or function by this name. Raises ValueError where the name is taken."""
+        return self._add(name, declared=False)
 
+    def declare(self, name: str) -> Callable[[Owner], Owner]:
+        """Decorator: know a signature by this name until the part itself is registered; see `detector.signatures`."""
+        return self._add(name, declared=True)
+
+    def _add(self, name: str, *, declared: bool) -> Callable[[Owner], Owner]:
         def add(owner: Owner) -> Owner:
-            if name in self._parts:
+            if name in self._parts and not self._parts[name].declared:
+                if declared:
+                    return owner
                 raise ValueError(f"{self.noun} {name!r} is already registered by {self._parts[name].owner!r}")
             fields = {
                 parameter.name: (
@@ -137,7 +146,8 @@ class Registry:
                 for parameter in inspect.signature(owner, eval_str=True).parameters.values()
                 if parameter.kind is parameter.KEYWORD_ONLY
             }
-            self._parts[name] = _Part(owner, create_model(name, __config__=ConfigDict(extra="forbid"), **fields))
+            schema = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+            self._parts[name] = _Part(owner, schema, declared)
             return owner
 
         return add

@@ -22,8 +22,7 @@ def main() -> None:
     parser.add_argument("--cfg", required=True, help="the config to improve: a name in configs/, or a path")
     parser.add_argument("--out", type=Path, default=Path("advice.yaml"), help="the improved config")
     args = parser.parse_args()
-    # only now: --help need not wait for torch
-    import detector.build  # noqa: F401  (registers the parts that a config names)
+    # only now: --help need not wait for them
     from detector.config import CONFIGS, load_config
     from detector.engine.run_folder import write_text
     from detector.imbalance.advisor import advise, overlay

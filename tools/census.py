@@ -19,15 +19,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for census.json; default runs/census/<config>_<split>")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # only now: --help need not wait for torch
-    from detector.build import build_census, build_dataset
+    # only now: --help need not wait for any of them, nor a wrong config for torch
     from detector.config import load_config
+
+    config = load_config(args.cfg, args.overrides)
+
+    from detector.build import build_census, build_dataset
     from detector.engine.run_folder import write_json
     from detector.tables import show
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    config = load_config(args.cfg, args.overrides)
     dataset = build_dataset(config, args.split)
     log.info("counting the anchors of %s", dataset.describe())
     census = {"split": args.split} | build_census(config, dataset)

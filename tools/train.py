@@ -20,9 +20,12 @@ def main() -> None:
     parser.add_argument("--resume", help="auto: the run folder's last checkpoint (or the newest run's); or a path")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # only now: --help need not wait for torch
-    from detector.build import build_dataset, build_model, build_trained_model, build_trainer
+    # only now: --help need not wait for any of them, nor a wrong config for torch
     from detector.config import load_config, to_yaml
+
+    config = load_config(args.cfg, args.overrides)
+
+    from detector.build import build_dataset, build_model, build_trained_model, build_trainer
     from detector.distributed import broadcast, process_group, rank, world_size
     from detector.engine.checkpoint import load_checkpoint
     from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
@@ -32,7 +35,6 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.perf_counter()
 
-    config = load_config(args.cfg, args.overrides)
     with process_group(choose_device(config.train.device)):
         if rank() > 0:
             logging.getLogger().setLevel(logging.WARNING)
