@@ -3,6 +3,7 @@
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import nn
 
 from detector.config import Config, to_yaml
 from detector.data import DATASETS, IMAGE_SAMPLERS, DetectionDataset
+from detector.data.buckets import Buckets, make_buckets
 from detector.data.loader import Loader, make_loader
 from detector.data.transforms import Augment, Resize, target_size
 from detector.distributed import broadcast, gather, rank
@@ -156,7 +158,14 @@ def num_workers(config: Config) -> int:
     return 0 if cores <= 2 else min(8, cores - 1)
 
 
+def build_buckets(config: Config, dataset: DetectionDataset) -> Buckets:
+    """Of images as they are resized for evaluation; where training draws sizes from a range, of like shape alone."""
+    sizes = [target_size(r.height, r.width, evaluation_side(config), config.data.long_side) for r in dataset.records]
+    return make_buckets(np.array(sizes), config.data.aspect_buckets, size_divisor(config.model.levels))
+
+
 def build_train_loader(config: Config, dataset: DetectionDataset) -> Loader:
+    buckets = build_buckets(config, dataset)
     return make_loader(
         dataset,
         [
@@ -168,6 +177,7 @@ def build_train_loader(config: Config, dataset: DetectionDataset) -> Loader:
         sampler=build_part(IMAGE_SAMPLERS, config.data.sampler, dataset.labels_by_image(), len(dataset.class_names)),
         num_workers=num_workers(config),
         size_divisor=size_divisor(config.model.levels),
+        buckets=buckets if isinstance(config.data.short_side, int) else replace(buckets, canvas={}),
         substitute=config.faults.max_unreadable > 0,
     )
 
@@ -182,6 +192,7 @@ def build_eval_loader(config: Config, dataset: DetectionDataset) -> Loader:
         sampler=None,
         num_workers=num_workers(config),
         size_divisor=size_divisor(config.model.levels),
+        buckets=build_buckets(config, dataset),
         substitute=config.faults.max_unreadable > 0,
     )
 

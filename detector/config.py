@@ -101,7 +101,8 @@ class AugmentConfig(Section):
 
 class DataConfig(Section):
     """sampler: which images come up in an epoch; short_side and long_side in pixels; a short_side of two is the range
-    that training draws from."""
+    that training draws from; aspect_buckets: a batch is of one of so many ranges of the aspect ratio, each padded
+    to one size."""
 
     root: Path = Path(".")
     train: _part(DATASETS)
@@ -109,6 +110,7 @@ class DataConfig(Section):
     sampler: _part(IMAGE_SAMPLERS, "uniform") = "uniform"
     short_side: PositiveInt | Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)] = 800
     long_side: PositiveInt = 1333
+    aspect_buckets: PositiveInt = 4
     num_workers: NonNegativeInt | Literal["auto"] = "auto"
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
 

@@ -91,6 +91,7 @@ data:
   sampler: {type: uniform, size: 3}
   short_side: 800
   long_side: 1333
+  aspect_buckets: 4
   num_workers: auto
   augment: {horizontal_flip: 0.5, vertical_flip: 0, brightness: 0, contrast: 0, saturation: 0, hue: 0,
             scale: [1, 1], translate: 0}

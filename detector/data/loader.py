@@ -5,7 +5,7 @@ import atexit
 import logging
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detector import distributed
+from detector.data.buckets import Buckets, gather_alike, round_up
 from detector.data.dataset import DetectionDataset
 from detector.data.samplers import ImageSampler
 from detector.data.transforms import PADDING_COLOUR, Transform
@@ -27,11 +28,16 @@ MAX_DEATHS = 3  # of loader workers, in a run
 MAX_SUBSTITUTES = 10  # in a row: so many unreadable images mean that the folder is gone
 
 
-def collate(samples: Sequence[Sample], size_divisor: int) -> Batch:
+def collate(
+    samples: Sequence[Sample],
+    size_divisor: int,
+    canvas: Mapping[tuple[int, int], tuple[int, int]] | None = None,
+) -> Batch:
     """Images of any sizes, padded at the right and the bottom to the largest, rounded up to `size_divisor`; at least
-    one (padded) ground truth an image."""
+    one (padded) ground truth an image. `canvas`: rounded sizes that count as larger ones (see `Buckets`)."""
     sizes = [s.image.shape[:2] for s in samples]
-    height, width = (-(-max(side) // size_divisor) * size_divisor for side in zip(*sizes, strict=True))
+    rounded = [tuple(round_up(size, size_divisor).tolist()) for size in sizes]
+    height, width = (max(side) for side in zip(*((canvas or {}).get(size, size) for size in rounded), strict=True))
     images = np.empty((len(samples), height, width, 3), dtype=np.uint8)
     num_boxes = max(1, *(len(s.boxes) for s in samples))
     boxes = np.zeros((len(samples), num_boxes, 4), dtype=np.float32)
@@ -63,7 +69,7 @@ class EpochBatches:
     With a `sampler`, epoch e is the order drawn from (seed, e), cut into whole batches (the rest of the order waits for
     another epoch; an order shorter than a batch is one batch), and each of the `num_ranks` processes has an equal part
     of every batch. Without, it is the order of the data set, and the processes take whole batches in turn: every image
-    is there once, in the same batch however many they are.
+    is there once, in the same batch however many they are. Batches are of one `bucket` (of each image) where possible.
     Raises UserError where a batch cannot be dealt out equally.
     """
 
@@ -74,6 +80,7 @@ class EpochBatches:
         *,
         seed: int,
         sampler: ImageSampler | None,
+        bucket: np.ndarray | None = None,
         rank: int = 0,
         num_ranks: int = 1,
     ):
@@ -81,6 +88,7 @@ class EpochBatches:
         self.batch_size = min(batch_size, self.num_samples)
         self.seed = seed
         self.sampler = sampler
+        self.bucket = np.zeros(num_images, dtype=np.int64) if bucket is None else bucket
         self.rank = rank
         self.num_ranks = num_ranks
         self.epoch = 0
@@ -99,9 +107,11 @@ class EpochBatches:
         return len(range(self.rank, whole + (rest > 0), self.num_ranks))
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
-        order = np.arange(self.num_samples)
+        order = np.argsort(self.bucket, kind="stable")
         if self.sampler is not None:
             order = self.sampler.order(np.random.default_rng((self.seed, self.epoch)))
+            order = order[: len(self) * self.batch_size]
+            order = gather_alike(order, self.bucket[order], self.batch_size)
         keys = [(self.epoch, *key) for key in zip(order.tolist(), repeats(order).tolist(), strict=True)]
         for batch in range(self.first_batch, len(self)):
             if self.sampler is None:
@@ -160,14 +170,6 @@ class Transformed(Dataset):
         return self._read(int(rng.integers(len(self.dataset))), rng, unreadable)
 
 
-class _Collate:
-    def __init__(self, size_divisor: int):
-        self.size_divisor = size_divisor
-
-    def __call__(self, samples: list[Sample]) -> Batch:
-        return collate(samples, self.size_divisor)
-
-
 class Loader:
     """The batches of any epoch, from any of them on; neither workers nor resuming change a pixel.
 
@@ -175,14 +177,22 @@ class Loader:
     MAX_DEATHS times; then UserError.
     """
 
-    def __init__(self, dataset: Transformed, batches: EpochBatches, *, num_workers: int, size_divisor: int):
+    def __init__(
+        self,
+        dataset: Transformed,
+        batches: EpochBatches,
+        *,
+        num_workers: int,
+        size_divisor: int,
+        canvas: Mapping[tuple[int, int], tuple[int, int]],
+    ):
         self.batches = batches
         self.deaths = 0
         self._make = partial(
             DataLoader,
             dataset,
             batch_sampler=batches,
-            collate_fn=_Collate(size_divisor),
+            collate_fn=partial(collate, size_divisor=size_divisor, canvas=canvas),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             worker_init_fn=_start_worker,
@@ -234,15 +244,22 @@ def make_loader(
     sampler: ImageSampler | None,
     num_workers: int,
     size_divisor: int,
+    buckets: Buckets | None = None,
     substitute: bool = False,
 ) -> Loader:
     """This process's part of the batches. `sampler` chooses an epoch's images; None, for evaluation, is every image
-    once, in order. Where `substitute`, an image that cannot be read is no error (see `Transformed`)."""
+    once, in order (of their `buckets`). Where `substitute`, an image that cannot be read is no error (see
+    `Transformed`)."""
     kind = None if not substitute else "blank" if sampler is None else "another"
     ranks = {"rank": distributed.rank(), "num_ranks": distributed.world_size()}
-    batches = EpochBatches(len(dataset), batch_size, seed=seed, sampler=sampler, **ranks)
+    bucket, canvas = (None, {}) if buckets is None else (buckets.of_image, buckets.canvas)
+    batches = EpochBatches(len(dataset), batch_size, seed=seed, sampler=sampler, bucket=bucket, **ranks)
     return Loader(
-        Transformed(dataset, transforms, seed, kind), batches, num_workers=num_workers, size_divisor=size_divisor
+        Transformed(dataset, transforms, seed, kind),
+        batches,
+        num_workers=num_workers,
+        size_divisor=size_divisor,
+        canvas=canvas,
     )
 
 
