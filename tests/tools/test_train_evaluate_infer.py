@@ -96,7 +96,7 @@ def test_the_run_folder(run: Path, place: Path):
         *("config.yaml", "metrics.csv", "metrics.json", "detections.json"),
         *("checkpoints", "pictures", "curves.png"),
     }
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "best.pt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "last.1.pt", "best.pt"}
     pictures = [read_image(path) for path in (run / "pictures").iterdir()]
     assert len(pictures) == 4 and all(picture.shape == (320, 320, 3) for picture in pictures)
     metrics = json.loads((run / "metrics.json").read_text())
