@@ -307,4 +307,5 @@ def build_trainer(
         prior=0.5 if config.model.prior is None else config.model.prior,
         faults=Faults(**config.faults.model_dump()),
         keep_checkpoints=settings.keep_checkpoints,
+        compiled=settings.compile,
     )

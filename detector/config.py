@@ -151,10 +151,10 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """batch_size: images of a batch, of all processes together; milestones: fractions of the run; evaluate_every:
-    epochs, 0 for at the end alone; log_every: steps; meter_every: steps from one reading of the meters to the next,
-    which costs a part of a step; save_every: steps between checkpoints inside an epoch, 0 for at its end alone;
-    keep_checkpoints: last.pt and how many before it."""
+    """batch_size: images of a batch, of all processes together; milestones: fractions of the run; compile: the model by
+    torch.compile, once for each bucket's size; evaluate_every: epochs, 0 for at the end alone; log_every: steps;
+    meter_every: steps from one reading of the meters to the next, which costs a part of a step; save_every: steps
+    between checkpoints inside an epoch, 0 for at its end alone; keep_checkpoints: last.pt and how many before it."""
 
     epochs: PositiveInt = 12
     batch_size: PositiveInt = 16
@@ -173,6 +173,7 @@ class TrainConfig(Section):
     warmup_factor: UnitFloat = 0.001
     clip_norm: PositiveFloat | None = None
     ema_decay: UnitFloat | None = None
+    compile: Annotated[bool, Field(strict=True)] = False
     channels_last: Annotated[bool, Field(strict=True)] | Literal["auto"] = "auto"
     evaluate_every: NonNegativeInt = 1
     log_every: PositiveInt = 20
@@ -218,6 +219,9 @@ class Config(Section):
         if getattr(CLASSIFICATION_LOSSES.get(loss), "mines", False) and sampler != "all":
             reason = f"{loss} chooses its anchors itself, by their loss; set anchor_sampler: all, or another loss"
             raise InvalidValues({("anchor_sampler",): f"{sampler!r} is wrong: {reason}"})
+        if self.train.compile and not isinstance(self.data.short_side, int):
+            reason = "every image size is compiled anew; set data.short_side to one number"
+            raise InvalidValues({("train", "compile"): f"True is wrong: {reason}"})
         if self.assigner.get("background", 0) > self.assigner.get("foreground", 1):
             raise InvalidValues({("assigner", "background"): "should not exceed assigner.foreground"})
         return self

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torchvision.models import resnet50
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detector.benchmarks.timing import alternate, compare
+from detector.benchmarks.timing import alternate, compare, synchronise
 from detector.build import build_model, build_trainer
 from detector.config import Config, config_from_text
 from detector.data.dataset import DetectionDataset, Record
@@ -51,20 +52,34 @@ def our_step(batch: Batch, config: Config) -> Callable[[], object]:
     nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), np.empty(0, np.float32)
     records = [Record(Path(), i, side, side, *nothing) for i in batch.image_ids]  # the step is handed its batch
     data = DetectionDataset(records, class_names, range(NUM_CLASSES))
-    folder = Path(tempfile.gettempdir())
+    folder, device = Path(tempfile.gettempdir()), choose_device(config.train.device)
+    batch = batch.to(device)
     trainer = build_trainer(config, build_model(config, NUM_CLASSES), data, data, folder)
     trainer.model.train()
-    return lambda: trainer.step([batch])
+    trainer.step([batch])  # the first compares its loss with what the prior promises, for which it waits
+
+    def step() -> None:
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("error")  # a step that waits for the GPU fails here
+        trainer.step([batch])
+        if device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+
+    return step
 
 
-def torchvision_step(batch: Batch, config: Config, dtype: torch.dtype, channels_last: bool) -> Callable[[], object]:
+def torchvision_retinanet(side: int, config: Config) -> tuple[RetinaNet, torch.device]:
     device = choose_device(config.train.device)
     body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
     backbone = _resnet_fpn_extractor(
         body, config.model.trainable_stages, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
     )
-    side = batch.images.shape[-1]
-    model = RetinaNet(backbone, NUM_CLASSES, min_size=side, max_size=side).to(device).train()
+    return RetinaNet(backbone, NUM_CLASSES, min_size=side, max_size=side).to(device), device
+
+
+def torchvision_step(batch: Batch, config: Config, dtype: torch.dtype, channels_last: bool) -> Callable[[], object]:
+    model, device = torchvision_retinanet(batch.images.shape[-1], config)
+    model.train()
     images = (batch.images.float() / 255).to(device)
     if channels_last:
         model, images = (x.to(memory_format=torch.channels_last) for x in (model, images))
@@ -87,7 +102,7 @@ def torchvision_step(batch: Batch, config: Config, dtype: torch.dtype, channels_
     return step
 
 
-def run(*, side: int, batch_size: int, rounds: int, precision: str) -> dict:
+def run(*, side: int, batch_size: int, rounds: int, precision: str, with_compile: bool) -> dict:
     """Ours, torchvision as it comes (fp32, contiguous), torchvision in our precision and channels-last memory."""
     config = config_from_text(
         "data: {train: synthetic, val: synthetic}\n"
@@ -106,5 +121,25 @@ def run(*, side: int, batch_size: int, rounds: int, precision: str) -> dict:
         "torchvision, as it comes": torchvision_step(batch, config, torch.float32, channels_last=False),
         tuned: torchvision_step(batch, config, dtype, channels_last=True),
     }
+    if with_compile:
+        compiled = config.model_copy(update={"train": config.train.model_copy(update={"compile": True})})
+        candidates["ours, compiled"] = our_step(batch, compiled)
     rows = compare(alternate(candidates, rounds=rounds), "ours")
+    for row, call in zip(rows, candidates.values(), strict=True):
+        row |= {"images_s": batch_size / row["median_s"], "outside_convolutions": outside_convolutions(call, device)}
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            call()
+            row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return {"benchmark": "training", "model": "RetinaNet R50-FPN", "side": side, "batch_size": batch_size, "rows": rows}
+
+
+def outside_convolutions(call: Callable[[], object], device: torch.device) -> float:
+    """The share of a call's time on its device that no convolution takes, as PyTorch's profiler sees it."""
+    gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profile(activities=activities) as seen:
+        call()
+        synchronise()
+    times = {e.key: e.self_device_time_total if gpu else e.self_cpu_time_total for e in seen.key_averages()}
+    return 1 - sum(time for key, time in times.items() if "convolution" in key) / sum(times.values())

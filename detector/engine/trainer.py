@@ -89,6 +89,7 @@ class Trainer:
         prior: float,
         faults: Faults,
         keep_checkpoints: int,
+        compiled: bool,
     ):
         self.model = model
         self.criterion = criterion
@@ -106,7 +107,7 @@ class Trainer:
         self.clip_norm = clip_norm
         self.faults = faults
         self.keep_checkpoints = keep_checkpoints
-        self.replica = replicate(model)
+        self.replica = replicate(torch.compile(model, dynamic=False) if compiled else model)
         self.average = None if ema_decay is None else Average(model, ema_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.guard = Guard(faults.spike_factor).to(device)
@@ -264,7 +265,7 @@ class Trainer:
 
         stop = False
         try:
-            for batches in self._batches(epoch, offset):
+            for batches in self.batches(epoch, offset):
                 about = self.steps_done, self.rate(self.steps_done), batches
                 self.readback.send(about, self._within_memory(batches))
                 stop = self._receive(rows)
@@ -284,7 +285,7 @@ class Trainer:
             log.info("interrupted after step %d; continue with --resume auto", self.steps_done)
             raise Interrupted(self.interrupt.exit_code or 143)
 
-    def _batches(self, epoch: int, offset: int) -> Iterator[list[Batch]]:
+    def batches(self, epoch: int, offset: int = 0) -> Iterator[list[Batch]]:
         """The optimiser steps of an epoch from `offset` on; a step is a list of `accumulation` batches."""
         accumulation = self.schedule.accumulation
         batches = self.loader.epoch(epoch, first_batch=offset * accumulation)

@@ -5,6 +5,7 @@ import torch
 from detector.data.loader import PADDING_COLOUR, EpochBatches, collate, make_loader, repeats
 from detector.data.samplers import ClassBalancedSampler, ImageSampler, UniformSampler
 from detector.data.transforms import Augment, Resize
+from detector.errors import UserError
 from detector.structures import Batch, Sample
 
 AUGMENT = {"horizontal_flip": 0.5, "vertical_flip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
@@ -134,6 +135,33 @@ def test_repeats_are_counted():
     keys = sum(EpochBatches(8, 2, seed=0, sampler=balanced()), [])
     assert len(set(keys)) == 8 and [repeat for _, index, repeat in keys if index == 0] == [0, 1, 2, 3]
     assert [key[2] for key in sum(EpochBatches(8, 2, seed=0, sampler=uniform(8)), [])] == [0] * 8
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_in_training_each_rank_has_an_equal_part_of_every_batch(num_ranks: int):
+    whole = EpochBatches(23, 8, seed=1, sampler=uniform(23))
+    ranks = [EpochBatches(23, 8, seed=1, sampler=uniform(23), rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
+    whole.first_batch = 1
+    for rank in ranks:
+        rank.first_batch = 1
+        assert len(rank) == len(whole) == 2
+    for expected, *parts in zip(indices(whole), *map(indices, ranks), strict=True):
+        assert sum(parts, []) == expected and {len(part) for part in parts} == {8 // num_ranks}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
+def test_in_evaluation_the_ranks_take_whole_batches_in_turn(num_ranks: int):
+    """Every image once; a rank may have nothing."""
+    expected = indices(EpochBatches(7, 2, seed=0, sampler=None))
+    ranks = [EpochBatches(7, 2, seed=0, sampler=None, rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
+    for r, rank in enumerate(ranks):
+        found = [[index for _, index, _ in batch] for batch in rank]
+        assert found == expected[r::num_ranks] and len(rank) == len(found)
+
+
+def test_a_batch_that_cannot_be_dealt_out_equally_is_refused():
+    with pytest.raises(UserError, match=r"train\.batch_size: 5 images cannot be dealt out equally to 2 processes"):
+        EpochBatches(23, 5, seed=0, sampler=uniform(23), num_ranks=2)
 
 
 # ---- pixels

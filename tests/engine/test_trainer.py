@@ -323,3 +323,24 @@ def test_a_few_images_are_learnt_by_heart(tmp_path: Path):
     assert metrics["AP50"] > 0.8
     rows = rows_of(tmp_path / "run")
     assert len(rows) == 60 and float(rows[-1]["loss"]) < 0.4 * float(rows[0]["loss"])
+
+
+@pytest.mark.slow
+def test_the_compiled_model_takes_the_same_steps(tmp_path: Path):
+    eager, compiled = (
+        make_trainer(tmp_path / name, f"train.compile={name}", "train.accumulation=1") for name in ("false", "true")
+    )
+    for batch in first_batches(eager, 3):
+        expected, found = eager.step([batch]), compiled.step([batch])
+        for name in ("loss", "cls", "box", "grad_norm"):
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+    compiled.save("last")
+    saved = load_checkpoint(tmp_path / "true/checkpoints/last.pt")["model"]
+    assert saved.keys() == eager.model.state_dict().keys()
+
+
+def test_compiling_wants_one_image_size(tmp_path: Path):
+    with pytest.raises(
+        UserError, match=r"^train\.compile: True is wrong: every image size is compiled anew; set data\.sh"
+    ):
+        make_trainer(tmp_path, "train.compile=true", "data.short_side=[48, 64]")

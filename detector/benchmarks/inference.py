@@ -1,0 +1,100 @@
+"""Images to boxes: our forward pass and post-processing against torchvision's RetinaNet with as many candidates."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from detector.benchmarks.timing import alternate, compare
+from detector.benchmarks.training import NUM_CLASSES, make_batch, torchvision_retinanet
+from detector.build import build_model, place
+from detector.config import Config, config_from_text
+from detector.engine.precision import autocast
+from detector.models.postprocess import postprocess
+from detector.structures import Batch
+
+PRIOR = 0.2  # of an untrained model: every score is above the threshold, so that post-processing has all it can have
+
+
+def our_detections(batch: Batch, config: Config) -> tuple[Callable[[], object], Callable[[], object]]:
+    """From images to detections; from predictions made before to detections."""
+    model, device, dtype = place(build_model(config, NUM_CLASSES), config)
+    model.eval()
+    batch = batch.to(device)
+    settings = config.evaluation.model_dump(include={"score_threshold", "nms_iou", "candidates_per_level"})
+    settings["max_detections"] = config.evaluation.max_detections
+
+    @torch.inference_mode()
+    def forward() -> object:
+        with autocast(device, dtype):
+            return model(batch.images)
+
+    finish = partial(postprocess, sizes=batch.sizes, original_sizes=batch.original_sizes, **settings)
+    predictions = forward()
+    return lambda: finish(forward()), lambda: finish(predictions)
+
+
+def torchvision_detections(
+    batch: Batch, config: Config, dtype: torch.dtype, channels_last: bool
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    model, device = torchvision_retinanet(batch.images.shape[-1], config)
+    model.eval()
+    model.score_thresh, model.nms_thresh = config.evaluation.score_threshold, config.evaluation.nms_iou
+    nn.init.constant_(model.head.classification_head.cls_logits.bias, torch.tensor(PRIOR).logit())
+    images = (batch.images.float() / 255).to(device)
+    if channels_last:
+        model, images = (x.to(memory_format=torch.channels_last) for x in (model, images))
+    else:
+        images = images.contiguous()
+    kept: list = []
+    finish = model.postprocess_detections
+
+    def keep_and_finish(*arguments: object) -> object:
+        kept[:] = arguments
+        return finish(*arguments)
+
+    model.postprocess_detections = keep_and_finish
+
+    @torch.inference_mode()
+    def detect() -> object:
+        with autocast(device, dtype):
+            return model(list(images))
+
+    detect()
+    arguments = tuple(kept)
+    return detect, torch.inference_mode()(lambda: finish(*arguments))
+
+
+def run(*, side: int, batch_size: int, rounds: int, precision: str) -> dict:
+    """Whole, and post-processing alone, which torchvision does level by level and image by image."""
+    config = config_from_text(
+        "data: {train: synthetic, val: synthetic}\n"
+        f"model: {{backbone: resnet50, norm: frozen, prior: {PRIOR}}}\ntrain: {{precision: {precision}}}",
+        "the benchmark's config",
+    )
+    _, _, dtype = place(nn.Linear(1, 1), config)
+    batch = make_batch(batch_size, side)
+    ours, our_end = our_detections(batch, config)
+    plain, plain_end = torchvision_detections(batch, config, torch.float32, channels_last=False)
+    tuned, _ = torchvision_detections(batch, config, dtype, channels_last=True)
+    name = str(dtype).removeprefix("torch.")
+    rows = compare(
+        alternate(
+            {"ours": ours, "torchvision, as it comes": plain, f"torchvision, {name}, channels_last": tuned},
+            rounds=rounds,
+        ),
+        "ours",
+    ) + compare(
+        alternate({"ours, post-processing": our_end, "torchvision, post-processing": plain_end}, rounds=rounds),
+        "ours, post-processing",
+    )
+    for row in rows:
+        row["images_s"] = batch_size / row["median_s"]
+    return {
+        "benchmark": "inference",
+        "model": "RetinaNet R50-FPN",
+        "side": side,
+        "batch_size": batch_size,
+        "rows": rows,
+    }

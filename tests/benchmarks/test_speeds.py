@@ -1,0 +1,34 @@
+"""Each benchmark of a speed runs and measures what it says; how fast, is no matter here."""
+
+import pytest
+
+from detector.benchmarks import evaluation, inference, loader, training
+
+
+def test_scoring_the_same_numbers_by_both_tools():
+    result = evaluation.run(images=40, detections=20, rounds=1)
+    assert [row["name"] for row in result["rows"]] == ["hotcoco", "pycocotools"]
+    assert result["detections"] == 800 and 200 < result["boxes"] < 400
+    assert result["largest_difference"] < 1e-9
+    truth, found = evaluation.draw(40, 20)
+    assert 0.05 < evaluation.coco_metrics(truth, found)["AP50"] < 0.9  # there is something to score
+
+
+@pytest.mark.slow
+def test_inference_and_training_against_torchvision():
+    for module, more in ((inference, {}), (training, {"with_compile": False})):
+        rows = module.run(side=64, batch_size=1, rounds=1, precision="fp32", **more)["rows"]
+        assert rows[0]["name"] == "ours" and rows[0]["times_subject"] == 1
+        assert sum("torchvision" in row["name"] for row in rows) >= 2
+        assert all(row["images_s"] == pytest.approx(1 / row["median_s"]) for row in rows)
+    assert all(0 < row["outside_convolutions"] < 1 for row in rows)
+
+
+@pytest.mark.slow
+def test_the_loader_against_the_step():
+    overrides = ["data.train.num_images=24", "data.val.num_images=2", "train.device=cpu"]
+    result = loader.run(cfg="retina_focal.yaml", overrides=overrides, workers=[0, 1], steps=4, rounds=1)
+    step, *others = result["rows"]
+    assert step["times_step"] == 1 and len(others) == 4
+    for row in others:
+        assert row["times_step"] == pytest.approx(row["images_s"] / step["images_s"])
