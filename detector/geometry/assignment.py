@@ -7,16 +7,40 @@ from detector.geometry.boxes import box_area, overlap, pairwise_intersection, pa
 from detector.registry import ASSIGNERS, PositiveInt, UnitFloat
 from detector.structures import IGNORED, Targets
 
+MAX_PAIRS = 2**25  # of an image's ground truth and an anchor at a time: 128 MB for each of their few tensors
 
-def ignore_inside_regions(
-    labels: Tensor, background: int, intersection: Tensor, anchor_areas: Tensor, ignore: Tensor
-) -> Tensor:
-    """Labels (B, A) with background anchors more than half inside an ignore region turned to ignored.
 
-    intersection (B, G, A), the areas that ground truths and anchors share, is overwritten; ignore (B, G).
-    """
-    inside = intersection.masked_fill_(~ignore[..., None], 0).amax(dim=1)
+def parts_of(boxes: Tensor, num_anchors: int) -> list[slice]:
+    """Ground truths (B, G, 4) in parts that meet all anchors at once without filling the memory; mostly one."""
+    num_images, num_boxes = boxes.shape[:2]
+    size = max(1, MAX_PAIRS // (num_images * num_anchors))
+    return [slice(start, start + size) for start in range(0, num_boxes, size)]
+
+
+class Best:
+    """For each anchor (B, A) the highest of the values seen and the ground truth it comes from, the first of equals."""
+
+    def __init__(self, num_images: int, num_anchors: int, like: Tensor):
+        self.value = like.new_full((num_images, num_anchors), -1)
+        self.match = torch.zeros(num_images, num_anchors, dtype=torch.int64, device=like.device)
+
+    def update(self, values: Tensor, start: int) -> None:
+        """values (B, G', A) of the ground truths from `start` on."""
+        value, match = values.max(dim=1)
+        better = value > self.value
+        self.value = value.where(better, self.value)
+        self.match = (match + start).where(better, self.match)
+
+
+def ignore_inside_regions(labels: Tensor, background: int, inside: Tensor, anchor_areas: Tensor) -> Tensor:
+    """Labels (B, A) with background anchors more than half inside an ignore region turned to ignored; inside (B, A),
+    the largest area that an anchor shares with one."""
     return labels.masked_fill((labels == background) & (inside > 0.5 * anchor_areas), IGNORED)
+
+
+def largest_inside(intersection: Tensor, ignore: Tensor) -> Tensor:
+    """(B, A) from the areas that ground truths and anchors share (B, G, A), which are overwritten; ignore (B, G)."""
+    return intersection.masked_fill_(~ignore[..., None], 0).amax(dim=1)
 
 
 @ASSIGNERS.register("max_iou")
@@ -49,20 +73,23 @@ class MaxIoUAssigner:
         """anchors (A, 4), boxes (B, G, 4), labels (B, G) with -1 where padded, ignore (B, G) -> Targets; G >= 1.
         level_sizes, the anchors of each pyramid level, is for other rules."""
         counts = (labels >= 0) & ~ignore
-        anchor_areas = box_area(anchors)
-        intersection = pairwise_intersection(boxes, anchors)  # B G A: reductions over rows
-        iou = overlap(intersection, box_area(boxes)[..., None], anchor_areas).masked_fill_(~counts[..., None], -1)
-        best_iou, match = iou.max(dim=1)
-        is_foreground = best_iou >= self.foreground
-        if self.low_quality:
-            best_anchor_iou = iou.amax(dim=2, keepdim=True)
-            is_foreground |= ((iou == best_anchor_iou) & (best_anchor_iou > 0)).any(dim=1)
-        anchor_labels = labels.gather(1, match)
-        anchor_labels = torch.where(best_iou < self.background, self.num_classes, IGNORED).where(
-            ~is_foreground, anchor_labels
+        anchor_areas, areas = box_area(anchors), box_area(boxes)[..., None]
+        best = Best(len(boxes), len(anchors), boxes)
+        is_best, inside = torch.zeros_like(best.match, dtype=torch.bool), torch.zeros_like(best.value)
+        for part in parts_of(boxes, len(anchors)):
+            intersection = pairwise_intersection(boxes[:, part], anchors)  # B G A: reductions over rows
+            iou = overlap(intersection, areas[:, part], anchor_areas).masked_fill_(~counts[:, part, None], -1)
+            best.update(iou, part.start)
+            if self.low_quality:
+                best_anchor_iou = iou.amax(dim=2, keepdim=True)
+                is_best |= ((iou == best_anchor_iou) & (best_anchor_iou > 0)).any(dim=1)
+            inside = inside.maximum(largest_inside(intersection, ignore[:, part]))
+        is_foreground = (best.value >= self.foreground) | is_best
+        anchor_labels = torch.where(best.value < self.background, self.num_classes, IGNORED).where(
+            ~is_foreground, labels.gather(1, best.match)
         )
-        anchor_labels = ignore_inside_regions(anchor_labels, self.num_classes, intersection, anchor_areas, ignore)
-        return Targets(anchor_labels, boxes.gather(1, match[..., None].expand(-1, -1, 4)))
+        anchor_labels = ignore_inside_regions(anchor_labels, self.num_classes, inside, anchor_areas)
+        return Targets(anchor_labels, boxes.gather(1, best.match[..., None].expand(-1, -1, 4)))
 
 
 @ASSIGNERS.register("atss")
@@ -101,13 +128,16 @@ class ATSSAssigner:
         counts = (labels >= 0) & ~ignore
         claims = (iou >= mean + std) & (to_sides > 0.01) & counts[..., None]
 
-        claimed_iou = iou.new_full((*labels.shape, len(anchors)), -1).scatter_(2, near, iou.masked_fill(~claims, -1))
-        best_iou, match = claimed_iou.max(dim=1)
-        anchor_labels = labels.gather(1, match).masked_fill(best_iou < 0, self.num_classes)
-        anchor_labels = ignore_inside_regions(
-            anchor_labels, self.num_classes, pairwise_intersection(boxes, anchors), box_area(anchors), ignore
-        )
-        return Targets(anchor_labels, boxes.gather(1, match[..., None].expand(-1, -1, 4)))
+        claimed_iou = iou.masked_fill(~claims, -1)
+        best, inside = Best(len(boxes), len(anchors), iou), iou.new_zeros(len(boxes), len(anchors))
+        for part in parts_of(boxes, len(anchors)):
+            dense = iou.new_full((*labels[:, part].shape, len(anchors)), -1)
+            best.update(dense.scatter_(2, near[:, part], claimed_iou[:, part]), part.start)
+            intersection = pairwise_intersection(boxes[:, part], anchors)
+            inside = inside.maximum(largest_inside(intersection, ignore[:, part]))
+        anchor_labels = labels.gather(1, best.match).masked_fill(best.value < 0, self.num_classes)
+        anchor_labels = ignore_inside_regions(anchor_labels, self.num_classes, inside, box_area(anchors))
+        return Targets(anchor_labels, boxes.gather(1, best.match[..., None].expand(-1, -1, 4)))
 
     def _nearest(self, anchors: Tensor, boxes: Tensor, level_sizes: tuple[int, ...]) -> Tensor:
         """(B, G, C) indices of each ground truth's candidates, level by level."""

@@ -9,6 +9,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from detector.data.coco import CocoDataset
+from detector.geometry import assignment
 from detector.geometry.anchors import base_anchors, default_sizes, grid_anchors
 from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner
 from detector.structures import IGNORED
@@ -76,6 +77,23 @@ def test_thresholds_include_their_lower_ends():
         assigner = MaxIoUAssigner(K, foreground=0.5, background=0.25, low_quality=False)
         targets = assigner(anchors, torch.tensor([[[0, 0, 8, height]]]), labels, not_ignored(labels), (1,))
         assert targets.labels.tolist() == [[expected]]
+
+
+@pytest.mark.parametrize("assigner", [MaxIoUAssigner(K), MaxIoUAssigner(K, low_quality=False), ATSSAssigner(K)])
+@pytest.mark.parametrize("max_pairs", [1, 3 * 3 * sum(LEVEL_SIZES)])
+def test_ground_truths_in_parts_are_assigned_alike(
+    anchors: Tensor, assigner, max_pairs: int, monkeypatch: pytest.MonkeyPatch
+):
+    """One at a time, and three; doubled, so that there are equals in different parts."""
+    boxes, labels = ground_truths([7, 3, 0], seed=1)
+    boxes, labels = torch.cat((boxes, boxes), dim=1), torch.cat((labels, (labels + 1).clamp(max=K - 1)), dim=1)
+    ignore = torch.zeros_like(labels, dtype=torch.bool)
+    ignore[:, 2] = True
+    whole = assigner(anchors, boxes, labels, ignore, LEVEL_SIZES)
+    monkeypatch.setattr(assignment, "MAX_PAIRS", max_pairs)
+    parts = assigner(anchors, boxes, labels, ignore, LEVEL_SIZES)
+    assert torch.equal(parts.labels, whole.labels) and torch.equal(parts.boxes, whole.boxes)
+    assert K in whole.labels and len(whole.labels.unique()) > 3
 
 
 @pytest.mark.parametrize("assigner", [MaxIoUAssigner(K), ATSSAssigner(K)])
