@@ -1,5 +1,6 @@
 """The one place where a config becomes objects."""
 
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -16,7 +17,10 @@ from torch import nn
 from detector.config import Config, to_yaml
 from detector.data import DATASETS, IMAGE_SAMPLERS, DetectionDataset
 from detector.data.buckets import Buckets, make_buckets
+from detector.data.checks import check_records
+from detector.data.findings import Findings
 from detector.data.loader import Loader, make_loader
+from detector.data.splitting import stratified_split
 from detector.data.transforms import Augment, Resize, target_size
 from detector.distributed import broadcast, gather, rank
 from detector.engine.evaluate import detect
@@ -27,7 +31,7 @@ from detector.engine.trainer import Schedule, Trainer
 from detector.errors import UserError
 from detector.evaluation.coco import coco_metrics
 from detector.geometry import ASSIGNERS
-from detector.geometry.anchors import default_sizes
+from detector.geometry.anchors import base_anchors, default_sizes
 from detector.imbalance.census import Setting, take_census
 from detector.imbalance.probe import Probe
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
@@ -39,20 +43,50 @@ from detector.models.weights import load_weights
 from detector.registry import Registry
 from detector.structures import Batch, Predictions, Targets
 
+log = logging.getLogger(__name__)
 
-def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:
+
+def build_dataset(
+    config: Config, split: str, class_names: tuple[str, ...] | None = None, findings: Findings | None = None
+) -> DetectionDataset:
     """The `train` or `val` data set; its labels follow `class_names` where given. A path in its section is relative to
-    `data.root`."""
-    spec = dict(getattr(config.data, split))
+    `data.root`. Without `findings`, what is wrong or odd with it is logged. Raises UserError."""
+    announce = findings is None
+    findings = Findings(config.data.invalid) if announce else findings
+    divided = config.data.split is not None
+    spec = dict(config.data.train if divided else getattr(config.data, split))
     name = spec.pop("type")
     annotations = DATASETS.parameters(name)
     for key, value in spec.items():
         if value is not None and Path in (annotations[key], *get_args(annotations[key])):
             spec[key] = str(config.data.root / value)
-    dataset = DATASETS.build(name, class_names, **spec)
+    dataset = DATASETS.build(name, class_names, findings, **spec)
+    if divided:
+        first = stratified_split(dataset.labels_by_image(), config.data.split, config.data.split_seed)
+        dataset = dataset.subset(np.flatnonzero(first == (split == "train")))
+    check_records(
+        dataset,
+        findings,
+        max_objects=config.evaluation.max_detections,
+        anchor_sides=anchor_sides(config),
+        matched_iou=config.assigner.get("foreground", 0.5),
+        scale=lambda r: target_size(r.height, r.width, evaluation_side(config), config.data.long_side)[0] / r.height,
+    )
+    if not config.data.keep_empty:
+        dataset = dataset.subset(i for i, record in enumerate(dataset.records) if len(record.boxes))
     if not len(dataset):
         raise UserError(f"data.{split}: no images in the data set; check its paths and its split file")
+    if announce:
+        for line in findings.lines():
+            log.warning("data.%s: %s", split, line)
     return dataset
+
+
+def anchor_sides(config: Config) -> np.ndarray:
+    """(N, 2) width and height of every level's anchors."""
+    sizes = config.model.anchor_sizes or default_sizes(config.model.levels)
+    base = torch.cat([base_anchors(level, config.model.anchor_ratios) for level in sizes])
+    return (base[:, 2:] - base[:, :2]).numpy()
 
 
 def build_model(config: Config, num_classes: int) -> RetinaNet:

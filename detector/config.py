@@ -69,16 +69,18 @@ PyramidLevel = Annotated[PositiveInt, Field(ge=3, le=7)]
 PositiveFloats = Annotated[list[PositiveFloat], Field(min_length=1)]
 
 
-def _part(registry: Registry, default: str | None = None) -> Any:
+def _part(registry: Registry, default: str | None = None, *, optional: bool = False) -> Any:
     """The type of a spec `{type: NAME, ...}`, whose type may be left out where there is a default; its parameters'
-    defaults are filled in."""
+    defaults are filled in. `optional`: or of null."""
 
-    def resolve(spec: Any) -> dict[str, Any]:
+    def resolve(spec: Any) -> dict[str, Any] | None:
+        if spec is None and optional:
+            return None
         if default is not None and isinstance(spec, dict):
             spec = {"type": default} | spec
         return registry.resolve(spec)
 
-    return Annotated[dict[str, Any], PlainValidator(resolve), Field(validate_default=True)]
+    return Annotated[dict[str, Any] | None, PlainValidator(resolve), Field(validate_default=True)]
 
 
 class Section(BaseModel):
@@ -100,19 +102,32 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    """sampler: which images come up in an epoch; short_side and long_side in pixels; a short_side of two is the range
-    that training draws from; aspect_buckets: a batch is of one of so many ranges of the aspect ratio, each padded
-    to one size."""
+    """val: null takes what `split`, the fraction of data.train's images that training keeps, leaves over; split_seed
+    draws them. invalid: what an entry does that cannot be meant (a box without area, a missing image): it stops the
+    run, or is left out and counted. keep_empty: whether images without objects train as background. sampler: which
+    images come up in an epoch. short_side and long_side in pixels; a short_side of two is the range that training draws
+    from. aspect_buckets: a batch is of one of so many ranges of the aspect ratio, each padded to one size."""
 
     root: Path = Path(".")
     train: _part(DATASETS)
-    val: _part(DATASETS)
+    val: _part(DATASETS, optional=True) = None
+    split: Annotated[UnitFloat, Field(gt=0, lt=1)] | None = None
+    split_seed: NonNegativeInt = 0
+    invalid: Literal["error", "skip"] = "error"
+    keep_empty: Annotated[bool, Field(strict=True)] = True
     sampler: _part(IMAGE_SAMPLERS, "uniform") = "uniform"
     short_side: PositiveInt | Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)] = 800
     long_side: PositiveInt = 1333
     aspect_buckets: PositiveInt = 4
     num_workers: NonNegativeInt | Literal["auto"] = "auto"
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
+
+    @model_validator(mode="after")
+    def _one_way_to_validate(self) -> Self:
+        if (self.val is None) == (self.split is None):
+            what = "required, and missing" if self.val is None else "one too many beside data.split"
+            raise InvalidValues({("val",): f"{what}; give data.val, or val: null and split: 0.8 to divide data.train"})
+        return self
 
 
 class ModelConfig(Section):

@@ -88,6 +88,10 @@ data:
   root: .
   train: {type: folder}
   val: {type: folder}
+  split: null
+  split_seed: 0
+  invalid: error
+  keep_empty: true
   sampler: {type: uniform, size: 3}
   short_side: 800
   long_side: 1333

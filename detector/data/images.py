@@ -5,37 +5,56 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 from detector.errors import UserError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 178_000_000  # half a gigabyte as RGB
+ORIENTATION = ExifTags.Base.Orientation
 
 _JPEG_END = 0xD9
 # A JPEG marker: 0xFF and a code. Inside compressed data 0xFF is followed by 0 or a restart code (D0 to D7).
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The stored pixels, (H, W, 3) uint8 RGB: grey is tripled, alpha dropped, 16 bit reduced to 8.
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself: width and height of the stored pixels; format and mode as Pillow names them; the
+    EXIF orientation, 1 where there is none, 2 to 8 for mirrored or turned."""
 
-    An EXIF orientation is *not* applied, since boxes are annotated on the stored pixels (as COCO's are).
+    width: int
+    height: int
+    format: str
+    mode: str
+    orientation: int
+
+    def upright_size(self) -> tuple[int, int]:
+        """(width, height) as a person sees it."""
+        return (self.height, self.width) if 5 <= self.orientation <= 8 else (self.width, self.height)
+
+
+def read_header(path: Path) -> Header:
+    """Raises UserError as `read_image` does, before any memory is taken for pixels."""
+    return _parse_header(path, _read_bytes(path).tobytes())
+
+
+def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
+    """(H, W, 3) uint8 RGB: grey is tripled, alpha dropped, 16 bit reduced to 8.
+
+    The stored pixels, or turned `upright` as their EXIF orientation says: photographs as a person sees them, but
+    annotations are often made on the stored pixels (COCO's are).
     Raises UserError if the file is missing, empty, no image, cut short, or larger than MAX_PIXELS.
     """
+    data = _read_bytes(path)
+    _parse_header(path, data.tobytes())
     try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the image ({error.strerror}); check the path") from None
-    if data.size == 0:
-        raise UserError(f"{path}: the image file is empty; replace or remove it")
-    _check_header(path, data.tobytes())
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION))
     except cv2.error:
         image = None
     if image is None:
@@ -76,21 +95,43 @@ def _check_suffix(path: Path) -> None:
         raise UserError(f"{path}: '{path.suffix}' is not an image suffix; use one of {' '.join(SUFFIXES)}")
 
 
-def _check_header(path: Path, data: bytes) -> None:
-    """Refuse, before any memory is taken for pixels, what decoders would take without a word."""
+def _read_bytes(path: Path) -> np.ndarray:
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the image ({error.strerror}); check the path") from None
+    if data.size == 0:
+        raise UserError(f"{path}: the image file is empty; replace or remove it")
+    return data
+
+
+def _parse_header(path: Path, data: bytes) -> Header:
+    """Refuses, before any memory is taken for pixels, what decoders would take without a word."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of corrupt metadata, and of sizes that are checked below
-            with Image.open(io.BytesIO(data)) as header:
-                (width, height), kind = header.size, header.format
+            with Image.open(io.BytesIO(data)) as image:
+                header = Header(*image.size, image.format, image.mode, _orientation(image))
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: the image is too large ({error}); scale it down") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, SyntaxError):
         raise UserError(f"{path}: not an image, or a damaged one; replace or remove it") from None
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{path}: {width}x{height} pixels are over the limit of {MAX_PIXELS}; scale the image down")
-    if kind == "JPEG" and not _jpeg_has_end(data):
+    if header.width * header.height > MAX_PIXELS:
+        raise UserError(
+            f"{path}: {header.width}x{header.height} pixels are over the limit of {MAX_PIXELS}; scale the image down"
+        )
+    if header.format == "JPEG" and not _jpeg_has_end(data):
         raise UserError(f"{path}: the JPEG is cut short (no end-of-image marker); replace or remove it")
+    return header
+
+
+def _orientation(image: Image.Image) -> int:
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))  # image.getexif would decode a PNG first
+        return exif.get(ORIENTATION, 1)
+    except (SyntaxError, ValueError, OSError):  # corrupt metadata turn nothing
+        return 1
 
 
 def _jpeg_has_end(data: bytes) -> bool:
