@@ -46,24 +46,18 @@ from detector.structures import Batch, Predictions, Targets
 log = logging.getLogger(__name__)
 
 
-def build_dataset(
-    config: Config, split: str, class_names: tuple[str, ...] | None = None, findings: Findings | None = None
+def read_dataset(
+    config: Config, split: str, findings: Findings, class_names: tuple[str, ...] | None = None
 ) -> DetectionDataset:
-    """The `train` or `val` data set; its labels follow `class_names` where given. A path in its section is relative to
-    `data.root`. Without `findings`, what is wrong or odd with it is logged. Raises UserError."""
-    announce = findings is None
-    findings = Findings(config.data.invalid) if announce else findings
-    divided = config.data.split is not None
-    spec = dict(config.data.train if divided else getattr(config.data, split))
+    """What `data.train` or `data.val` names, whole; its labels follow `class_names` where given. A path in its section
+    is relative to `data.root`. What is wrong or odd with it goes to `findings`. Raises UserError."""
+    spec = dict(getattr(config.data, split))
     name = spec.pop("type")
     annotations = DATASETS.parameters(name)
     for key, value in spec.items():
         if value is not None and Path in (annotations[key], *get_args(annotations[key])):
             spec[key] = str(config.data.root / value)
     dataset = DATASETS.build(name, class_names, findings, **spec)
-    if divided:
-        first = stratified_split(dataset.labels_by_image(), config.data.split, config.data.split_seed)
-        dataset = dataset.subset(np.flatnonzero(first == (split == "train")))
     check_records(
         dataset,
         findings,
@@ -72,13 +66,25 @@ def build_dataset(
         matched_iou=config.assigner.get("foreground", 0.5),
         scale=lambda r: target_size(r.height, r.width, evaluation_side(config), config.data.long_side)[0] / r.height,
     )
+    return dataset
+
+
+def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:
+    """The `train` or `val` data set, divided and without empty images where the config says so; the log tells what is
+    wrong or odd with it and what becomes of that. Raises UserError."""
+    divided = config.data.split is not None
+    findings = Findings(config.data.invalid)
+    dataset = read_dataset(config, "train" if divided else split, findings, class_names)
+    if not (divided and split == "val"):  # which is in the same files
+        for line in findings.lines():
+            log.info("data.%s: %s", split, line)
+    if divided:
+        first = stratified_split(dataset.labels_by_image(), config.data.split, config.data.split_seed)
+        dataset = dataset.subset(np.flatnonzero(first == (split == "train")))
     if not config.data.keep_empty:
         dataset = dataset.subset(i for i, record in enumerate(dataset.records) if len(record.boxes))
     if not len(dataset):
         raise UserError(f"data.{split}: no images in the data set; check its paths and its split file")
-    if announce:
-        for line in findings.lines():
-            log.warning("data.%s: %s", split, line)
     return dataset
 
 

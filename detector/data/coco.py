@@ -45,6 +45,7 @@ def parse_coco(
     """Check a COCO dictionary and turn it into records in its order, class names and category ids; `source` is the file
     that messages name.
 
+    An annotation's key `where` says where it stands, if that is not the dictionary's own file.
     Boxes go from (x, y, w, h) to xyxy, are clipped to their image and not rounded. iscrowd marks crowds; the area is
     the annotation's, or its clipped box's where there is none.
     """
@@ -59,6 +60,8 @@ def parse_coco(
 
     def describe(index: int) -> str:
         entry = annotations[index]
+        if "where" in entry:
+            return f"{source}: {entry['where']}"
         image = f" of image '{file_names[owner[index]]}'" if owner[index] >= 0 else ""
         return f"{source}: annotation {entry.get('id', index)}{image}"
 
@@ -78,7 +81,7 @@ def parse_coco(
         for key, default in (("iscrowd", 0), ("area", np.nan))
     )
     boxes = _clipped_boxes(annotations, sizes[owner], findings, valid, describe)
-    _check_completeness(annotations, category_ids, labels, boxes, owner, source, findings, valid, describe)
+    _check_completeness(annotations, category_ids, source, findings, valid, describe)
     area = np.where(np.isfinite(area), area, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)).astype(np.float32)
 
     order = np.flatnonzero(valid)
@@ -315,9 +318,6 @@ def _clipped_boxes(
 def _check_completeness(
     annotations: list[dict[str, Any]],
     category_ids: tuple[int, ...],
-    labels: np.ndarray,
-    boxes: np.ndarray,
-    owner: np.ndarray,
     source: Path,
     findings: Findings,
     valid: np.ndarray,
@@ -337,7 +337,3 @@ def _check_completeness(
     findings.add("annotation_id", odd, describe)
     if sorted(category_ids) != list(range(1, len(category_ids) + 1)):
         findings.add("category_ids", [0], lambda _: f"{source}: {', '.join(map(str, sorted(category_ids)[:3]))}, ...")
-    kept = np.flatnonzero(valid)
-    rows = np.column_stack((owner, labels, boxes))[kept]
-    _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    findings.add("box_twice", kept[first[inverse.ravel()] != np.arange(len(kept))], describe)

@@ -14,48 +14,44 @@ NUM_EXAMPLES = 3
 @dataclass(frozen=True, slots=True)
 class Kind:
     """what: the entries concerned, in the plural. becomes: what training does with them (the invalid ones where
-    `data.invalid` is skip). remedy: how to mend them. invalid: they stop a training unless `data.invalid` is skip.
-    """
+    `data.invalid` is skip). remedy: how to mend them. level: a note; invalid, which stops a training unless
+    `data.invalid` is skip; or fatal, which stops it in any case (but see `faults.max_unreadable`)."""
 
     what: str
     becomes: str
     remedy: str
-    invalid: bool = False
+    level: Literal["note", "invalid", "fatal"] = "note"
 
 
 KINDS: dict[str, Kind] = {
     # entries that cannot be meant
-    "annotation_file": Kind("annotation files that cannot be used", "left out", "correct the file", True),
-    "row": Kind("malformed lines of labels", "left out", "correct the line", True),
-    "image_missing": Kind("images that are not there", "left out", "check the images folder", True),
+    "annotation_file": Kind("annotation files that cannot be used", "left out", "correct the file", "invalid"),
+    "row": Kind("malformed lines of labels", "left out", "correct the line", "invalid"),
+    "image_missing": Kind("images that are not there", "left out", "check the images folder", "invalid"),
     "image_outside": Kind(
         "images outside the images folder", "left out", "copy the image into the folder and give its name there", True
     ),
-    "image_twice": Kind("images listed twice", "the later entry left out", "remove one of the entries", True),
-    "image_size": Kind("images without a usable size", "left out", "write the image's width and height", True),
-    "image_unreadable": Kind("images that cannot be read", "left out", "replace or remove the image", True),
-    "image_unlike": Kind(
-        "images of another size than annotated", "left out", "mend the image or its annotated size", True
-    ),
-    "annotation_orphan": Kind("annotations of no listed image", "left out", "correct their image_id", True),
-    "category_unknown": Kind("annotations of no listed category", "left out", "add the category", True),
+    "image_twice": Kind("images listed twice", "the later entry left out", "remove one of the entries", "invalid"),
+    "image_size": Kind("images without a usable size", "left out", "write the image's width and height", "invalid"),
+    "image_unreadable": Kind("images that cannot be read", "left out", "replace or remove the image", "invalid"),
+    "annotation_orphan": Kind("annotations of no listed image", "left out", "correct their image_id", "invalid"),
+    "category_unknown": Kind("annotations of no listed category", "left out", "add the category", "invalid"),
     "class_unknown": Kind(
         "annotations of a class that the training set lacks",
         "left out",
         "annotate both splits with the same classes",
         True,
     ),
-    "number": Kind("annotations with a malformed area or iscrowd", "left out", "write a number", True),
-    "box_malformed": Kind("boxes that are not four finite numbers", "left out", "correct the box", True),
-    "box_empty": Kind("boxes without area", "left out", "correct the box", True),
-    "box_outside": Kind("boxes outside their image", "left out", "correct the box", True),
+    "number": Kind("annotations with a malformed area or iscrowd", "left out", "write a number", "invalid"),
+    "box_malformed": Kind("boxes that are not four finite numbers", "left out", "correct the box", "invalid"),
+    "box_empty": Kind("boxes without area", "left out", "correct the box", "invalid"),
+    "box_outside": Kind("boxes outside their image", "left out", "correct the box", "invalid"),
     "box_corners": Kind(
         "boxes that look like x1, y1, x2, y2 where x, y, width, height belong", "taken as written", "convert them", True
     ),
     # entries that training can do with
     "annotation_lost": Kind("annotations of images that are left out", "left out with them", "see the images"),
     "box_clipped": Kind("boxes that reach over their image's edge", "clipped", "correct the box"),
-    "box_twice": Kind("boxes given twice", "kept, both of them", "remove one of the two"),
     "box_small": Kind(
         "boxes too small for any anchor at the training size",
         "matched poorly or not at all",
@@ -71,7 +67,21 @@ KINDS: dict[str, Kind] = {
         "the surplus counts as missed",
         "raise evaluation.max_detections",
     ),
-    # the image files themselves, seen by the data check alone
+    # seen by the data check alone
+    "object_twice": Kind("objects that seem to be marked twice", "kept, both of them", "remove one of the two"),
+    "object_conflict": Kind(
+        "objects that seem to be marked as two classes", "kept, both of them", "remove one of the two"
+    ),
+    "data_set": Kind("data sets that cannot be read", "nothing", "mend what is named", "fatal"),
+    "image_damaged": Kind(
+        "images that cannot be decoded", "stop the training when they come up", "replace or remove the image", "fatal"
+    ),
+    "image_unlike": Kind(
+        "images of another size than annotated",
+        "stop the training when they come up",
+        "mend the image or its annotated size",
+        "fatal",
+    ),
     "image_misnamed": Kind("images whose suffix names another format", "read by their content", "rename the file"),
     "image_turned": Kind(
         "images that a camera marked as turned (EXIF)",
@@ -112,7 +122,7 @@ class Findings:
         """The entries `which` are of this kind; `describe` says of one of them what is wrong and where."""
         if not len(which):
             return
-        if KINDS[kind].invalid and self.invalid == "error":
+        if KINDS[kind].level == "invalid" and self.invalid == "error":
             raise UserError(
                 f"{describe(which[0])}; {KINDS[kind].remedy}, or set data.invalid=skip ({len(which)} such in all)"
             )

@@ -14,7 +14,16 @@ from PIL import ExifTags, Image
 
 from detector.errors import UserError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+FORMATS = {  # by suffix, as Pillow names them; MPO is JPEG with further pictures behind the first
+    ".bmp": ("BMP", "DIB"),
+    ".jpeg": ("JPEG", "MPO"),
+    ".jpg": ("JPEG", "MPO"),
+    ".png": ("PNG",),
+    ".tif": ("TIFF",),
+    ".tiff": ("TIFF",),
+    ".webp": ("WEBP",),
+}
+SUFFIXES = tuple(FORMATS)
 MAX_PIXELS = 178_000_000  # half a gigabyte as RGB
 ORIENTATION = ExifTags.Base.Orientation
 
@@ -25,13 +34,14 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says of itself: width and height of the stored pixels; format and mode as Pillow names them; the
-    EXIF orientation, 1 where there is none, 2 to 8 for mirrored or turned."""
+    """What a file says of itself: width and height of the stored pixels; format and mode as Pillow names them; whether
+    a colour has 16 bits; the EXIF orientation, 1 where there is none, 2 to 8 for mirrored or turned."""
 
     width: int
     height: int
     format: str
     mode: str
+    is_deep: bool
     orientation: int
 
     def upright_size(self) -> tuple[int, int]:
@@ -111,7 +121,8 @@ def _parse_header(path: Path, data: bytes) -> Header:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of corrupt metadata, and of sizes that are checked below
             with Image.open(io.BytesIO(data)) as image:
-                header = Header(*image.size, image.format, image.mode, _orientation(image))
+                is_deep = ";16" in str(image.tile) or image.mode[0] == "I"
+                header = Header(*image.size, image.format, image.mode, is_deep, _orientation(image))
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: the image is too large ({error}); scale it down") from None
     except (OSError, ValueError, SyntaxError):
@@ -120,7 +131,7 @@ def _parse_header(path: Path, data: bytes) -> Header:
         raise UserError(
             f"{path}: {header.width}x{header.height} pixels are over the limit of {MAX_PIXELS}; scale the image down"
         )
-    if header.format == "JPEG" and not _jpeg_has_end(data):
+    if header.format in ("JPEG", "MPO") and not _jpeg_has_end(data):
         raise UserError(f"{path}: the JPEG is cut short (no end-of-image marker); replace or remove it")
     return header
 

@@ -46,7 +46,8 @@ class VocDataset(DetectionDataset):
                 root = _parse_xml(file)
                 entry = {"id": image_id, **_image(root, file, images)}
                 found = [
-                    {"id": len(objects) + number, "image_id": image_id, **_object(element, one_based)}
+                    {"id": len(objects) + number, "image_id": image_id, "where": f"{file.name}: object {number}"}
+                    | _object(element, one_based)
                     for number, element in enumerate(root.findall("object"), 1)
                 ]
             except _MalformedError as error:
