@@ -29,7 +29,10 @@ KINDS: dict[str, Kind] = {
     "row": Kind("malformed lines of labels", "left out", "correct the line", "invalid"),
     "image_missing": Kind("images that are not there", "left out", "check the images folder", "invalid"),
     "image_outside": Kind(
-        "images outside the images folder", "left out", "copy the image into the folder and give its name there", True
+        "images outside the images folder",
+        "left out",
+        "copy the image into the folder and give its name there",
+        "invalid",
     ),
     "image_twice": Kind("images listed twice", "the later entry left out", "remove one of the entries", "invalid"),
     "image_size": Kind("images without a usable size", "left out", "write the image's width and height", "invalid"),
@@ -40,14 +43,17 @@ KINDS: dict[str, Kind] = {
         "annotations of a class that the training set lacks",
         "left out",
         "annotate both splits with the same classes",
-        True,
+        "invalid",
     ),
     "number": Kind("annotations with a malformed area or iscrowd", "left out", "write a number", "invalid"),
     "box_malformed": Kind("boxes that are not four finite numbers", "left out", "correct the box", "invalid"),
     "box_empty": Kind("boxes without area", "left out", "correct the box", "invalid"),
     "box_outside": Kind("boxes outside their image", "left out", "correct the box", "invalid"),
     "box_corners": Kind(
-        "boxes that look like x1, y1, x2, y2 where x, y, width, height belong", "taken as written", "convert them", True
+        "boxes that look like x1, y1, x2, y2 where x, y, width, height belong",
+        "taken as written",
+        "convert them",
+        "invalid",
     ),
     # entries that training can do with
     "annotation_lost": Kind("annotations of images that are left out", "left out with them", "see the images"),
