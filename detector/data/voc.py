@@ -21,8 +21,8 @@ class VocDataset(DetectionDataset):
     classes: the class names in label order; None takes the names in the split's files, sorted. split: a text file with
     one image id (an XML's stem) a line, as in ImageSets/Main; None takes every XML, sorted. one_based: coordinates
     are VOC's, whole pixels counted from 1 with the last one included, so that xmin..xmax covers [xmin - 1, xmax];
-    false takes them as continuous. Either way a box needs xmin < xmax and ymin < ymax as written: one drawn with a
-    single click is a slip, not an object of one pixel. `difficult` objects are crowds.
+    false takes them as continuous. Either way a box with xmin = xmax or ymin = ymax as written is the slip of a single
+    click, not an object of one pixel. `difficult` objects are crowds.
     Image ids count from 1 in the split's order, category ids from 1 in label order. What is wrong with single files or
     boxes goes to `findings`.
     Raises UserError for a missing folder or split, and where no image is there.
@@ -123,14 +123,13 @@ def _image(root: ElementTree.Element, file: Path, images: Path) -> dict[str, Any
 
 
 def _object(element: ElementTree.Element, one_based: bool) -> dict[str, Any]:
-    """Name, crowd flag and COCO box (x, y, w, h) of one <object>; no extent along a side that is not positive."""
+    """Name, crowd flag and COCO box (x, y, w, h) of one <object>."""
     name = (element.findtext("name") or "").strip()
     if not name:
         raise _MalformedError("an <object> has no <name>")
     x1, y1, x2, y2 = (_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
     first = 1.0 if one_based else 0.0
-    width = x2 - x1 + first if x2 > x1 else 0.0
-    height = y2 - y1 + first if y2 > y1 else 0.0
+    width, height = (0.0 if low == high else high - low + first for low, high in ((x1, x2), (y1, y2)))
     difficult = (element.findtext("difficult") or "").strip() == "1"
     box = [x1 - first, y1 - first, width, height]
     return {"name": name, "iscrowd": int(difficult), "area": None, "bbox": box}

@@ -178,9 +178,3 @@ def _parse_line(line: str) -> tuple[int, list[float]] | str:
     if min(numbers) < -MARGIN or max(numbers) > 1 + MARGIN:
         return "is not in fractions of the image"
     return int(category), box
-
-
-def format_line(label: int, box_xyxy: Sequence[float], width: int, height: int) -> str:
-    """`class cx cy w h`, in fractions of the image."""
-    x1, y1, x2, y2 = (float(v) / side for v, side in zip(box_xyxy, (width, height) * 2, strict=True))
-    return f"{label} {(x1 + x2) / 2:.9g} {(y1 + y2) / 2:.9g} {x2 - x1:.9g} {y2 - y1:.9g}"
