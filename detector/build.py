@@ -1,5 +1,6 @@
 """The one place where a config becomes objects."""
 
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -38,6 +39,8 @@ from detector.models.retinanet import RetinaNet, size_divisor
 from detector.models.weights import load_weights
 from detector.registry import Registry
 from detector.structures import Batch, Predictions, Targets
+
+log = logging.getLogger(__name__)
 
 
 def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:
@@ -209,9 +212,23 @@ def build_evaluation(
     dtype: torch.dtype,
     observe: Callable[[Batch, Predictions], None] | None = None,
 ) -> Callable[[nn.Module], tuple[dict, list[dict]]]:
-    """A function from a model to COCO's numbers on `dataset` and the detections behind them (these on rank 0 alone);
-    `observe` sees each batch of this process and what the model says of it."""
+    """A function from a model to COCO's numbers on `dataset`, with the settings that they hold for, and the detections
+    behind them (these on rank 0 alone); `observe` sees each batch of this process and what the model says of it."""
     settings = config.evaluation
+    recorded = settings.model_dump() | {
+        "short_side": evaluation_side(config),
+        "long_side": config.data.long_side,
+        "precision": str(dtype).removeprefix("torch."),
+    }
+    crowded = sum(len(labels) > settings.max_detections for labels in dataset.labels_by_image())
+    if crowded and rank() == 0:
+        log.warning(
+            "evaluation.max_detections: %d of %d images have more than %d objects, so that some count as missed "
+            "whatever the model finds; raise it",
+            crowded,
+            len(dataset),
+            settings.max_detections,
+        )
     loader = build_eval_loader(config, dataset)
     position = {record.image_id: i for i, record in enumerate(dataset.records)}
 
@@ -235,7 +252,7 @@ def build_evaluation(
         metrics = coco_metrics(
             dataset.ground_truth(), detections, backend=settings.backend, max_detections=settings.max_detections
         )
-        return broadcast(metrics), detections
+        return broadcast(metrics | {"settings": recorded}), detections
 
     return evaluate
 
