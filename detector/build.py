@@ -249,9 +249,14 @@ def build_evaluation(
     dtype: torch.dtype,
     observe: Callable[[Batch, Predictions], None] | None = None,
 ) -> Callable[[nn.Module], tuple[dict, list[dict]]]:
-    """A function from a model to COCO's numbers on `dataset` and the detections behind them (these on rank 0 alone);
-    `observe` sees each batch of this process and what the model says of it."""
+    """A function from a model to COCO's numbers on `dataset`, with the settings that they hold for, and the detections
+    behind them (these on rank 0 alone); `observe` sees each batch of this process and what the model says of it."""
     settings = config.evaluation
+    recorded = settings.model_dump() | {
+        "short_side": evaluation_side(config),
+        "long_side": config.data.long_side,
+        "precision": str(dtype).removeprefix("torch."),
+    }
     loader = build_eval_loader(config, dataset)
     position = {record.image_id: i for i, record in enumerate(dataset.records)}
 
@@ -275,7 +280,7 @@ def build_evaluation(
         metrics = coco_metrics(
             dataset.ground_truth(), detections, backend=settings.backend, max_detections=settings.max_detections
         )
-        return broadcast(metrics), detections
+        return broadcast(metrics | {"settings": recorded}), detections
 
     return evaluate
 
