@@ -17,6 +17,7 @@ from torch import nn
 from detector.config import Config, to_yaml
 from detector.data import DATASETS, IMAGE_SAMPLERS, DetectionDataset
 from detector.data.buckets import Buckets, make_buckets
+from detector.data.cache import CachedDataset
 from detector.data.checks import check_records
 from detector.data.findings import Findings
 from detector.data.loader import Loader, make_loader
@@ -204,10 +205,17 @@ def build_buckets(config: Config, dataset: DetectionDataset) -> Buckets:
     return make_buckets(np.array(sizes), config.data.aspect_buckets, size_divisor(config.model.levels))
 
 
+def cached(config: Config, dataset: DetectionDataset) -> DetectionDataset:
+    """The data set with its images kept in `data.cache`, where there is one."""
+    if config.data.cache is None:
+        return dataset
+    return CachedDataset(dataset, config.data.cache, evaluation_side(config), config.data.long_side)
+
+
 def build_train_loader(config: Config, dataset: DetectionDataset) -> Loader:
     buckets = build_buckets(config, dataset)
     return make_loader(
-        dataset,
+        cached(config, dataset),
         [
             Resize(config.data.short_side, config.data.long_side),
             Augment(**config.data.augment.model_dump()),
@@ -225,7 +233,7 @@ def build_train_loader(config: Config, dataset: DetectionDataset) -> Loader:
 def build_eval_loader(config: Config, dataset: DetectionDataset) -> Loader:
     """Every image once, in order; a multi-scale range is evaluated at its upper end."""
     return make_loader(
-        dataset,
+        cached(config, dataset),
         [Resize(evaluation_side(config), config.data.long_side)],
         batch_size=config.evaluation.batch_size,
         seed=0,

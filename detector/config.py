@@ -106,7 +106,8 @@ class DataConfig(Section):
     draws them. invalid: what an entry does that cannot be meant (a box without area, a missing image): it stops the
     run, or is left out and counted. keep_empty: whether images without objects train as background. sampler: which
     images come up in an epoch. short_side and long_side in pixels; a short_side of two is the range that training draws
-    from. aspect_buckets: a batch is of one of so many ranges of the aspect ratio, each padded to one size."""
+    from. aspect_buckets: a batch is of one of so many ranges of the aspect ratio, each padded to one size. cache: a
+    folder for decoded, resized images, 3 bytes a pixel."""
 
     root: Path = Path(".")
     train: _part(DATASETS)
@@ -120,7 +121,14 @@ class DataConfig(Section):
     long_side: PositiveInt = 1333
     aspect_buckets: PositiveInt = 4
     num_workers: NonNegativeInt | Literal["auto"] = "auto"
+    cache: Path | None = None
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
+
+    @model_validator(mode="after")
+    def _one_size_to_keep(self) -> Self:
+        if self.cache is not None and not isinstance(self.short_side, int):
+            raise InvalidValues({("cache",): "images are kept at one size; set data.short_side to one number"})
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_validate(self) -> Self:

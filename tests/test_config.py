@@ -97,6 +97,7 @@ data:
   long_side: 1333
   aspect_buckets: 4
   num_workers: auto
+  cache: null
   augment: {horizontal_flip: 0.5, vertical_flip: 0, brightness: 0, contrast: 0, saturation: 0, hue: 0,
             scale: [1, 1], translate: 0}
 model: {backbone: resnet50, norm: frozen, weights: null, trainable_stages: 3, levels: [3, 7], width: 256, head_depth: 4,

@@ -27,6 +27,11 @@ class Record:
     area: np.ndarray
 
 
+def make_sample(record: Record, image: np.ndarray, original_size: tuple[int, int]) -> Sample:
+    """The record's annotations on an image that has their size."""
+    return Sample(image, record.boxes, record.labels, record.crowd, record.image_id, record.path.name, original_size)
+
+
 class DetectionDataset(Sequence[Sample]):
     """Records in a fixed order. `class_names[k]` and `category_ids[k]` are class k's name and the data set's own id."""
 
@@ -49,9 +54,7 @@ class DetectionDataset(Sequence[Sample]):
                 f"{record.path}: the image has {image.shape[1]}x{image.shape[0]} pixels, its annotations say "
                 f"{record.width}x{record.height}; mend the one that is wrong"
             )
-        return Sample(
-            image, record.boxes, record.labels, record.crowd, record.image_id, record.path.name, image.shape[:2]
-        )
+        return make_sample(record, image, size)
 
     def blank(self, index: int) -> Sample:
         """An empty picture in the place of one that cannot be read."""
