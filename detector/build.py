@@ -27,7 +27,7 @@ from detector.engine.trainer import Schedule, Trainer
 from detector.errors import UserError
 from detector.evaluation.coco import coco_metrics
 from detector.geometry import ASSIGNERS
-from detector.geometry.anchors import default_sizes
+from detector.geometry.anchors import AnchorGrid, default_sizes
 from detector.imbalance.census import Setting, take_census
 from detector.imbalance.probe import Probe
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
@@ -113,11 +113,10 @@ def build_classification_loss(spec: dict[str, Any], dataset: DetectionDataset) -
 
 def build_census(config: Config, dataset: DetectionDataset) -> dict:
     """The census of a data set with the config's anchors and assigner, at evaluation's image size."""
-    levels = config.model.levels
+    levels, exact = config.model.levels, config.model.exact_anchors
+    sizes = config.model.anchor_sizes or default_sizes(levels, exact)
     setting = Setting(
-        levels=levels,
-        sizes=config.model.anchor_sizes or default_sizes(levels),
-        ratios=config.model.anchor_ratios,
+        grid=AnchorGrid(levels, sizes, config.model.anchor_ratios, exact),
         assigner=build_part(ASSIGNERS, config.assigner, len(dataset.class_names)),
         target_size=partial(target_size, short_side=evaluation_side(config), long_side=config.data.long_side),
         divisor=size_divisor(levels),

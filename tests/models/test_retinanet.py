@@ -45,6 +45,10 @@ def make_model(num_classes: int = 3, **changes: Any) -> RetinaNet:
         "prior": 0.01,
         "anchor_sizes": None,
         "anchor_ratios": RATIOS,
+        "stride_in_1x1": False,
+        "pyramid_top": "p5",
+        "pyramid_relu": True,
+        "exact_anchors": False,
     }
     return RetinaNet(num_classes, **(small | changes))
 
