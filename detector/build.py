@@ -66,7 +66,7 @@ def build_trained_model(config: Config, dataset: DetectionDataset) -> RetinaNet:
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(config.train.seed % 2**32)
     model = build_model(config, len(dataset.class_names))
-    load_weights(model, config.model.backbone, config.model.weights, dataset.class_names, dataset.category_ids)
+    load_weights(model, config.model.backbone, config.model.weights, dataset.class_names)
     if config.model.norm == "frozen" and frozen_batch_norm_is_random(model.backbone.state_dict()):
         raise UserError(
             "model.norm: frozen batch norm normalises nothing without pretrained weights; set model.weights (e.g. "
