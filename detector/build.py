@@ -32,7 +32,7 @@ from detector.engine.trainer import Schedule, Trainer
 from detector.errors import UserError
 from detector.evaluation.coco import coco_metrics
 from detector.geometry import ASSIGNERS
-from detector.geometry.anchors import base_anchors, default_sizes
+from detector.geometry.anchors import AnchorGrid, default_sizes
 from detector.imbalance.census import Setting, take_census
 from detector.imbalance.probe import Probe
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
@@ -59,11 +59,12 @@ def read_dataset(
         if value is not None and Path in (annotations[key], *get_args(annotations[key])):
             spec[key] = str(config.data.root / value)
     dataset = DATASETS.build(name, class_names, findings, **spec)
+    base = torch.cat(build_anchor_grid(config).base())
     check_records(
         dataset,
         findings,
         max_objects=config.evaluation.max_detections,
-        anchor_sides=anchor_sides(config),
+        anchor_sides=(base[:, 2:] - base[:, :2]).numpy(),
         matched_iou=config.assigner.get("foreground", 0.5),
         scale=lambda r: target_size(r.height, r.width, evaluation_side(config), config.data.long_side)[0] / r.height,
     )
@@ -89,11 +90,10 @@ def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | Non
     return dataset
 
 
-def anchor_sides(config: Config) -> np.ndarray:
-    """(N, 2) width and height of every level's anchors."""
-    sizes = config.model.anchor_sizes or default_sizes(config.model.levels)
-    base = torch.cat([base_anchors(level, config.model.anchor_ratios) for level in sizes])
-    return (base[:, 2:] - base[:, :2]).numpy()
+def build_anchor_grid(config: Config) -> AnchorGrid:
+    model = config.model
+    sizes = model.anchor_sizes or default_sizes(model.levels, model.exact_anchors)
+    return AnchorGrid(model.levels, sizes, model.anchor_ratios, model.exact_anchors)
 
 
 def build_model(config: Config, num_classes: int) -> RetinaNet:
@@ -107,7 +107,7 @@ def build_trained_model(config: Config, dataset: DetectionDataset) -> RetinaNet:
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(config.train.seed % 2**32)
     model = build_model(config, len(dataset.class_names))
-    load_weights(model, config.model.backbone, config.model.weights, dataset.class_names, dataset.category_ids)
+    load_weights(model, config.model.backbone, config.model.weights, dataset.class_names)
     if config.model.norm == "frozen" and frozen_batch_norm_is_random(model.backbone.state_dict()):
         raise UserError(
             "model.norm: frozen batch norm normalises nothing without pretrained weights; set model.weights (e.g. "
@@ -154,14 +154,11 @@ def build_classification_loss(spec: dict[str, Any], dataset: DetectionDataset) -
 
 def build_census(config: Config, dataset: DetectionDataset) -> dict:
     """The census of a data set with the config's anchors and assigner, at evaluation's image size."""
-    levels = config.model.levels
     setting = Setting(
-        levels=levels,
-        sizes=config.model.anchor_sizes or default_sizes(levels),
-        ratios=config.model.anchor_ratios,
+        grid=build_anchor_grid(config),
         assigner=build_part(ASSIGNERS, config.assigner, len(dataset.class_names)),
         target_size=partial(target_size, short_side=evaluation_side(config), long_side=config.data.long_side),
-        divisor=size_divisor(levels),
+        divisor=size_divisor(config.model.levels),
         prior=0.5 if config.model.prior is None else config.model.prior,
         num_classes=len(dataset.class_names),
     )

@@ -64,6 +64,7 @@ def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 Module = Annotated[str, AfterValidator(_import)]
+Switch = Annotated[bool, Field(strict=True)]
 BackboneLevel = Annotated[int, Field(strict=True, ge=3, le=5)]
 PyramidLevel = Annotated[PositiveInt, Field(ge=3, le=7)]
 PositiveFloats = Annotated[list[PositiveFloat], Field(min_length=1)]
@@ -139,21 +140,27 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """levels: lowest and highest pyramid level, level l having stride 2^l pixels; width: channels of pyramid and heads;
-    prior: the score every anchor starts with, null for none; anchor_sizes: pixels, a list for each level,
-    null for 4 x stride x (1, 2^(1/3), 2^(2/3))."""
+    """stride_in_1x1: a bottleneck's stride is in its first convolution, not in its 3x3 one; levels: lowest and highest
+    pyramid level, level l having stride 2^l pixels; width: channels of pyramid and heads; pyramid_top: what P6 is made
+    of; pyramid_relu: P7 is made of relu(P6); prior: the score every anchor starts with, null for none; anchor_sizes:
+    pixels, a list for each level, null for 4 x stride x (1, 2^(1/3), 2^(2/3)); exact_anchors: without torchvision's
+    rounding to whole pixels."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
     norm: Literal["frozen", "batch", "sync", "group"] = "frozen"
     weights: str | None = None
     trainable_stages: Annotated[NonNegativeInt, Field(le=5)] = 3
+    stride_in_1x1: Switch = False
     levels: Annotated[tuple[BackboneLevel, PyramidLevel], AfterValidator(_in_order)] = (3, 7)
     width: PositiveInt = 256
+    pyramid_top: Literal["p5", "c5"] = "p5"
+    pyramid_relu: Switch = True
     head_depth: NonNegativeInt = 4
     head_norm: Literal["none", "group"] = "none"
     prior: Annotated[UnitFloat, Field(gt=0, lt=1)] | None = 0.01
     anchor_sizes: list[PositiveFloats] | None = None
     anchor_ratios: PositiveFloats = [0.5, 1.0, 2.0]
+    exact_anchors: Switch = False
 
     @field_validator("anchor_sizes")
     @classmethod
@@ -196,8 +203,8 @@ class TrainConfig(Section):
     warmup_factor: UnitFloat = 0.001
     clip_norm: PositiveFloat | None = None
     ema_decay: UnitFloat | None = None
-    compile: Annotated[bool, Field(strict=True)] = False
-    channels_last: Annotated[bool, Field(strict=True)] | Literal["auto"] = "auto"
+    compile: Switch = False
+    channels_last: Switch | Literal["auto"] = "auto"
     evaluate_every: NonNegativeInt = 1
     log_every: PositiveInt = 20
     meter_every: PositiveInt = 20

@@ -101,7 +101,8 @@ data:
   augment: {horizontal_flip: 0.5, vertical_flip: 0, brightness: 0, contrast: 0, saturation: 0, hue: 0,
             scale: [1, 1], translate: 0}
 model: {backbone: resnet50, norm: frozen, weights: null, trainable_stages: 3, levels: [3, 7], width: 256, head_depth: 4,
-        head_norm: none, prior: 0.01, anchor_sizes: null, anchor_ratios: [0.5, 1, 2]}
+        head_norm: none, prior: 0.01, anchor_sizes: null, anchor_ratios: [0.5, 1, 2], stride_in_1x1: false,
+        pyramid_top: p5, pyramid_relu: true, exact_anchors: false}
 assigner: {type: max_iou, size: 3}
 anchor_sampler: {type: all, size: 3}
 loss: {classification: {type: focal, size: 3}, box: {type: smooth_l1, size: 3}, box_weight: 1, normaliser: global}

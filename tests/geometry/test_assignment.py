@@ -12,7 +12,7 @@ from detector.data.coco import CocoDataset
 from detector.data.loader import collate
 from detector.data.transforms import Augment, resize
 from detector.geometry import assignment
-from detector.geometry.anchors import base_anchors, default_sizes, grid_anchors
+from detector.geometry.anchors import AnchorGrid, default_sizes
 from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner
 from detector.structures import IGNORED
 
@@ -26,7 +26,8 @@ LEVEL_SIZES = tuple(6 * height * width for height, width in GRIDS)
 
 @pytest.fixture(scope="module")
 def anchors() -> Tensor:
-    return torch.cat(grid_anchors((HEIGHT, WIDTH), GRIDS, [base_anchors((s, 1.3 * s), RATIOS) for s in (16, 32, 64)]))
+    grid = AnchorGrid((3, 5), [(s, 1.3 * s) for s in (16, 32, 64)], RATIOS, exact=False)
+    return torch.cat(grid.of_image((HEIGHT, WIDTH)))
 
 
 def ground_truths(counts: list[int], seed: int) -> tuple[Tensor, Tensor]:
@@ -232,7 +233,7 @@ def test_atss_by_hand():
 
 def test_atss_where_all_candidates_overlap_alike():
     """Without a spread the threshold is their mean, which all of them reach."""
-    (anchors,) = grid_anchors((80, 80), [(10, 10)], [base_anchors((6,), (1.0,))])
+    (anchors,) = AnchorGrid((3, 3), [(6,)], (1.0,), exact=False).of_image((80, 80))
     for side in (31.7, 40.1, 49.3):
         boxes, labels = torch.tensor([[[40 - side, 40 - side, 40 + side, 40 + side]]]), torch.tensor([[1]])
         targets = ATSSAssigner(K)(anchors, boxes, labels, not_ignored(labels), (100,))
@@ -244,8 +245,7 @@ def test_atss_on_real_annotations(shared_data: Path):
     dataset = CocoDataset(images=coco / "val2017", annotations=coco / "annotations/instances_val2017.json")
     records = [record for record in dataset.records if len(record.boxes)][:4]
     padded = [-(-max(sides) // 128) * 128 for sides in zip(*((r.height, r.width) for r in records), strict=True)]
-    grids = [(padded[0] // stride, padded[1] // stride) for stride in (8, 16, 32, 64, 128)]
-    levels = grid_anchors(tuple(padded), grids, [base_anchors(sizes, RATIOS) for sizes in default_sizes((3, 7))])
+    levels = AnchorGrid((3, 7), default_sizes((3, 7), exact=False), RATIOS, exact=False).of_image(tuple(padded))
     num_boxes = max(len(record.boxes) for record in records)
     boxes, labels = torch.zeros(len(records), num_boxes, 4), torch.full((len(records), num_boxes), IGNORED)
     ignore = not_ignored(labels)
