@@ -268,8 +268,7 @@ def test_real_crowds_teach_neither_background_nor_their_class(assigner, shared_d
     flip = Augment(horizontal_flip=1.0, scale=(1, 1), **still)
     samples = [flip(resize(dataset[i], 192, 256), np.random.default_rng(i)) for i in crowded]
     batch = collate(samples, 64)
-    grids = [(192 // stride, 256 // stride) for stride in (8, 16, 32, 64)]
-    levels = grid_anchors((192, 256), grids, [base_anchors(sizes, RATIOS) for sizes in default_sizes((3, 6))])
+    levels = AnchorGrid((3, 6), default_sizes((3, 6), exact=False), RATIOS, exact=False).of_image((192, 256))
     anchors, sizes = torch.cat(levels), tuple(map(len, levels))
 
     targets = assigner(anchors, batch.boxes, batch.labels, batch.ignore, sizes)
