@@ -99,6 +99,11 @@ KINDS: dict[str, Kind] = {
     "image_cmyk": Kind("CMYK images", "converted to RGB", "nothing need be done"),
     "image_deep": Kind("images of 16 bit", "reduced to 8 bit", "nothing need be done"),
     "image_same": Kind("images with the same bytes as another", "kept, all of them", "remove the copies"),
+    "image_alike": Kind(
+        "images of the validation set that look like one of the training set",
+        "kept: the scores are too good",
+        "look at both; where they show the same scene, keep them in one set",
+    ),
     "image_leaked": Kind(
         "images of the validation set that the training set has too",
         "kept: the scores are too good",

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -19,15 +20,20 @@ from detector.errors import UserError
 from detector.geometry.boxes import pairwise_iou
 
 ONE_OBJECT = 0.9  # IoU from which two boxes are taken to mean the same object
+ONE_SCENE = 0.95  # correlation from which two thumbnails are; different COCO images have less than 0.8
+THUMBNAIL = 16
+BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an image file holds: its header, or the error that it gives when decoded; the SHA-256 of its bytes."""
+    """What an image file holds: its header, or the error that it gives when decoded; the SHA-256 of its bytes; a
+    picture of THUMBNAIL x THUMBNAIL grey bytes, in hexadecimal digits."""
 
     header: Header | None
     error: str | None
     digest: str
+    thumbnail: str
 
 
 def look(path: Path) -> Verdict:
@@ -35,12 +41,13 @@ def look(path: Path) -> Verdict:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         header = read_header(path)
-        read_image(path)
+        grey = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY)
     except UserError as error:
-        return Verdict(None, str(error).rpartition("; ")[0], digest)
+        return Verdict(None, str(error).rpartition("; ")[0], digest, "")
     except OSError as error:
-        return Verdict(None, f"{path}: cannot be read ({error.strerror})", "")
-    return Verdict(header, None, digest)
+        return Verdict(None, f"{path}: cannot be read ({error.strerror})", "", "")
+    thumbnail = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    return Verdict(header, None, digest, thumbnail.tobytes().hex())
 
 
 def look_at_all(
@@ -72,7 +79,7 @@ def _load(cache: Path) -> dict[str, Verdict]:
     """Nothing from a file that is not there or of another form: it holds what can be had again."""
     try:
         return {
-            key: Verdict(v["header"] and Header(**v["header"]), v["error"], v["digest"])
+            key: Verdict(v["header"] and Header(**v["header"]), v["error"], v["digest"], v["thumbnail"])
             for key, v in json.loads(cache.read_text()).items()
         }
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -130,7 +137,29 @@ def report_overlaps(records: Sequence[Record], class_names: Sequence[str], findi
 def report_leaks(
     train: Sequence[Record], val: Sequence[Record], verdicts: dict[Path, Verdict], findings: Findings
 ) -> None:
-    """Adds the images of `val` whose bytes `train` has as well."""
+    """Adds the images of `val` that `train` has as well, with the same bytes or as another picture of the same scene."""
     known = {verdicts[record.path].digest: record.path for record in train}
-    leaked = [i for i, record in enumerate(val) if verdicts[record.path].digest in known]
-    findings.add("image_leaked", leaked, lambda i: f"{val[i].path} is {known[verdicts[val[i].path].digest]}")
+    same = [i for i, record in enumerate(val) if verdicts[record.path].digest in known]
+    findings.add("image_leaked", same, lambda i: f"{val[i].path} is {known[verdicts[val[i].path].digest]}")
+    likeness, nearest = _most_alike(*([verdicts[record.path] for record in records] for records in (val, train)))
+    alike = np.setdiff1d(np.flatnonzero(likeness >= ONE_SCENE), same)
+    findings.add("image_alike", alike, lambda i: f"{val[i].path} and {train[nearest[i]].path}")
+
+
+def _most_alike(verdicts: Sequence[Verdict], others: Sequence[Verdict]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each, the greatest correlation of its thumbnail with one of the others', and which that is, (N,) both."""
+
+    def normalised(verdicts: Sequence[Verdict]) -> np.ndarray:
+        grey = np.zeros((len(verdicts), THUMBNAIL**2), np.float32)
+        for row, verdict in zip(grey, verdicts, strict=True):
+            if verdict.thumbnail:
+                row[:] = np.frombuffer(bytes.fromhex(verdict.thumbnail), np.uint8)
+        grey -= grey.mean(axis=1, keepdims=True)
+        return grey / np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1)  # a blank picture is like no other
+
+    theirs, likeness, nearest = normalised(others).T, [np.empty(0)], [np.empty(0, np.int64)]
+    for start in range(0, len(verdicts), BLOCK):
+        block = normalised(verdicts[start : start + BLOCK]) @ theirs
+        likeness.append(block.max(axis=1))
+        nearest.append(block.argmax(axis=1))
+    return np.concatenate(likeness), np.concatenate(nearest)
