@@ -61,7 +61,7 @@ def parse_coco(
     def describe(index: int) -> str:
         entry = annotations[index]
         if "where" in entry:
-            return f"{source}: {entry['where']}"
+            return entry["where"]
         image = f" of image '{file_names[owner[index]]}'" if owner[index] >= 0 else ""
         return f"{source}: annotation {entry.get('id', index)}{image}"
 

@@ -137,7 +137,7 @@ def report_overlaps(records: Sequence[Record], class_names: Sequence[str], findi
 def report_leaks(
     train: Sequence[Record], val: Sequence[Record], verdicts: dict[Path, Verdict], findings: Findings
 ) -> None:
-    """Adds the images of `val` that `train` has as well, with the same bytes or as another picture of the same scene."""
+    """Adds the images of `val` that `train` has as well: the same bytes, or another picture of the same scene."""
     known = {verdicts[record.path].digest: record.path for record in train}
     same = [i for i, record in enumerate(val) if verdicts[record.path].digest in known]
     findings.add("image_leaked", same, lambda i: f"{val[i].path} is {known[verdicts[val[i].path].digest]}")

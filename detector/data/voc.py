@@ -46,7 +46,7 @@ class VocDataset(DetectionDataset):
                 root = _parse_xml(file)
                 entry = {"id": image_id, **_image(root, file, images)}
                 found = [
-                    {"id": len(objects) + number, "image_id": image_id, "where": f"{file.name}: object {number}"}
+                    {"id": len(objects) + number, "image_id": image_id, "where": f"{file}: object {number}"}
                     | _object(element, one_based)
                     for number, element in enumerate(root.findall("object"), 1)
                 ]

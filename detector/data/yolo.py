@@ -67,7 +67,7 @@ class YoloDataset(DetectionDataset):
                 objects.append(
                     {
                         "id": len(objects) + 1,
-                        "where": f"{labels.name}: line {number}",
+                        "where": f"{labels}: line {number}",
                         "image_id": image_id,
                         "category_id": category + 1,
                         "bbox": pixels,
