@@ -8,6 +8,21 @@ from detector.geometry.boxes import clip, decode
 from detector.structures import Detections, Predictions
 
 
+def best_of_levels(predictions: Predictions, candidates_per_level: int) -> tuple[Tensor, Tensor]:
+    """Scores (B, C) of each level's best anchors x classes, C of all levels together, in no order; their places in the
+    flattened (A, K): anchor * K + class."""
+    num_images, _, num_classes = predictions.logits.shape
+    scores, candidates, start = [], [], 0
+    for size in predictions.level_sizes:
+        # sigmoid after the choice: it is monotone, and only the candidates need it
+        flat = predictions.logits[:, start : start + size].reshape(num_images, -1).float()
+        best, index = flat.topk(min(candidates_per_level, flat.shape[1]), dim=1, sorted=False)
+        scores.append(best.sigmoid())
+        candidates.append(index + start * num_classes)
+        start += size
+    return torch.cat(scores, dim=1), torch.cat(candidates, dim=1)
+
+
 @torch.no_grad()
 def postprocess(
     predictions: Predictions,
@@ -26,16 +41,7 @@ def postprocess(
     class by class at `nms_iou`; the best `max_detections` of the image remain.
     """
     num_images, _, num_classes = predictions.logits.shape
-    scores, candidates, start = [], [], 0
-    for size in predictions.level_sizes:
-        # sigmoid after the choice: it is monotone, and only the candidates need it
-        flat = predictions.logits[:, start : start + size].reshape(num_images, -1).float()
-        best, index = flat.topk(min(candidates_per_level, flat.shape[1]), dim=1, sorted=False)
-        scores.append(best.sigmoid())
-        candidates.append(index + start * num_classes)
-        start += size
-    scores, candidates = torch.cat(scores, dim=1), torch.cat(candidates, dim=1)
-
+    scores, candidates = best_of_levels(predictions, candidates_per_level)
     image, column = (scores > score_threshold).nonzero(as_tuple=True)
     scores, candidates = scores[image, column], candidates[image, column]
     anchor, label = candidates // num_classes, candidates % num_classes
