@@ -31,6 +31,7 @@ from detector.models.retinanet import RetinaNet, size_divisor
 from detector.predict import Detector
 
 METADATA = "metadata.json"  # inside a .pt2
+BATCH = Dim("batch", min=1)
 EXAMPLE_BATCH = 2  # of 1 torch.export would make a constant
 
 
@@ -55,7 +56,7 @@ def export(
     if size is not None and (size != rounded or min(size) <= 0):
         good = " ".join(str(max(side, divisor)) for side in rounded)
         raise UserError(f"size {height} {width}: the model takes sides that are multiples of {divisor}; take {good}")
-    # kept by the model, the anchors become a constant of the graph
+    # kept by the model, the anchors become a constant of the graph: the reason why the sides are fixed
     _, level_sizes = model.anchors(rounded, torch.device("cpu"))
     rule = detector.config.evaluation.model_dump(
         include={"score_threshold", "nms_iou", "candidates_per_level", "max_detections"}
@@ -73,7 +74,7 @@ def export(
     with _quiet():
         example = torch.zeros(EXAMPLE_BATCH, 3, *rounded, dtype=torch.uint8), torch.full((EXAMPLE_BATCH, 2), divisor)
         example = example[: len(graph.inputs)]
-        program = torch.export.export(graph, example, dynamic_shapes=({0: Dim("batch", min=1)},) * len(example))
+        program = torch.export.export(graph, example, dynamic_shapes=({0: BATCH},) * len(example))
         WRITERS[path.suffix](program, graph, temporary, metadata)
     os.replace(temporary, path)
     return rounded
@@ -176,6 +177,7 @@ def write_onnx(program: ExportedProgram, graph: nn.Module, path: Path, metadata:
         dynamo=True,
         verbose=False,
         output_names=graph.outputs,
+        dynamic_shapes=({0: BATCH},) * len(graph.inputs),  # for its name
         custom_translation_table={SUPPRESS: suppress_in_onnx},
     )
     onnx.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})

@@ -30,6 +30,8 @@ def test_a_trained_average_in_onnxruntime(
     assert said.endswith("last.onnx: 6 classes, images 64 high and 96 wide") and capfd.readouterr() == ("", "")
 
     session = onnxruntime.InferenceSession(tmp_path / "checkpoints/last.onnx")
+    shapes = {"images": ["batch", 3, 64, 96], "sizes": ["batch", 2]}
+    assert {given.name: given.shape for given in session.get_inputs()} == shapes
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     detector = Detector.load(checkpoint)
     assert tuple(about["class_names"]) == detector.class_names and about["score_threshold"] == 0.1
