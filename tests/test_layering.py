@@ -15,7 +15,9 @@ LAYERS = (
     {"imbalance"},
     {"engine"},
     {"build"},
-    {"predict", "benchmarks", "study"},
+    {"predict"},
+    {"export", "study"},
+    {"benchmarks"},
     {"report"},
     {"tools"},
 )
