@@ -1,11 +1,25 @@
 """Predictions to detections: score threshold, best candidates of each level, non-maximum suppression."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from detector.geometry.boxes import clip, decode
 from detector.structures import Detections, Predictions
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Boxes of a whole batch that compete: boxes (N, 4) xyxy in the batch's pixels, scores (N,), labels (N,) int64 in
+    0..num_classes-1, image (N,) int64, each one's place in the batch."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    image: Tensor
+    num_classes: int
 
 
 @torch.no_grad()
@@ -25,6 +39,12 @@ def postprocess(
     classes with a score above the threshold the best `candidates_per_level` are decoded, clipped and suppressed
     class by class at `nms_iou`; the best `max_detections` of the image remain.
     """
+    found = best_candidates(predictions, score_threshold, candidates_per_level)
+    return suppress(found, sizes, original_sizes, nms_iou=nms_iou, max_detections=max_detections)
+
+
+def best_candidates(predictions: Predictions, score_threshold: float, candidates_per_level: int) -> Candidates:
+    """Of each image's levels the best anchors x classes with a score above the threshold, decoded and not clipped."""
     num_images, _, num_classes = predictions.logits.shape
     scores, candidates, start = [], [], 0
     for size in predictions.level_sizes:
@@ -40,16 +60,24 @@ def postprocess(
     scores, candidates = scores[image, column], candidates[image, column]
     anchor, label = candidates // num_classes, candidates % num_classes
     boxes = decode(predictions.deltas[image, anchor].float(), predictions.anchors[anchor])
-    sizes = sizes.to(boxes.dtype)
-    boxes = clip(boxes, sizes[image, 0], sizes[image, 1])
+    return Candidates(boxes, scores, label, image, num_classes)
+
+
+def suppress(
+    found: Candidates, sizes: Tensor, original_sizes: Tensor, *, nms_iou: float, max_detections: int
+) -> list[Detections]:
+    """Each image's detections in its original pixels: clipped, suppressed class by class, the best `max_detections`."""
+    image, label, scores = found.image, found.labels, found.scores
+    sizes = sizes.to(found.boxes.dtype)
+    boxes = clip(found.boxes, sizes[image, 0], sizes[image, 1])
     # best first over the whole batch; fp64, since it moves each class of each image to a place of its own, far enough
     # for fp32 to lose parts of a pixel
-    kept = batched_nms(boxes.double(), scores.double(), image * num_classes + label, nms_iou)
+    kept = batched_nms(boxes.double(), scores.double(), image * found.num_classes + label, nms_iou)
     scale = (original_sizes / sizes).flip(1).repeat(1, 2)
     boxes, scores, label, image = (boxes * scale[image])[kept], scores[kept], label[kept], image[kept]
 
     detections = []
-    for i in range(num_images):
+    for i in range(len(sizes)):
         own = (image == i).nonzero()[:max_detections, 0]
         detections.append(Detections(boxes[own], scores[own], label[own]))
     return detections
