@@ -13,8 +13,10 @@ from PIL import Image
 from tiny_checkpoint import CLASS_NAMES, save_tiny_checkpoint
 
 from detector import Detector
+from detector.build import build_dataset, build_evaluation
 from detector.data.images import as_rgb, read_image
 from detector.errors import UserError
+from detector.evaluation.coco import to_coco_results
 from detector.predict import WINDOW
 from detector.structures import Detections
 
@@ -156,9 +158,23 @@ def test_classes_and_scores_are_a_choice_among_all_detections(checkpoint: Path):
 
 def test_unknown_classes_are_named_with_the_known_ones(detector: Detector):
     with pytest.raises(
-        UserError, match=re.escape("no class 'dsic'; did you mean 'disc'? known: disc, square, triangle")
+        UserError,
+        match=re.escape("no class 'dsic'; did you mean 'disc'? known: disc, square, triangle, star, cross, ring"),
     ):
         detector.predict([], classes=["square", "dsic"])
+
+
+@pytest.mark.parametrize("views", [[], ["evaluation.flip=true", "evaluation.scales=[1.0, 1.5]"]])
+def test_an_evaluation_finds_the_same(checkpoint: Path, views: list[str]):
+    detector = Detector.load(checkpoint, overrides=views)
+    dataset = build_dataset(detector.config, "val")
+    _, results = build_evaluation(detector.config, dataset, detector.device, detector.dtype)(detector.model)
+    found = detector.predict([record.path for record in dataset.records])
+    expected = [
+        to_coco_results(record.image_id, own, dataset.category_ids)
+        for record, own in zip(dataset.records, found, strict=True)
+    ]
+    assert results == [result for of_image in expected for result in of_image] and len(results) > 20
 
 
 def test_a_mirrored_image_has_mirrored_boxes(checkpoint: Path, photos: list[Path]):

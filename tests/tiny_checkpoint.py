@@ -9,8 +9,8 @@ from detector.build import build_model
 from detector.config import to_yaml
 from detector.engine.checkpoint import VERSION, save_checkpoint
 
-CLASS_NAMES = ("disc", "square", "triangle")
-CATEGORY_IDS = (4, 7, 9)
+CLASS_NAMES = ("disc", "square", "triangle", "star", "cross", "ring")
+CATEGORY_IDS = (4, 7, 9, 11, 12, 20)
 
 
 def save_tiny_checkpoint(folder: Path, *overrides: str) -> Path:

@@ -32,13 +32,14 @@ class Source:
         return f"camera {self.file}" if isinstance(self.file, int) else str(self.file)
 
     @property
-    def moves(self) -> bool:
+    def is_video(self) -> bool:
+        """Or a camera: it has frames."""
         return isinstance(self.file, int) or self.file.suffix.lower() in VIDEO_SUFFIXES
 
     @property
     def drawing(self) -> str:
         """The file name of its annotated copy."""
-        return self.name + (".mp4" if self.moves else self.file.suffix)
+        return self.name + (".mp4" if self.is_video else self.file.suffix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,7 @@ def read_pictures(
     image_id = 0
     for source in sources:
         try:
-            if not source.moves:
+            if not source.is_video:
                 image_id += 1  # whether it can be read or not
                 yield Picture(source, image_id, read_image(source.file))
                 continue
