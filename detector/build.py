@@ -24,11 +24,12 @@ from detector.data.loader import Loader, make_loader
 from detector.data.splitting import stratified_split
 from detector.data.transforms import Augment, Resize, target_size
 from detector.distributed import broadcast, gather, rank
-from detector.engine.evaluate import detect
+from detector.engine.evaluate import detect, detect_batch
 from detector.engine.guard import Faults
 from detector.engine.optimization import learning_rate, make_optimizer
 from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
+from detector.engine.views import make_views
 from detector.errors import UserError
 from detector.evaluation.coco import coco_metrics
 from detector.geometry import ASSIGNERS
@@ -42,7 +43,7 @@ from detector.models.backbone import frozen_batch_norm_is_random
 from detector.models.retinanet import RetinaNet, size_divisor
 from detector.models.weights import load_weights
 from detector.registry import Registry
-from detector.structures import Batch, Predictions, Targets
+from detector.structures import Batch, Detections, Predictions, Targets
 
 log = logging.getLogger(__name__)
 
@@ -247,6 +248,22 @@ def evaluation_side(config: Config) -> int:
     return side if isinstance(side, int) else max(side)
 
 
+def build_detection(config: Config, device: torch.device, dtype: torch.dtype) -> Callable[..., list[Detections]]:
+    """`detect_batch` with all of `config.evaluation`: a function from a model and a batch to detections."""
+    settings = config.evaluation
+    return partial(
+        detect_batch,
+        device=device,
+        dtype=dtype,
+        views=make_views(settings.flip, settings.scales),
+        size_divisor=size_divisor(config.model.levels),
+        score_threshold=settings.score_threshold,
+        nms_iou=settings.nms_iou,
+        candidates_per_level=settings.candidates_per_level,
+        max_detections=settings.max_detections,
+    )
+
+
 def build_evaluation(
     config: Config,
     dataset: DetectionDataset,
@@ -263,21 +280,11 @@ def build_evaluation(
         "precision": str(dtype).removeprefix("torch."),
     }
     loader = build_eval_loader(config, dataset)
+    find = build_detection(config, device, dtype)
     position = {record.image_id: i for i, record in enumerate(dataset.records)}
 
     def evaluate(model: nn.Module) -> tuple[dict, list[dict]]:
-        found = detect(
-            model,
-            loader,
-            category_ids=dataset.category_ids,
-            device=device,
-            dtype=dtype,
-            score_threshold=settings.score_threshold,
-            nms_iou=settings.nms_iou,
-            candidates_per_level=settings.candidates_per_level,
-            max_detections=settings.max_detections,
-            observe=observe,
-        )
+        found = detect(model, loader, find, category_ids=dataset.category_ids, observe=observe)
         # by image, in the data set's order, whichever process had it
         detections = sorted(chain.from_iterable(gather(found)), key=lambda one: position[one["image_id"]])
         if rank() > 0:

@@ -57,6 +57,12 @@ def _import(module: str) -> str:
     return module
 
 
+def _with_plain_view(scales: list[float]) -> list[float]:
+    if 1 not in scales:
+        raise ValueError("should have 1.0 among them, the images as they are")
+    return scales
+
+
 def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
         raise ValueError("should be in order, the lower bound first")
@@ -224,11 +230,16 @@ class FaultsConfig(Section):
 
 
 class EvaluationConfig(Section):
+    """flip and scales: test-time augmentation, each image seen at every scale and mirrored too (so many times the
+    work), the boxes of all views suppressed together."""
+
     backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
     score_threshold: UnitFloat = 0.05
     nms_iou: UnitFloat = 0.5
     candidates_per_level: PositiveInt = 1000
     max_detections: Annotated[PositiveInt, Field(gt=10)] = 100
+    flip: Annotated[bool, Field(strict=True)] = False
+    scales: Annotated[PositiveFloats, AfterValidator(_with_plain_view)] = [1.0]
     batch_size: PositiveInt = 16
 
 

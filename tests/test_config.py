@@ -112,7 +112,7 @@ train: {epochs: 12, batch_size: 16, accumulation: 1, seed: 0, device: auto, prec
         evaluate_every: 1, log_every: 20, meter_every: 20, save_every: 1000, keep_checkpoints: 2}
 faults: {bad_step: stop, spike_factor: null, out_of_memory: stop, max_unreadable: 0}
 evaluation: {backend: hotcoco, score_threshold: 0.05, nms_iou: 0.5, candidates_per_level: 1000, max_detections: 100,
-             batch_size: 16}
+             flip: false, scales: [1], batch_size: 16}
 """
 
 
@@ -164,6 +164,8 @@ def test_sections_are_frozen_and_typed(configs):
         ("train.lr=", "train.lr: None is wrong: should be a valid number"),
         ("train.lr.x=1", "train.lr: {'x': 1} is wrong: should be a valid number"),
         ("train=3", "train: 3 is wrong: should be an object"),
+        ("evaluation.scales=[0.8]", "evaluation.scales: [0.8] is wrong: should have 1.0 among them"),
+        ("evaluation.scales=[1.0, 0.0]", "evaluation.scales.1: 0.0 is wrong: should be greater than 0"),
         ("train.epochs=1.0", "train.epochs: 1.0 is wrong: should be a valid integer"),
         ("train.epochs=true", "train.epochs: True is wrong: should be a valid integer"),
         ("train.seed=true", "train.seed: True is wrong: should be a valid integer"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import ExifTags, Image
+from torch import Tensor, uint8
 
 from detector.errors import UserError
 
@@ -26,6 +27,8 @@ FORMATS = {  # by suffix, as Pillow names them; MPO is JPEG with further picture
 SUFFIXES = tuple(FORMATS)
 MAX_PIXELS = 178_000_000  # half a gigabyte as RGB
 ORIENTATION = ExifTags.Base.Orientation
+
+ImageInput = str | Path | np.ndarray | Image.Image | Tensor
 
 _JPEG_END = 0xD9
 # A JPEG marker: 0xFF and a code. Inside compressed data 0xFF is followed by 0 or a restart code (D0 to D7).
@@ -72,37 +75,74 @@ def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def as_rgb(image: ImageInput, name: str) -> np.ndarray:
+    """The pixels (H, W, 3) uint8 RGB of a path (by `read_image`, upright), an array like that, a tensor (3, H, W) uint8
+    on any device, or a PIL image of any mode but floats (grey is tripled, alpha dropped, 16 bit reduced to 8).
+
+    Raises UserError, which calls the image `name`, for anything else.
+    """
+    if isinstance(image, str | Path):
+        return read_image(Path(image), upright=True)
+    if isinstance(image, Image.Image):
+        return _from_pillow(image, name)
+    what = f"a {type(image).__name__}"
+    if isinstance(image, Tensor):
+        if image.dtype == uint8 and image.ndim == 3 and len(image) == 3 and image.numel():
+            return np.ascontiguousarray(image.permute(1, 2, 0).numpy(force=True))
+        what = f"a tensor of {image.dtype} and shape {tuple(image.shape)}"
+    elif isinstance(image, np.ndarray):
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return np.ascontiguousarray(image)
+        what = f"an array of {image.dtype} and shape {image.shape}"
+    raise UserError(
+        f"{name}: {what} is no image; give uint8 RGB as an array (H, W, 3) or a tensor (3, H, W), a PIL image or a path"
+    )
+
+
+def _from_pillow(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode == "F":
+        raise UserError(f"{name}: a PIL image of floats, whose range is unknown; scale it to 0..255, mode L")
+    try:
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
+        elif image.mode == "P":  # its transparency is alpha in another form
+            image = image.convert("RGBA")
+        return np.asarray(image.convert("RGB"))
+    except OSError as error:  # pixels are read only now
+        raise UserError(f"{name}: the PIL image cannot be decoded ({error}); replace its file") from None
+
+
 def write_image(path: Path, rgb: np.ndarray) -> None:
     """Write (H, W, 3) uint8 RGB in the format of the path's suffix. Raises UserError for an unknown suffix."""
-    _check_suffix(path)
+    _check_suffix(path, SUFFIXES)
     _, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     path.write_bytes(data.tobytes())
 
 
-def find_images(inputs: Sequence[str]) -> list[Path]:
+def find_images(inputs: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     """The image files that the inputs name, each once, in order: a file, a folder (its direct children) or a glob.
 
-    A folder and a glob give what has one of SUFFIXES, sorted. Raises UserError where an input gives no image.
+    A folder and a glob give what has one of the suffixes, sorted. Raises UserError where an input gives no image.
     """
-    return list(dict.fromkeys(path for entry in inputs for path in _find(entry)))
+    return list(dict.fromkeys(path for entry in inputs for path in _find(entry, suffixes)))
 
 
-def _find(entry: str) -> list[Path]:
+def _find(entry: str, suffixes: Sequence[str]) -> list[Path]:
     path = Path(entry)
     if path.is_file():
-        _check_suffix(path)
+        _check_suffix(path, suffixes)
         return [path]
     candidates = path.iterdir() if path.is_dir() else map(Path, glob.glob(entry, recursive=True))
-    found = sorted(p for p in candidates if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in candidates if p.suffix.lower() in suffixes and p.is_file())
     if not found:
         what = "the folder holds" if path.is_dir() else "there is no such file, and as a pattern it matches"
-        raise UserError(f"{entry}: {what} no image ({' '.join(SUFFIXES)}); check the path")
+        raise UserError(f"{entry}: {what} no image ({' '.join(suffixes)}); check the path")
     return found
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix.lower() not in SUFFIXES:
-        raise UserError(f"{path}: '{path.suffix}' is not an image suffix; use one of {' '.join(SUFFIXES)}")
+def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path}: '{path.suffix}' is not an image suffix; use one of {' '.join(suffixes)}")
 
 
 def _read_bytes(path: Path) -> np.ndarray:

@@ -187,7 +187,7 @@ def test_infer_leaves_unreadable_images_out_and_says_so(run: Path, tmp_path: Pat
     (tmp_path / "in/aa.jpg").write_bytes(b"not an image")
     options = ("--checkpoint", run / "checkpoints/last.pt", tmp_path / "in", "--out", tmp_path / "out")
     assert run_tool("infer", *options) == 2
-    assert_one_line(capsys, r"1 of 3 images left out: .*aa\.jpg: not an image")
+    assert_one_line(capsys, r"1 of 3 inputs left out, whole or in part: .*aa\.jpg: not an image")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.jpg", "detections.json"}
 
 
