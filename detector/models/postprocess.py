@@ -101,6 +101,8 @@ def _first_of_equals(logits: Tensor, count: int, score_threshold: float) -> tupl
     """The `count` highest of each row of (B, N) and their columns, both (B, count), in the order of the columns; of
     equal ones the first (any, where they are below the threshold)."""
     best, column = logits.topk(count, dim=1, sorted=False)
+    if count == 0:  # of no classes
+        return best, column
     lowest = best.amin(dim=1)
     for row in (lowest.sigmoid() > score_threshold).nonzero()[:, 0]:  # which of the lowest topk took is its own affair
         above = (logits[row] > lowest[row]).nonzero()[:, 0]
