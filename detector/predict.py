@@ -89,6 +89,7 @@ class Detector:
                 detections = self._find(self.model, collated, labels=labels, score_threshold=score)
                 of_window |= zip(batch, detections, strict=True)
             found += [of_window[i].cpu() for i in range(len(window))]
+            window.clear()  # before the next one is read
         return found
 
     def labels_of(self, classes: Sequence[str]) -> list[int]:
