@@ -1,5 +1,5 @@
-"""How many threads, how they wait for each other, and whether loader workers pay: settings that OpenMP reads once, before
-torch is imported, so that each has processes of its own, which take turns."""
+"""How many threads, how they wait for each other, and whether loader workers pay: settings that OpenMP reads once,
+before torch is imported, so that each has processes of its own, which take turns."""
 
 import json
 import os
