@@ -130,7 +130,7 @@ class Trainer:
 
     def step(self, batches: list[Batch]) -> dict[str, Tensor]:
         """One optimiser step on this rank's batches of one accumulation; what the step of all ranks measured, as 0-dim
-        device tensors. Where `refused` is 1, weights, optimiser and buffers are as before."""
+        device tensors. Where `refused` is 1, weights, their average, optimiser and buffers are as before."""
         batches = [batch.to(self.device) for batch in batches]
         kept = Kept(*self.moving)
         targets = [self._assign(batch) for batch in batches]
@@ -170,13 +170,14 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.steps_done)
         # what GradScaler.step tells a fused optimiser, which then leaves everything alone without asking the host
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, (refused | ~norm.isfinite()).float()
+        taken = ~refused & norm.isfinite()
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, (~taken).float()
         self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         kept.restore(refused)
         if self.average is not None:
-            self.average.update(self.model)
+            self.average.update(self.model, taken)
         self.steps_done += 1
         return sums
 
@@ -382,7 +383,7 @@ class Trainer:
         """Everything that the remaining steps depend on, as tensors and plain containers; whole on rank 0."""
         return {
             "model": self.model.state_dict(),
-            "average_updates": 0 if self.average is None else self.average.updates,
+            "average_updates": 0 if self.average is None else int(self.average.updates),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "criterion": self.criterion.state_dict(),
@@ -423,7 +424,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             if self.average is not None:
                 self.average.module.load_state_dict(checkpoint["model"])
-                self.average.updates = state["average_updates"]
+                self.average.updates.fill_(state["average_updates"])
             self.criterion.load_state_dict(state["criterion"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])

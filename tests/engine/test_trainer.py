@@ -173,7 +173,7 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_leaves_everything_as_it_was
     trainer = make_trainer(
         tmp_path,
         *(f"train.precision={precision}", f"train.optimizer={optimizer}", "model.norm=batch"),
-        *("loss.classification=ghm_c", "loss.normaliser=ema"),
+        *("loss.classification=ghm_c", "loss.normaliser=ema", "train.ema_decay=0.9"),
     )
     batches, good = first_batches(trainer, 6), trainer.criterion.box
     for bad in (0, 2):
@@ -182,9 +182,12 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_leaves_everything_as_it_was
                 trainer.model.box_head.output.bias[0] = math.inf
         else:
             trainer.criterion.box = NaNLoss() if cause == "loss" else InfiniteSlope()
-        before = copy.deepcopy(trainer.state())
+        before, average = copy.deepcopy((trainer.state(), trainer.average.module.state_dict()))
         assert bool(trainer.step(batches[bad : bad + 2])["refused"])
         after = trainer.state()
+        assert after["average_updates"] == before["average_updates"] == bad // 2
+        if cause != "weight":  # which no step leaves infinite
+            assert_same(dict(trainer.average.module.state_dict()), dict(average), "average")
         if optimizer == "adamw" and bad == 0:  # which makes its state in the first step
             assert not any(
                 value.any() for state in after.pop("optimizer")["state"].values() for value in state.values()
