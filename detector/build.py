@@ -23,7 +23,7 @@ from detector.data.findings import Findings
 from detector.data.loader import Loader, make_loader
 from detector.data.splitting import stratified_split
 from detector.data.transforms import Augment, Resize, target_size
-from detector.distributed import broadcast, gather, rank
+from detector.distributed import broadcast, gather, rank, world_size
 from detector.engine.evaluate import detect, detect_batch
 from detector.engine.guard import Faults
 from detector.engine.optimization import learning_rate, make_optimizer
@@ -311,6 +311,11 @@ def build_trainer(
     """Everything a run needs, on its device, before the first step."""
     settings = config.train
     model, device, dtype = place(model, config)
+    if config.model.norm == "sync" and device.type == "cpu" and world_size() > 1:
+        raise UserError(
+            f"model.norm: sync shares statistics between GPUs, and these {world_size()} processes are on a CPU; set "
+            "model.norm=group, or batch for statistics of each process's own"
+        )
     loader = build_train_loader(config, train)
     steps_per_epoch = len(loader) // settings.accumulation
     if steps_per_epoch == 0:

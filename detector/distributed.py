@@ -2,6 +2,8 @@
 exchange is the identity."""
 
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+POLL_S = 0.02
 
 
 def launched() -> bool:
@@ -25,9 +29,39 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, rank, world_size = next(dist.rendezvous("env://"))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=_of_this_start(store, rank, world_size),
+        rank=rank,
+        world_size=world_size,
+    )
     yield
     dist.destroy_process_group()  # not after an error: the others may be waiting in an exchange
+
+
+def _of_this_start(store: dist.Store, rank: int, world_size: int) -> dist.Store:
+    """The part of a store that holds nothing of processes that ended before these started.
+
+    torchrun keeps one store over its restarts, and in it the addresses where the processes that it killed listened: one
+    that looks for its new peer's before that has come finds the old one. (TORCHELASTIC_RESTART_COUNT does not tell the
+    starts apart: of several nodes, those whose processes had not failed do not count.) So rank 0 answers whoever asks
+    by an id of its own, until all are known to have the name that it has given. Raises TimeoutError."""
+    own = uuid.uuid4().hex
+    if rank == 0:
+        until = time.monotonic() + store.timeout.total_seconds()
+        for other in range(1, world_size):
+            while not store.check([f"{own}/{other}"]):
+                if time.monotonic() > until:
+                    raise TimeoutError(f"rank {other} of {world_size} has not come")
+                if store.check([f"asks/{other}"]):  # it may be the old one's id yet, for whom an answer does no harm
+                    store.set(store.get(f"asks/{other}").decode(), own)
+                time.sleep(POLL_S)
+        return dist.PrefixStore(own, store)
+    store.set(f"asks/{rank}", own)
+    name = store.get(own).decode()  # waits for it
+    store.set(f"{name}/{rank}", "")
+    return dist.PrefixStore(name, store)
 
 
 def rank() -> int:

@@ -15,7 +15,7 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | more
 
 
-def run_ranks(script: str, num_ranks: int, *arguments: object) -> list[str]:
+def run_ranks(script: str, num_ranks: int, *arguments: object, **variables: str) -> list[str]:
     """What a Python script prints in each of so many processes. Its `sys.argv[1:]` are the arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -26,7 +26,7 @@ def run_ranks(script: str, num_ranks: int, *arguments: object) -> list[str]:
             [sys.executable, "-c", script, *map(str, arguments)],
             stdout=subprocess.PIPE,
             text=True,
-            env=environment(**shared, RANK=str(rank), LOCAL_RANK=str(rank)),
+            env=environment(**shared | variables, RANK=str(rank), LOCAL_RANK=str(rank)),
         )
         for rank in range(num_ranks)
     ]

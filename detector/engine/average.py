@@ -14,19 +14,20 @@ class Average:
     def __init__(self, model: nn.Module, decay: float):
         self.module = copy.deepcopy(model).requires_grad_(False)
         self.decay = decay
-        self.updates = 0
+        self.updates = torch.zeros((), dtype=torch.float64, device=next(model.parameters()).device)
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self, model: nn.Module, taken: Tensor) -> None:
+        """After a step; where the 0-dim bool `taken` is false, the average stays as it is. No host sync."""
         ours, theirs = _tensors(self.module), _tensors(model)
-        if self.updates == 0:
-            torch._foreach_copy_([*ours[0], *ours[1]], [*theirs[0], *theirs[1]])
-        else:
-            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-            torch._foreach_lerp_(ours[0], theirs[0], 1 - decay)
-            if ours[1]:
-                torch._foreach_copy_(ours[1], theirs[1])
-        self.updates += 1
+        n = self.updates
+        decay = ((1 + n) / (10 + n)).clamp(max=self.decay) * (n > 0)
+        moves = torch._foreach_sub(theirs[0], ours[0])
+        torch._foreach_mul_(moves, ((1 - decay) * taken).float())
+        torch._foreach_add_(ours[0], moves)
+        if ours[1]:
+            torch._foreach_copy_(ours[1], theirs[1])
+        self.updates += taken
 
 
 def _tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:

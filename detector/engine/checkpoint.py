@@ -19,7 +19,8 @@ HASH_LENGTH = 64  # a SHA-256 in hexadecimal
 
 def save_checkpoint(path: Path, contents: dict, keep: int = 1) -> None:
     """Write to a temporary file beside `path`, flush, then rename: a reader sees the old file or the new. The
-    `keep` - 1 files before it stay as name.1.pt, name.2.pt, ..., the newest first.
+    `keep` - 1 whole files before it stay as name.1.pt, name.2.pt, ..., the newest first. A damaged one takes no whole
+    one's place, so that whenever the process is killed, one that was whole before or the new one is.
 
     The file is a zip archive, as torch.save writes it, whose comment is the SHA-256 of all bytes before the comment.
     """
@@ -34,8 +35,9 @@ def save_checkpoint(path: Path, contents: dict, keep: int = 1) -> None:
         temporary.unlink(missing_ok=True)
         raise
     for age in range(keep - 1, 0, -1):
-        if generation(path, age - 1).exists():
-            os.replace(generation(path, age - 1), generation(path, age))
+        newer = generation(path, age - 1)
+        if newer.exists() and is_whole(newer):
+            os.replace(newer, generation(path, age))
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -75,14 +77,19 @@ def is_whole(path: Path) -> bool:
         return _hash(file, file.seek(0, os.SEEK_END) - HASH_LENGTH) == file.read()
 
 
+def generations(path: Path) -> list[Path]:
+    """`path` and its older generations, those that there are, the newest first."""
+    older = [p for p in path.parent.glob(f"{path.stem}.*{path.suffix}") if p.stem.rpartition(".")[2].isdigit()]
+    older.sort(key=lambda p: int(p.stem.rpartition(".")[2]))
+    return [p for p in (path, *older) if p.is_file()]
+
+
 def newest_whole(path: Path) -> Path | None:
     """`path` or, where it is missing or damaged, the newest of its older generations that is whole."""
-    older = [p for p in path.parent.glob(f"{path.stem}.*{path.suffix}") if p.stem.rpartition(".")[2].isdigit()]
-    for found in (path, *sorted(older, key=lambda p: int(p.stem.rpartition(".")[2]))):
-        if found.is_file():
-            if is_whole(found):
-                return found
-            log.warning("%s is damaged: looking for an older checkpoint", found)
+    for found in generations(path):
+        if is_whole(found):
+            return found
+        log.warning("%s is damaged: looking for an older checkpoint", found)
     return None
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from detector.engine.checkpoint import newest_whole
+from detector.engine.checkpoint import generations, newest_whole
 from detector.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ def choose_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path
     """The run folder, and the checkpoint to continue from.
 
     `out` defaults to runs/<name>/<time>. `resume` is a checkpoint's path, or `auto`: the newest whole checkpoint in
-    `out`, or without `out` that of the newest run of this name; where there is none the run starts
-    afresh. A run goes on in its own folder, and a folder that holds another is refused.
+    `out`, or without `out` that of the newest run of this name; where there is none, not even a damaged one, the run
+    starts afresh. A run goes on in its own folder, and a folder that holds another is refused.
     """
     if resume is not None and resume != "auto":
         checkpoint = Path(resume)
@@ -72,8 +72,9 @@ def choose_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path
         for folder in folders:
             if checkpoint := newest_whole(folder / LAST):
                 return folder, checkpoint
-            if (folder / LAST).exists():
-                raise UserError(f"{folder}: none of its checkpoints is whole; choose another --out")
+            if damaged := generations(folder / LAST):
+                names = ", ".join(path.name for path in damaged)
+                raise UserError(f"{folder}: none of its checkpoints is whole ({names}); choose another --out")
         log.info("nothing to resume in %s: starting afresh", out or Path("runs") / name)
     elif out is not None:
         _refuse_a_run(out)

@@ -26,7 +26,7 @@ from detector.engine.readback import Readback
 from detector.engine.run_folder import RunFolder, write_json
 from detector.errors import Interrupted, UserError
 from detector.imbalance.initial import expected_initial_loss
-from detector.imbalance.meters import foreground_gradient_share, measure, meter_names, warnings
+from detector.imbalance.meters import gradient_sums, measure, meter_names, ratio, read, warnings
 from detector.losses.criterion import Criterion
 from detector.models.heads import is_untrained
 from detector.structures import Batch, Predictions, Targets
@@ -130,14 +130,14 @@ class Trainer:
 
     def step(self, batches: list[Batch]) -> dict[str, Tensor]:
         """One optimiser step on this rank's batches of one accumulation; what the step of all ranks measured, as 0-dim
-        device tensors. Where `refused` is 1, weights, optimiser and buffers are as before."""
+        device tensors. Where `refused` is 1, weights, their average, optimiser and buffers are as before."""
         batches = [batch.to(self.device) for batch in batches]
         kept = Kept(*self.moving)
         targets = [self._assign(batch) for batch in batches]
         num_fg = self.criterion.count_foreground(targets)
         normaliser = self.criterion.normalise(num_fg)
         expected = self._expected_loss(batches, targets, normaliser) if self.steps_done == 0 else None
-        measured = []
+        measured, ranges, meters = [], [], []
         for i, (batch, target) in enumerate(zip(batches, targets, strict=True)):
             with summed_gradients(self.replica, last=i == len(batches) - 1):
                 with autocast(self.device, self.dtype):
@@ -146,11 +146,15 @@ class Trainer:
                 terms = self.criterion(predictions, target, normaliser, len(batches))
                 loss = terms["cls"] + terms["box"]
                 self.scaler.scale(loss).backward()
-            share = foreground_gradient_share(predictions.logits.grad, target.labels) / len(batches) / world_size()
-            measured.append({"loss": loss, **terms, "fg_gradient_share": share})
+            pull_fg, pull = gradient_sums(predictions.logits.grad, target.labels)
+            measured.append({"loss": loss, **terms, "fg_gradient_share": pull_fg, "pull": pull})
+            ranges.append(torch.stack(predictions.logits.detach().aminmax()))
+            if self.steps_done % self.schedule.meter_every == 0:
+                meters.append(self._measure(predictions, target))
         own = {name: torch.stack([m[name].detach() for m in measured]).sum() for name in measured[0]}
         own |= {"num_fg": num_fg, "interrupted": torch.full_like(num_fg, self.interrupt.exit_code is not None)}
         sums = dict(zip(own, sum_over_ranks(torch.stack(list(own.values()))).unbind(), strict=True))
+        sums["fg_gradient_share"] = ratio(sums["fg_gradient_share"], sums.pop("pull"))
         if expected is not None:
             log.info("step 0: classification loss %.5g; the initial scores promise %.5g", sums["cls"], expected)
 
@@ -162,21 +166,24 @@ class Trainer:
         # fp16's scaler meets infinite gradients as a matter of course: such a step is skipped, not refused
         fine = sums["loss"] if self.scaler.is_enabled() else sums["loss"].where(norm.isfinite(), math.nan)
         refused = self.guard.refuses(fine)
-        low, high = predictions.logits.detach().aminmax()
-        sums |= {"grad_norm": norm, "refused": refused, "rank_loss": own["loss"], "logit_min": low, "logit_max": high}
-        if self.steps_done % self.schedule.meter_every == 0:
-            sums |= self._measure(predictions, target)
+        low, high = torch.stack(ranges).unbind(dim=1)
+        sums |= {"grad_norm": norm, "refused": refused, "rank_loss": own["loss"]}
+        sums |= {"logit_min": low.amin(), "logit_max": high.amax()}
+        if meters:
+            values = read(sum_over_ranks(torch.stack(meters).sum(dim=0)))
+            sums |= dict(zip(self.meter_names, values.unbind(), strict=True))
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(self.steps_done)
         # what GradScaler.step tells a fused optimiser, which then leaves everything alone without asking the host
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, (refused | ~norm.isfinite()).float()
+        taken = ~refused & norm.isfinite()
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, (~taken).float()
         self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         kept.restore(refused)
         if self.average is not None:
-            self.average.update(self.model)
+            self.average.update(self.model, taken)
         self.steps_done += 1
         return sums
 
@@ -184,13 +191,12 @@ class Trainer:
         anchors, level_sizes = self.model.anchors(batch.images.shape[-2:], batch.images.device)
         return self.criterion.sample(self.assigner(anchors, batch.boxes, batch.labels, batch.ignore, level_sizes))
 
-    def _measure(self, predictions: Predictions, targets: Targets) -> dict[str, Tensor]:
-        """The meters of a step, read from its last batch."""
+    def _measure(self, predictions: Predictions, targets: Targets) -> Tensor:
+        """What a batch adds to the meters of its step."""
         logits, sizes = predictions.logits.detach(), predictions.level_sizes
         quality = self.criterion.quality(predictions, targets)
         elements = self.criterion.classification.elements(logits, targets.labels, level_sizes=sizes, quality=quality)
-        values = measure(logits, predictions.logits.grad, elements.detach(), targets.labels, sizes)
-        return dict(zip(self.meter_names, values.unbind(), strict=True))
+        return measure(logits, predictions.logits.grad, elements.detach(), targets.labels, sizes)
 
     def _expected_loss(self, batches: list[Batch], targets: list[Targets], normaliser: Tensor) -> float | None:
         if not is_untrained(self.model.class_head):
@@ -382,7 +388,7 @@ class Trainer:
         """Everything that the remaining steps depend on, as tensors and plain containers; whole on rank 0."""
         return {
             "model": self.model.state_dict(),
-            "average_updates": 0 if self.average is None else self.average.updates,
+            "average_updates": 0 if self.average is None else int(self.average.updates),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "criterion": self.criterion.state_dict(),
@@ -423,7 +429,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
             if self.average is not None:
                 self.average.module.load_state_dict(checkpoint["model"])
-                self.average.updates = state["average_updates"]
+                self.average.updates.fill_(state["average_updates"])
             self.criterion.load_state_dict(state["criterion"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scaler.load_state_dict(state["scaler"])

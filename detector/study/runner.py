@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,6 +26,13 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 GPU_BYTES_PER_RUN = 8 * 2**30
+# A kill -9 of the study's process is one of its runs' too, so that the study started again finds none still writing.
+END_WITH_THE_STUDY = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of <linux/prctl.h>, which outlasts exec
+if os.getppid() == int(sys.argv[1]):  # else the study has ended before
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
 
 Command = Callable[[Path, Path], list[str]]  # config file, run folder -> the process that trains
 
@@ -51,8 +59,8 @@ def run_all(runs: list[Run], folder: Path, *, jobs: int, command: Command, keep_
     """Train what has no row in `folder`/results.csv yet, `jobs` at a time, and add a row for each run that ends.
 
     A run that was interrupted continues from its last checkpoint. One that fails gets a row with its error, and the
-    others go on. SIGINT and SIGTERM let the active runs save themselves, and raise Interrupted. Raises UserError where
-    results.csv has a run of the same name and another config.
+    others go on. SIGINT and SIGTERM let the active runs save themselves, and raise Interrupted; where this process is
+    killed, so are they (on Linux). Raises UserError where results.csv has a run of the same name and another config.
     """
     results = folder / "results.csv"
     rows = read_results(results)
@@ -86,9 +94,12 @@ def _start(run: Run, folder: Path, command: Command, threads: int) -> _Active:
     write_text(config, to_yaml(run.config))
     out = folder / "runs" / run.name
     out.mkdir(parents=True, exist_ok=True)
+    words = command(config, out)
+    if sys.platform == "linux":
+        words = [sys.executable, "-c", END_WITH_THE_STUDY, str(os.getpid()), *words]
     with (out / "log.txt").open("ab") as log_file:
         process = subprocess.Popen(
-            command(config, out),
+            words,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             stdout=log_file,
             stderr=log_file,

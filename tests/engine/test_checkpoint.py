@@ -186,6 +186,40 @@ def test_the_last_k_are_kept_and_the_newest_whole_one_is_found(tmp_path: Path, c
     assert newest_whole(path) == path and load_checkpoint(path)["seed"] == 9
 
 
+@pytest.mark.parametrize(
+    ("keep", "damaged", "end"),
+    [
+        (2, "last.pt", {"last.pt": 3, "last.1.pt": 1}),
+        (2, "last.1.pt", {"last.pt": 3, "last.1.pt": 2}),
+        (3, "last.pt", {"last.pt": 3, "last.2.pt": 1}),
+        (3, "last.1.pt", {"last.pt": 3, "last.1.pt": 2, "last.2.pt": 0}),
+    ],
+)
+@pytest.mark.parametrize("renames", range(4))
+def test_killed_between_any_two_renames_a_damaged_file_has_replaced_no_whole_one(
+    renames: int, keep: int, damaged: str, end: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "last.pt"
+    for seed in range(3):
+        save_checkpoint(path, contents(seed) | {"seed": seed}, keep)
+    (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:-100])
+    before = load_checkpoint(newest_whole(path))["seed"]
+    replace, left = os.replace, iter(range(renames))
+
+    def dying(*arguments: object) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        replace(*arguments)
+
+    monkeypatch.setattr(os, "replace", dying)
+    try:
+        save_checkpoint(path, contents(3) | {"seed": 3}, keep)
+    except KeyboardInterrupt:
+        assert load_checkpoint(newest_whole(path))["seed"] == before
+    else:
+        assert seeds(tmp_path) == end
+
+
 def test_a_full_device_says_so(tmp_path: Path):
     path = tmp_path / "last.pt"
     save_checkpoint(path, contents())

@@ -2,10 +2,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from ranks import environment
+from tiny import TINY
+from tools_run import REPO
 
+from detector.engine.checkpoint import load_checkpoint
 from detector.engine.interrupt import Interrupt
 from detector.errors import Interrupted
 
@@ -73,3 +78,41 @@ def test_without_a_signal_and_after_an_error_the_handlers_are_back():
     with pytest.raises(ZeroDivisionError), Interrupt():
         _ = 1 / 0
     assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+SLOW = """
+import os, time
+from pathlib import Path
+from detector.losses.smooth_l1 import SmoothL1Loss
+from detector.registry import BOX_LOSSES
+
+@BOX_LOSSES.register("slow")
+class Slow(SmoothL1Loss):
+    def forward(self, *arguments):
+        Path(os.environ["MARKER"]).touch()
+        time.sleep(float(os.environ["SECONDS"]))
+        return super().forward(*arguments)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_training_and_a_second_one_ends_it_at_once(tmp_path: Path):
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "tiny.yaml").write_text("imports: [slow]\n" + TINY + "loss: {box: slow}\n")
+    tool = [sys.executable, REPO / "tools/train.py", "--cfg", tmp_path / "tiny.yaml", "--out", tmp_path / "run"]
+    marker, last = tmp_path / "marker", tmp_path / "run/checkpoints/last.pt"
+    for presses, seconds, code in ((1, 2, 130), (2, 300, -signal.SIGINT)):  # of which a shell says 130 too
+        variables = environment(MARKER=str(marker), SECONDS=str(seconds))
+        variables["PYTHONPATH"] += os.pathsep + str(tmp_path)
+        with subprocess.Popen([*tool, "--resume", "auto"], env=variables, stderr=subprocess.PIPE, text=True) as run:
+            until = time.monotonic() + 120
+            while not marker.exists() and time.monotonic() < until:
+                time.sleep(0.05)
+            for _ in range(presses):
+                run.send_signal(signal.SIGINT)
+                time.sleep(0.5)
+            said = run.communicate(timeout=120)[1]
+        assert run.returncode == code and "Traceback" not in said
+        assert ("continue with --resume auto" in said) == (presses == 1)
+        assert load_checkpoint(last)["training"]["steps_done"] == 1
+        marker.unlink()

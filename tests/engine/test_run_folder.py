@@ -51,6 +51,18 @@ def test_resume_auto_takes_the_named_folder_or_the_newest_run_of_the_name(caplog
     assert choose_folder("first", None, "auto") == (newest, newest / "checkpoints/last.pt")
 
 
+@pytest.mark.parametrize("names", [["last.pt"], ["last.1.pt"], ["last.pt", "last.2.pt"]])
+def test_resume_auto_refuses_a_folder_whose_checkpoints_are_all_damaged(names: list[str]):
+    folder = make_run(Path("runs/first/2024-01-31_00-00-00"), checkpoint=False)
+    for name in names:
+        write_text(folder / "checkpoints" / name, "cut short")
+    for out in (folder, None):
+        with pytest.raises(UserError, match="none of its checkpoints is whole") as error:
+            choose_folder("first", out, "auto")
+        assert "\n" not in str(error.value) and ", ".join(names) in str(error.value)
+    assert (folder / "metrics.csv").read_text() == "step,loss\n0,1.0\n"
+
+
 def test_resume_path_continues_in_the_checkpoints_own_folder():
     path = str(make_run(Path("a")) / "checkpoints/last.pt")
     assert choose_folder("first", None, path) == (Path("a"), Path(path))

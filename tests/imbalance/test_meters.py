@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from detector.imbalance.meters import foreground_gradient_share, measure, meter_names, warnings
+from detector.imbalance.meters import gradient_sums, measure, meter_names, read, warnings
 from detector.losses import CLASSIFICATION_LOSSES
 
 NUM_CLASSES = 3
@@ -21,7 +21,7 @@ def reading(seed: int, foreground: bool = True):
     loss = CLASSIFICATION_LOSSES.build("focal")
     loss(logits, labels, 7).backward()
     elements = loss.elements(logits.detach(), labels)
-    values = measure(logits.detach(), logits.grad, elements, labels, LEVELS)
+    values = read(measure(logits.detach(), logits.grad, elements, labels, LEVELS))
     return logits.detach(), logits.grad, elements, labels, dict(zip(NAMES, values.tolist(), strict=True))
 
 
@@ -39,8 +39,10 @@ def each_element(logits, gradient, elements, labels):
 
 @pytest.mark.parametrize("foreground", [True, False], ids=["objects", "empty"])
 def test_every_meter_against_loops(foreground):
-    logits, gradient, elements, labels, read = reading(0, foreground)
-    rows = list(each_element(logits, gradient, elements, labels))
+    logits, gradient, elements, labels, found = reading(0, foreground)
+    images = [list(each_element(*(x[i : i + 1] for x in (logits, gradient, elements, labels)))) for i in range(2)]
+    rows = [row for image in images for row in image]
+    hardest = [sorted((r[3] for r in image if not r[0]), reverse=True)[:2] for image in images]  # 1% of 156, rounded up
     fg, bg = [r for r in rows if r[0]], [r for r in rows if not r[0]]
 
     def mean(values):
@@ -50,8 +52,7 @@ def test_every_meter_against_loops(foreground):
     expected = {
         "num_bg": flat.count(NUM_CLASSES),
         "num_ignored": flat.count(-1),
-        "loss_share_top1": sum(sorted((r[3] for r in bg), reverse=True)[: math.ceil(0.01 * logits.numel())])
-        / sum(r[3] for r in bg),
+        "loss_share_top1": sum(map(sum, hardest)) / sum(r[3] for r in bg),
         "effective_negatives": sum(r[2] for r in bg) ** 2 / sum(r[2] ** 2 for r in bg),
         "mean_p_fg": mean([r[1] for r in fg]),
         "mean_p_bg": mean([r[1] for r in bg]),
@@ -65,16 +66,22 @@ def test_every_meter_against_loops(foreground):
         expected[f"{part}/num_fg"] = sum(r[0] for r in own)
         expected[f"{part}/loss_share_fg"] = sum(r[3] for r in own if r[0]) / sum(r[3] for r in own)
         expected[f"{part}/gradient_share_fg"] = sum(r[2] for r in own if r[0]) / sum(r[2] for r in own)
-    assert set(read) == set(expected)
+    assert set(found) == set(expected)
     for name, value in expected.items():
-        assert read[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-def test_the_share_of_a_step_is_that_of_its_parts():
-    logits, gradient, _, labels, read = reading(1)
-    parts = [gradient.abs()[..., k].sum().item() for k in range(NUM_CLASSES)]
-    together = sum(read[f"class {n}/gradient_share_fg"] * part for n, part in zip("abc", parts, strict=True))
-    assert foreground_gradient_share(gradient, labels).item() == pytest.approx(together / sum(parts), rel=1e-5)
+def test_the_parts_of_a_batch_add_up_to_it():
+    logits, gradient, elements, labels, _ = reading(1)
+    whole, *parts = (
+        measure(logits[i], gradient[i], elements[i], labels[i], LEVELS) for i in (slice(None), slice(0, 1), slice(1, 2))
+    )
+    torch.testing.assert_close(sum(parts), whole)
+    own, pull = gradient_sums(gradient, labels).tolist()
+    found = dict(zip(NAMES, read(whole).tolist(), strict=True))
+    pulls = gradient.abs().sum(dim=(0, 1)).tolist()
+    together = sum(found[f"class {n}/gradient_share_fg"] * part for n, part in zip("abc", pulls, strict=True))
+    assert (own, pull) == pytest.approx((together, sum(pulls)), rel=1e-5)
 
 
 HEALTHY = {"num_fg": 30.0, "mean_p_fg": 0.4, "mean_p_bg": 0.02, "fg_gradient_share": 0.5}

@@ -4,9 +4,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ranks import environment
 from tiny import TINY
 
 import detector.build  # noqa: F401  (registers the parts that a config names)
@@ -64,6 +66,48 @@ def test_a_changed_study_does_not_mix_with_the_old_results(tmp_path):
     with pytest.raises(UserError, match="from another config"):
         run_all(make_runs(changed), tmp_path, jobs=4, command=command, keep_checkpoints=False)
     assert (tmp_path / "results.csv").read_bytes() == before
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import detector.build
+from detector.study.runner import run_all
+from detector.study.plan import Study, make_runs
+
+wait = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid())); time.sleep(300)"
+command = lambda config, out: [sys.executable, "-c", wait, str(out)]
+study = Study.model_validate_json(sys.argv[2])
+run_all(make_runs(study), Path(sys.argv[1]), jobs=2, command=command, keep_checkpoints=False)
+"""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()  # Z: ended, and not yet fetched
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux alone")
+def test_kill_9_of_a_study_leaves_no_run_behind_that_writes_on(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), STUDY.model_dump_json()]
+    study = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE)
+    files = [tmp_path / f"runs/one-{variant}-0/pid" for variant in "ab"]
+    wait_for(lambda: all(file.exists() and file.read_text() for file in files))
+    processes = [file.read_text() for file in files]
+    assert all(map(is_running, processes))
+    study.kill()
+    study.communicate()
+    wait_for(lambda: not any(map(is_running, processes)))
 
 
 TINY_STUDY = """
