@@ -12,6 +12,7 @@ from detector.kernels.reference import binary_targets
 
 NORM_BINS = 10
 TOP = 0.01
+PART_KINDS = ("num_fg", "num_bg", "loss_share_fg", "loss_share_bg", "gradient_share_fg", "gradient_share_bg")
 SANE_GRADIENT_SHARE = (0.02, 0.98)
 DISTINGUISHES = 1.5  # a detector whose foreground scores below this many times its background's tells nothing apart
 
@@ -29,17 +30,16 @@ def foreground_gradient_share(gradient: Tensor, labels: Tensor) -> Tensor:
 
 
 def meter_names(levels: Sequence[str], class_names: Sequence[str]) -> list[str]:
-    """The keys of `measure`, in order."""
+    """The keys of `measure`, in order; those of a level or a class are `part/kind`."""
     parts = [*levels, *(f"class {name}" for name in class_names)]
     return [
         *("num_bg", "num_ignored", "loss_share_top1", "effective_negatives", "mean_p_fg", "mean_p_bg"),
         "mean_p_hard_bg",
         *(f"gradient_norm_{i:02d}" for i in range(NORM_BINS)),
-        *(f"{part}/{kind}" for kind in ("num_fg", "loss_share_fg", "gradient_share_fg") for part in parts),
+        *(f"{part}/{kind}" for kind in PART_KINDS for part in parts),
     ]
 
 
-@torch.no_grad()
 def measure(logits: Tensor, gradient: Tensor, elements: Tensor, labels: Tensor, level_sizes: tuple[int, ...]) -> Tensor:
     """One batch's meters, fp32, in the order of `meter_names`.
 
@@ -47,34 +47,63 @@ def measure(logits: Tensor, gradient: Tensor, elements: Tensor, labels: Tensor, 
     num_bg, num_ignored: anchors. loss_share_top1: the part of the background's loss on its hardest 1% (of all elements,
     of which the foreground is a trifle). effective_negatives: (sum |g|)^2 / sum g^2 over background elements, how many
     equal ones would pull as they do. mean_p: of the scores of foreground elements, of background ones, and of hard
-    background (p >= 0.1). gradient_norm: how many elements have |p - target| in each tenth of 0..1. For each level and
-    class: foreground anchors, and the foreground's part of the loss and of the absolute gradient. A mean or share of
-    nothing is 0."""
-    targets = binary_targets(labels, logits.shape[-1])
+    background (p >= 0.1). gradient_norm: how many elements have |p - target| in each tenth of 0..1.
+
+    For each level and class: foreground anchors; background anchors (a class's: those that count and are not of it);
+    and the part of the whole loss, and of the whole absolute gradient, on its foreground and on its background
+    elements, so that these add up to 1 over all levels, and over all classes. A mean or share of nothing is 0."""
+    return readings(tally(logits, gradient, elements, labels, level_sizes), len(level_sizes))
+
+
+@torch.no_grad()
+def tally(logits: Tensor, gradient: Tensor, elements: Tensor, labels: Tensor, level_sizes: tuple[int, ...]) -> Tensor:
+    """The sums that `readings` takes, fp32: those of several batches or processes add up. (The hardest 1% are each
+    batch's own.)"""
+    num_classes = logits.shape[-1]
+    targets = binary_targets(labels, num_classes)
     background = ~targets & (labels >= 0)[..., None]
     scores = logits.float().sigmoid()
-    pull = gradient.abs().float()
-
-    losses_bg = elements.masked_fill(targets, 0).flatten()
-    top = losses_bg.topk(max(1, math.ceil(TOP * losses_bg.numel())), sorted=False).values.sum()
-    pull_bg = pull.masked_fill(targets, 0)
     hard = background & (scores >= EASY_BELOW)
+    pull = gradient.abs().float()
+    loss_bg, pull_bg = (x.masked_fill(targets, 0) for x in (elements, pull))
     values = [
-        (labels == logits.shape[-1]).sum(),
+        (labels == num_classes).sum(),
         (labels < 0).sum(),
-        _ratio(top, losses_bg.sum()),
-        _ratio(pull_bg.sum().square(), pull_bg.square().sum()),
-        *(_ratio((scores * mask).sum(), mask.sum()) for mask in (targets, background, hard)),
+        loss_bg.flatten().topk(max(1, math.ceil(TOP * loss_bg.numel())), sorted=False).values.sum(),
+        pull_bg.square().sum(),
+        *((scores * mask).sum() for mask in (targets, background, hard)),
+        hard.sum(),
         *gradient_norm_histogram(logits, labels, NORM_BINS),
     ]
-    counts, own_loss, own_pull = (  # A K
-        (x if x.dtype == torch.bool else x.masked_fill(~targets, 0)).sum(dim=0) for x in (targets, elements, pull)
+    loss_fg, pull_fg = (x.masked_fill(~targets, 0) for x in (elements, pull))
+    num_fg, *shares = (
+        torch.cat((_by_level(x, level_sizes), x.sum(dim=0)))
+        for x in (x.sum(dim=0).float() for x in (targets, loss_fg, loss_bg, pull_fg, pull_bg))  # A K
     )
-    loss, pull = elements.sum(dim=0), pull.sum(dim=0)
-    counts, own_loss, own_pull, loss, pull = (
-        torch.cat((_by_level(x, level_sizes), x.sum(dim=0))).float() for x in (counts, own_loss, own_pull, loss, pull)
-    )
-    return torch.cat((torch.stack([v.float() for v in values]), counts, _ratio(own_loss, loss), _ratio(own_pull, pull)))
+    levels_bg = _by_level((labels == num_classes).sum(dim=0), level_sizes)
+    num_bg = torch.cat((levels_bg, (labels >= 0).sum() - num_fg[len(level_sizes) :]))
+    return torch.cat((torch.stack([v.float() for v in values]), num_fg, num_bg, *shares))
+
+
+def readings(sums: Tensor, num_levels: int) -> Tensor:
+    """The meters (`measure`) of what `tally` counted."""
+    num_bg, num_ignored, top, squares, p_fg, p_bg, p_hard, num_hard, *norms = sums[: 8 + NORM_BINS].unbind()
+    by_part = sums[8 + NORM_BINS :].view(len(PART_KINDS), -1)
+    num_fg, _, loss_fg, loss_bg, pull_fg, pull_bg = by_part[:, :num_levels].sum(dim=1)
+    elements_bg = by_part[1, num_levels:].sum()
+    values = [
+        num_bg,
+        num_ignored,
+        _ratio(top, loss_bg),
+        _ratio(pull_bg.square(), squares),
+        _ratio(p_fg, num_fg),
+        _ratio(p_bg, elements_bg),
+        _ratio(p_hard, num_hard),
+        *norms,
+    ]
+    one = torch.ones_like(loss_fg)
+    whole = torch.stack((one, one, *[loss_fg + loss_bg] * 2, *[pull_fg + pull_bg] * 2))
+    return torch.cat((torch.stack(values), _ratio(by_part, whole[:, None]).flatten()))
 
 
 def warnings(row: dict[str, float]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import base64
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jinja2
 
@@ -35,7 +36,7 @@ def make_page(sources: Sequence[Source]) -> str:
 def _section(source: Source) -> dict:
     parts = [
         ("Study", source.study, figures.study),
-        ("Training", source.steps, figures.training),
+        ("Training", source.steps, partial(figures.training, parts=source.parts)),
         ("Errors", source.anatomy, figures.anatomy),
         ("Probe: every loss on this model's scores", source.probe, figures.probe),
         ("Census: the data and the anchors", source.census, figures.census),

@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from detector.imbalance.meters import foreground_gradient_share, measure, meter_names, warnings
+from detector.imbalance.meters import (
+    foreground_gradient_share,
+    measure,
+    meter_names,
+    readings,
+    tally,
+    warnings,
+)
 from detector.losses import CLASSIFICATION_LOSSES
 
 NUM_CLASSES = 3
@@ -63,18 +70,36 @@ def test_every_meter_against_loops(foreground):
     for part in ("P3", "P4", "class a", "class b", "class c"):
         own = [r for r in rows if part in r[4:]]
         expected[f"{part}/num_fg"] = sum(r[0] for r in own)
-        expected[f"{part}/loss_share_fg"] = sum(r[3] for r in own if r[0]) / sum(r[3] for r in own)
-        expected[f"{part}/gradient_share_fg"] = sum(r[2] for r in own if r[0]) / sum(r[2] for r in own)
+        for kind, column in (("loss", 3), ("gradient", 2)):
+            for side, target in (("fg", True), ("bg", False)):
+                share = sum(r[column] for r in own if r[0] == target) / sum(r[column] for r in rows)
+                expected[f"{part}/{kind}_share_{side}"] = share
+        # an anchor is background of a level as a whole, and of every class that it is not
+        background = labels[:, slice(*((0, LEVELS[0]) if part == "P3" else (LEVELS[0], None)))] == NUM_CLASSES
+        expected[f"{part}/num_bg"] = background.sum().item() if part[0] == "P" else sum(not r[0] for r in own)
     assert set(read) == set(expected)
     for name, value in expected.items():
         assert read[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-def test_the_share_of_a_step_is_that_of_its_parts():
-    logits, gradient, _, labels, read = reading(1)
-    parts = [gradient.abs()[..., k].sum().item() for k in range(NUM_CLASSES)]
-    together = sum(read[f"class {n}/gradient_share_fg"] * part for n, part in zip("abc", parts, strict=True))
-    assert foreground_gradient_share(gradient, labels).item() == pytest.approx(together / sum(parts), rel=1e-5)
+@pytest.mark.parametrize("parts", [("P3", "P4"), ("class a", "class b", "class c")], ids=["levels", "classes"])
+def test_the_parts_make_up_the_step(parts):
+    _, gradient, _, labels, read = reading(1)
+    share = foreground_gradient_share(gradient, labels).item()
+    assert sum(read[f"{part}/gradient_share_fg"] for part in parts) == pytest.approx(share, rel=1e-5)
+    for kind in ("loss", "gradient"):
+        assert sum(read[f"{part}/{kind}_share_{side}"] for part in parts for side in ("fg", "bg")) == pytest.approx(1)
+    if parts[0] == "P3":
+        assert sum(read[f"{part}/num_bg"] for part in parts) == read["num_bg"]
+
+
+def test_the_sums_of_two_batches_read_as_their_union():
+    one, other = reading(2)[:4], reading(3)[:4]
+    apart = readings(tally(*one, LEVELS) + tally(*other, LEVELS), len(LEVELS))
+    together = measure(*map(torch.cat, zip(one, other, strict=True)), LEVELS)
+    own_to_a_batch = NAMES.index("loss_share_top1")
+    keep = torch.arange(len(NAMES)) != own_to_a_batch
+    torch.testing.assert_close(apart[keep], together[keep])
 
 
 HEALTHY = {"num_fg": 30.0, "mean_p_fg": 0.4, "mean_p_bg": 0.02, "fg_gradient_share": 0.5}
