@@ -1,6 +1,6 @@
-"""One pass over a data set: batches to detections."""
+"""One pass over a data set: batches to predictions, and these to detections."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -10,6 +10,21 @@ from detector.engine.precision import autocast
 from detector.evaluation.coco import to_coco_results
 from detector.models.postprocess import postprocess
 from detector.structures import Batch, Predictions
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, loader: Loader, *, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[Batch, Predictions]]:
+    """Each batch, and what the model says of it in eval mode."""
+    was_training = model.training
+    model.eval()
+    for batch in loader:
+        batch = batch.to(device)
+        with autocast(device, dtype):
+            predictions = model(batch.images)
+        yield batch, predictions
+    model.train(was_training)
 
 
 @torch.inference_mode()
@@ -28,13 +43,8 @@ def detect(
 ) -> list[dict]:
     """Every image's detections as COCO results, in original pixels and with the data set's category ids. `observe` sees
     each batch and what the model says of it."""
-    was_training = model.training
-    model.eval()
     results = []
-    for batch in loader:
-        batch = batch.to(device)
-        with autocast(device, dtype):
-            predictions = model(batch.images)
+    for batch, predictions in predict(model, loader, device=device, dtype=dtype):
         if observe is not None:
             observe(batch, predictions)
         detections = postprocess(
@@ -48,5 +58,4 @@ def detect(
         )
         for image_id, found in zip(batch.image_ids, detections, strict=True):
             results += to_coco_results(image_id, found, category_ids)
-    model.train(was_training)
     return results

@@ -72,8 +72,6 @@ def test_the_probe_re_scores_every_loss(lab):
     for name, loss in probe["losses"].items():
         assert sum(loss["gradient"].values()) == pytest.approx(1), name
     assert probe["trained_with"]["type"] == "focal"
-    metrics = json.loads((run_of(lab) / "metrics.json").read_text())
-    assert probe["AP"] == pytest.approx(metrics["AP"])
 
 
 @pytest.mark.slow
