@@ -110,6 +110,11 @@ def test_the_advice_is_a_config(lab):
     assert run_tool("advise", *arguments, "--out", out) == 0
     advised, base = load_config(str(out)), load_config(str(lab / "tiny.yaml"))
     assert advised.data == base.data and "loss" in yaml.safe_load(out.read_text())
+    assert run_tool("advise", *arguments, "--gamma", "0", "--out", out) == 0
+    advised = load_config(str(out))
+    assert advised.loss.classification["type"] == "cross_entropy" and advised.anchor_sampler["type"] == "random"
+    assert run_tool("advise", *arguments, "--gamma", "-1", "--out", lab / "none.yaml") == 2
+    assert not (lab / "none.yaml").exists()
 
 
 @pytest.mark.slow
