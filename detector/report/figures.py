@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -110,12 +111,16 @@ def training(steps: list[dict[str, float]], parts: list[dict]) -> list[Figure]:
         axes.set(yscale="log", ylabel="elements", xlabel="gradient norm |p − target|")
         axes.legend()
 
-    return [
-        *figures,
+    figures += [
         draw("Scores, and how hard the hard background is", "Foreground should rise and background stay low; "
              "where both lie together the detector tells nothing apart.", meters, columns=2),
         draw("Gradient norms, first and last reading", "Easy elements stand at the left, outliers at the right. "
              "What is left at the right end late in training is often a wrong label.", norms, height=2.8),
+    ]  # fmt: skip
+    if not parts:
+        return figures
+    return [
+        *figures,
         draw("Who has the loss, by level and class", SHARES, partial(draw_shares, parts, "loss"), columns=2),
         draw("Who has the gradient, by level and class", SHARES, partial(draw_shares, parts, "gradient"), columns=2),
         draw("Background per foreground, by level and class", "Mean over the run of what the losses were given: the "
@@ -157,10 +162,12 @@ def draw_ratios(parts: list[dict], *axes: Axes) -> None:
 
 
 def _levels_and_classes(parts: list[dict]) -> tuple[dict[str, list[dict]], dict[str, list[dict]]]:
-    """The rows of each level, and of each class, by its name."""
+    """The rows of each level, and of each class, by its name; without a last reading that is only half written."""
     levels: dict[str, list[dict]] = {}
     classes: dict[str, list[dict]] = {}
-    for row in parts:
+    rows_of_step = Counter(row["step"] for row in parts if len(row) == len(parts[0]))
+    whole = max(rows_of_step.values())
+    for row in (row for row in parts if rows_of_step[row["step"]] == whole):
         kind, _, name = row["part"].partition(" ")
         (classes if name else levels).setdefault(name or kind, []).append(row)
     return levels, classes

@@ -161,7 +161,8 @@ def test_shares_of_levels_and_classes_are_stacked_over_the_whole_training(drawn)
     steps = [{"step": step, "mean_p_fg": 0.5, "mean_p_hard_bg": 0.1, "mean_p_bg": 0.1, "loss_share_top1": 0.5}
              | {"cls_fg": 1.0, "cls_bg": 1.0, "box": 1.0, "fg_gradient_share": 0.5, "gradient_norm_00": 3.0}
              for step in (0, 20, 40)]  # fmt: skip
-    figures.training(steps, parts)
+    half = [parts[0] | {"step": 60}, {"step": 60, "part": "P4", "num_fg": 3}]  # as a killed run leaves it
+    figures.training(steps, parts + half)
     levels, classes = drawn[4]
     for axes, names in ((levels, ("P3", "P4")), (classes, ("class a", "class b"))):
         edges = [0, *accumulate(share for name in names for share in shares[name])]
@@ -174,3 +175,4 @@ def test_shares_of_levels_and_classes_are_stacked_over_the_whole_training(drawn)
         assert [label.get_text() for label in axes.get_yticklabels()] == list(names)
     assert [bar.get_width() for bar in drawn[5][0].patches] == [0, 9]  # P4 had no foreground
     assert [bar.get_width() for bar in drawn[5][1].patches] == [0, 14]
+    assert len(figures.training(steps, [])) == 3, "a run without parts.csv"
