@@ -1,5 +1,6 @@
 """The one place where a config becomes objects."""
 
+import logging
 import os
 import random
 from collections.abc import Callable
@@ -16,18 +17,23 @@ from torch import nn
 from detector.config import Config, to_yaml
 from detector.data import DATASETS, IMAGE_SAMPLERS, DetectionDataset
 from detector.data.buckets import Buckets, make_buckets
+from detector.data.cache import CachedDataset
+from detector.data.checks import check_records
+from detector.data.findings import Findings
 from detector.data.loader import Loader, make_loader
+from detector.data.splitting import stratified_split
 from detector.data.transforms import Augment, Resize, target_size
 from detector.distributed import broadcast, gather, rank
-from detector.engine.evaluate import detect, predict
+from detector.engine.evaluate import detect, detect_batch, predict
 from detector.engine.guard import Faults
 from detector.engine.optimization import learning_rate, make_optimizer
 from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
+from detector.engine.views import make_views
 from detector.errors import UserError
 from detector.evaluation.coco import coco_metrics
 from detector.geometry import ASSIGNERS
-from detector.geometry.anchors import default_sizes
+from detector.geometry.anchors import AnchorGrid, default_sizes
 from detector.imbalance.census import Setting, take_census
 from detector.imbalance.probe import Probe
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
@@ -37,22 +43,58 @@ from detector.models.backbone import frozen_batch_norm_is_random
 from detector.models.retinanet import RetinaNet, size_divisor
 from detector.models.weights import load_weights
 from detector.registry import Registry
-from detector.structures import Batch, Predictions, Targets
+from detector.structures import Batch, Detections, Predictions, Targets
+
+log = logging.getLogger(__name__)
 
 
-def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:
-    """The `train` or `val` data set; its labels follow `class_names` where given. A path in its section is relative to
-    `data.root`."""
+def read_dataset(
+    config: Config, split: str, findings: Findings, class_names: tuple[str, ...] | None = None
+) -> DetectionDataset:
+    """What `data.train` or `data.val` names, whole; its labels follow `class_names` where given. A path in its section
+    is relative to `data.root`. What is wrong or odd with it goes to `findings`. Raises UserError."""
     spec = dict(getattr(config.data, split))
     name = spec.pop("type")
     annotations = DATASETS.parameters(name)
     for key, value in spec.items():
         if value is not None and Path in (annotations[key], *get_args(annotations[key])):
             spec[key] = str(config.data.root / value)
-    dataset = DATASETS.build(name, class_names, **spec)
+    dataset = DATASETS.build(name, class_names, findings, **spec)
+    base = torch.cat(build_anchor_grid(config).base())
+    check_records(
+        dataset,
+        findings,
+        max_objects=config.evaluation.max_detections,
+        anchor_sides=(base[:, 2:] - base[:, :2]).numpy(),
+        matched_iou=config.assigner.get("foreground", 0.5),
+        scale=lambda r: target_size(r.height, r.width, evaluation_side(config), config.data.long_side)[0] / r.height,
+    )
+    return dataset
+
+
+def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:
+    """The `train` or `val` data set, divided and without empty images where the config says so; the log tells what is
+    wrong or odd with it and what becomes of that. Raises UserError."""
+    divided = config.data.split is not None
+    findings = Findings(config.data.invalid)
+    dataset = read_dataset(config, "train" if divided else split, findings, class_names)
+    if not (divided and split == "val"):  # which is in the same files
+        for line in findings.lines():
+            log.info("data.%s: %s", split, line)
+    if divided:
+        first = stratified_split(dataset.labels_by_image(), config.data.split, config.data.split_seed)
+        dataset = dataset.subset(np.flatnonzero(first == (split == "train")))
+    if not config.data.keep_empty:
+        dataset = dataset.subset(i for i, record in enumerate(dataset.records) if len(record.boxes))
     if not len(dataset):
         raise UserError(f"data.{split}: no images in the data set; check its paths and its split file")
     return dataset
+
+
+def build_anchor_grid(config: Config) -> AnchorGrid:
+    model = config.model
+    sizes = model.anchor_sizes or default_sizes(model.levels, model.exact_anchors)
+    return AnchorGrid(model.levels, sizes, model.anchor_ratios, model.exact_anchors)
 
 
 def build_model(config: Config, num_classes: int) -> RetinaNet:
@@ -66,7 +108,7 @@ def build_trained_model(config: Config, dataset: DetectionDataset) -> RetinaNet:
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(config.train.seed % 2**32)
     model = build_model(config, len(dataset.class_names))
-    load_weights(model, config.model.backbone, config.model.weights, dataset.class_names, dataset.category_ids)
+    load_weights(model, config.model.backbone, config.model.weights, dataset.class_names)
     if config.model.norm == "frozen" and frozen_batch_norm_is_random(model.backbone.state_dict()):
         raise UserError(
             "model.norm: frozen batch norm normalises nothing without pretrained weights; set model.weights (e.g. "
@@ -113,14 +155,11 @@ def build_classification_loss(spec: dict[str, Any], dataset: DetectionDataset) -
 
 def build_census(config: Config, dataset: DetectionDataset) -> dict:
     """The census of a data set with the config's anchors and assigner, at evaluation's image size."""
-    levels = config.model.levels
     setting = Setting(
-        levels=levels,
-        sizes=config.model.anchor_sizes or default_sizes(levels),
-        ratios=config.model.anchor_ratios,
+        grid=build_anchor_grid(config),
         assigner=build_part(ASSIGNERS, config.assigner, len(dataset.class_names)),
         target_size=partial(target_size, short_side=evaluation_side(config), long_side=config.data.long_side),
-        divisor=size_divisor(levels),
+        divisor=size_divisor(config.model.levels),
         prior=0.5 if config.model.prior is None else config.model.prior,
         num_classes=len(dataset.class_names),
     )
@@ -176,10 +215,17 @@ def build_buckets(config: Config, dataset: DetectionDataset) -> Buckets:
     return make_buckets(np.array(sizes), config.data.aspect_buckets, size_divisor(config.model.levels))
 
 
+def cached(config: Config, dataset: DetectionDataset) -> DetectionDataset:
+    """The data set with its images kept in `data.cache`, where there is one."""
+    if config.data.cache is None:
+        return dataset
+    return CachedDataset(dataset, config.data.cache, evaluation_side(config), config.data.long_side)
+
+
 def build_train_loader(config: Config, dataset: DetectionDataset) -> Loader:
     buckets = build_buckets(config, dataset)
     return make_loader(
-        dataset,
+        cached(config, dataset),
         [
             Resize(config.data.short_side, config.data.long_side),
             Augment(**config.data.augment.model_dump()),
@@ -197,7 +243,7 @@ def build_train_loader(config: Config, dataset: DetectionDataset) -> Loader:
 def build_eval_loader(config: Config, dataset: DetectionDataset) -> Loader:
     """Every image once, in order; a multi-scale range is evaluated at its upper end."""
     return make_loader(
-        dataset,
+        cached(config, dataset),
         [Resize(evaluation_side(config), config.data.long_side)],
         batch_size=config.evaluation.batch_size,
         seed=0,
@@ -214,6 +260,22 @@ def evaluation_side(config: Config) -> int:
     return side if isinstance(side, int) else max(side)
 
 
+def build_detection(config: Config, device: torch.device, dtype: torch.dtype) -> Callable[..., list[Detections]]:
+    """`detect_batch` with all of `config.evaluation`: a function from a model and a batch to detections."""
+    settings = config.evaluation
+    return partial(
+        detect_batch,
+        device=device,
+        dtype=dtype,
+        views=make_views(settings.flip, settings.scales),
+        size_divisor=size_divisor(config.model.levels),
+        score_threshold=settings.score_threshold,
+        nms_iou=settings.nms_iou,
+        candidates_per_level=settings.candidates_per_level,
+        max_detections=settings.max_detections,
+    )
+
+
 def build_evaluation(
     config: Config,
     dataset: DetectionDataset,
@@ -221,25 +283,20 @@ def build_evaluation(
     dtype: torch.dtype,
     observe: Callable[[Batch, Predictions], None] | None = None,
 ) -> Callable[[nn.Module], tuple[dict, list[dict]]]:
-    """A function from a model to COCO's numbers on `dataset` and the detections behind them (these on rank 0 alone);
-    `observe` sees each batch of this process and what the model says of it."""
+    """A function from a model to COCO's numbers on `dataset`, with the settings that they hold for, and the detections
+    behind them (these on rank 0 alone); `observe` sees each batch of this process and what the model says of it."""
     settings = config.evaluation
+    recorded = settings.model_dump() | {
+        "short_side": evaluation_side(config),
+        "long_side": config.data.long_side,
+        "precision": str(dtype).removeprefix("torch."),
+    }
     loader = build_eval_loader(config, dataset)
+    find = build_detection(config, device, dtype)
     position = {record.image_id: i for i, record in enumerate(dataset.records)}
 
     def evaluate(model: nn.Module) -> tuple[dict, list[dict]]:
-        found = detect(
-            model,
-            loader,
-            category_ids=dataset.category_ids,
-            device=device,
-            dtype=dtype,
-            score_threshold=settings.score_threshold,
-            nms_iou=settings.nms_iou,
-            candidates_per_level=settings.candidates_per_level,
-            max_detections=settings.max_detections,
-            observe=observe,
-        )
+        found = detect(model, loader, find, category_ids=dataset.category_ids, observe=observe)
         # by image, in the data set's order, whichever process had it
         detections = sorted(chain.from_iterable(gather(found)), key=lambda one: position[one["image_id"]])
         if rank() > 0:
@@ -247,7 +304,7 @@ def build_evaluation(
         metrics = coco_metrics(
             dataset.ground_truth(), detections, backend=settings.backend, max_detections=settings.max_detections
         )
-        return broadcast(metrics), detections
+        return broadcast(metrics | {"settings": recorded}), detections
 
     return evaluate
 

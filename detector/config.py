@@ -57,6 +57,12 @@ def _import(module: str) -> str:
     return module
 
 
+def _with_plain_view(scales: list[float]) -> list[float]:
+    if 1 not in scales:
+        raise ValueError("should have 1.0 among them, the images as they are")
+    return scales
+
+
 def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
         raise ValueError("should be in order, the lower bound first")
@@ -64,21 +70,24 @@ def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 Module = Annotated[str, AfterValidator(_import)]
+Switch = Annotated[bool, Field(strict=True)]
 BackboneLevel = Annotated[int, Field(strict=True, ge=3, le=5)]
 PyramidLevel = Annotated[PositiveInt, Field(ge=3, le=7)]
 PositiveFloats = Annotated[list[PositiveFloat], Field(min_length=1)]
 
 
-def _part(registry: Registry, default: str | None = None) -> Any:
+def _part(registry: Registry, default: str | None = None, *, optional: bool = False) -> Any:
     """The type of a spec `{type: NAME, ...}`, whose type may be left out where there is a default; its parameters'
-    defaults are filled in."""
+    defaults are filled in. `optional`: or of null."""
 
-    def resolve(spec: Any) -> dict[str, Any]:
+    def resolve(spec: Any) -> dict[str, Any] | None:
+        if spec is None and optional:
+            return None
         if default is not None and isinstance(spec, dict):
             spec = {"type": default} | spec
         return registry.resolve(spec)
 
-    return Annotated[dict[str, Any], PlainValidator(resolve), Field(validate_default=True)]
+    return Annotated[dict[str, Any] | None, PlainValidator(resolve), Field(validate_default=True)]
 
 
 class Section(BaseModel):
@@ -100,37 +109,64 @@ class AugmentConfig(Section):
 
 
 class DataConfig(Section):
-    """sampler: which images come up in an epoch; short_side and long_side in pixels; a short_side of two is the range
-    that training draws from; aspect_buckets: a batch is of one of so many ranges of the aspect ratio, each padded
-    to one size."""
+    """val: null takes what `split`, the fraction of data.train's images that training keeps, leaves over; split_seed
+    draws them. invalid: what an entry does that cannot be meant (a box without area, a missing image): it stops the
+    run, or is left out and counted. keep_empty: whether images without objects train as background. sampler: which
+    images come up in an epoch. short_side and long_side in pixels; a short_side of two is the range that training draws
+    from. aspect_buckets: a batch is of one of so many ranges of the aspect ratio, each padded to one size. cache: a
+    folder for decoded, resized images, 3 bytes a pixel."""
 
     root: Path = Path(".")
     train: _part(DATASETS)
-    val: _part(DATASETS)
+    val: _part(DATASETS, optional=True) = None
+    split: Annotated[UnitFloat, Field(gt=0, lt=1)] | None = None
+    split_seed: NonNegativeInt = 0
+    invalid: Literal["error", "skip"] = "error"
+    keep_empty: Annotated[bool, Field(strict=True)] = True
     sampler: _part(IMAGE_SAMPLERS, "uniform") = "uniform"
     short_side: PositiveInt | Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)] = 800
     long_side: PositiveInt = 1333
     aspect_buckets: PositiveInt = 4
     num_workers: NonNegativeInt | Literal["auto"] = "auto"
+    cache: Path | None = None
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
+
+    @model_validator(mode="after")
+    def _one_size_to_keep(self) -> Self:
+        if self.cache is not None and not isinstance(self.short_side, int):
+            raise InvalidValues({("cache",): "images are kept at one size; set data.short_side to one number"})
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_validate(self) -> Self:
+        if (self.val is None) == (self.split is None):
+            what = "required, and missing" if self.val is None else "one too many beside data.split"
+            raise InvalidValues({("val",): f"{what}; give data.val, or val: null and split: 0.8 to divide data.train"})
+        return self
 
 
 class ModelConfig(Section):
-    """levels: lowest and highest pyramid level, level l having stride 2^l pixels; width: channels of pyramid and heads;
-    prior: the score every anchor starts with, null for none; anchor_sizes: pixels, a list for each level,
-    null for 4 x stride x (1, 2^(1/3), 2^(2/3))."""
+    """stride_in_1x1: a bottleneck's stride is in its first convolution, not in its 3x3 one; levels: lowest and highest
+    pyramid level, level l having stride 2^l pixels; width: channels of pyramid and heads; pyramid_top: what P6 is made
+    of; pyramid_relu: P7 is made of relu(P6); prior: the score every anchor starts with, null for none; anchor_sizes:
+    pixels, a list for each level, null for 4 x stride x (1, 2^(1/3), 2^(2/3)); exact_anchors: without torchvision's
+    rounding to whole pixels."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
     norm: Literal["frozen", "batch", "sync", "group"] = "frozen"
     weights: str | None = None
     trainable_stages: Annotated[NonNegativeInt, Field(le=5)] = 3
+    stride_in_1x1: Switch = False
     levels: Annotated[tuple[BackboneLevel, PyramidLevel], AfterValidator(_in_order)] = (3, 7)
     width: PositiveInt = 256
+    pyramid_top: Literal["p5", "c5"] = "p5"
+    pyramid_relu: Switch = True
     head_depth: NonNegativeInt = 4
     head_norm: Literal["none", "group"] = "none"
     prior: Annotated[UnitFloat, Field(gt=0, lt=1)] | None = 0.01
     anchor_sizes: list[PositiveFloats] | None = None
     anchor_ratios: PositiveFloats = [0.5, 1.0, 2.0]
+    exact_anchors: Switch = False
 
     @field_validator("anchor_sizes")
     @classmethod
@@ -173,8 +209,8 @@ class TrainConfig(Section):
     warmup_factor: UnitFloat = 0.001
     clip_norm: PositiveFloat | None = None
     ema_decay: UnitFloat | None = None
-    compile: Annotated[bool, Field(strict=True)] = False
-    channels_last: Annotated[bool, Field(strict=True)] | Literal["auto"] = "auto"
+    compile: Switch = False
+    channels_last: Switch | Literal["auto"] = "auto"
     evaluate_every: NonNegativeInt = 1
     log_every: PositiveInt = 20
     meter_every: PositiveInt = 20
@@ -194,11 +230,16 @@ class FaultsConfig(Section):
 
 
 class EvaluationConfig(Section):
+    """flip and scales: test-time augmentation, each image seen at every scale and mirrored too (so many times the
+    work), the boxes of all views suppressed together."""
+
     backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
     score_threshold: UnitFloat = 0.05
     nms_iou: UnitFloat = 0.5
     candidates_per_level: PositiveInt = 1000
     max_detections: Annotated[PositiveInt, Field(gt=10)] = 100
+    flip: Annotated[bool, Field(strict=True)] = False
+    scales: Annotated[PositiveFloats, AfterValidator(_with_plain_view)] = [1.0]
     batch_size: PositiveInt = 16
 
 

@@ -1,30 +1,29 @@
 """A trained detector as an object: load a checkpoint, give it images, get boxes."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from detector.build import build_model, evaluation_side, place
+from detector.build import build_detection, build_model, evaluation_side, place
 from detector.config import Config, config_from_text, load_config
+from detector.data.buckets import make_buckets
+from detector.data.images import ImageInput, as_rgb
 from detector.data.loader import collate
 from detector.data.transforms import resize, target_size
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.precision import autocast
 from detector.errors import UserError
-from detector.models.postprocess import postprocess
 from detector.models.retinanet import RetinaNet, size_divisor
+from detector.registry import did_you_mean
 from detector.structures import Detections, Sample
+
+WINDOW = 4  # batches whose (resized) images are in memory at once, for those of like shape to find each other
 
 
 class Detector:
-    """A model with its config, class names and category ids.
-
-    `Detector.load(path).predict(images)`: images are (H, W, 3) uint8 RGB arrays of any sizes; the answer is one
-    `Detections` an image, on the CPU, in that image's pixels, best first.
-    """
+    """A model with its config, class names and category ids (of the data set it was trained on): label k is
+    `class_names[k]`."""
 
     def __init__(self, model: RetinaNet, config: Config, class_names: Sequence[str], category_ids: Sequence[int]):
         self.config = config
@@ -32,10 +31,12 @@ class Detector:
         self.category_ids = tuple(category_ids)
         model, self.device, self.dtype = place(model, config)
         self.model = model.eval()
+        self._find = build_detection(config, self.device, self.dtype)
 
     @classmethod
     def load(cls, path: Path | str, cfg: str | None = None, overrides: Sequence[str] = ()) -> "Detector":
-        """From a checkpoint of tools/train.py, with its own config or that of `cfg`, and `key.path=value` overrides.
+        """From a checkpoint of tools/train.py, with its own config or that of `cfg`, and `key.path=value` overrides,
+        `evaluation.flip=true` and `evaluation.scales=[1.0, 1.25]` (test-time augmentation) among them.
 
         Raises UserError for a missing, unreadable, foreign or unfitting file."""
         path = Path(path)
@@ -55,33 +56,62 @@ class Detector:
             ) from error
         return cls(model, config, checkpoint["class_names"], checkpoint["category_ids"])
 
-    @torch.inference_mode()
-    def predict(self, images: Sequence[np.ndarray], *, score_threshold: float | None = None) -> list[Detections]:
-        """All images as one batch; `score_threshold` defaults to the config's."""
+    def predict(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        classes: Sequence[str] | None = None,
+        score_threshold: float | None = None,
+        batch_size: int | None = None,
+    ) -> list[Detections]:
+        """One `Detections` an image, in the order of the images: on the CPU, in the image's own pixels, best first.
+
+        images: any number of any sizes, each a path, an array (H, W, 3) or tensor (3, H, W) of uint8 RGB, or a PIL
+        image; an iterator is read bit by bit. Only detections of `classes` (all) above `score_threshold` (the config's)
+        are given. Images of like shape share a batch of at most `batch_size` (the config's); as a neighbour's size
+        decides the padding, and padding the last digits, only a batch_size of 1 makes them independent.
+
+        Raises UserError for what is no image, an unreadable file and an unknown class.
+        """
+        if isinstance(images, str | Path) or getattr(images, "ndim", 4) < 4 or not isinstance(images, Iterable):
+            raise UserError("images: should be several, of any kind; put a single one into a list")
         settings = self.config.evaluation
-        samples = []
-        for image in images:
-            sample = Sample(
-                image,
-                boxes=np.zeros((0, 4), np.float32),
-                labels=np.zeros(0, np.int64),
-                ignore=np.zeros(0, bool),
-                image_id=0,
-                file_name="",
-                original_size=image.shape[:2],
-            )
-            size = target_size(*image.shape[:2], evaluation_side(self.config), self.config.data.long_side)
-            samples.append(resize(sample, *size))
-        batch = collate(samples, size_divisor(self.model.levels)).to(self.device)
-        with autocast(self.device, self.dtype):
-            predictions = self.model(batch.images)
-        found = postprocess(
-            predictions,
-            batch.sizes,
-            batch.original_sizes,
-            score_threshold=settings.score_threshold if score_threshold is None else score_threshold,
-            nms_iou=settings.nms_iou,
-            candidates_per_level=settings.candidates_per_level,
-            max_detections=settings.max_detections,
-        )
-        return [replace(d, boxes=d.boxes.cpu(), scores=d.scores.cpu(), labels=d.labels.cpu()) for d in found]
+        size = settings.batch_size if batch_size is None else batch_size
+        labels = None if classes is None else self.labels_of(classes)
+        score = settings.score_threshold if score_threshold is None else score_threshold
+
+        samples = (self._sample(image, f"images[{i}]") for i, image in enumerate(images))
+        found: list[Detections] = []
+        while window := list(islice(samples, WINDOW * size)):
+            of_window = {}
+            for batch in self._alike(window, size):
+                collated = collate([window[i] for i in batch], size_divisor(self.model.levels))
+                detections = self._find(self.model, collated, labels=labels, score_threshold=score)
+                of_window |= zip(batch, detections, strict=True)
+            found += [of_window[i].cpu() for i in range(len(window))]
+            window.clear()  # before the next one is read
+        return found
+
+    def labels_of(self, classes: Sequence[str]) -> list[int]:
+        """The labels of these class names, ascending. Raises UserError for an unknown one."""
+        for name in classes:
+            if name not in self.class_names:
+                known = ", ".join(self.class_names)
+                raise UserError(f"no class {name!r}{did_you_mean(name, self.class_names) or ';'} known: {known}")
+        return [label for label, name in enumerate(self.class_names) if name in classes]
+
+    def _sample(self, image: ImageInput, name: str) -> Sample:
+        """The image as evaluation would have it."""
+        pixels = as_rgb(image, name)
+        nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool)
+        sample = Sample(pixels, *nothing, image_id=0, file_name="", original_size=pixels.shape[:2])
+        size = target_size(*pixels.shape[:2], evaluation_side(self.config), self.config.data.long_side)
+        return resize(sample, *size)
+
+    def _alike(self, samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
+        """Each sample's place in one batch, of samples of like shape."""
+        sizes = np.array([sample.image.shape[:2] for sample in samples])
+        buckets = make_buckets(sizes, self.config.data.aspect_buckets, size_divisor(self.model.levels)).of_image
+        for bucket in np.unique(buckets):
+            own = np.flatnonzero(buckets == bucket).tolist()
+            yield from (own[start : start + batch_size] for start in range(0, len(own), batch_size))

@@ -101,3 +101,6 @@ class Detections:
     boxes: Tensor
     scores: Tensor
     labels: Tensor
+
+    def cpu(self) -> "Detections":
+        return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())

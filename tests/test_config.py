@@ -88,15 +88,21 @@ data:
   root: .
   train: {type: folder}
   val: {type: folder}
+  split: null
+  split_seed: 0
+  invalid: error
+  keep_empty: true
   sampler: {type: uniform, size: 3}
   short_side: 800
   long_side: 1333
   aspect_buckets: 4
   num_workers: auto
+  cache: null
   augment: {horizontal_flip: 0.5, vertical_flip: 0, brightness: 0, contrast: 0, saturation: 0, hue: 0,
             scale: [1, 1], translate: 0}
 model: {backbone: resnet50, norm: frozen, weights: null, trainable_stages: 3, levels: [3, 7], width: 256, head_depth: 4,
-        head_norm: none, prior: 0.01, anchor_sizes: null, anchor_ratios: [0.5, 1, 2]}
+        head_norm: none, prior: 0.01, anchor_sizes: null, anchor_ratios: [0.5, 1, 2], stride_in_1x1: false,
+        pyramid_top: p5, pyramid_relu: true, exact_anchors: false}
 assigner: {type: max_iou, size: 3}
 anchor_sampler: {type: all, size: 3}
 loss: {classification: {type: focal, size: 3}, box: {type: smooth_l1, size: 3}, box_weight: 1, normaliser: global}
@@ -106,7 +112,7 @@ train: {epochs: 12, batch_size: 16, accumulation: 1, seed: 0, device: auto, prec
         evaluate_every: 1, log_every: 20, meter_every: 20, save_every: 1000, keep_checkpoints: 2}
 faults: {bad_step: stop, spike_factor: null, out_of_memory: stop, max_unreadable: 0}
 evaluation: {backend: hotcoco, score_threshold: 0.05, nms_iou: 0.5, candidates_per_level: 1000, max_detections: 100,
-             batch_size: 16}
+             flip: false, scales: [1], batch_size: 16}
 """
 
 
@@ -158,6 +164,8 @@ def test_sections_are_frozen_and_typed(configs):
         ("train.lr=", "train.lr: None is wrong: should be a valid number"),
         ("train.lr.x=1", "train.lr: {'x': 1} is wrong: should be a valid number"),
         ("train=3", "train: 3 is wrong: should be an object"),
+        ("evaluation.scales=[0.8]", "evaluation.scales: [0.8] is wrong: should have 1.0 among them"),
+        ("evaluation.scales=[1.0, 0.0]", "evaluation.scales.1: 0.0 is wrong: should be greater than 0"),
         ("train.epochs=1.0", "train.epochs: 1.0 is wrong: should be a valid integer"),
         ("train.epochs=true", "train.epochs: True is wrong: should be a valid integer"),
         ("train.seed=true", "train.seed: True is wrong: should be a valid integer"),

@@ -1,6 +1,8 @@
 """The layers run one way: an import leads from a layer to one below it, or stays inside its own package."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,10 @@ LAYERS = (
     {"imbalance"},
     {"engine"},
     {"build"},
-    {"predict", "benchmarks", "study"},
-    {"report"},
+    {"predict"},
+    {"export", "study"},
+    {"benchmarks"},
+    {"report", "inference"},
     {"tools"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -55,11 +59,25 @@ def forbidden(own: str, imported: set[str]) -> set[str]:
 def test_imports_lead_down(path: Path):
     own, imported = part(path), imported_parts(path.read_text())
     if own == "__init__":
-        assert not imported, "importing the package must not import its parts"
+        assert imported <= {"predict"}, "the package gives a Detector when it is asked for one, and nothing else"
         return
     unknown = ({own} | imported) - LEVEL.keys()
     assert not unknown, f"give {', '.join(unknown)} a layer"
     assert not forbidden(own, imported), f"{own} may not import {', '.join(sorted(forbidden(own, imported)))}"
+
+
+def test_importing_the_package_imports_none_of_its_parts():
+    """`Detector` comes when it is asked for (tests/test_predict.py), and other names are unknown."""
+    program = """
+import sys
+import detector
+own = {name for name in sys.modules if name.startswith("detector")}
+assert own == {"detector"} and "torch" not in sys.modules and "numpy" not in sys.modules
+assert not hasattr(detector, "Detectr") and "torch" not in sys.modules
+from detector import errors
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60, cwd=ROOT)
 
 
 def test_every_layer_is_seen():

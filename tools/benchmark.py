@@ -20,12 +20,16 @@ def main() -> None:
         kind.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
     compiling = "also what torch.compile makes"
     kinds.choices["training"].add_argument("--compile", dest="with_compile", action="store_true", help=compiling)
-    kind = kinds.add_parser("loader", help="whether images come as fast as a config's training step takes them")
-    kind.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
-    kind.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of loader workers to compare")
-    kind.add_argument("--steps", type=int, default=20)
-    kind.add_argument("--rounds", type=int, default=3)
-    kind.add_argument("overrides", nargs="*", metavar="key.path=value")
+    for name, text in (
+        ("loader", "whether images come as fast as a config's training step takes them"),
+        ("threads", "training with its loader, by workers, threads and how OpenMP waits"),
+    ):
+        kind = kinds.add_parser(name, help=text)
+        kind.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
+        kind.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of loader workers")
+        kind.add_argument("--steps", type=int, default=20)
+        kind.add_argument("--rounds", type=int, default=3)
+        kind.add_argument("overrides", nargs="*", metavar="key.path=value")
     kind = kinds.add_parser("evaluation", help="COCO's scoring by hotcoco and by pycocotools")
     kind.add_argument("--images", type=int, default=5000)
     kind.add_argument("--detections", type=int, default=100, help="an image")
@@ -45,13 +49,13 @@ def main() -> None:
         kind.add_argument("--out", type=Path, help="JSON file; the table goes beside it as Markdown")
     args = vars(parser.parse_args())
     # only now: --help need not wait for torch
-    from detector.benchmarks import census, evaluation, imbalanced, inference, loader, losses, training
+    from detector.benchmarks import census, evaluation, imbalanced, inference, loader, losses, threads, training
     from detector.benchmarks.timing import machine
     from detector.engine.run_folder import write_json, write_text
     from detector.tables import markdown, show
 
     kind, out = args.pop("kind"), args.pop("out")
-    kinds = (census, evaluation, imbalanced, inference, loader, losses, training)
+    kinds = (census, evaluation, imbalanced, inference, loader, losses, threads, training)
     result = next(module for module in kinds if module.__name__.endswith(kind)).run(**args) | {"machine": machine()}
     title = ", ".join(f"{key} {value}" for key, value in result.items() if key not in ("rows", "machine"))
     columns, rows = cells(result["rows"])

@@ -71,7 +71,7 @@ def main() -> None:
     folder = args.out or (args.checkpoint.parent.parent if args.checkpoint else Path()) / f"evaluation_{args.split}"
     save_evaluation(folder, metrics, detections)
     write_json(folder / "anatomy.json", anatomy)
-    log.info("%s\n%s", summary(metrics), describe(anatomy))
+    log.info("%s\n%s", summary(metrics, detections), describe(anatomy))
     log.info("%s: metrics.json, anatomy.json, detections.json; tools/report.py %s draws them", folder, folder)
 
 

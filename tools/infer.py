@@ -1,11 +1,12 @@
-"""Detect objects in images: draws the labelled boxes and writes detections.json (COCO results).
+"""Detect objects in images, videos and what a camera sees: draws the labelled boxes and writes detections.json.
 
-Example: tools/infer.py --checkpoint runs/first/checkpoints/best.pt photos/ 'more/*.jpg' --out found --score 0.4
+Examples: tools/infer.py --checkpoint runs/first/checkpoints/best.pt photos/ 'more/*.jpg' --out found --score 0.4
+          tools/infer.py --checkpoint runs/first/checkpoints/best.pt clip.mp4 --classes disc ring --save csv yolo
+          tools/infer.py --checkpoint runs/first/checkpoints/best.pt 0 --frames 500
 """
 
 import argparse
 import logging
-import time
 from pathlib import Path
 
 from detector.command import run
@@ -17,61 +18,50 @@ log = logging.getLogger("detector")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder or glob")
-    parser.add_argument("--out", type=Path, default=Path("detections"), help="folder for pictures and detections.json")
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, glob or a camera's number")
+    parser.add_argument("--out", type=Path, default=Path("detections"), help="folder for pictures and detections")
     parser.add_argument("--score", type=float, default=0.3, help="lowest score to report")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these; default all")
+    parser.add_argument("--save", nargs="+", choices=("coco", "csv", "yolo"), default=["coco"], help="default coco")
+    parser.add_argument("--frames", type=int, help="at most so many of each video and camera; default all")
+    parser.add_argument("--batch-size", type=int, help="pictures at once; default the config's evaluation.batch_size")
+    parser.add_argument("--flip", action="store_true", help="see every picture mirrored too (twice the work)")
+    parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="see it at these sizes, e.g. 0.8 1.0 1.25")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
-    from detector.data.images import find_images, read_image, write_image
-    from detector.drawing import draw_boxes
-    from detector.engine.run_folder import write_json
-    from detector.evaluation.coco import to_coco_results
+    from detector.inference import loop
+    from detector.inference.sinks import FORMATS, Drawings
+    from detector.inference.sources import find_sources
     from detector.predict import Detector
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    paths = find_images(args.inputs)
-    pictures = unique_names(paths)
-    if {p.resolve() for p in paths} & {(args.out / name).resolve() for name in pictures}:
+    if args.frames is not None and args.frames < 1:
+        raise UserError(f"--frames {args.frames}: should be at least 1")
+    sources = find_sources(args.inputs)
+    inputs = {source.file.resolve() for source in sources if isinstance(source.file, Path)}
+    if inputs & {(args.out / source.drawing).resolve() for source in sources}:
         raise UserError(f"--out {args.out}: the pictures would overwrite the images themselves; choose another folder")
-    detector = Detector.load(args.checkpoint)
-    results, unreadable, started = [], [], time.perf_counter()
+    overrides = [f"evaluation.score_threshold={args.score}"]
+    if args.batch_size is not None:
+        overrides.append(f"evaluation.batch_size={args.batch_size}")
+    if args.flip:
+        overrides.append("evaluation.flip=true")
+    if args.scales is not None:
+        overrides.append(f"evaluation.scales={args.scales}")
+    detector = Detector.load(args.checkpoint, overrides=overrides)
+    detector.labels_of(args.classes or ())  # an unknown one is refused before anything is written
     args.out.mkdir(parents=True, exist_ok=True)
-    for image_id, (path, name) in enumerate(zip(paths, pictures, strict=True), start=1):
-        try:
-            image = read_image(path)
-        except UserError as error:  # the other images' results are kept
-            unreadable.append(str(error))
-            continue
-        (found,) = detector.predict([image], score_threshold=args.score)
-        for result in to_coco_results(image_id, found, detector.category_ids):
-            class_name = detector.class_names[detector.category_ids.index(result["category_id"])]
-            results.append({**result, "file_name": str(path), "category": class_name})
-        picture = draw_boxes(
-            image, found.boxes.numpy(), found.labels.numpy(), detector.class_names, found.scores.numpy()
-        )
-        write_image(args.out / name, picture)
-        log.info("%s: %d objects", path, len(found.boxes))
-    write_json(args.out / "detections.json", results)
-    num_read = len(paths) - len(unreadable)
-    rate = num_read / (time.perf_counter() - started)
-    log.info("%d images, %.1f images/s; pictures and detections.json in %s", num_read, rate, args.out)
-    if unreadable:
-        raise UserError(f"{len(unreadable)} of {len(paths)} images left out: {'; '.join(unreadable)}")
-
-
-def unique_names(paths: list[Path]) -> list[str]:
-    """Each picture keeps its file name; where two folders hold the same, the later ones get a number."""
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        name, count = path.name, 1
-        while name in taken:
-            count += 1
-            name = f"{path.stem}_{count}{path.suffix}"
-        taken.add(name)
-        names.append(name)
-    return names
+    names = detector.class_names, detector.category_ids
+    sinks = [FORMATS[name](args.out, *names) for name in dict.fromkeys(args.save)]
+    log.info("pictures and detections (%s) go to %s", ", ".join(dict.fromkeys(args.save)), args.out)
+    loop.run(
+        detector,
+        sources,
+        [*sinks, Drawings(args.out, detector.class_names)],
+        classes=args.classes,
+        max_frames=args.frames,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""Images to boxes: our forward pass and post-processing against torchvision's RetinaNet with as many candidates."""
+"""Images to boxes: our forward pass and post-processing against torchvision's RetinaNet with as many candidates, and on
+CPUs against our own ONNX file in onnxruntime, where that is installed."""
 
+import importlib.util
+import tempfile
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,7 +15,9 @@ from detector.benchmarks.training import NUM_CLASSES, make_batch, torchvision_re
 from detector.build import build_model, place
 from detector.config import Config, config_from_text
 from detector.engine.precision import autocast
+from detector.export import export
 from detector.models.postprocess import postprocess
+from detector.predict import Detector
 from detector.structures import Batch
 
 PRIOR = 0.2  # of an untrained model: every score is above the threshold, so that post-processing has all it can have
@@ -33,6 +39,22 @@ def our_detections(batch: Batch, config: Config) -> tuple[Callable[[], object], 
     finish = partial(postprocess, sizes=batch.sizes, original_sizes=batch.original_sizes, **settings)
     predictions = forward()
     return lambda: finish(forward()), lambda: finish(predictions)
+
+
+def onnxruntime_detections(batch: Batch, config: Config) -> Callable[[], object]:
+    """From images to detections, on as many threads as PyTorch has."""
+    import onnxruntime
+
+    names = [f"class {k}" for k in range(NUM_CLASSES)]
+    detector = Detector(build_model(config, NUM_CLASSES), config, names, range(NUM_CLASSES))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export(detector, path, size=tuple(batch.images.shape[2:]), nms=True)
+        session = onnxruntime.InferenceSession(path, options)
+    inputs = {"images": batch.images.contiguous().numpy(), "sizes": batch.sizes.numpy()}
+    return lambda: session.run(None, inputs)
 
 
 def torchvision_detections(
@@ -73,19 +95,16 @@ def run(*, side: int, batch_size: int, rounds: int, precision: str) -> dict:
         f"model: {{backbone: resnet50, norm: frozen, prior: {PRIOR}}}\ntrain: {{precision: {precision}}}",
         "the benchmark's config",
     )
-    _, _, dtype = place(nn.Linear(1, 1), config)
+    _, device, dtype = place(nn.Linear(1, 1), config)
     batch = make_batch(batch_size, side)
     ours, our_end = our_detections(batch, config)
     plain, plain_end = torchvision_detections(batch, config, torch.float32, channels_last=False)
     tuned, _ = torchvision_detections(batch, config, dtype, channels_last=True)
     name = str(dtype).removeprefix("torch.")
-    rows = compare(
-        alternate(
-            {"ours": ours, "torchvision, as it comes": plain, f"torchvision, {name}, channels_last": tuned},
-            rounds=rounds,
-        ),
-        "ours",
-    ) + compare(
+    whole = {"ours": ours, "torchvision, as it comes": plain, f"torchvision, {name}, channels_last": tuned}
+    if device.type == "cpu" and importlib.util.find_spec("onnxruntime"):
+        whole["ours in onnxruntime, float32"] = onnxruntime_detections(batch, config)
+    rows = compare(alternate(whole, rounds=rounds), "ours") + compare(
         alternate({"ours, post-processing": our_end, "torchvision, post-processing": plain_end}, rounds=rounds),
         "ours, post-processing",
     )

@@ -1,6 +1,6 @@
 """What every data set is, whatever its format: a list of records with class names."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,11 @@ class Record:
     area: np.ndarray
 
 
+def make_sample(record: Record, image: np.ndarray, original_size: tuple[int, int]) -> Sample:
+    """The record's annotations on an image that has their size."""
+    return Sample(image, record.boxes, record.labels, record.crowd, record.image_id, record.path.name, original_size)
+
+
 class DetectionDataset(Sequence[Sample]):
     """Records in a fixed order. `class_names[k]` and `category_ids[k]` are class k's name and the data set's own id."""
 
@@ -40,15 +45,16 @@ class DetectionDataset(Sequence[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
+        size = (record.height, record.width)
         image = read_image(record.path)
-        if image.shape[:2] != (record.height, record.width):
+        if image.shape[:2] == size[::-1] != size:  # annotated as it is shown, perhaps
+            image = read_image(record.path, upright=True)
+        if image.shape[:2] != size:
             raise UserError(
                 f"{record.path}: the image has {image.shape[1]}x{image.shape[0]} pixels, its annotations say "
                 f"{record.width}x{record.height}; mend the one that is wrong"
             )
-        return Sample(
-            image, record.boxes, record.labels, record.crowd, record.image_id, record.path.name, image.shape[:2]
-        )
+        return make_sample(record, image, size)
 
     def blank(self, index: int) -> Sample:
         """An empty picture in the place of one that cannot be read."""
@@ -57,11 +63,13 @@ class DetectionDataset(Sequence[Sample]):
         nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool)
         return Sample(image, *nothing, record.image_id, record.path.name, image.shape[:2])
 
+    def subset(self, indices: Iterable[int]) -> "DetectionDataset":
+        return DetectionDataset([self.records[i] for i in indices], self.class_names, self.category_ids)
+
     def evenly(self, count: int) -> "DetectionDataset":
         """`count` of the images, evenly spread over the order; all where there are not so many."""
         count = min(count, len(self))
-        records = [self.records[i * len(self) // count] for i in range(count)]
-        return DetectionDataset(records, self.class_names, self.category_ids)
+        return self.subset(i * len(self) // count for i in range(count))
 
     def class_counts(self) -> np.ndarray:
         """(K,) int64: objects of each class, crowds left out."""

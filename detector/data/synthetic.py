@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 
 from detector.data.coco import CocoDataset
+from detector.data.findings import Findings
 from detector.errors import UserError
 from detector.registry import DATASETS, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitFloat
 
@@ -70,6 +71,7 @@ class SyntheticDataset(CocoDataset):
     def __init__(
         self,
         classes: Sequence[str] | None = None,
+        findings: Findings | None = None,
         *,
         num_images: PositiveInt = 1000,
         image_size: PositiveInt = 128,
@@ -101,7 +103,7 @@ class SyntheticDataset(CocoDataset):
             raise UserError(
                 f"cache: synthetic scenes cannot be written to {cache} ({error.strerror}); name a writable folder"
             ) from error
-        super().__init__(classes, images=folder / "images", annotations=annotations)
+        super().__init__(classes, findings, images=folder / "images", annotations=annotations)
 
 
 def default_cache() -> Path:

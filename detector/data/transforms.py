@@ -31,8 +31,12 @@ def resize(sample: Sample, height: int, width: int) -> Sample:
         return sample
     shrinks = height * width < old_height * old_width
     image = cv2.resize(sample.image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    factors = np.array([width / old_width, height / old_height] * 2, dtype=np.float32)
-    return replace(sample, image=image, boxes=sample.boxes * factors)
+    return replace(sample, image=image, boxes=resize_boxes(sample.boxes, (old_height, old_width), (height, width)))
+
+
+def resize_boxes(boxes: np.ndarray, old: tuple[int, int], new: tuple[int, int]) -> np.ndarray:
+    """(N, 4) xyxy of an image of the size `old` (height, width) in one of the size `new`."""
+    return boxes * np.array([new[1] / old[1], new[0] / old[0]] * 2, dtype=np.float32)
 
 
 class Resize:

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import torch
 
 from detector.errors import UserError
-from detector.models.weights import load_tensors
+from detector.models.weight_files import load_tensors
 
 log = logging.getLogger(__name__)
 VERSION = 2

@@ -1,22 +1,26 @@
-"""One pass over a data set: batches to predictions, and these to detections."""
+"""Batches to detections or to plain predictions, and a pass over a data set of either."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from detector.data.loader import Loader
 from detector.engine.precision import autocast
+from detector.engine.views import PLAIN, View, join
 from detector.evaluation.coco import to_coco_results
-from detector.models.postprocess import postprocess
-from detector.structures import Batch, Predictions
+from detector.models.postprocess import best_candidates, suppress
+from detector.structures import Batch, Detections, Predictions
+
+Observer = Callable[[Batch, Predictions], None]
 
 
 @torch.inference_mode()
 def predict(
     model: nn.Module, loader: Loader, *, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[Batch, Predictions]]:
-    """Each batch, and what the model says of it in eval mode."""
+    """Each batch of a pass, and what the model says of it in eval mode."""
     was_training = model.training
     model.eval()
     for batch in loader:
@@ -28,34 +32,59 @@ def predict(
 
 
 @torch.inference_mode()
-def detect(
+def detect_batch(
     model: nn.Module,
-    loader: Loader,
+    batch: Batch,
     *,
-    category_ids: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
+    views: Sequence[View],
+    size_divisor: int,
     score_threshold: float,
     nms_iou: float,
     candidates_per_level: int,
     max_detections: int,
-    observe: Callable[[Batch, Predictions], None] | None = None,
-) -> list[dict]:
-    """Every image's detections as COCO results, in original pixels and with the data set's category ids. `observe` sees
-    each batch and what the model says of it."""
-    results = []
-    for batch, predictions in predict(model, loader, device=device, dtype=dtype):
-        if observe is not None:
+    labels: Sequence[int] | None = None,
+    observe: Observer | None = None,
+) -> list[Detections]:
+    """The detections of each image in its original pixels, on `device`: `postprocess` of all views' candidates together
+    (see `join`). With `labels`, as if the model knew no other classes. `observe` sees the batch and what the model says
+    of it in the plain view."""
+    batch = batch.to(device)
+    of_views = []
+    for view in views:
+        with autocast(device, dtype):
+            predictions = model(view.see(batch.images, batch.sizes, size_divisor))
+        if observe is not None and view == PLAIN:
             observe(batch, predictions)
-        detections = postprocess(
-            predictions,
-            batch.sizes,
-            batch.original_sizes,
-            score_threshold=score_threshold,
-            nms_iou=nms_iou,
-            candidates_per_level=candidates_per_level,
-            max_detections=max_detections,
-        )
-        for image_id, found in zip(batch.image_ids, detections, strict=True):
+        if labels is not None:
+            predictions = replace(predictions, logits=predictions.logits[..., list(labels)])
+        found = best_candidates(predictions, score_threshold, candidates_per_level)
+        of_views.append(view.bring_back(found, batch.images.shape[2:], batch.sizes))
+    detections = suppress(
+        join(of_views), batch.sizes, batch.original_sizes, nms_iou=nms_iou, max_detections=max_detections
+    )
+    if labels is not None:
+        names = torch.tensor(labels, dtype=torch.int64, device=device)
+        detections = [replace(found, labels=names[found.labels]) for found in detections]
+    return detections
+
+
+def detect(
+    model: nn.Module,
+    loader: Loader,
+    find: Callable[..., list[Detections]],
+    *,
+    category_ids: tuple[int, ...],
+    observe: Observer | None = None,
+) -> list[dict]:
+    """Every image's detections as COCO results, in original pixels and with the data set's category ids. `find` is
+    `detect_batch` with its settings."""
+    was_training = model.training
+    model.eval()
+    results = []
+    for batch in loader:
+        for image_id, found in zip(batch.image_ids, find(model, batch, observe=observe), strict=True):
             results += to_coco_results(image_id, found, category_ids)
+    model.train(was_training)
     return results

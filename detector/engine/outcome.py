@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +17,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 MIN_PICTURE_SIDE = 320
+MAX_NAMES = 5  # of classes in a line
 
 
 def save_evaluation(folder: Path, metrics: dict, detections: list[dict]) -> None:
@@ -75,10 +77,28 @@ def save_curves(folder: Path) -> None:
     pyplot.close(figure)
 
 
-def summary(metrics: dict) -> str:
-    """COCO's numbers and each class's AP as lines of text; NaN means that there is no such ground truth."""
-    numbers = {name: value for name, value in metrics.items() if name != "per_class"}
+def summary(metrics: dict, detections: list[dict]) -> str:
+    """COCO's numbers and each class's AP as lines of text; in words, what a nan or a 0 of everything comes from."""
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
     lines = ["  ".join(f"{name} {value:.3f}" for name, value in numbers.items())]
     width = max((len(name) for name in metrics["per_class"]), default=0)
     lines += [f"  {n:<{width}}  AP {v['AP']:.3f}  AP50 {v['AP50']:.3f}" for n, v in metrics["per_class"].items()]
+    missing = _missing(metrics)
+    if missing:
+        lines.append(f"nan: the split has no {' and no '.join(missing)} (crowd regions aside)")
+    if not detections:
+        lines.append("no detections at all: no score was over evaluation.score_threshold")
     return "\n".join(lines)
+
+
+def _missing(metrics: dict) -> list[str]:
+    """The objects that a split lacks, by the numbers that are NaN."""
+    if math.isnan(metrics["AP"]):
+        return ["objects"]
+    sizes = {"small": "s", "medium": "m", "large": "l"}
+    missing = [f"{size} objects (AP{s}, AR{s})" for size, s in sizes.items() if math.isnan(metrics[f"AP{s}"])]
+    classes = [name for name, values in metrics["per_class"].items() if math.isnan(values["AP"])]
+    if classes:
+        few = len(classes) <= MAX_NAMES
+        missing.append(f"objects of {', '.join(classes) if few else f'{len(classes)} of the classes'}")
+    return missing

@@ -12,6 +12,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from detector.errors import UserError
 from detector.structures import Detections
 
 BACKENDS = {"hotcoco": (hotcoco.COCO, hotcoco.COCOeval), "pycocotools": (COCO, COCOeval)}
@@ -34,7 +35,8 @@ def coco_metrics(
     Neither is modified. Gives AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and per_class,
     {class name: {AP, AP50}}. With another max_detections (above 10) it is the limit of every metric but AR1 and AR10,
     and AR100's key has that number.
-    Raises ValueError for a detection that is not finite or whose image or category the ground truth lacks.
+    Raises UserError for a detection that is not finite (see `check_finite`), and ValueError for one whose image or
+    category the ground truth lacks.
     """
     if max_detections <= 10:
         raise ValueError(f"max_detections is {max_detections}; it must be above 10")
@@ -67,24 +69,38 @@ def coco_metrics(
 
 
 def to_coco_results(image_id: int, detections: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """One image's detections as COCO results: boxes as (x, y, w, h), labels as the data set's ids, nothing rounded."""
+    """One image's detections as COCO results: boxes as (x, y, w, h), labels as the data set's ids, nothing rounded.
+    Raises UserError (see `check_finite`)."""
     corners, ends = detections.boxes.double().split(2, dim=1)
     boxes = torch.cat((corners, ends - corners), dim=1)
-    return [
+    results = [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for box, score, label in zip(
             boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
         )
     ]
+    check_finite(results)
+    return results
+
+
+def check_finite(detections: Sequence[dict[str, Any]]) -> None:
+    """Raises UserError for a box or a score that is NaN or infinite (both tools would count a NaN box as a true
+    positive), and for a box with a negative side."""
+    for detection in detections:
+        box, score = detection["bbox"], detection["score"]
+        if not all(map(math.isfinite, (*box, score))) or box[2] < 0 or box[3] < 0:
+            raise UserError(
+                f"image {detection['image_id']}: a detection is not finite or has a negative side (x, y, w, h {box}, "
+                f"score {score}), so nothing was counted; if it is a model's, try train.precision=fp32 or an earlier "
+                "checkpoint"
+            )
 
 
 def _check_detections(ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]]) -> None:
+    check_finite(detections)
     image_ids = {image["id"] for image in ground_truth["images"]}
     category_ids = {category["id"] for category in ground_truth["categories"]}
     for detection in detections:
-        # both tools would count a NaN box as a true positive
-        if not all(map(math.isfinite, (*detection["bbox"], detection["score"]))):
-            raise ValueError(f"a detection is not finite: {detection}")
         if detection["image_id"] not in image_ids or detection["category_id"] not in category_ids:
             raise ValueError(f"the ground truth lacks the image or category of a detection: {detection}")
 

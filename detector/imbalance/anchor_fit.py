@@ -1,30 +1,28 @@
 """How well anchors fit the boxes of a data set, and which would fit better."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from detector.geometry.anchors import base_anchors
+from detector.geometry.anchors import AnchorGrid, num_cells
 from detector.geometry.boxes import paired_iou
 
 ITERATIONS = 100
 
 
-def best_iou(boxes: Tensor, image_sizes: Tensor, levels: tuple[int, int], base: Sequence[Tensor]) -> Tensor:
+def best_iou(boxes: Tensor, image_sizes: Tensor, grid: AnchorGrid) -> Tensor:
     """(N,) the IoU of each box with the best of its image's anchors.
 
-    boxes (N, 4) xyxy and image_sizes (N, 2), the padded (height, width), at the size the model sees; levels lowest and
-    highest; base (S, 4) anchors of each level. All anchors of one shape lie on a grid, and the one whose centre is
-    nearest overlaps a box most, in x and y separately: no other needs looking at."""
+    boxes (N, 4) xyxy and image_sizes (N, 2), the padded (height, width), at the size the model sees. All anchors of one
+    shape lie on a grid, and the one whose centre is nearest overlaps a box most, in x and y separately: no other needs
+    looking at."""
     best = torch.zeros(len(boxes))
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    for level, anchors in zip(range(levels[0], levels[1] + 1), base, strict=True):
-        cells = -(-image_sizes // 2**level)
-        stride = (image_sizes // cells).flip(1)
-        nearest = (centres / stride).round().clamp(min=0).minimum(cells.flip(1) - 1) * stride
-        for anchor in anchors:
+    sides = image_sizes.flip(1)
+    for level, base in enumerate(grid.base(), start=grid.levels[0]):
+        stride = grid.stride(sides, level)
+        nearest = (centres / stride).round().clamp(min=0).minimum(num_cells(sides, level) - 1) * stride
+        for anchor in base:
             placed = torch.cat((nearest, nearest), dim=1) + anchor
             best = torch.maximum(best, paired_iou(boxes, placed))
     return best
@@ -42,10 +40,6 @@ def suggest(boxes: Tensor, num_levels: int, num_sizes: int, num_ratios: int) -> 
         [[round(float(s), 1) for s in level] for level in sizes.reshape(num_levels, num_sizes)],
         [round(float(r), 2) for r in ratios],
     )
-
-
-def make_base(sizes: Sequence[Sequence[float]], ratios: Sequence[float]) -> list[Tensor]:
-    return [base_anchors(level, ratios) for level in sizes]
 
 
 def _k_means(values: np.ndarray, count: int) -> np.ndarray:

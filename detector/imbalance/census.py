@@ -5,7 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from detector.data.dataset import Record
 from detector.data.samplers import RepeatFactorSampler
-from detector.geometry.anchors import feature_sizes, pyramid_anchors
+from detector.geometry.anchors import AnchorGrid, num_cells
 from detector.geometry.boxes import paired_iou, pairwise_iou
-from detector.imbalance.anchor_fit import best_iou, make_base, suggest
+from detector.imbalance.anchor_fit import best_iou, suggest
 from detector.imbalance.balance import initial_alpha
 from detector.losses.class_weights import make_class_weights
 from detector.structures import Targets
@@ -32,13 +32,10 @@ Assigner = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]], Targets]
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """levels: lowest and highest; sizes: anchor sizes of each level; ratios; assigner; target_size: an image's (height,
-    width) to that at which the model sees it; divisor: what the padded sides are multiples of; prior: the first score.
-    Picklable."""
+    """target_size: an image's (height, width) to that at which the model sees it; divisor: what the padded sides are
+    multiples of; prior: the first score. Picklable."""
 
-    levels: tuple[int, int]
-    sizes: Sequence[Sequence[float]]
-    ratios: Sequence[float]
+    grid: AnchorGrid
     assigner: Assigner
     target_size: Callable[[int, int], tuple[int, int]]
     divisor: int
@@ -47,7 +44,7 @@ class Setting:
 
     @property
     def level_names(self) -> list[str]:
-        return [f"P{level}" for level in range(self.levels[0], self.levels[1] + 1)]
+        return [f"P{level}" for level in range(self.grid.levels[0], self.grid.levels[1] + 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +122,15 @@ def _touches(anchors: Tensor, boxes: Tensor) -> Tensor:
 
 def count_images(records: Sequence[Record], setting: Setting) -> list[Count]:
     """Each record's count, in order."""
-    base = make_base(setting.sizes, setting.ratios)
     cache: dict[tuple[int, int], list[Tensor]] = {}
     counts = []
     for record in records:
         size = padded_size(record, setting)
         if size not in cache:
-            levels = zip(pyramid_anchors(size, setting.levels, base), feature_sizes(size, setting.levels), strict=True)
-            cache[size] = [anchors.view(*cells, -1, 4) for anchors, cells in levels]
+            cache[size] = [
+                anchors.view(*(num_cells(side, level) for side in size), -1, 4)
+                for level, anchors in enumerate(setting.grid.of_image(size), start=setting.grid.levels[0])
+            ]
         counts.append(count_image(record, setting, cache[size]))
     return counts
 
@@ -260,9 +258,10 @@ def _fit(records: Sequence[Record], setting: Setting, threshold: float) -> dict:
     boxes, sizes = torch.cat(boxes), torch.cat(sizes)
     if not len(boxes):
         return {"max_iou": None, "anchor_suggestion": None}
-    now = best_iou(boxes, sizes, setting.levels, make_base(setting.sizes, setting.ratios))
-    new_sizes, new_ratios = suggest(boxes, len(setting.sizes), len(setting.sizes[0]), len(setting.ratios))
-    new = best_iou(boxes, sizes, setting.levels, make_base(new_sizes, new_ratios))
+    grid = setting.grid
+    now = best_iou(boxes, sizes, grid)
+    new_sizes, new_ratios = suggest(boxes, len(grid.sizes), len(grid.sizes[0]), len(grid.ratios))
+    new = best_iou(boxes, sizes, replace(grid, sizes=new_sizes, ratios=new_ratios))
     counts, edges = np.histogram(now.numpy(), bins=20, range=(0, 1))
     both = {"now": now, "suggested": new}
     return {

@@ -52,7 +52,7 @@ def measure(logits: Tensor, gradient: Tensor, elements: Tensor, labels: Tensor, 
     For each level and class: foreground anchors; background anchors (a class's: those that count and are not of it);
     and the part of the whole loss, and of the whole absolute gradient, on its foreground and on its background
     elements, so that these add up to 1 over all levels, and over all classes. A mean or share of nothing is 0."""
-    return readings(tally(logits, gradient, elements, labels, level_sizes), len(level_sizes))
+    return readings(tally(logits, gradient, elements, labels, level_sizes))
 
 
 @torch.no_grad()
@@ -72,6 +72,7 @@ def tally(logits: Tensor, gradient: Tensor, elements: Tensor, labels: Tensor, le
         loss_bg.flatten().topk(max(1, math.ceil(TOP * loss_bg.numel())), sorted=False).values.sum(),
         pull_bg.square().sum(),
         *((scores * mask).sum() for mask in (targets, background, hard)),
+        (labels >= 0).sum() * num_classes,
         hard.sum(),
         *gradient_norm_histogram(logits, labels, NORM_BINS),
     ]
@@ -85,25 +86,25 @@ def tally(logits: Tensor, gradient: Tensor, elements: Tensor, labels: Tensor, le
     return torch.cat((torch.stack([v.float() for v in values]), num_fg, num_bg, *shares))
 
 
-def readings(sums: Tensor, num_levels: int) -> Tensor:
+def readings(sums: Tensor) -> Tensor:
     """The meters (`measure`) of what `tally` counted."""
-    num_bg, num_ignored, top, squares, p_fg, p_bg, p_hard, num_hard, *norms = sums[: 8 + NORM_BINS].unbind()
-    by_part = sums[8 + NORM_BINS :].view(len(PART_KINDS), -1)
-    num_fg, _, loss_fg, loss_bg, pull_fg, pull_bg = by_part[:, :num_levels].sum(dim=1)
-    elements_bg = by_part[1, num_levels:].sum()
+    whole, by_part = sums[: 9 + NORM_BINS], sums[9 + NORM_BINS :].view(len(PART_KINDS), -1)
+    num_bg, num_ignored, top, squares, p_fg, p_bg, p_hard, num_elements, num_hard, *norms = whole.unbind()
+    # the levels make up the whole, and the classes once more
+    num_fg, _, loss_fg, loss_bg, pull_fg, pull_bg = by_part.sum(dim=1) / 2
     values = [
         num_bg,
         num_ignored,
         _ratio(top, loss_bg),
         _ratio(pull_bg.square(), squares),
         _ratio(p_fg, num_fg),
-        _ratio(p_bg, elements_bg),
+        _ratio(p_bg, num_elements - num_fg),
         _ratio(p_hard, num_hard),
         *norms,
     ]
     one = torch.ones_like(loss_fg)
-    whole = torch.stack((one, one, *[loss_fg + loss_bg] * 2, *[pull_fg + pull_bg] * 2))
-    return torch.cat((torch.stack(values), _ratio(by_part, whole[:, None]).flatten()))
+    of = torch.stack((one, one, *[loss_fg + loss_bg] * 2, *[pull_fg + pull_bg] * 2))
+    return torch.cat((torch.stack(values), _ratio(by_part, of[:, None]).flatten()))
 
 
 def warnings(row: dict[str, float]) -> dict[str, str]:

@@ -5,9 +5,9 @@ from functools import partial
 from itertools import pairwise
 from typing import Literal
 
-import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 Norm = Literal["frozen", "batch", "sync", "group"]
@@ -69,11 +69,25 @@ class ResNetBackbone(nn.Module):
 
     Returns the maps C_first..C_last at strides 2^first..2^last, (B, C, H / stride, W / stride). Of its five stages
     (stem, layer1..layer4) the last `trainable_stages` train; frozen ones stay outside the autograd graph.
+    stride_in_1x1: a bottleneck's stride is in its first convolution, as He et al. 2015 had it, not in its 3x3 one.
     """
 
-    def __init__(self, name: str, *, norm: Norm, trainable_stages: int, first_stage: int, last_stage: int):
+    def __init__(
+        self,
+        name: str,
+        *,
+        norm: Norm,
+        trainable_stages: int,
+        stride_in_1x1: bool,
+        first_stage: int,
+        last_stage: int,
+    ):
         super().__init__()
         net = getattr(torchvision.models, name)(weights=None, norm_layer=NORMS[norm])
+        if stride_in_1x1:
+            for block in net.modules():
+                if isinstance(block, Bottleneck):
+                    block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
         absorb_norms(net)
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
         stages = [f"layer{i}" for i in range(1, last_stage)]
@@ -112,6 +126,7 @@ class ResNetBackbone(nn.Module):
 
 
 def frozen_batch_norm_is_random(state: dict[str, Tensor]) -> bool:
-    """True where every frozen norm still has its initial mean 0 and variance 1, so that it normalises nothing."""
-    means = [v for k, v in state.items() if k.endswith("running_mean")]
-    return bool(means) and all(torch.count_nonzero(m) == 0 for m in means)
+    """True where every frozen norm still has its initial mean 0 and shift 0, so that it normalises nothing. (Norms made
+    of published scales and shifts alone have means of 0 too.)"""
+    norms = [k.removesuffix("running_mean") for k in state if k.endswith("running_mean")]
+    return bool(norms) and not any(state[k + kind].any() for k in norms for kind in ("running_mean", "bias"))

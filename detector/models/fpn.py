@@ -1,25 +1,29 @@
 """Feature pyramid network (Lin et al. 2017, "Feature Pyramid Networks for Object Detection")."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+PyramidTop = Literal["p5", "c5"]
 
 
 class FPN(nn.Module):
     """Backbone maps C_min.. to pyramid maps P_min..P_max, all `width` channels wide.
 
     Each backbone map gets a 1x1 lateral convolution, the upsampled coarser map is added, a 3x3 convolution smooths.
-    Levels beyond the backbone's come from stride-2 3x3 convolutions on the last map (P6 on P5, P7 on relu(P6), as in
-    torchvision's RetinaNet).
+    Levels beyond the backbone's come from stride-2 3x3 convolutions: P6 of P5, as in torchvision's RetinaNet, or of C5
+    as in the paper, by `top`; P7 of P6, of relu(P6) with `relu`.
     """
 
-    def __init__(self, in_channels: Sequence[int], width: int, num_levels: int):
+    def __init__(self, in_channels: Sequence[int], width: int, num_levels: int, *, top: PyramidTop, relu: bool):
         super().__init__()
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in in_channels)
         self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in in_channels)
-        num_extra = num_levels - len(in_channels)
-        self.extra = nn.ModuleList(nn.Conv2d(width, width, 3, stride=2, padding=1) for _ in range(num_extra))
+        self.top, self.relu = top, relu
+        widths = [in_channels[-1] if top == "c5" else width, width][: num_levels - len(in_channels)]
+        self.extra = nn.ModuleList(nn.Conv2d(w, width, 3, stride=2, padding=1) for w in widths)
         for conv in [*self.lateral, *self.smooth, *self.extra]:
             nn.init.kaiming_uniform_(conv.weight, a=1)
             nn.init.zeros_(conv.bias)
@@ -29,6 +33,8 @@ class FPN(nn.Module):
         for i in range(len(merged) - 1, 0, -1):
             merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")
         levels = [smooth(x) for smooth, x in zip(self.smooth, merged, strict=True)]
-        for i, conv in enumerate(self.extra):
-            levels.append(conv(levels[-1] if i == 0 else levels[-1].relu()))
+        x = features[-1] if self.top == "c5" else levels[-1]
+        for conv in self.extra:
+            levels.append(conv(x))
+            x = levels[-1].relu() if self.relu else levels[-1]
         return levels

@@ -1,11 +1,27 @@
 """Predictions to detections: score threshold, best candidates of each level, non-maximum suppression."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from detector.geometry.boxes import clip, decode
 from detector.structures import Detections, Predictions
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Boxes of a whole batch that compete: boxes (N, 4) xyxy in the batch's pixels, scores (N,), labels (N,) int64 in
+    0..num_classes-1, image (N,) int64, each one's place in the batch."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    image: Tensor
+    num_classes: int
 
 
 @torch.no_grad()
@@ -23,33 +39,74 @@ def postprocess(
 
     sizes and original_sizes (B, 2): (height, width) inside the padding and of the file. Of each level's anchors x
     classes with a score above the threshold the best `candidates_per_level` are decoded, clipped and suppressed
-    class by class at `nms_iou`; the best `max_detections` of the image remain.
+    class by class at `nms_iou`; the best `max_detections` of the image remain. Equal scores stay in the order of the
+    anchors and, at one anchor, of the classes, whatever images and padding are beside. NaN passes for above the
+    threshold, so that it shows.
     """
+    found = best_candidates(predictions, score_threshold, candidates_per_level)
+    return suppress(found, sizes, original_sizes, nms_iou=nms_iou, max_detections=max_detections)
+
+
+def best_candidates(predictions: Predictions, score_threshold: float, candidates_per_level: int) -> Candidates:
+    """Of each image's levels the best anchors x classes with a score above the threshold, decoded and not clipped."""
+    choose = partial(_first_of_equals, score_threshold=score_threshold)
+    scores, candidates = best_of_levels(predictions, candidates_per_level, choose)
+    image, column = (~(scores <= score_threshold)).nonzero(as_tuple=True)
+    scores, candidates = scores[image, column], candidates[image, column]
+    num_classes = predictions.logits.shape[2]
+    anchor, label = candidates // num_classes, candidates % num_classes
+    boxes = decode(predictions.deltas[image, anchor].float(), predictions.anchors[anchor])
+    return Candidates(boxes, scores, label, image, num_classes)
+
+
+def suppress(
+    found: Candidates, sizes: Tensor, original_sizes: Tensor, *, nms_iou: float, max_detections: int
+) -> list[Detections]:
+    """Each image's detections in its original pixels: clipped, suppressed class by class, the best `max_detections`."""
+    image, label, scores = found.image, found.labels, found.scores
+    sizes = sizes.to(found.boxes.dtype)
+    boxes = clip(found.boxes, sizes[image, 0], sizes[image, 1])
+    # best first over the whole batch; fp64, since it moves each class of each image to a place of its own, far enough
+    # for fp32 to lose parts of a pixel
+    kept = batched_nms(boxes.double(), scores.double(), image * found.num_classes + label, nms_iou).sort().values
+    kept = kept[scores[kept].argsort(descending=True, stable=True)]
+    scale = (original_sizes / sizes).flip(1).repeat(1, 2)
+    boxes, scores, label, image = (boxes * scale[image])[kept], scores[kept], label[kept], image[kept]
+
+    detections = []
+    for i in range(len(sizes)):
+        own = (image == i).nonzero()[:max_detections, 0]
+        detections.append(Detections(boxes[own], scores[own], label[own]))
+    return detections
+
+
+def best_of_levels(
+    predictions: Predictions, candidates_per_level: int, choose: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Scores and positions (anchor * K + class), (B, N) both, of the best anchors x classes of each image's levels.
+    `choose` takes so many of the highest of each row, their values and columns, as `torch.topk` does."""
     num_images, _, num_classes = predictions.logits.shape
     scores, candidates, start = [], [], 0
     for size in predictions.level_sizes:
         # sigmoid after the choice: it is monotone, and only the candidates need it
         flat = predictions.logits[:, start : start + size].reshape(num_images, -1).float()
-        best, index = flat.topk(min(candidates_per_level, flat.shape[1]), dim=1, sorted=False)
+        best, index = choose(flat, min(candidates_per_level, flat.shape[1]))
         scores.append(best.sigmoid())
         candidates.append(index + start * num_classes)
         start += size
-    scores, candidates = torch.cat(scores, dim=1), torch.cat(candidates, dim=1)
+    return torch.cat(scores, dim=1), torch.cat(candidates, dim=1)
 
-    image, column = (scores > score_threshold).nonzero(as_tuple=True)
-    scores, candidates = scores[image, column], candidates[image, column]
-    anchor, label = candidates // num_classes, candidates % num_classes
-    boxes = decode(predictions.deltas[image, anchor].float(), predictions.anchors[anchor])
-    sizes = sizes.to(boxes.dtype)
-    boxes = clip(boxes, sizes[image, 0], sizes[image, 1])
-    # best first over the whole batch; fp64, since it moves each class of each image to a place of its own, far enough
-    # for fp32 to lose parts of a pixel
-    kept = batched_nms(boxes.double(), scores.double(), image * num_classes + label, nms_iou)
-    scale = (original_sizes / sizes).flip(1).repeat(1, 2)
-    boxes, scores, label, image = (boxes * scale[image])[kept], scores[kept], label[kept], image[kept]
 
-    detections = []
-    for i in range(num_images):
-        own = (image == i).nonzero()[:max_detections, 0]
-        detections.append(Detections(boxes[own], scores[own], label[own]))
-    return detections
+def _first_of_equals(logits: Tensor, count: int, score_threshold: float) -> tuple[Tensor, Tensor]:
+    """The `count` highest of each row of (B, N) and their columns, both (B, count), in the order of the columns; of
+    equal ones the first (any, where they are below the threshold)."""
+    best, column = logits.topk(count, dim=1, sorted=False)
+    if count == 0:  # of no classes
+        return best, column
+    lowest = best.amin(dim=1)
+    for row in (lowest.sigmoid() > score_threshold).nonzero()[:, 0]:  # which of the lowest topk took is its own affair
+        above = (logits[row] > lowest[row]).nonzero()[:, 0]
+        equal = (logits[row] == lowest[row]).nonzero()[: count - len(above), 0]
+        column[row] = torch.cat((above, equal))
+    column = column.sort(dim=1).values
+    return logits.gather(1, column), column

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detector.geometry.anchors import base_anchors, default_sizes, pyramid_anchors
+from detector.geometry.anchors import AnchorGrid, default_sizes
 from detector.models.backbone import Norm, ResNetBackbone
-from detector.models.fpn import FPN
+from detector.models.fpn import FPN, PyramidTop
 from detector.models.heads import Head, HeadNorm, initialise_prior
 from detector.structures import Predictions
 
@@ -31,25 +31,34 @@ class RetinaNet(nn.Module):
         backbone: str,
         norm: Norm,
         trainable_stages: int,
+        stride_in_1x1: bool,
         levels: tuple[int, int],
         width: int,
+        pyramid_top: PyramidTop,
+        pyramid_relu: bool,
         head_depth: int,
         head_norm: HeadNorm,
         prior: float | None,
         anchor_sizes: Sequence[Sequence[float]] | None,
         anchor_ratios: Sequence[float],
+        exact_anchors: bool,
     ):
         super().__init__()
         first, last = levels
         self.num_classes = num_classes
         self.levels = (first, last)
         self.backbone = ResNetBackbone(
-            backbone, norm=norm, trainable_stages=trainable_stages, first_stage=first, last_stage=min(last, 5)
+            backbone,
+            norm=norm,
+            trainable_stages=trainable_stages,
+            stride_in_1x1=stride_in_1x1,
+            first_stage=first,
+            last_stage=min(last, 5),
         )
-        self.fpn = FPN(self.backbone.out_channels, width, last - first + 1)
-        sizes = default_sizes(levels) if anchor_sizes is None else anchor_sizes
-        self.base_anchors = [base_anchors(s, anchor_ratios) for s in sizes]
-        num_anchors = {len(b) for b in self.base_anchors}
+        self.fpn = FPN(self.backbone.out_channels, width, last - first + 1, top=pyramid_top, relu=pyramid_relu)
+        sizes = default_sizes(levels, exact_anchors) if anchor_sizes is None else anchor_sizes
+        self.grid = AnchorGrid(levels, sizes, anchor_ratios, exact_anchors)
+        num_anchors = {len(base) for base in self.grid.base()}
         if len(num_anchors) > 1:
             raise ValueError("the heads are shared: each pyramid level needs the same number of anchor sizes")
         (num_anchors,) = num_anchors
@@ -59,6 +68,12 @@ class RetinaNet(nn.Module):
             initialise_prior(self.class_head, prior)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.structure = {  # of which the weights show little or nothing
+            "stride_in_1x1": stride_in_1x1,
+            "pyramid_top": pyramid_top,
+            "pyramid_relu": pyramid_relu,
+            "exact_anchors": exact_anchors,
+        }
         self._anchors: dict[tuple, tuple[Tensor, tuple[int, ...]]] = {}
 
     def forward(self, images: Tensor) -> Predictions:
@@ -82,6 +97,6 @@ class RetinaNet(nn.Module):
         if key not in self._anchors:
             if len(self._anchors) >= 32:  # a data set of many image sizes must not fill the memory
                 self._anchors.clear()
-            levels = pyramid_anchors(image_size, self.levels, self.base_anchors)
+            levels = self.grid.of_image(image_size)
             self._anchors[key] = (torch.cat(levels).to(device), tuple(len(level) for level in levels))
         return self._anchors[key]

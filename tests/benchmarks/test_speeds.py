@@ -1,6 +1,7 @@
 """Each benchmark of a speed runs and measures what it says; how fast, is no matter here."""
 
 import pytest
+import torch
 
 from detector.benchmarks import census, evaluation, inference, loader, training
 
@@ -31,6 +32,8 @@ def test_inference_and_training_against_torchvision():
         assert rows[0]["name"] == "ours" and rows[0]["times_subject"] == 1
         assert sum("torchvision" in row["name"] for row in rows) >= 2
         assert all(row["images_s"] == pytest.approx(1 / row["median_s"]) for row in rows)
+        if module is inference and not torch.cuda.is_available():
+            assert any("onnxruntime" in row["name"] for row in rows)
     assert all(0 < row["outside_convolutions"] < 1 for row in rows)
 
 

@@ -10,6 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from detector.data.coco import CocoDataset
+from detector.data.findings import KINDS, Findings
 from detector.data.images import write_image
 from detector.errors import UserError
 
@@ -36,9 +37,9 @@ def load(tmp_path: Path) -> Callable[..., CocoDataset]:
     for entry in scene()["images"]:
         write_image(tmp_path / entry["file_name"], np.zeros((20, 30, 3), dtype=np.uint8))
 
-    def load(content: Any, **parameters: Any) -> CocoDataset:
+    def load(content: Any, findings: Findings | None = None, classes: Any = None) -> CocoDataset:
         (tmp_path / "a.json").write_text(content if isinstance(content, str) else json.dumps(content))
-        return CocoDataset(images=tmp_path, annotations=tmp_path / "a.json", **parameters)
+        return CocoDataset(classes, findings, images=tmp_path, annotations=tmp_path / "a.json")
 
     return load
 
@@ -73,10 +74,6 @@ def test_no_annotations_at_all(load: Callable[..., CocoDataset]):
     assert len(dataset) == 3 and all(record.boxes.shape == (0, 4) for record in dataset.records)
 
 
-def test_keep_empty(load: Callable[..., CocoDataset]):
-    assert [record.image_id for record in load(scene(), keep_empty=False).records] == [90, 7]
-
-
 def test_classes_are_mapped_by_name(load: Callable[..., CocoDataset]):
     dataset = load(scene(), classes=("dog", "horse", "cat"))
     assert dataset.class_names == ("dog", "horse", "cat")
@@ -87,19 +84,30 @@ def test_classes_are_mapped_by_name(load: Callable[..., CocoDataset]):
 
 
 @pytest.mark.parametrize(
-    "box", [[1, 1, 0, 5], [1, 1, 5, -1], [40, 1, 5, 5], [math.nan, 1, 5, 5], [1, 1, math.inf, 5]], ids=str
+    ("box", "kind"),
+    [
+        ([1, 1, 0, 5], "box_empty"),
+        ([1, 1, 5, -1], "box_empty"),
+        ([40, 1, 5, 5], "box_outside"),
+        ([math.nan, 1, 5, 5], "box_malformed"),
+        ([1, 1, math.inf, 5], "box_malformed"),
+        ([1, 2, 3], "box_malformed"),
+        ([1, 2, 3, "4"], "box_malformed"),
+        ([1, 2, 3, 10**400], "box_malformed"),
+        (None, "box_malformed"),
+    ],
+    ids=str,
 )
-def test_invalid_boxes_are_an_error_or_skipped_and_counted(
-    load: Callable[..., CocoDataset], box: list[float], caplog: pytest.LogCaptureFixture
-):
+def test_invalid_boxes_are_an_error_or_skipped_and_counted(load: Callable[..., CocoDataset], box: Any, kind: str):
     content = scene()
     content["annotations"].insert(1, {"id": 77, "image_id": 7, "category_id": 11, "bbox": box})
-    with pytest.raises(UserError, match=r"a\.json: annotation 77 of image 'a\.png'.*invalid=skip") as error:
+    with pytest.raises(UserError, match=r"a\.json: annotation 77 of image 'a\.png'.*data\.invalid=skip") as error:
         load(content)
     assert "\n" not in str(error.value)
-    dataset, clean = load(content, invalid="skip"), load(scene())
-    assert dataset.num_skipped == 1 and clean.num_skipped == 0
-    assert "annotation 77" in caplog.text
+    findings = Findings("skip")
+    dataset, clean = load(content, findings), load(scene())
+    assert findings.count(kind) == 1 and "annotation 77" in findings.found[kind].examples[0]
+    assert [k for k in findings.found if KINDS[k].level != "note"] == [kind]
     for ours, expected in zip(dataset.records, clean.records, strict=True):
         np.testing.assert_array_equal(ours.boxes, expected.boxes)
         np.testing.assert_array_equal(ours.labels, expected.labels)
@@ -129,7 +137,6 @@ def without(section: str, index: int, key: str) -> dict[str, Any]:
         ({**scene(), "annotations": [1]}, "'annotations' is missing or no list"),
         (without("images", 1, "file_name"), r"images\[1\].file_name is missing"),
         (without("images", 1, "width"), r"images\[1\].width is missing"),
-        (without("annotations", 2, "bbox"), r"annotations\[2\].bbox is missing"),
         (without("annotations", 2, "category_id"), r"annotations\[2\].category_id is missing"),
         (without("categories", 0, "name"), r"categories\[0\].name is missing"),
         (changed("images", 1, id="7"), r"images\[1\].id is '7'; it must be of type int"),
@@ -139,11 +146,12 @@ def without(section: str, index: int, key: str) -> dict[str, Any]:
         (changed("categories", 1, id=40), "id 40 occurs twice in 'categories'"),
         (changed("categories", 1, name="dog"), "two categories are named 'dog'"),
         (changed("annotations", 2, image_id=1), "annotation 6 has image_id 1, which 'images' does not list"),
-        (changed("annotations", 2, category_id=1), "annotation 6 has category_id 1, which 'categories' does not list"),
-        (changed("annotations", 2, bbox=[1, 2, 3]), r"annotation 6: bbox \[1, 2, 3\] is not four numbers"),
-        (changed("annotations", 2, bbox=[1, 2, 3, "4"]), "annotation 6: bbox .* is not four numbers"),
-        (changed("annotations", 2, area="big"), "annotation 6: area is 'big'"),
-        (changed("annotations", 2, iscrowd="0"), "annotation 6: iscrowd is '0'"),
+        (
+            changed("annotations", 2, category_id=1),
+            "annotation 6 of image 'a.png' has category_id 1, which 'categories' does not list",
+        ),
+        (changed("annotations", 2, area="big"), "annotation 6 of image 'a.png': area is 'big'"),
+        (changed("annotations", 2, iscrowd="0"), "annotation 6 of image 'a.png': iscrowd is '0'"),
     ],
 )
 def test_malformed_files_are_named_in_one_line(load: Callable[..., CocoDataset], content: Any, said: str):
@@ -160,9 +168,10 @@ def test_missing_file(tmp_path: Path):
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_real_annotations_equal_pycocotools(shared_data: Path, split: str):
     annotations = shared_data / f"coco_tiny/annotations/instances_{split}.json"
-    dataset = CocoDataset(images=shared_data / "coco_tiny" / split, annotations=annotations)
+    findings = Findings()
+    dataset = CocoDataset(None, findings, images=shared_data / "coco_tiny" / split, annotations=annotations)
     reference = COCO(annotations)
-    assert len(dataset) == 80 and dataset.num_skipped == 0
+    assert len(dataset) == 80 and findings.found.keys() == {"category_ids"}
     assert list(dataset.category_ids) == reference.getCatIds()
     assert dataset.class_names[0] == "person" and dataset.class_names[79] == "toothbrush"
     for record in dataset.records:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detector.data.findings import Findings
 from detector.data.images import write_image
 from detector.data.voc import VocDataset
 from detector.errors import UserError
@@ -36,7 +37,8 @@ def load(tmp_path: Path) -> Callable[..., VocDataset]:
         if split is not None:
             parameters["split"] = tmp_path / "split.txt"
             parameters["split"].write_text(split)
-        return VocDataset(images=tmp_path / "images", annotations=tmp_path / "xml", **parameters)
+        injected = parameters.pop("classes", None), parameters.pop("findings", None)
+        return VocDataset(*injected, images=tmp_path / "images", annotations=tmp_path / "xml", **parameters)
 
     return load
 
@@ -89,10 +91,11 @@ def test_the_named_image_comes_before_the_stem(load: Callable[..., VocDataset]):
 @pytest.mark.parametrize("box", ["5 5 5 5", "5 5 4 9", "5 5 9 5", "40 1 50 9"])
 def test_boxes_without_area(load: Callable[..., VocDataset], box: str):
     files = {"a": xml("a.png", obj("ant", "1 1 5 5"), obj("bee", box))}
-    with pytest.raises(UserError, match=r"annotation 2 of image 'a\.png': box .* has no area"):
+    with pytest.raises(UserError, match=r"a\.xml: object 2: box .* has no area"):
         load(files)
-    dataset = load(files, invalid="skip")
-    assert dataset.num_skipped == 1 and dataset.class_counts().tolist() == [1, 0]
+    findings = Findings("skip")
+    dataset = load(files, findings=findings)
+    assert sum(one.count for one in findings.found.values()) == 1 and dataset.class_counts().tolist() == [1, 0]
 
 
 ENTITIES = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;">]>'
@@ -132,13 +135,13 @@ def test_missing_and_doubled_files(load: Callable[..., VocDataset], tmp_path: Pa
         load(FILES, split="\n")
     with pytest.raises(UserError, match=r"split\.txt: 'a' occurs twice"):
         load(FILES, split="a\nb\na\n")
-    with pytest.raises(UserError, match=r"c\.xml: cannot read"):
+    with pytest.raises(UserError, match=r"c\.xml: cannot be read"):
         load(FILES, split="a\nc\n")
-    with pytest.raises(UserError, match=r"z\.xml: neither its filename 'gone\.png' nor 'z\.\*' is in"):
+    with pytest.raises(UserError, match=r"images/gone\.png: no such image, yet"):
         load({"z": xml("gone.png")})
     (tmp_path / "xml/z.xml").unlink()
-    with pytest.raises(UserError, match=r"b\.xml: its image 'a\.png' is also that of a\.xml"):
-        load({"a": xml("a.png"), "b": xml("a.png")})
+    with pytest.raises(UserError, match=r"image 'a\.png' is listed twice"):
+        load({"a": xml("a.png", obj("ant", "1 1 5 5")), "b": xml("a.png")})
     with pytest.raises(UserError, match="no such folder"):
         VocDataset(images=tmp_path, annotations=tmp_path / "absent")
     with pytest.raises(UserError, match=r"absent\.txt: cannot read the split"):
@@ -152,14 +155,16 @@ def test_real_annotations(shared_data: Path):
     """
     bccd = shared_data / "bccd"
     folders = {"images": bccd / "JPEGImages", "annotations": bccd / "Annotations"}
-    everything = VocDataset(**folders, invalid="skip")
+    findings = Findings("skip")
+    everything = VocDataset(None, findings, **folders)
     assert everything.class_names == ("Platelets", "RBC", "WBC")
-    assert len(everything) == 364 and everything.num_skipped == 2
+    assert len(everything) == 364 and findings.count("box_empty") == 2
     np.testing.assert_array_equal(everything.class_counts(), [361, 4153, 372])
     with pytest.raises(UserError, match="BloodImage_00338"):
         VocDataset(**folders)
-    train = VocDataset(**folders, split=bccd / "ImageSets/Main/train.txt", invalid="skip")
-    assert len(train) == 205 and train.num_skipped == 1
+    findings = Findings("skip")
+    train = VocDataset(None, findings, **folders, split=bccd / "ImageSets/Main/train.txt")
+    assert len(train) == 205 and findings.count("box_empty") == 1
     for record in everything.records:
         assert (record.boxes >= 0).all() and (record.boxes <= np.tile([record.width, record.height], 2)).all()
     sample = everything[0]

@@ -1,4 +1,6 @@
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from torch import nn
 from detector.build import build_dataset, build_evaluation
 from detector.config import config_from_text
 from detector.data.images import write_image
+from detector.errors import UserError
 from detector.structures import Predictions
 
 # file size and the size it is resized to at short_side 64 and long_side 128, each (width, height), worked out by hand
@@ -116,3 +119,42 @@ def test_a_model_that_finds_nothing_scores_0(config):
     quiet = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"score_threshold": 0.99})})
     metrics, detections = evaluate(quiet, model)
     assert metrics["AP"] == 0 and detections == []
+
+
+class SaysNothing(Oracle):
+    """Its logits are NaN."""
+
+    def forward(self, images: torch.Tensor) -> Predictions:
+        said = super().forward(images)
+        return replace(said, logits=torch.full_like(said.logits, torch.nan))
+
+
+@pytest.mark.parametrize("model", [SaysNothing({4: 0, 7: 1, 9: 2}), Oracle({4: 0, 7: 1, 9: 2}, shift=torch.nan)])
+def test_a_model_that_says_nan_is_refused_in_one_line(config, model: Oracle):
+    with pytest.raises(UserError, match=r"^image \d+: a detection is not finite .* try train\.precision=fp32") as error:
+        evaluate(config, model)
+    assert "\n" not in str(error.value)
+
+
+def test_the_numbers_come_with_the_settings_that_they_hold_for(config):
+    changed = {"score_threshold": 0.2, "max_detections": 50, "backend": "pycocotools"}
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changed)})
+    metrics, _ = evaluate(config, Oracle({4: 0, 7: 1, 9: 2}))
+    kept = {"nms_iou": 0.5, "candidates_per_level": 1000, "short_side": 64, "long_side": 128, "precision": "float32"}
+    assert changed.items() | kept.items() <= metrics["settings"].items()
+
+
+@pytest.mark.parametrize(("crowds", "warned"), [(0, True), (1, False)])
+def test_more_objects_than_detections_are_pointed_out(
+    config, tmp_path: Path, caplog: pytest.LogCaptureFixture, crowds: int, warned: bool
+):
+    """Twelve in an image where eleven detections count; a crowd is no object to find."""
+    contents = json.loads((tmp_path / "a.json").read_text())
+    boxes = [{"image_id": 97, "category_id": 4, "bbox": [5 * i, 5 * i, 5, 5], "iscrowd": i < crowds} for i in range(12)]
+    contents["annotations"] += [{"id": 50 + i, **one, "iscrowd": int(one["iscrowd"])} for i, one in enumerate(boxes)]
+    (tmp_path / "a.json").write_text(json.dumps(contents))
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_detections": 11})})
+    with caplog.at_level(logging.INFO):
+        build_dataset(config, "val")
+    said = "data.val: 1 images with more objects than an evaluation counts"
+    assert any(said in message for message in caplog.messages) == warned

@@ -1,5 +1,6 @@
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -77,16 +78,50 @@ def test_json_is_strict_and_nan_becomes_null(here: Path):
 
 
 def test_an_evaluation_comes_back_as_it_was_saved(here: Path):
-    metrics = {"AP": 0.25, "APs": math.nan, "per_class": {"cat": {"AP": 0.25, "AP50": 0.5}, "dog": {"AP": math.nan}}}
-    detections = [{"image_id": 3, "category_id": 9, "bbox": [1.5, 2.0, 3.0, 4.0], "score": 0.5}]
+    classes = {"cat": {"AP": 0.25, "AP50": 0.5}, "dog": {"AP": math.nan}}
+    metrics = {"AP": 0.25, "APs": math.nan, "settings": {"score_threshold": 0.05}, "per_class": classes}
+    detections = [{"image_id": 3, "category_id": 9, "bbox": [1 / 3, 0.1, 1e-9 / 7, 640.0], "score": 2 / 3}]
     save_evaluation(here, metrics, detections)
     loaded, loaded_detections = load_evaluation(here)
     assert repr(loaded) == repr(metrics) and loaded_detections == detections  # repr, as NaN is not itself
 
 
+NUMBERS = {"AP": 0.12345, "APs": 0.1, "APm": 0.2, "APl": 0.3}
+CLASSES = {"cat": {"AP": 0.5, "AP50": 0.75}, "horse": {"AP": 0.0, "AP50": 0.0}}
+FOUND = [{"image_id": 3, "category_id": 9, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5}]
+
+
 def test_summary_shows_every_number_and_class():
-    lines = summary({"AP": 0.12345, "per_class": {"cat": {"AP": 0.5, "AP50": math.nan}}}).splitlines()
-    assert lines == ["AP 0.123", "  cat  AP 0.500  AP50 nan"]
+    lines = summary(NUMBERS | {"settings": {"nms_iou": 0.5}, "per_class": CLASSES}, FOUND).splitlines()
+    assert lines == [
+        "AP 0.123  APs 0.100  APm 0.200  APl 0.300",
+        "  cat    AP 0.500  AP50 0.750",
+        "  horse  AP 0.000  AP50 0.000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "classes", "detections", "said"),
+    [
+        ({"APl": math.nan}, [], FOUND, "nan: the split has no large objects (APl, ARl) (crowd regions aside)"),
+        (
+            {"APs": math.nan, "APl": math.nan},
+            ["dog", "cow"],
+            FOUND,
+            "nan: the split has no small objects (APs, ARs) and no large objects (APl, ARl) and no objects of dog, cow "
+            "(crowd regions aside)",
+        ),
+        ({}, "abcdef", FOUND, "nan: the split has no objects of 6 of the classes (crowd regions aside)"),
+        (dict.fromkeys(NUMBERS, math.nan), ["dog"], FOUND, "nan: the split has no objects (crowd regions aside)"),
+        (dict.fromkeys(NUMBERS, 0.0), [], [], "no detections at all: no score was over evaluation.score_threshold"),
+    ],
+)
+def test_summary_says_in_words_what_a_nan_or_a_zero_comes_from(
+    numbers: dict[str, float], classes: Sequence[str], detections: list[dict], said: str
+):
+    nothing = {name: {"AP": math.nan, "AP50": math.nan} for name in classes}
+    text = summary(NUMBERS | numbers | {"per_class": CLASSES | nothing}, detections)
+    assert text.splitlines()[-1] == said and text.count("\n") == 3 + len(classes)
 
 
 def record(folder: Path, first: int, last: int, loss: float) -> None:

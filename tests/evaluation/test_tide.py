@@ -80,9 +80,7 @@ def test_random_sets_agree_with_the_package(seed):
 
 def test_perturbed_real_annotations_agree_with_the_package(shared_data):
     folder = shared_data / "coco_tiny"
-    dataset = CocoDataset(
-        images=folder / "val2017", annotations=folder / "annotations/instances_val2017.json", invalid="skip"
-    )
+    dataset = CocoDataset(images=folder / "val2017", annotations=folder / "annotations/instances_val2017.json")
     ground_truth = dataset.ground_truth()
     rng = np.random.default_rng(0)
     ids = [category["id"] for category in ground_truth["categories"]]

@@ -9,8 +9,10 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from detector.data.coco import CocoDataset
+from detector.data.loader import collate
+from detector.data.transforms import Augment, resize
 from detector.geometry import assignment
-from detector.geometry.anchors import base_anchors, default_sizes, grid_anchors
+from detector.geometry.anchors import AnchorGrid, default_sizes
 from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner
 from detector.structures import IGNORED
 
@@ -24,7 +26,8 @@ LEVEL_SIZES = tuple(6 * height * width for height, width in GRIDS)
 
 @pytest.fixture(scope="module")
 def anchors() -> Tensor:
-    return torch.cat(grid_anchors((HEIGHT, WIDTH), GRIDS, [base_anchors((s, 1.3 * s), RATIOS) for s in (16, 32, 64)]))
+    grid = AnchorGrid((3, 5), [(s, 1.3 * s) for s in (16, 32, 64)], RATIOS, exact=False)
+    return torch.cat(grid.of_image((HEIGHT, WIDTH)))
 
 
 def ground_truths(counts: list[int], seed: int) -> tuple[Tensor, Tensor]:
@@ -230,7 +233,7 @@ def test_atss_by_hand():
 
 def test_atss_where_all_candidates_overlap_alike():
     """Without a spread the threshold is their mean, which all of them reach."""
-    (anchors,) = grid_anchors((80, 80), [(10, 10)], [base_anchors((6,), (1.0,))])
+    (anchors,) = AnchorGrid((3, 3), [(6,)], (1.0,), exact=False).of_image((80, 80))
     for side in (31.7, 40.1, 49.3):
         boxes, labels = torch.tensor([[[40 - side, 40 - side, 40 + side, 40 + side]]]), torch.tensor([[1]])
         targets = ATSSAssigner(K)(anchors, boxes, labels, not_ignored(labels), (100,))
@@ -242,8 +245,7 @@ def test_atss_on_real_annotations(shared_data: Path):
     dataset = CocoDataset(images=coco / "val2017", annotations=coco / "annotations/instances_val2017.json")
     records = [record for record in dataset.records if len(record.boxes)][:4]
     padded = [-(-max(sides) // 128) * 128 for sides in zip(*((r.height, r.width) for r in records), strict=True)]
-    grids = [(padded[0] // stride, padded[1] // stride) for stride in (8, 16, 32, 64, 128)]
-    levels = grid_anchors(tuple(padded), grids, [base_anchors(sizes, RATIOS) for sizes in default_sizes((3, 7))])
+    levels = AnchorGrid((3, 7), default_sizes((3, 7), exact=False), RATIOS, exact=False).of_image(tuple(padded))
     num_boxes = max(len(record.boxes) for record in records)
     boxes, labels = torch.zeros(len(records), num_boxes, 4), torch.full((len(records), num_boxes), IGNORED)
     ignore = not_ignored(labels)
@@ -252,6 +254,37 @@ def test_atss_on_real_annotations(shared_data: Path):
         boxes[i, :n], ignore[i, :n] = torch.from_numpy(record.boxes), torch.from_numpy(record.crowd)
         labels[i, :n] = torch.from_numpy(record.labels % K)
     assert assert_is_atss(torch.cat(levels), boxes, labels, ignore, tuple(map(len, levels)), 81)
+
+
+@pytest.mark.parametrize("assigner", [MaxIoUAssigner(80), ATSSAssigner(80)])
+def test_real_crowds_teach_neither_background_nor_their_class(assigner, shared_data: Path):
+    """Of COCO's own crowds, flipped and resized with their images: what has no object to find is ignored inside them,
+    and all else is as if they were not there."""
+    coco = shared_data / "coco_tiny"
+    dataset = CocoDataset(images=coco / "val2017", annotations=coco / "annotations/instances_val2017.json")
+    crowded = [i for i, record in enumerate(dataset.records) if record.crowd.any()]
+    assert len(crowded) == 11
+    still = dict.fromkeys(("vertical_flip", "translate", "brightness", "contrast", "saturation", "hue"), 0.0)
+    flip = Augment(horizontal_flip=1.0, scale=(1, 1), **still)
+    samples = [flip(resize(dataset[i], 192, 256), np.random.default_rng(i)) for i in crowded]
+    batch = collate(samples, 64)
+    levels = AnchorGrid((3, 6), default_sizes((3, 6), exact=False), RATIOS, exact=False).of_image((192, 256))
+    anchors, sizes = torch.cat(levels), tuple(map(len, levels))
+
+    targets = assigner(anchors, batch.boxes, batch.labels, batch.ignore, sizes)
+    gone = batch.labels.masked_fill(batch.ignore, IGNORED)
+    without = assigner(anchors, batch.boxes, gone, torch.zeros_like(batch.ignore), sizes)
+    for i, sample in enumerate(samples):
+        x1, y1, x2, y2 = anchors.double().T.numpy()
+        inside = np.zeros(len(anchors), bool)
+        for left, top, right, bottom in sample.boxes[sample.ignore].astype(float):
+            width, height = np.minimum(x2, right) - np.maximum(x1, left), np.minimum(y2, bottom) - np.maximum(y1, top)
+            inside |= width.clip(0) * height.clip(0) > 0.5 * (x2 - x1) * (y2 - y1)
+        labels, plain = targets.labels[i].numpy(), without.labels[i].numpy()
+        ignored = (plain == 80) & inside
+        assert ignored.sum() > 20
+        np.testing.assert_array_equal(labels, np.where(ignored, IGNORED, plain))
+        assert torch.equal(targets.boxes[i][labels % 80 == labels], without.boxes[i][labels % 80 == labels])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

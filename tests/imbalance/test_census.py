@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from detector.build import build_census, build_dataset
 from detector.config import load_config
 from detector.data.dataset import Record
 from detector.data.transforms import target_size
-from detector.geometry.anchors import base_anchors, pyramid_anchors
+from detector.geometry.anchors import AnchorGrid
 from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner
 from detector.geometry.boxes import pairwise_iou
-from detector.imbalance.anchor_fit import best_iou, make_base, suggest
+from detector.imbalance.anchor_fit import best_iou, suggest
 from detector.imbalance.balance import balancing_alpha, focal_pull, initial_alpha
 from detector.imbalance.census import Setting, count_all, count_images, padded_size, scaled_boxes, take_census
 
@@ -22,11 +23,9 @@ NUM_CLASSES = 3
 ASSIGNERS = [MaxIoUAssigner(NUM_CLASSES), MaxIoUAssigner(NUM_CLASSES, background=0.0), ATSSAssigner(NUM_CLASSES)]
 
 
-def make_setting(assigner, short_side: int = 96) -> Setting:
+def make_setting(assigner, short_side: int = 96, exact: bool = False) -> Setting:
     return Setting(
-        levels=(3, 5),
-        sizes=[[12, 18], [26, 40], [55, 80]],
-        ratios=[0.5, 1.0, 2.0],
+        grid=AnchorGrid((3, 5), [[12, 18], [26, 40], [55, 80]], [0.5, 1.0, 2.0], exact),
         assigner=assigner,
         target_size=partial(target_size, short_side=short_side, long_side=160),
         divisor=32,
@@ -54,7 +53,7 @@ def test_counts_are_those_of_the_assigner_on_every_anchor(assigner):
     setting = make_setting(assigner)
     records = [make_record(seed) for seed in range(30)]
     for record, count in zip(records, count_images(records, setting), strict=True):
-        levels = pyramid_anchors(padded_size(record, setting), (3, 5), make_base(setting.sizes, setting.ratios))
+        levels = setting.grid.of_image(padded_size(record, setting))
         anchors, sizes = torch.cat(levels), tuple(map(len, levels))
         boxes, labels = scaled_boxes(record, setting), torch.from_numpy(record.labels)
         crowd = torch.from_numpy(record.crowd)
@@ -100,24 +99,25 @@ def test_processes_count_what_one_process_counts():
             assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_the_nearest_anchor_of_each_shape_is_the_best():
-    setting = make_setting(ASSIGNERS[0])
-    base = make_base(setting.sizes, setting.ratios)
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_nearest_anchor_of_each_shape_is_the_best(exact: bool):
+    setting = replace(make_setting(ASSIGNERS[0], exact=exact), divisor=8)  # sides that are no multiples of P5's stride
     for record in (make_record(seed) for seed in range(1, 40)):
         boxes, size = scaled_boxes(record, setting), padded_size(record, setting)
-        brute = pairwise_iou(torch.cat(pyramid_anchors(size, (3, 5), base)), boxes)
+        brute = pairwise_iou(torch.cat(setting.grid.of_image(size)), boxes)
         sizes = torch.tensor([size]).expand(len(boxes), 2)
         if len(boxes):
-            torch.testing.assert_close(best_iou(boxes, sizes, (3, 5), base), brute.amax(dim=0))
+            torch.testing.assert_close(best_iou(boxes, sizes, setting.grid), brute.amax(dim=0))
 
 
 def test_figures_by_hand():
     """One 64 x 64 image, one level, one anchor a cell: 64 anchors of 16 x 16, centred at multiples of 8."""
     setting = Setting(
-        levels=(3, 3), sizes=[[16]], ratios=[1.0], assigner=MaxIoUAssigner(2), divisor=8, prior=0.01, num_classes=2,
+        grid=AnchorGrid((3, 3), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2), divisor=8, prior=0.01,
+        num_classes=2,
         target_size=partial(target_size, short_side=64, long_side=64),
     )  # fmt: skip
-    assert base_anchors([16], [1.0]).tolist() == [[-8, -8, 8, 8]]
+    assert setting.grid.base()[0].tolist() == [[-8, -8, 8, 8]]
     # an object on the anchor at (16, 16): its neighbours overlap by 8 / 24 = 1/3, below 0.4
     exact = [8.0, 8, 24, 24]
     # one of 16 x 8, centred on the anchor at (40, 40): IoU 0.5; the anchors left and right have 64 / 320 = 0.2
@@ -130,7 +130,7 @@ def test_figures_by_hand():
     empty = Record(Path("b"), 2, 64, 64, boxes[:0], np.zeros(0, int), np.zeros(0, bool), areas[:0])
     census = take_census([full, empty], ["a", "b"], setting)
 
-    iou = pairwise_iou(torch.cat(pyramid_anchors((64, 64), (3, 3), make_base([[16]], [1.0]))), torch.tensor([tiny]))
+    iou = pairwise_iou(torch.cat(setting.grid.of_image((64, 64))), torch.tensor([tiny]))
     ties = int((iou == iou.max()).sum())
     assert census["anchors"] == {"foreground": 2 + ties, "ignored": 0, "background": 128 - 2 - ties}
     assert census["ratio"] == (126 - ties) / (2 + ties)
@@ -160,8 +160,8 @@ def test_an_ignored_anchor_is_its_objects():
     """16 x 16 anchors at multiples of 8; an object 8 wide and 14 high on one, 16 x 16 in all: IoU 112 / 256 = 0.4375
     with the anchor around it, between background and foreground. It lies in a crowd of its class as well."""
     setting = Setting(
-        levels=(3, 3), sizes=[[16]], ratios=[1.0], assigner=MaxIoUAssigner(2, low_quality=False), divisor=8,
-        prior=0.01, num_classes=2, target_size=partial(target_size, short_side=64, long_side=64),
+        grid=AnchorGrid((3, 3), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2, low_quality=False),
+        divisor=8, prior=0.01, num_classes=2, target_size=partial(target_size, short_side=64, long_side=64),
     )  # fmt: skip
     between = [12.0, 9, 20, 23]
     crowd = [40.0, 0, 64, 64]
@@ -207,11 +207,12 @@ def test_the_suggestions_recall_is_that_of_all_its_anchors():
     records = [make_record(seed) for seed in range(40)]
     setting = make_setting(ASSIGNERS[0])
     fit = take_census(records, list("abc"), setting)["anchor_suggestion"]
-    for which, sizes, ratios in (("now", setting.sizes, setting.ratios), ("suggested", fit["sizes"], fit["ratios"])):
+    suggested = replace(setting.grid, sizes=fit["sizes"], ratios=fit["ratios"])
+    for which, grid in (("now", setting.grid), ("suggested", suggested)):
         best = []
         for record in records:
             boxes = scaled_boxes(record, setting)[torch.from_numpy(~record.crowd)]
-            anchors = torch.cat(pyramid_anchors(padded_size(record, setting), (3, 5), make_base(sizes, ratios)))
+            anchors = torch.cat(grid.of_image(padded_size(record, setting)))
             best += pairwise_iou(anchors, boxes).amax(dim=0).tolist()
         assert fit["recall"][which] == pytest.approx(sum(iou >= 0.5 for iou in best) / len(best))
         assert fit["mean_max_iou"][which] == pytest.approx(sum(best) / len(best), rel=1e-5)

@@ -95,7 +95,7 @@ def test_the_parts_make_up_the_step(parts):
 
 def test_the_sums_of_two_batches_read_as_their_union():
     one, other = reading(2)[:4], reading(3)[:4]
-    apart = readings(tally(*one, LEVELS) + tally(*other, LEVELS), len(LEVELS))
+    apart = readings(tally(*one, LEVELS) + tally(*other, LEVELS))
     together = measure(*map(torch.cat, zip(one, other, strict=True)), LEVELS)
     own_to_a_batch = NAMES.index("loss_share_top1")
     keep = torch.arange(len(NAMES)) != own_to_a_batch

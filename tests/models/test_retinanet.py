@@ -22,9 +22,10 @@ from detector.losses.focal import FocalLoss
 from detector.losses.samplers import AllAnchors
 from detector.losses.smooth_l1 import L1Loss
 from detector.models.backbone import frozen_batch_norm_is_random
+from detector.models.importers import TORCHVISION, rename
 from detector.models.postprocess import postprocess
 from detector.models.retinanet import RetinaNet
-from detector.models.weights import load_weights, rename_torchvision
+from detector.models.weights import load_weights
 from detector.structures import Predictions
 
 RATIOS = (0.5, 1.0, 2.0)
@@ -45,6 +46,10 @@ def make_model(num_classes: int = 3, **changes: Any) -> RetinaNet:
         "prior": 0.01,
         "anchor_sizes": None,
         "anchor_ratios": RATIOS,
+        "stride_in_1x1": False,
+        "pyramid_top": "p5",
+        "pyramid_relu": True,
+        "exact_anchors": False,
     }
     return RetinaNet(num_classes, **(small | changes))
 
@@ -108,7 +113,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
 @pytest.fixture(scope="module")
 def ours(reference: Reference) -> RetinaNet:
     model = make_resnet50(91)
-    load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", COCO_NAMES, range(91))
+    load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", COCO_NAMES)
     return model.eval()
 
 
@@ -133,7 +138,7 @@ def test_logits_deltas_and_anchors_equal_torchvision(reference: Reference, ours:
 def test_frozen_norm_says_the_same(reference: Reference, ours: RetinaNet):
     frozen = make_resnet50(91, norm="frozen")
     assert frozen_batch_norm_is_random(frozen.backbone.state_dict())
-    load_weights(frozen, "resnet50", f"torchvision_retinanet:{reference.file}", COCO_NAMES, range(91))
+    load_weights(frozen, "resnet50", f"torchvision_retinanet:{reference.file}", COCO_NAMES)
     assert not frozen_batch_norm_is_random(frozen.backbone.state_dict())
     torch.testing.assert_close(frozen.train()(reference.images).logits, ours(reference.images).logits, **ROUNDING)
 
@@ -224,7 +229,7 @@ def test_a_coco_data_set_gets_the_channels_of_its_categories(reference: Referenc
     names = [COCO_NAMES[i] for i in ids]
     assert (len(ids), ids[-1], names[-1]) == (80, 90, "toothbrush")
     model = make_resnet50(80)
-    load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", names, ids)
+    load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", names)
     with torch.no_grad():
         torch.testing.assert_close(
             model.class_head(reference.features), reference.outputs["cls_logits"][..., ids], **ROUNDING
@@ -236,7 +241,7 @@ def test_other_classes_start_afresh_with_a_warning(reference: Reference, caplog:
     fresh = {k: v.clone() for k, v in model.class_head.output.state_dict().items()}
     with caplog.at_level(logging.WARNING):
         names = [f"part {i}" for i in range(80)]  # as many as COCO's, under its first ids
-        load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", names, range(1, 81))
+        load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", names)
     assert "starts afresh" in caplog.text
     assert all(torch.equal(v, fresh[k]) for k, v in model.class_head.output.state_dict().items())
     box_bias = reference.model.head.regression_head.bbox_reg.bias
@@ -259,8 +264,8 @@ def test_names_of_older_releases(reference: Reference):
     assert "head.classification_head.conv.6.weight" in old and "backbone.fpn.inner_blocks.0.weight" in old
     reference.model.load_state_dict(old | {k: v for k, v in new.items() if k.endswith("num_batches_tracked")})
 
-    renamed = rename_torchvision(old)
-    expected = rename_torchvision({k: v for k, v in new.items() if not k.endswith("num_batches_tracked")})
+    renamed = rename(old, TORCHVISION)
+    expected = rename({k: v for k, v in new.items() if not k.endswith("num_batches_tracked")}, TORCHVISION)
     assert renamed.keys() == expected.keys() == make_resnet50(91, norm="frozen").state_dict().keys()
     assert all(renamed[name] is old_value for name, old_value in zip(renamed, old.values(), strict=True))
     assert all(torch.equal(renamed[name], expected[name]) for name in renamed)
@@ -332,7 +337,7 @@ def file_of(state: Any, tmp_path: Path) -> str:
 
 def refusal(weights: str, backbone: str = "resnet18", **model: Any) -> str:
     with pytest.raises(UserError) as error:
-        load_weights(make_model(backbone=backbone, **model), backbone, weights, ("a", "b", "c"), (1, 2, 3))
+        load_weights(make_model(backbone=backbone, **model), backbone, weights, ("a", "b", "c"))
     message = str(error.value)
     assert "\n" not in message and len(message) < 400
     return message
@@ -342,7 +347,7 @@ def test_backbone_from_a_file(tmp_path: Path):
     resnet = torchvision.models.resnet18(weights=None)
     nn.init.constant_(resnet.bn1.running_mean, 0.5)
     model = make_model(norm="frozen")
-    load_weights(model, "resnet18", file_of(resnet.state_dict(), tmp_path), ("a", "b", "c"), (1, 2, 3))
+    load_weights(model, "resnet18", file_of(resnet.state_dict(), tmp_path), ("a", "b", "c"))
     state = resnet.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.backbone.state_dict().items())
 
@@ -354,7 +359,7 @@ def test_published_backbone_from_torchs_cache(tmp_path: Path, monkeypatch: pytes
     torch.save(resnet.state_dict(), tmp_path / "hub/checkpoints/resnet18-f37072fd.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     model = make_model()
-    load_weights(model, "resnet18", "IMAGENET1K_V1", ("a", "b", "c"), (1, 2, 3))
+    load_weights(model, "resnet18", "IMAGENET1K_V1", ("a", "b", "c"))
     assert torch.equal(model.backbone.conv1.weight, resnet.conv1.weight)
 
 
@@ -372,12 +377,12 @@ def test_own_checkpoint_keeps_its_classes_or_starts_their_layer_afresh(
     contents = {"model": trained.state_dict(), "class_names": ["a", "b", "c"]}
     path = file_of(contents, tmp_path)
     same = make_model()
-    load_weights(same, "resnet18", path, ("a", "b", "c"), (1, 2, 3))
+    load_weights(same, "resnet18", path, ("a", "b", "c"))
     assert all(torch.equal(v, trained.state_dict()[k]) for k, v in same.state_dict().items())
     assert not caplog.records
     for names in (("c", "b", "a"), ("a", "b")):
         other = make_model(len(names))
-        load_weights(other, "resnet18", path, names, range(len(names)))
+        load_weights(other, "resnet18", path, names)
         assert torch.equal(other.box_head.output.weight, trained.box_head.output.weight)
         torch.testing.assert_close(other.class_head.output.bias.detach().unique(), torch.tensor([-math.log(99)]))
     assert len(caplog.records) == 2
@@ -386,7 +391,7 @@ def test_own_checkpoint_keeps_its_classes_or_starts_their_layer_afresh(
 def test_no_weights_leave_the_model_as_it_is():
     model = make_model()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    load_weights(model, "resnet18", None, ("a", "b", "c"), (1, 2, 3))
+    load_weights(model, "resnet18", None, ("a", "b", "c"))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -411,7 +416,7 @@ def test_bytes_that_are_no_checkpoint(tmp_path: Path):
     for data in contents:
         (tmp_path / "broken.pth").write_bytes(data)
         with pytest.raises(UserError, match=r"broken\.pth") as error:
-            load_weights(model, "resnet18", str(tmp_path / "broken.pth"), ("a", "b", "c"), (1, 2, 3))
+            load_weights(model, "resnet18", str(tmp_path / "broken.pth"), ("a", "b", "c"))
         assert len(str(error.value).splitlines()) == 1
 
 
@@ -444,7 +449,7 @@ def test_weights_of_something_else(tmp_path: Path):
     resnet18 = torchvision.models.resnet18(weights=None).state_dict()
     path = file_of(resnet18, tmp_path)
     assert "resnet34" in refusal(path, backbone="resnet34")
-    assert "not a torchvision RetinaNet" in refusal(f"torchvision_retinanet:{path}")
+    assert "not a RetinaNet" in refusal(f"torchvision_retinanet:{path}")
     assert "does not fit" in refusal(file_of({"conv1.weight": torch.ones(3)}, tmp_path))
     assert "does not fit" in refusal(file_of(resnet18 | {"conv1.weight": torch.ones(3)}, tmp_path))
     assert "not a state dict" in refusal(file_of([torch.ones(3)], tmp_path))

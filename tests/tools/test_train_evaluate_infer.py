@@ -20,7 +20,22 @@ from detector.data.images import read_image, write_image
 from detector.engine.checkpoint import load_checkpoint
 
 REPO = Path(__file__).parents[2]
-METRICS = {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl", "per_class"}
+METRICS = {
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR1",
+    "AR10",
+    "AR100",
+    "ARs",
+    "ARm",
+    "ARl",
+    "per_class",
+    "settings",
+}
 TINY = """
 data:
   train: {type: synthetic, num_images: 16, image_size: 64, objects: 3, distractors: 1}
@@ -101,7 +116,7 @@ def test_the_run_folder(run: Path, place: Path):
     assert len(pictures) == 4 and all(picture.shape == (320, 320, 3) for picture in pictures)
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics.keys() == METRICS
-    assert all(v is None or 0 <= v <= 1 for k, v in metrics.items() if k != "per_class")
+    assert all(v is None or 0 <= v <= 1 for k, v in metrics.items() if k not in ("per_class", "settings"))
     for detection in json.loads((run / "detections.json").read_text()):
         assert detection.keys() == {"image_id", "category_id", "bbox", "score"}
         assert 1 <= detection["category_id"] <= 6 and 1 <= detection["image_id"] <= 4
@@ -130,6 +145,7 @@ def test_evaluate_on_the_other_split_with_another_score_threshold(run: Path, tmp
     assert run_tool("evaluate", "--checkpoint", run / "checkpoints/last.pt", *options) == 0
     detections = json.loads((tmp_path / "a/detections.json").read_text())
     assert {d["image_id"] for d in detections} <= set(range(1, 17)) and all(d["score"] > 0.1 for d in detections)
+    assert json.loads((tmp_path / "a/metrics.json").read_text())["settings"]["score_threshold"] == 0.1
 
 
 def write_photos(folder: Path) -> None:
@@ -171,7 +187,7 @@ def test_infer_leaves_unreadable_images_out_and_says_so(run: Path, tmp_path: Pat
     (tmp_path / "in/aa.jpg").write_bytes(b"not an image")
     options = ("--checkpoint", run / "checkpoints/last.pt", tmp_path / "in", "--out", tmp_path / "out")
     assert run_tool("infer", *options) == 2
-    assert_one_line(capsys, r"1 of 3 images left out: .*aa\.jpg: not an image")
+    assert_one_line(capsys, r"1 of 3 inputs left out, whole or in part: .*aa\.jpg: not an image")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.jpg", "detections.json"}
 
 
@@ -249,6 +265,10 @@ def coco(folder: str) -> str:
         ([f"data.train={coco('gone')}"], r"gone/a\.json: cannot read the annotations"),
         ([f"data.train={coco('cats')}", f"data.val={coco('zoo')}"], r"zoo/a\.json: category 'dog' is in use but not"),
         ([f"data.train={coco('no_image')}"], r"no_image/a\.png: no such image"),
+        (
+            ["data.val={type: coco, images: cats, annotations: cats/bare.json, keep_empty: false}"],
+            r"data\.val: no images in the data set",
+        ),
         (["--resume", "gone.pt"], r"gone\.pt: no such weights file"),
         (["--resume", "foreign.pt"], r"foreign\.pt: a foreign checkpoint"),
     ],
@@ -257,6 +277,8 @@ def test_train_names_what_is_wrong_and_writes_nothing(
     overrides: list[str], said: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     write_coco(tmp_path / "cats", "cat")
+    bare = json.loads((tmp_path / "cats/a.json").read_text()) | {"annotations": []}
+    (tmp_path / "cats/bare.json").write_text(json.dumps(bare))
     write_coco(tmp_path / "zoo", "cat", "dog")
     write_coco(tmp_path / "no_image", "cat")
     (tmp_path / "no_image/a.png").unlink()

@@ -1,0 +1,52 @@
+"""How many threads, how they wait for each other, and whether loader workers pay: settings that OpenMP reads once,
+before torch is imported, so that each has processes of its own, which take turns."""
+
+import json
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+TOOL = Path(__file__).parents[2] / "tools/benchmark.py"
+
+
+def training_rate(cfg: str, overrides: list[str], steps: int, workers: int, variables: dict[str, str]) -> float:
+    """Images a second of training with its loader, in a process with these environment variables."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "loader.json"
+        options = ["--workers", str(workers), "--steps", str(steps), "--rounds", "1", "--out", str(out)]
+        command = [sys.executable, str(TOOL), "loader", "--cfg", cfg, *options, *overrides]
+        subprocess.run(command, env=os.environ | variables, check=True, stdout=subprocess.DEVNULL)
+        rows = json.loads(out.read_text())["rows"]
+    return next(row["images_s"] for row in rows if row["name"].startswith("both"))
+
+
+def run(*, cfg: str, overrides: list[str], workers: list[int], steps: int, rounds: int) -> dict:
+    """Images a second for every number of workers, way to wait (spinning or asleep) and number of threads: all cores,
+    and all but those of the workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    settings = {
+        f"{count} workers, {threads} threads, {policy}": (
+            count,
+            {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": policy},
+        )
+        for count, policy in product(workers, ("active", "passive"))
+        for threads in sorted({cores, max(1, cores - count)}, reverse=True)
+    }
+    rates: dict[str, list[float]] = {name: [] for name in settings}
+    for _ in range(rounds):
+        for name, (count, variables) in settings.items():
+            rates[name].append(training_rate(cfg, overrides, steps, count, variables))
+    first = next(iter(rates))
+    rows = [
+        {
+            "name": name,
+            "images_s": median(found),
+            "times_first": median(r / b for r, b in zip(found, rates[first], strict=True)),
+        }
+        for name, found in rates.items()
+    ]
+    return {"benchmark": "threads", "cfg": Path(cfg).name, "cores": cores, "rows": rows}

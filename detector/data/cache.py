@@ -1,0 +1,57 @@
+"""Decoded and resized images kept as files, so that each is decoded once in all epochs, workers and processes."""
+
+import hashlib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from detector.data.dataset import DetectionDataset, make_sample
+from detector.data.transforms import resize, resize_boxes, target_size
+from detector.structures import Sample
+
+
+class CachedDataset(DetectionDataset):
+    """`dataset` with each image at its `target_size`, kept in a file under `folder`.
+
+    A file is a NumPy array as decoded and resized, 3 bytes a pixel, under a name made of the image's path, its size and
+    time of change in the file system, and its target size: a changed image is decoded anew. What the operating system
+    keeps of them in memory all workers share; a folder in memory (/dev/shm) keeps them there.
+    """
+
+    def __init__(self, dataset: DetectionDataset, folder: Path, short_side: int, long_side: int):
+        super().__init__(dataset.records, dataset.class_names, dataset.category_ids)
+        self.folder = folder
+        self.short_side = short_side
+        self.long_side = long_side
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self.records[index]
+        height, width = target_size(record.height, record.width, self.short_side, self.long_side)
+        try:
+            status = record.path.stat()
+        except OSError:
+            return super().__getitem__(index)  # which says what is wrong
+        key = f"{record.path.resolve()} {status.st_size} {status.st_mtime_ns} {height} {width}"
+        file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
+        image = _load(file, (height, width, 3))
+        if image is not None:
+            boxes = resize_boxes(record.boxes, (record.height, record.width), (height, width))
+            return make_sample(replace(record, boxes=boxes), image, (record.height, record.width))
+        sample = resize(super().__getitem__(index), height, width)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        with temporary.open("wb") as target:
+            np.save(target, sample.image)
+        os.replace(temporary, file)
+        return sample
+
+
+def _load(file: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
+    """None where there is no such file, or one that a crash cut short."""
+    try:
+        image = np.load(file)
+    except (OSError, ValueError, EOFError):
+        return None
+    return image if image.shape == shape and image.dtype == np.uint8 else None

@@ -1,0 +1,165 @@
+"""Every image file of a data set, opened and decoded: the thorough part of the data check. Nothing is written beside
+the images."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from detector.data.dataset import Record
+from detector.data.findings import Findings
+from detector.data.images import FORMATS, Header, read_header, read_image
+from detector.errors import UserError
+from detector.geometry.boxes import pairwise_iou
+
+ONE_OBJECT = 0.9  # IoU from which two boxes are taken to mean the same object
+ONE_SCENE = 0.95  # correlation from which two thumbnails are; different COCO images have less than 0.8
+THUMBNAIL = 16
+BLOCK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an image file holds: its header, or the error that it gives when decoded; the SHA-256 of its bytes; a
+    picture of THUMBNAIL x THUMBNAIL grey bytes, in hexadecimal digits."""
+
+    header: Header | None
+    error: str | None
+    digest: str
+    thumbnail: str
+
+
+def look(path: Path) -> Verdict:
+    """Raises nothing: an image that cannot be read has its error."""
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        header = read_header(path)
+        grey = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY)
+    except UserError as error:
+        return Verdict(None, str(error).rpartition("; ")[0], digest, "")
+    except OSError as error:
+        return Verdict(None, f"{path}: cannot be read ({error.strerror})", "", "")
+    thumbnail = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+    return Verdict(header, None, digest, thumbnail.tobytes().hex())
+
+
+def look_at_all(
+    paths: Sequence[Path], cache: Path, num_threads: int, advance: Callable[[], None]
+) -> dict[Path, Verdict]:
+    """Each file's verdict; that of an earlier call, from the JSON file `cache`, where the file's size and time of
+    change are the same. `advance` is called after each file."""
+    known = _load(cache)
+    verdicts: dict[Path, Verdict] = {}
+
+    def judge(path: Path) -> tuple[str, Verdict]:
+        status = os.stat(path)
+        key = f"{status.st_size} {status.st_mtime_ns} {path.resolve()}"
+        verdict = known.get(key) or look(path)
+        advance()
+        return key, verdict
+
+    with ThreadPoolExecutor(num_threads) as pool:  # reading, hashing and decoding all release the interpreter
+        for path, (key, verdict) in zip(paths, pool.map(judge, paths), strict=True):
+            verdicts[path] = known[key] = verdict
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
+    temporary.write_text(json.dumps({key: asdict(verdict) for key, verdict in known.items()}))
+    os.replace(temporary, cache)
+    return verdicts
+
+
+def _load(cache: Path) -> dict[str, Verdict]:
+    """Nothing from a file that is not there or of another form: it holds what can be had again."""
+    try:
+        return {
+            key: Verdict(v["header"] and Header(**v["header"]), v["error"], v["digest"], v["thumbnail"])
+            for key, v in json.loads(cache.read_text()).items()
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+
+
+def report_files(records: Sequence[Record], verdicts: dict[Path, Verdict], findings: Findings) -> None:
+    """Adds what the files of these records have that a training stumbles over, or should be known."""
+    seen = [verdicts[record.path] for record in records]
+    headers = [verdict.header for verdict in seen]
+
+    def add(kind: str, test: Callable[[Header, Record], bool], text: Callable[[Header], str]) -> None:
+        which = [i for i, (h, record) in enumerate(zip(headers, records, strict=True)) if h and test(h, record)]
+        findings.add(kind, which, lambda i: f"{records[i].path}: {text(headers[i])}")
+
+    findings.add("image_damaged", [i for i, h in enumerate(headers) if h is None], lambda i: seen[i].error)
+    findings.add(
+        "image_unlike",
+        [
+            i
+            for i, (h, r) in enumerate(zip(headers, records, strict=True))
+            if h and (r.width, r.height) not in ((h.width, h.height), h.upright_size())
+        ],
+        lambda i: (
+            f"{records[i].path}: {headers[i].width}x{headers[i].height} pixels, annotated are "
+            f"{records[i].width}x{records[i].height}"
+        ),
+    )
+    add("image_misnamed", lambda h, r: h.format not in FORMATS.get(r.path.suffix.lower(), ()), lambda h: h.format)
+    add("image_turned", lambda h, r: h.orientation != 1, lambda h: f"orientation {h.orientation}")
+    add("image_grey", lambda h, r: h.mode in ("1", "L", "I", "F") or h.mode.startswith("I;"), lambda h: h.mode)
+    add("image_alpha", lambda h, r: h.mode in ("RGBA", "LA", "PA"), lambda h: h.mode)
+    add("image_cmyk", lambda h, r: h.mode == "CMYK", lambda h: h.mode)
+    add("image_deep", lambda h, r: h.is_deep, lambda h: h.mode)
+    first: dict[str, Path] = {}
+    copies = [i for i, r in enumerate(records) if first.setdefault(seen[i].digest, r.path) != r.path]
+    findings.add("image_same", copies, lambda i: f"{records[i].path} is {first[seen[i].digest]}")
+
+
+def report_overlaps(records: Sequence[Record], class_names: Sequence[str], findings: Findings) -> None:
+    """Adds pairs of boxes in one image that are one object by their overlap, crowds left out."""
+    same, conflicting = [], []
+    for record in records:
+        order = np.flatnonzero(~record.crowd)
+        boxes = torch.from_numpy(record.boxes[order])
+        for a, b in (pairwise_iou(boxes, boxes).triu(1) >= ONE_OBJECT).nonzero().tolist():
+            first, second = (class_names[record.labels[order[i]]] for i in (a, b))
+            corners = [" ".join(f"{value:.6g}" for value in boxes[i].tolist()) for i in (a, b)]
+            text = f"{record.path.name}: {first} at {corners[0]} and {second} at {corners[1]}"
+            (same if first == second else conflicting).append(text)
+    findings.add("object_twice", range(len(same)), same.__getitem__)
+    findings.add("object_conflict", range(len(conflicting)), conflicting.__getitem__)
+
+
+def report_leaks(
+    train: Sequence[Record], val: Sequence[Record], verdicts: dict[Path, Verdict], findings: Findings
+) -> None:
+    """Adds the images of `val` that `train` has as well: the same bytes, or another picture of the same scene."""
+    known = {verdicts[record.path].digest: record.path for record in train}
+    same = [i for i, record in enumerate(val) if verdicts[record.path].digest in known]
+    findings.add("image_leaked", same, lambda i: f"{val[i].path} is {known[verdicts[val[i].path].digest]}")
+    likeness, nearest = _most_alike(*([verdicts[record.path] for record in records] for records in (val, train)))
+    alike = np.setdiff1d(np.flatnonzero(likeness >= ONE_SCENE), same)
+    findings.add("image_alike", alike, lambda i: f"{val[i].path} and {train[nearest[i]].path}")
+
+
+def _most_alike(verdicts: Sequence[Verdict], others: Sequence[Verdict]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each, the greatest correlation of its thumbnail with one of the others', and which that is, (N,) both."""
+
+    def normalised(verdicts: Sequence[Verdict]) -> np.ndarray:
+        grey = np.zeros((len(verdicts), THUMBNAIL**2), np.float32)
+        for row, verdict in zip(grey, verdicts, strict=True):
+            if verdict.thumbnail:
+                row[:] = np.frombuffer(bytes.fromhex(verdict.thumbnail), np.uint8)
+        grey -= grey.mean(axis=1, keepdims=True)
+        return grey / np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1)  # a blank picture is like no other
+
+    theirs, likeness, nearest = normalised(others).T, [np.empty(0)], [np.empty(0, np.int64)]
+    for start in range(0, len(verdicts), BLOCK):
+        block = normalised(verdicts[start : start + BLOCK]) @ theirs
+        likeness.append(block.max(axis=1))
+        nearest.append(block.argmax(axis=1))
+    return np.concatenate(likeness), np.concatenate(nearest)

@@ -1,0 +1,136 @@
+"""What is left of detections: COCO results, a table, YOLO labels, annotated pictures and videos."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+
+from detector.data.images import write_image
+from detector.drawing import draw_boxes
+from detector.errors import UserError
+from detector.evaluation.coco import to_coco_results
+from detector.inference.sources import Picture, Source
+from detector.structures import Detections
+
+
+class Sink(Protocol):
+    """Takes picture after picture, in order, without keeping them; `close` makes its files whole."""
+
+    def write(self, picture: Picture, found: Detections) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class CocoResults:
+    """detections.json: COCO results, nothing rounded, each with its file_name, its category's name and, in a video, its
+    frame. Written beside and renamed by `close`."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str], category_ids: Sequence[int]):
+        self.path = folder / "detections.json"
+        self.class_names = dict(zip(category_ids, class_names, strict=True))
+        self.category_ids = category_ids
+        self._temporary = self.path.with_name("detections.json.tmp")
+        self._file = self._temporary.open("w", encoding="utf-8")
+        self._before = "["
+
+    def write(self, picture: Picture, found: Detections) -> None:
+        frame = {} if picture.frame is None else {"frame": picture.frame}
+        for result in to_coco_results(picture.image_id, found, self.category_ids):
+            names = {"file_name": str(picture.source), "category": self.class_names[result["category_id"]]}
+            self._file.write(f"{self._before}\n{json.dumps(result | names | frame, allow_nan=False)}")
+            self._before = ","
+
+    def close(self) -> None:
+        self._file.write("[]\n" if self._before == "[" else "\n]\n")
+        self._file.close()
+        os.replace(self._temporary, self.path)
+
+
+class Table:
+    """detections.csv: a row a detection, numbers to a float32's last digit; frame is empty for an image file."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str], category_ids: Sequence[int]):
+        self.class_names = class_names
+        # line by line, so that a run can be followed
+        self._file = (folder / "detections.csv").open("w", newline="", encoding="utf-8", buffering=1)
+        self._rows = csv.writer(self._file, lineterminator="\n")
+        self._rows.writerow(("file", "frame", "class", "score", "x1", "y1", "x2", "y2"))
+
+    def write(self, picture: Picture, found: Detections) -> None:
+        frame = "" if picture.frame is None else picture.frame
+        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
+            numbers = (f"{number:.9g}" for number in (score, *box))
+            self._rows.writerow((picture.source, frame, self.class_names[label], *numbers))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class YoloLabels:
+    """yolo/NAME.txt, of a video yolo/NAME/FRAME.txt: a line `class cx cy w h score` a detection, in fractions of the
+    picture's sides; a file for every picture. classes.txt has the classes' names in the order of their numbers."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str], category_ids: Sequence[int]):
+        self.folder = folder / "yolo"
+        self.folder.mkdir(exist_ok=True)
+        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+
+    def write(self, picture: Picture, found: Detections) -> None:
+        height, width = picture.image.shape[:2]
+        lines = []
+        for (x1, y1, x2, y2), score, label in zip(
+            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+        ):
+            centre_and_sides = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
+            lines.append(" ".join([str(label), *(f"{number:.9g}" for number in (*centre_and_sides, score))]) + "\n")
+        path = self.folder / picture.source.name
+        if picture.frame is not None:
+            path.mkdir(exist_ok=True)
+            path /= f"{picture.frame:06}"
+        path.with_name(f"{path.name}.txt").write_text("".join(lines), encoding="utf-8")
+
+    def close(self) -> None:
+        pass
+
+
+class Drawings:
+    """Each picture with its boxes, in its own format; of videos and cameras NAME.mp4 (MPEG-4), whose odd sides grow by
+    a pixel, as the format has none."""
+
+    def __init__(self, folder: Path, class_names: Sequence[str]):
+        self.folder = folder
+        self.class_names = class_names
+        self._video: cv2.VideoWriter | None = None
+        self._of: Source | None = None
+
+    def write(self, picture: Picture, found: Detections) -> None:
+        if picture.source != self._of:
+            self.close()
+            self._of = picture.source
+        boxes, scores, labels = found.boxes.numpy(), found.scores.numpy(), found.labels.numpy()
+        drawn = draw_boxes(picture.image, boxes, labels, self.class_names, scores)
+        path = self.folder / picture.source.drawing
+        if picture.frame is None:
+            write_image(path, drawn)
+            return
+        height, width = drawn.shape[:2]
+        drawn = cv2.copyMakeBorder(drawn, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        if self._video is None:
+            self._video = cv2.VideoWriter(
+                str(path), cv2.VideoWriter_fourcc(*"mp4v"), picture.rate, (drawn.shape[1], drawn.shape[0])
+            )
+            if not self._video.isOpened():
+                raise UserError(f"{path}: no video can be written there; check the folder and the disk's space")
+        self._video.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        if self._video is not None:
+            self._video.release()
+            self._video = None
+
+
+FORMATS = {"coco": CocoResults, "csv": Table, "yolo": YoloLabels}

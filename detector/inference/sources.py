@@ -1,0 +1,129 @@
+"""What there is to look at: image files, videos frame by frame, cameras."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from detector.data.images import SUFFIXES, find_images, read_image
+from detector.errors import UserError
+
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+USUAL_RATE = 25.0  # frames/s, where a video or a camera does not say
+
+# what cannot be read is said once, by us
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """file: its path as the user named it, or a camera's number; name: what its results are called, without suffix."""
+
+    file: Path | int
+    name: str
+
+    def __str__(self) -> str:
+        return f"camera {self.file}" if isinstance(self.file, int) else str(self.file)
+
+    @property
+    def is_video(self) -> bool:
+        """Or a camera: it has frames."""
+        return isinstance(self.file, int) or self.file.suffix.lower() in VIDEO_SUFFIXES
+
+    @property
+    def drawing(self) -> str:
+        """The file name of its annotated copy."""
+        return self.name + (".mp4" if self.is_video else self.file.suffix)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """image (H, W, 3) uint8 RGB; image_id 1, 2, ... over all sources; frame counts from 0, None for an image file; rate
+    in frames/s."""
+
+    source: Source
+    image_id: int
+    image: np.ndarray
+    frame: int | None = None
+    rate: float = USUAL_RATE
+
+
+def find_sources(inputs: Sequence[str]) -> list[Source]:
+    """The images and videos of files, folders and globs, and the cameras of numbers (where no file is called so), each
+    once, in order. Raises UserError where an input gives none."""
+    files: dict[Path | int, None] = {}
+    for entry in inputs:
+        is_camera = entry.isdecimal() and not Path(entry).exists()
+        files |= dict.fromkeys([int(entry)] if is_camera else find_images([entry], (*SUFFIXES, *VIDEO_SUFFIXES)))
+    stems = [f"camera_{file}" if isinstance(file, int) else file.stem for file in files]
+    return [Source(*pair) for pair in zip(files, _unique(stems), strict=True)]
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names that were there before get a number."""
+    taken: dict[str, None] = {}
+    for name in names:
+        candidates = (name if i == 1 else f"{name}_{i}" for i in count(1))
+        taken[next(candidate for candidate in candidates if candidate not in taken)] = None
+    return list(taken)
+
+
+def read_pictures(
+    sources: Sequence[Source], max_frames: int | None, leave_out: Callable[[UserError], None]
+) -> Iterator[Picture]:
+    """One after the other, at most `max_frames` of each video and camera; `leave_out` is told what cannot be read, or
+    not to its end."""
+    image_id = 0
+    for source in sources:
+        try:
+            if not source.is_video:
+                image_id += 1  # whether it can be read or not
+                yield Picture(source, image_id, read_image(source.file, upright=True))
+                continue
+            with _opened(source) as capture:
+                for frame, image in enumerate(_frames(capture, source, max_frames)):
+                    image_id += 1
+                    yield Picture(source, image_id, image, frame, _rate(capture))
+        except UserError as error:
+            leave_out(error)
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[cv2.VideoCapture]:
+    capture = cv2.VideoCapture(source.file if isinstance(source.file, int) else str(source.file))
+    try:
+        if not capture.isOpened():
+            remedy = "check that it is connected and free" if isinstance(source.file, int) else "replace or remove it"
+            raise UserError(f"{source}: cannot be opened as a video; {remedy}")
+        yield capture
+    finally:
+        capture.release()
+
+
+def _frames(capture: cv2.VideoCapture, source: Source, max_frames: int | None) -> Iterator[np.ndarray]:
+    """Raises UserError where the frames end more than a second before the header says so, or a camera fails."""
+    done = 0
+    while max_frames is None or done < max_frames:
+        is_read, image = capture.read()
+        if not is_read:
+            break
+        done += 1
+        yield cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    else:
+        return
+    if isinstance(source.file, int) or done == 0:
+        raise UserError(f"{source}: no frame can be read after {done}; check the file or the camera")
+    promised = round(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if done < promised - _rate(capture):  # some containers estimate the number
+        raise UserError(f"{source}: only {done} of {promised} frames can be read; the file is damaged or cut short")
+
+
+def _rate(capture: cv2.VideoCapture) -> float:
+    rate = capture.get(cv2.CAP_PROP_FPS)
+    return rate if 0 < rate < 1000 else USUAL_RATE

@@ -1,0 +1,145 @@
+import json
+from pathlib import Path
+
+import globox
+import numpy as np
+import pytest
+from PIL import Image
+
+from detector.data.coco import CocoDataset
+from detector.data.dataset import DetectionDataset
+from detector.data.findings import Findings
+from detector.data.images import write_image
+from detector.data.voc import VocDataset
+from detector.data.writers import convert, losses
+from detector.data.yolo import YoloDataset
+from detector.errors import UserError
+from detector.registry import DATASETS
+
+FORMATS = ("coco", "voc", "yolo")
+
+
+def read(spec: dict, folder: Path, classes: tuple[str, ...]) -> DetectionDataset:
+    paths = {k: str(folder / v) for k, v in spec.items() if k in ("images", "annotations")}
+    paths |= {"split": str(folder / spec["split"])} if spec["type"] == "voc" else {}
+    rest = {k: v for k, v in spec.items() if k != "type"}
+    return DATASETS.build(spec["type"], classes, Findings(), **(rest | paths))
+
+
+def without_crowds(dataset: DetectionDataset) -> list[tuple]:
+    return [
+        (r.path.name, r.width, r.height, r.boxes[~r.crowd], [dataset.class_names[k] for k in r.labels[~r.crowd]])
+        for r in sorted(dataset.records, key=lambda r: r.path.name)
+    ]
+
+
+def assert_same_objects(a: DetectionDataset, b: DetectionDataset) -> None:
+    assert len(a) == len(b)
+    for (*ours, boxes, names), (*theirs, expected, expected_names) in zip(
+        without_crowds(a), without_crowds(b), strict=True
+    ):
+        assert ours == theirs and names == expected_names
+        np.testing.assert_allclose(boxes, expected, rtol=0, atol=2 * 1e-3)
+
+
+@pytest.fixture(scope="module")
+def coco(shared_data: Path) -> DetectionDataset:
+    folder = shared_data / "coco_tiny"
+    return CocoDataset(images=folder / "val2017", annotations=folder / "annotations/instances_val2017.json")
+
+
+@pytest.fixture(scope="module")
+def bccd(shared_data: Path) -> DetectionDataset:
+    folder = shared_data / "bccd"
+    folders = {"images": folder / "JPEGImages", "annotations": folder / "Annotations"}
+    return VocDataset(None, Findings("skip"), **folders, split=folder / "ImageSets/Main/val.txt")
+
+
+@pytest.mark.parametrize("first", FORMATS)
+@pytest.mark.parametrize("second", FORMATS)
+def test_there_and_back_again(first: str, second: str, coco: DetectionDataset, bccd: DetectionDataset, tmp_path: Path):
+    """COCO's boxes have two decimals, some less than a pixel wide; BCCD's are whole pixels."""
+    for name, source in (("coco", coco.evenly(30)), ("bccd", bccd.evenly(10))):
+        there, back = tmp_path / name / "there", tmp_path / name / "back"
+        one = read(convert({"val": source}, first, there, link=False)["val"], there, source.class_names)
+        two = read(convert({"val": one}, second, back, link=True)["val"], back, source.class_names)
+        assert_same_objects(one, source)
+        assert_same_objects(two, source)
+        bytes_of = {record.path.name: record.path.read_bytes() for record in two.records}
+        assert bytes_of == {record.path.name: record.path.read_bytes() for record in source.records}
+
+
+def test_coco_keeps_everything(coco: DetectionDataset, tmp_path: Path):
+    spec = convert({"val": coco}, "coco", tmp_path / "out", link=True)["val"]
+    again = read(spec, tmp_path / "out", None)
+    assert (again.class_names, again.category_ids) == (coco.class_names, coco.category_ids)
+    assert sum(r.crowd.sum() for r in coco.records) > 0 and not losses({"val": coco}, "coco")
+    for ours, expected in zip(again.records, coco.records, strict=True):
+        assert ours.image_id == expected.image_id
+        for key in ("labels", "crowd", "area"):
+            np.testing.assert_array_equal(getattr(ours, key), getattr(expected, key))
+        np.testing.assert_allclose(ours.boxes, expected.boxes, rtol=0, atol=1e-4)
+
+
+def test_what_a_format_has_no_place_for_is_said(coco: DetectionDataset, bccd: DetectionDataset):
+    crowds = sum(int(r.crowd.sum()) for r in coco.records)
+    assert losses({"val": bccd}, "yolo") == losses({"val": bccd}, "coco") == []
+    voc, yolo = losses({"val": coco}, "voc"), losses({"val": coco}, "yolo")
+    assert yolo[0] == f"{crowds} crowd regions: left out" and yolo[1:] == voc
+    assert [line.split(":")[0].split(" ", 1)[1] for line in voc] == ["areas of segments", "ids", "ids"]
+
+
+@pytest.mark.parametrize("target", FORMATS)
+def test_another_package_reads_the_same_boxes(target: str, coco: DetectionDataset, tmp_path: Path):
+    source, out = coco.evenly(20), tmp_path / "out"
+    convert({"val": source}, target, out, link=True)
+    if target == "coco":
+        found = globox.AnnotationSet.from_coco(out / "annotations/instances_val.json")
+    elif target == "voc":
+        found = globox.AnnotationSet.from_pascal_voc(out / "Annotations")
+    else:
+        found = globox.AnnotationSet.from_yolo_v5(out / "labels/val", image_folder=out / "images/val")
+    for record in source.records:
+        own = [i for i in range(len(record.boxes)) if target != "yolo" or not record.crowd[i]]
+        boxes = found[record.path.name].boxes
+        names = [coco.class_names[record.labels[i]] for i in own]
+        if target == "yolo":
+            names = [str(record.labels[i]) for i in own]
+        assert [box.label for box in boxes] == names
+        corners = np.array([[b.xmin, b.ymin, b.xmax, b.ymax] for b in boxes]).reshape(-1, 4)
+        offset = [1, 1, 0, 0] if target == "voc" else 0  # which globox takes as written
+        np.testing.assert_allclose(corners, record.boxes[own] + offset, rtol=0, atol=2e-3)
+
+
+def test_equal_names_get_numbers(bccd: DetectionDataset, tmp_path: Path):
+    half = bccd.evenly(3)
+    specs = convert({"train": half, "val": half}, "voc", tmp_path / "out", link=False)
+    for folder in ("JPEGImages", "Annotations"):
+        assert len(list((tmp_path / "out" / folder).iterdir())) == 6
+    val = read(specs["val"], tmp_path / "out", half.class_names)
+    assert all(record.path.stem.endswith("_2") for record in val.records)
+    for ours, expected in zip(val.records, half.records, strict=True):
+        np.testing.assert_array_equal(ours.boxes, expected.boxes)
+        assert ours.path.read_bytes() == expected.path.read_bytes()
+
+
+def test_a_folder_in_use_is_left_alone(bccd: DetectionDataset, tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty; choose a new folder"):
+        convert({"val": bccd}, "coco", tmp_path, link=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_yolo_needs_upright_images(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    write_image(tmp_path / "b.png", np.zeros((20, 30, 3), np.uint8))
+    images = [{"id": i, "file_name": n, "width": 30, "height": 20} for i, n in enumerate(("a.jpg", "b.png"), 1)]
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    source = CocoDataset(images=tmp_path, annotations=tmp_path / "a.json")
+    with pytest.raises(UserError, match=r"a\.jpg: marked as turned .* store it upright first"):
+        convert({"val": source}, "yolo", tmp_path / "out", link=False)
+    convert({"val": source.subset([1])}, "yolo", tmp_path / "upright", link=False)
+    assert len(YoloDataset(annotations=tmp_path / "upright/data.yaml", split="val")) == 1

@@ -1,0 +1,190 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import globox
+import numpy as np
+import pytest
+from PIL import Image
+
+from detector.data.findings import Findings
+from detector.data.images import write_image
+from detector.data.yolo import YoloDataset, labels_path
+from detector.errors import UserError
+
+SIZES = {"images/train/a.png": (20, 30), "images/train/b.jpg": (33, 17), "images/val/c.png": (20, 30)}
+LABELS = {
+    "labels/train/a.txt": "1 0.5 0.5 1 1\n\n0 0.25 0.5 0.1 0.2\n",
+    "labels/val/c.txt": "0 0.1 0.1 0.3 0.1 0.2 0.4 0.1 0.3\n",
+}
+YAML = "path: .\ntrain: images/train\nval: images/val\nnames: {0: cat, 1: dog}\n"
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., YoloDataset]:
+    for name, (height, width) in SIZES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_image(tmp_path / name, np.zeros((height, width, 3), dtype=np.uint8))
+    (tmp_path / "labels/train").mkdir(parents=True)
+    (tmp_path / "labels/val").mkdir()
+
+    def load(
+        yaml: str = YAML,
+        labels: dict[str, str] = LABELS,
+        findings: Findings | None = None,
+        classes: Any = None,
+        **parameters: Any,
+    ) -> YoloDataset:
+        (tmp_path / "data.yaml").write_text(yaml)
+        for name, text in labels.items():
+            (tmp_path / name).write_text(text)
+        return YoloDataset(classes, findings, **{"annotations": tmp_path / "data.yaml", **parameters})
+
+    return load
+
+
+def test_records(load: Callable[..., YoloDataset]):
+    dataset = load()
+    assert dataset.class_names == ("cat", "dog") and dataset.category_ids == (1, 2)
+    a, b = dataset.records
+    assert (a.width, a.height, a.image_id, a.path.name) == (30, 20, 1, "a.png")
+    np.testing.assert_allclose(a.boxes, [[0, 0, 30, 20], [6, 8, 9, 12]], rtol=1e-6)
+    assert a.labels.tolist() == [1, 0] and a.crowd.tolist() == [False, False]
+    np.testing.assert_allclose(a.area, [600, 12], rtol=1e-6)
+    assert len(b.boxes) == 0  # no label file
+    assert dataset[0].image.shape == (20, 30, 3)
+
+
+def test_a_polygon_is_its_box(load: Callable[..., YoloDataset]):
+    (record,) = load(split="val").records
+    np.testing.assert_allclose(record.boxes, [[3, 2, 9, 8]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        YAML.replace("{0: cat, 1: dog}", "[cat, dog]"),
+        YAML.replace("path: .\n", ""),
+        YAML.replace("path: .", "path: /elsewhere/on/another/machine"),
+        YAML.replace("images/train", "../images/train"),
+        YAML.replace("images/train", "train.txt"),
+        YAML.replace("train: images/train", "train: [images/train/]"),
+    ],
+)
+def test_the_forms_that_a_data_yaml_takes(load: Callable[..., YoloDataset], yaml: str, tmp_path: Path):
+    (tmp_path / "train.txt").write_text("./images/train/a.png\n./images/train/b.jpg\n")
+    dataset = load(yaml)
+    assert [record.path.name for record in dataset.records] == ["a.png", "b.jpg"]
+    assert dataset.class_counts().tolist() == [1, 1]
+
+
+def test_folders_with_a_list_of_classes(load: Callable[..., YoloDataset], tmp_path: Path):
+    (tmp_path / "labels/train/classes.txt").write_text("cat\ndog\n")
+    folders = {"annotations": tmp_path / "labels/train", "images": tmp_path / "images/train"}
+    dataset, listed = load(**folders), load()
+    assert dataset.class_names == listed.class_names
+    for ours, expected in zip(dataset.records, listed.records, strict=True):
+        np.testing.assert_array_equal(ours.boxes, expected.boxes)
+
+
+def test_labels_of_a_turned_photograph_are_made_on_what_is_seen(load: Callable[..., YoloDataset], tmp_path: Path):
+    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
+    pixels[:10, :15] = (255, 0, 0)  # stored: red at the top left; turned clockwise: at the top right
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(tmp_path / "images/train/b.jpg", quality=95, exif=exif)
+    sample = load(labels={"labels/train/b.txt": "0 0.75 0.25 0.5 0.5\n"})[1]
+    assert sample.image.shape == (30, 20, 3)
+    x1, y1, x2, y2 = sample.boxes[0].astype(int)
+    assert (x1, y1, x2, y2) == (10, 0, 20, 15)
+    assert sample.image[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].mean(axis=(0, 1)) == pytest.approx((254, 0, 0), abs=3)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("0 0.5 0.5 0.1", "is not 'class cx cy w h'"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "is not 'class cx cy w h'"),
+        ("cat 0.5 0.5 0.1 0.1", "is not 'class cx cy w h'"),
+        ("-1 0.5 0.5 0.1 0.1", "is not 'class cx cy w h'"),
+        ("0 0.5 nan 0.1 0.1", "is not 'class cx cy w h'"),
+        ("0 15 10 5 5", "is not in fractions of the image"),
+    ],
+)
+def test_malformed_lines(load: Callable[..., YoloDataset], line: str, said: str):
+    labels = {"labels/train/a.txt": f"1 0.5 0.5 0.5 0.5\n{line}\n"}
+    with pytest.raises(UserError, match=rf"labels/train/a\.txt: line 2: '.*' {said}; .*data\.invalid=skip") as error:
+        load(labels=labels)
+    assert "\n" not in str(error.value)
+    findings = Findings("skip")
+    dataset = load(labels=labels, findings=findings)
+    assert findings.count("row") == 1 and dataset.class_counts().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"), [("2 0.5 0.5 0.1 0.1", "category_unknown"), ("0 0.5 0.5 0 0.1", "box_empty")]
+)
+def test_lines_that_mean_nothing(load: Callable[..., YoloDataset], line: str, kind: str):
+    findings = Findings("skip")
+    load(labels={"labels/train/a.txt": line}, findings=findings)
+    assert findings.count(kind) == 1
+
+
+def test_an_unreadable_image(load: Callable[..., YoloDataset], tmp_path: Path):
+    (tmp_path / "images/train/b.jpg").write_text("text")
+    with pytest.raises(UserError, match=r"b\.jpg: not an image"):
+        load()
+    findings = Findings("skip")
+    assert len(load(findings=findings)) == 1 and findings.count("image_unreadable") == 1
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("names: [", "not valid YAML"),
+        ("[]", "'names' should list the class names"),
+        ("names: {0: cat, 2: dog}\ntrain: images", "'names' should list the class names"),
+        ("names: [cat]\ntrain: images", "there is no 'val' entry; known: train"),
+        ("names: [cat]\nval: gone", "gone: neither a folder of images nor a list of their paths"),
+        ("names: [cat]\nval: labels", "labels: the folder holds no image"),
+        ("names: !!python/object/apply:os.system ['touch marker']", "not valid YAML"),
+    ],
+)
+def test_malformed_files(load: Callable[..., YoloDataset], yaml: str, said: str, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said) as error:
+        load(yaml, split="val")
+    assert "\n" not in str(error.value) and not (tmp_path / "marker").exists()
+
+
+def test_missing_files(load: Callable[..., YoloDataset], tmp_path: Path):
+    with pytest.raises(UserError, match=r"gone\.yaml: cannot read"):
+        load(annotations=tmp_path / "gone.yaml")
+    with pytest.raises(UserError, match="give `images` too"):
+        load(annotations=tmp_path / "labels/train")
+    with pytest.raises(UserError, match=r"classes\.txt: no readable list of class names"):
+        load(annotations=tmp_path / "labels/train", images=tmp_path / "images/train")
+
+
+def test_labels_path():
+    assert labels_path(Path("images/a/images/b/c.d.jpg")) == Path("images/a/labels/b/c.d.txt")
+    assert labels_path(Path("photos/a.jpg")) == Path("photos/a.txt")
+    assert labels_path(Path("photos/images")) == Path("photos/images.txt")
+
+
+def test_real_boxes_equal_globox(shared_data: Path, tmp_path: Path):
+    """COCO's validation images as YOLO labels, written and read by another package."""
+    images = shared_data / "coco_tiny/val2017"
+    source = shared_data / "coco_tiny/annotations/instances_val2017.json"
+    names = {c["name"]: i for i, c in enumerate(json.loads(source.read_text())["categories"])}
+    annotations = globox.AnnotationSet.from_coco(source)
+    annotations.save_yolo_v5(tmp_path / "labels", label_to_id=names)
+    (tmp_path / "labels/classes.txt").write_text("\n".join(names))
+    dataset = YoloDataset(annotations=tmp_path / "labels", images=images)
+    assert len(dataset) == 80 and dataset.class_counts().sum() > 500
+    for record in dataset.records:
+        expected = annotations[record.path.name].boxes
+        assert [dataset.class_names[k] for k in record.labels] == [box.label for box in expected]
+        corners = np.array([[b.xmin, b.ymin, b.xmax, b.ymax] for b in expected]).reshape(-1, 4)
+        np.testing.assert_allclose(record.boxes, corners, atol=1e-2)

@@ -1,0 +1,83 @@
+"""What inputs name, and what comes of them: real image files and videos written by OpenCV."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from videos import write_video
+
+from detector.data.images import write_image
+from detector.errors import UserError
+from detector.inference.sources import Picture, find_sources, read_pictures
+
+
+def read(*inputs: Path | str, max_frames: int | None = None) -> tuple[list[Picture], list[str]]:
+    left_out: list[str] = []
+    sources = find_sources([str(entry) for entry in inputs])
+    pictures = list(read_pictures(sources, max_frames, lambda error: left_out.append(str(error))))
+    assert not any("\n" in line for line in left_out)
+    return pictures, left_out
+
+
+def test_files_folders_globs_and_cameras_each_once_and_with_a_name_of_its_own(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.jpg", "a.png", "clip.MP4", "notes.txt", "deep/a.mkv", "deep/b.webm", "3/a_2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"any")
+    found = find_sources([".", "a.png", "deep/*.mkv", "0", "3", "12", "0"])
+    assert [str(source) for source in found] == [
+        *("a.jpg", "a.png", "clip.MP4", "deep/a.mkv", "camera 0", "3/a_2.png", "camera 12"),  # 3 is a folder here
+    ]
+    assert [source.drawing for source in found] == [
+        *("a.jpg", "a_2.png", "clip.mp4", "a_3.mp4", "camera_0.mp4", "a_2_2.png", "camera_12.mp4"),
+    ]
+    for entry in ("notes.txt", "gone.mp4", "*.webm"):
+        with pytest.raises(UserError, match=r"image.*\.mp4"):
+            find_sources([entry])
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("a.mp4", "mp4v"), ("a.avi", "MJPG"), ("a.mov", "mp4v"), ("a.mkv", "XVID")]
+)
+def test_the_frames_of_a_video_in_order_and_in_rgb(name: str, codec: str, tmp_path: Path):
+    write_video(tmp_path / name, 12, rate=20, codec=codec)
+    pictures, left_out = read(tmp_path / name)
+    assert not left_out and [picture.frame for picture in pictures] == list(range(12))
+    for picture in pictures:
+        assert picture.image.shape == (48, 64, 3) and picture.rate == 20
+        red, green, blue = picture.image.reshape(-1, 3).mean(axis=0)
+        assert red == pytest.approx(20 * picture.frame, abs=6) and green < 20 and blue == pytest.approx(200, abs=20)
+
+
+def test_pictures_are_numbered_over_all_inputs(tmp_path: Path):
+    write_image(tmp_path / "a.png", np.zeros((8, 9, 3), np.uint8))
+    (tmp_path / "b.png").write_bytes(b"not an image")
+    write_video(tmp_path / "c.avi", 10)
+    write_image(tmp_path / "d.png", np.zeros((8, 9, 3), np.uint8))
+    pictures, left_out = read(tmp_path, max_frames=3)
+    assert [(picture.source.name, picture.image_id, picture.frame) for picture in pictures] == [
+        *(("a", 1, None), ("c", 3, 0), ("c", 4, 1), ("c", 5, 2), ("d", 6, None)),
+    ]
+    (line,) = left_out
+    assert "b.png: not an image" in line
+
+
+def test_what_cannot_be_read_is_said_in_our_words_alone(tmp_path: Path, capfd: pytest.CaptureFixture):
+    (tmp_path / "a.mp4").write_bytes(b"not a video" * 100)
+    (tmp_path / "b.mp4").write_bytes(b"")
+    noise = np.random.default_rng(0).integers(256, size=(60, 48, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "whole.avi", 60, rate=10, codec="MJPG", frames=noise)
+    data = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: len(data) // 2])
+    pictures, left_out = read(*(tmp_path / name for name in ("a.mp4", "b.mp4", "cut.avi", "whole.avi")), "97")
+    assert [picture.source.name for picture in pictures].count("whole") == 60
+    num_kept = len(pictures) - 60
+    assert 20 < num_kept < 40
+    assert [line.removeprefix(f"{tmp_path}/") for line in left_out] == [
+        "a.mp4: cannot be opened as a video; replace or remove it",
+        "b.mp4: cannot be opened as a video; replace or remove it",
+        f"cut.avi: only {num_kept} of 60 frames can be read; the file is damaged or cut short",
+        "camera 97: cannot be opened as a video; check that it is connected and free",
+    ]
+    assert read(tmp_path / "cut.avi", max_frames=num_kept)[1] == []
+    assert capfd.readouterr() == ("", "")

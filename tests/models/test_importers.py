@@ -1,0 +1,384 @@
+"""What detectron2's and mmdetection's RetinaNets say, the imported models say. Their own files cannot be had here:
+references with random weights are written into files of the published form."""
+
+import logging
+import pickle
+import random
+import sys
+import types
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from retinanet_references import Detectron2RetinaNet, MMDetRetinaNet, Reference
+from torch import Tensor
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
+
+from detector.build import build_dataset, build_model, build_trained_model
+from detector.config import load_config
+from detector.data.images import read_image
+from detector.errors import UserError
+from detector.geometry.boxes import decode
+from detector.models.backbone import frozen_batch_norm_is_random
+from detector.models.importers import CLASSES, IMPORTERS
+from detector.models.retinanet import RetinaNet
+from detector.models.weights import load_weights
+
+ROUNDING = {"rtol": 0, "atol": 1e-3}  # of fp32 through 60 layers, on logits whose deviation is 1.5
+HEIGHT, WIDTH = 96, 160  # the strides of P6 and P7 do not divide them
+KINDS = ("detectron2", "mmdet")
+
+
+def make_model(kind: str, num_classes: int = 80, *overrides: str) -> RetinaNet:
+    """Of the config that is shipped for it."""
+    config = load_config(f"coco_{kind}", [f"model.{override}" for override in overrides])
+    return build_model(config, num_classes).eval()
+
+
+def loaded(kind: str, file: Path, names: tuple[str, ...] = CLASSES, *overrides: str) -> RetinaNet:
+    model = make_model(kind, len(names), *overrides)
+    load_weights(model, "resnet50", f"{kind}_retinanet:{file}", names)
+    return model
+
+
+def refusal(kind: str, file: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        loaded(kind, file, CLASSES, "backbone=resnet18", "width=32", *overrides)  # quickly made
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 400 and file.name in message
+    return message
+
+
+def as_arrays(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.detach().numpy() for name, value in state.items()}
+
+
+def write_detectron2(path: Path, state: dict[str, Tensor]) -> Path:
+    """As the model zoo has them: a pickle of the days of numpy.core."""
+    contents = {"model": as_arrays(state), "__author__": "Detectron2 Model Zoo"}
+    data = pickle.dumps(contents, protocol=3)
+    path.write_bytes(data.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n"))
+    return path
+
+
+def write_mmdet(path: Path, state: dict[str, Tensor], **meta: Any) -> Path:
+    meta = {"env_info": "sys.platform: linux", "config": "backbone=dict(type='ResNet', style='pytorch')", **meta}
+    torch.save({"meta": meta, "state_dict": OrderedDict(state)}, path)
+    return path
+
+
+WRITERS = {"detectron2": write_detectron2, "mmdet": write_mmdet}
+HEADS = {
+    "detectron2": ("head.cls_score", "head.bbox_pred"),
+    "mmdet": ("bbox_head.retina_cls", "bbox_head.retina_reg"),
+}
+SUFFIX = {"detectron2": "pkl", "mmdet": "pth"}
+
+
+@dataclass
+class Example:
+    kind: str
+    model: Reference
+    state: dict[str, Tensor]
+    file: Path
+    images: Tensor
+    said: tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def example(
+    request: pytest.FixtureRequest, shared_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Example]:
+    """A reference, two real images as (2, 3, H, W) uint8 RGB, and what it says of them."""
+    files = sorted((shared_data / "coco_tiny/val2017").glob("*.jpg"))[:2]
+    pictures = [cv2.resize(read_image(file), (WIDTH, HEIGHT)) for file in files]
+    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if request.param == "detectron2":
+            model = Detectron2RetinaNet(80)
+            model.settle(images.float(), model.head.cls_score, model.head.bbox_pred)
+            state = model.published_state()
+        else:
+            model = MMDetRetinaNet(80)
+            model.settle(images.float(), model.bbox_head.retina_cls, model.bbox_head.retina_reg)
+            state = model.state_dict()
+    file = tmp_path_factory.mktemp("weights") / f"model.{SUFFIX[request.param]}"
+    WRITERS[request.param](file, state)
+    yield Example(request.param, model, state, file, images, model.predict(images.float()))
+    file.unlink()
+
+
+@pytest.fixture(scope="module")
+def ours(example: Example) -> RetinaNet:
+    return loaded(example.kind, example.file)
+
+
+def ratio_major(kind: str, values: Tensor) -> Tensor:
+    """detectron2 has, in a cell, the ratios of each size; ours are the sizes of each ratio. values (..., A, n)."""
+    if kind != "detectron2":
+        return values
+    return values.unflatten(-2, (-1, 3, 3)).transpose(-3, -2).flatten(-4, -2)
+
+
+@torch.no_grad()
+def test_logits_deltas_anchors_and_boxes_are_the_originals(example: Example, ours: RetinaNet):
+    logits, deltas, anchors, boxes = (ratio_major(example.kind, values) for values in example.said)
+    assert logits.std() > 1 and deltas.std() > 0.1 and (logits.sigmoid() > 0.05).any()  # it says something
+    said = ours(example.images)
+    torch.testing.assert_close(said.logits, logits, **ROUNDING)
+    torch.testing.assert_close(said.deltas, deltas, **ROUNDING)
+    torch.testing.assert_close(said.anchors, anchors, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(decode(said.deltas, said.anchors), boxes, rtol=1e-3, atol=0.02)  # up to 1,000 pixels
+
+
+def test_every_published_tensor_has_its_place(example: Example, ours: RetinaNet):
+    """53 convolutions of the backbone, each with its norm's 4 tensors (mmdetection's count batches too); 8 of the
+    pyramid and 10 of the heads, each with a bias."""
+    assert len(example.state) == 53 * (5 if example.kind == "detectron2" else 6) + 2 * (8 + 10)
+    state = IMPORTERS[f"{example.kind}_retinanet"](example.file).state
+    own = ours.state_dict()
+    assert {n for n in state if not n.endswith("num_batches_tracked")} == own.keys()
+    assert all(state[name].shape == value.shape for name, value in own.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "structure"),
+    [
+        ("detectron2", {"stride_in_1x1": "true", "pyramid_top": "c5", "pyramid_relu": "true", "exact_anchors": "true"}),
+        ("mmdet", {"stride_in_1x1": "false", "pyramid_top": "c5", "pyramid_relu": "false", "exact_anchors": "true"}),
+    ],
+)
+def test_another_structure_is_refused_by_its_keys(kind: str, structure: dict[str, str], tmp_path: Path):
+    state = {f"{name}.{part}": torch.ones(1) for name in HEADS[kind] for part in ("weight", "bias")}
+    p6 = {"detectron2": "backbone.top_block.p6.weight", "mmdet": "neck.fpn_convs.3.conv.weight"}[kind]
+    state[p6] = torch.ones(256, 2048, 3, 3)
+    file = WRITERS[kind](tmp_path / f"model.{SUFFIX[kind]}", state)
+    assert "does not fit" in refusal(kind, file)
+    wrong = {key: {"true": "false", "false": "true", "c5": "p5"}[right] for key, right in structure.items()}
+    for key, right in structure.items():
+        assert refusal(kind, file, f"{key}={wrong[key]}").endswith(f"set model.{key}={right}")
+    keys = " ".join(f"model.{key}={right}" for key, right in structure.items())
+    assert refusal(kind, file, *(f"{key}={value}" for key, value in wrong.items())).endswith(f"set {keys}")
+
+
+def test_classes_keep_their_channels_by_name_or_start_afresh(
+    example: Example, ours: RetinaNet, caplog: pytest.LogCaptureFixture
+):
+    some = ("toothbrush", "person", "tv")
+    bias = ours.class_head.output.bias.unflatten(0, (9, 80))
+    few = loaded(example.kind, example.file, some)
+    assert torch.equal(few.class_head.output.bias.unflatten(0, (9, 3)), bias[:, [79, 0, 62]])
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING):
+        other = loaded(example.kind, example.file, ("person", "lamp"))
+    assert "starts afresh" in caplog.text
+    assert other.class_head.output.bias.unique().numel() == 1
+    assert torch.equal(other.box_head.output.weight, ours.box_head.output.weight)
+    assert torch.equal(other.backbone.layer4[2].conv3.weight, ours.backbone.layer4[2].conv3.weight)
+
+
+def test_the_shipped_config_builds_it_for_coco(example: Example, ours: RetinaNet, shared_data: Path):
+    weights = f"model.weights={example.kind}_retinanet:{example.file}"
+    config = load_config(f"coco_{example.kind}", [weights, f"data.root={shared_data / 'coco_tiny'}"])
+    model = build_trained_model(config, build_dataset(config, "val"))
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_coco_classes_are_in_the_order_of_their_ids():
+    categories = RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    assert len(CLASSES) == 80 and (CLASSES[0], CLASSES[11], CLASSES[79]) == ("person", "stop sign", "toothbrush")
+    assert [categories.index(name) for name in CLASSES] == sorted(categories.index(name) for name in CLASSES)
+
+
+def test_classes_of_their_own(tmp_path: Path):
+    state = {"bbox_head.retina_cls.bias": torch.zeros(18)}
+    classes = ["cat", "lamp"]
+    for meta in ({"CLASSES": tuple(classes)}, *({"dataset_meta": {key: classes}} for key in ("classes", "CLASSES"))):
+        found = IMPORTERS["mmdet_retinanet"](write_mmdet(tmp_path / "a.pth", state, **meta))
+        assert found.class_names == ("cat", "lamp")
+
+
+# ---- what the files say of themselves
+
+
+@torch.no_grad()
+def test_a_deviation_in_the_file_is_made_up_for(tmp_path: Path):
+    """Scaling the images of a model and its first convolution by the same factor changes nothing."""
+    weight, std = torch.rand(64, 3, 7, 7), torch.tensor([57.375, 57.12, 58.395])
+    plain = {"backbone.bottom_up.stem.conv1.weight": weight}
+    scaled = {
+        "backbone.bottom_up.stem.conv1.weight": weight * std.view(3, 1, 1),
+        "pixel_mean": torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1),
+        "pixel_std": std.view(3, 1, 1),
+        "anchor_generator.cell_anchors.0": torch.zeros(9, 4),  # as older releases wrote it
+    }
+    states = []
+    for state in (plain, scaled):
+        path = tmp_path / "model.pth"
+        torch.save({"model": state, "iteration": 1}, path)
+        states.append(IMPORTERS["detectron2_retinanet"](path).state)
+    assert states[0].keys() == states[1].keys() == {"backbone.conv1.weight"}
+    torch.testing.assert_close(states[1]["backbone.conv1.weight"], states[0]["backbone.conv1.weight"])
+
+
+def test_images_of_other_channels_are_refused(tmp_path: Path):
+    path = write_detectron2(tmp_path / "rgb.pkl", {"pixel_mean": torch.tensor([123.675, 116.28, 103.53])})
+    assert "pixel_mean" in refusal("detectron2", path)
+    path = write_detectron2(tmp_path / "grey.pkl", {"pixel_mean": torch.tensor([110.0]), "pixel_std": torch.ones(1)})
+    assert "pixel_mean" in refusal("detectron2", path)
+
+
+@pytest.mark.parametrize("key", ["config", "cfg"])
+def test_caffe_style_is_refused(key: str, tmp_path: Path):
+    path = tmp_path / "caffe.pth"
+    torch.save({"meta": {key: "backbone=dict(norm_eval=True, style='caffe')"}, "state_dict": {}}, path)
+    assert "caffe style" in refusal("mmdet", path)
+
+
+def test_an_activation_in_the_file_is_asked_for(tmp_path: Path):
+    state = {"neck.fpn_convs.3.conv.weight": torch.zeros(256, 256, 3, 3)}
+    path = write_mmdet(tmp_path / "a.pth", state, config="neck=dict(relu_before_extra_convs=True)")
+    structure = IMPORTERS["mmdet_retinanet"](path).structure
+    assert structure["pyramid_relu"] and structure["pyramid_top"] == "p5"
+
+
+def test_norms_of_scales_and_shifts_alone_count_as_trained():
+    """detectron2's backbones come from files without means and variances."""
+    backbone = make_model("detectron2").backbone
+    assert frozen_batch_norm_is_random(backbone.state_dict())
+    backbone.bn1.bias += 0.5
+    assert not frozen_batch_norm_is_random(backbone.state_dict())
+
+
+# ---- files
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_something_else(kind: str, tmp_path: Path):
+    path = tmp_path / f"other.{SUFFIX[kind]}"
+    write = WRITERS[kind]
+    assert "not a RetinaNet" in refusal(kind, write(path, {"conv1.weight": torch.ones(3)}))
+    for shape in ((), (5,), (2, 2)):  # heads that are none
+        state = {f"{name}.{part}": torch.ones(shape) for name in HEADS[kind] for part in ("weight", "bias")}
+        assert "does not fit" in refusal(kind, write(path, state))
+    path.write_bytes(b"no weights")
+    refusal(kind, path)
+    path.write_bytes(pickle.dumps([1, 2], protocol=2))
+    refusal(kind, path)
+    path.unlink()
+    assert "no such" in refusal(kind, path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_arrays_of_every_protocol(protocol: int, tmp_path: Path):
+    path = tmp_path / "model.pkl"
+    values = np.random.default_rng(0).random((256, 7)).astype(np.float32)
+    contents = {"model": OrderedDict({"head.cls_score.bias": values}), "iteration": np.int64(3), "lr": np.float64(0.1)}
+    path.write_bytes(pickle.dumps(contents, protocol=protocol))
+    state = IMPORTERS["detectron2_retinanet"](path).state
+    assert torch.equal(state["class_head.output.bias"], torch.from_numpy(values))
+
+
+class Marker:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+class Command(Marker):
+    def __reduce__(self) -> tuple:
+        return eval, (f"open({str(self.path)!r}, 'w').close()",)
+
+
+@pytest.mark.parametrize("evil", [Marker, Command])
+@pytest.mark.parametrize("file", ["detectron2.pkl", "detectron2.pth", "mmdet.pth"])
+def test_code_in_a_file_never_runs(file: str, evil: type[Marker], tmp_path: Path):
+    marker, path = tmp_path / "marker", tmp_path / file
+    contents = {"model": {"a": evil(marker)}, "state_dict": {"a": evil(marker)}, "meta": evil(marker)}
+    if path.suffix == ".pkl":
+        path.write_bytes(pickle.dumps(contents, protocol=2))
+    else:
+        torch.save(contents, path)
+    refusal(path.stem, path)
+    assert not marker.exists()
+    pickle.loads(path.read_bytes()) if path.suffix == ".pkl" else torch.load(path, weights_only=False)
+    assert marker.exists()  # the file was a real danger
+
+
+def test_only_latin1_is_encoded(tmp_path: Path):
+    path = tmp_path / "model.pkl"
+    path.write_bytes(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00punch\x86R.")
+    assert "punch" in refusal("detectron2", path)
+
+
+def test_foreign_objects_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """mmengine's checkpoints hold histories of its own class, which hold arrays and functions."""
+
+    class HistoryBuffer:
+        def __init__(self):
+            self._log_history, self._statistics = np.arange(3.0), {"mean": HistoryBuffer.mean, "last": np.float64(1)}
+
+        def mean(self) -> float:
+            raise NotImplementedError
+
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer
+    HistoryBuffer.__module__, HistoryBuffer.__qualname__ = module.__name__, "HistoryBuffer"
+    HistoryBuffer.mean.__module__, HistoryBuffer.mean.__qualname__ = module.__name__, "HistoryBuffer.mean"
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for package in ("mmengine", "mmengine.logging"):
+        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
+    path, before = tmp_path / "model.pth", torch.serialization.get_safe_globals()
+    state = OrderedDict({"bbox_head.retina_cls.bias": torch.arange(720.0)})
+    contents = {
+        "meta": {"epoch": 12, "dataset_meta": {"CLASSES": CLASSES}, "seed": np.int64(3)},
+        "message_hub": {"log_scalars": {"loss": HistoryBuffer()}},
+        "state_dict": state,
+    }
+    torch.save(contents, path)
+    for name in (module.__name__, "mmengine.logging", "mmengine"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(pickle.UnpicklingError, match="Unsupported global"):  # nothing to be had without stand-ins
+        torch.load(path, weights_only=True)
+    found = IMPORTERS["mmdet_retinanet"](path).state
+    assert torch.equal(found["class_head.output.bias"], state["bbox_head.retina_cls.bias"])
+    assert set(torch.serialization.get_safe_globals()) == set(before)  # the stand-ins are gone
+
+
+def test_torchs_older_format(tmp_path: Path):
+    path = tmp_path / "model.pth"
+    contents = {"meta": {"CLASSES": CLASSES}, "state_dict": OrderedDict({"bbox_head.retina_reg.bias": torch.ones(36)})}
+    torch.save(contents, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(IMPORTERS["mmdet_retinanet"](path).state["box_head.output.bias"], torch.ones(36))
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", KINDS)
+def test_broken_files(kind: str, tmp_path: Path):
+    """Each is refused in a line, or, where chance broke nothing that matters, read."""
+    path = tmp_path / f"broken.{SUFFIX[kind]}"
+    good = WRITERS[kind](path, {"head.cls_score.bias": torch.ones(3), "bbox_head.retina_reg.bias": torch.ones(2)})
+    data, chance, refused = good.read_bytes(), random.Random(0), 0
+    for _ in range(300):
+        changed = bytearray(data[: chance.choice((len(data), chance.randrange(len(data))))])
+        for _ in range(chance.randint(1, 4)):
+            if changed:
+                changed[chance.randrange(len(changed))] = chance.randrange(256)
+        path.write_bytes(changed)
+        try:
+            IMPORTERS[f"{kind}_retinanet"](path)
+        except UserError as error:
+            refused += 1
+            assert len(str(error).splitlines()) == 1
+    assert refused > 100

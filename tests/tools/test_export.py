@@ -1,0 +1,55 @@
+"""From a training to an ONNX file, and from there to what `Detector.predict` finds."""
+
+import json
+import logging
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from tiny import tiny_trainer
+from tools_run import run_tool
+
+from detector.predict import Detector
+
+
+@pytest.mark.slow
+def test_a_trained_average_in_onnxruntime(
+    tmp_path: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+):
+    tiny_trainer(tmp_path, "train.epochs=1", "train.ema_decay=0.9", "model.prior=0.2").train()
+    checkpoint = tmp_path / "checkpoints/last.pt"
+    capfd.readouterr(), caplog.clear()
+    options = ("--nms", "--size", 64, 96, "evaluation.score_threshold=0.1")
+    with caplog.at_level(logging.INFO):
+        assert run_tool("export", "--checkpoint", checkpoint, *options) == 0
+    (said,) = (record.getMessage() for record in caplog.records if record.levelno >= logging.INFO)
+    assert said.endswith("last.onnx: 6 classes, images 64 high and 96 wide") and capfd.readouterr() == ("", "")
+
+    session = onnxruntime.InferenceSession(tmp_path / "checkpoints/last.onnx")
+    shapes = {"images": ["batch", 3, 64, 96], "sizes": ["batch", 2]}
+    assert {given.name: given.shape for given in session.get_inputs()} == shapes
+    about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+    detector = Detector.load(checkpoint)
+    assert tuple(about["class_names"]) == detector.class_names and about["score_threshold"] == 0.1
+    photo = cv2.GaussianBlur(np.random.default_rng(0).integers(256, size=(90, 120, 3), dtype=np.uint8), (0, 0), 3)
+    canvas = np.empty((64, 96, 3), np.uint8)
+    canvas[:] = about["padding_colour"]
+    canvas[:64, :85] = cv2.resize(photo, (85, 64), interpolation=cv2.INTER_AREA)
+    inputs = {"images": canvas.transpose(2, 0, 1)[None], "sizes": np.array([[64, 85]])}
+    boxes, scores, labels = (torch.from_numpy(x[0]) for x in session.run(None, inputs))
+
+    (expected,) = detector.predict([photo], score_threshold=0.1)
+    n = len(expected.labels)
+    assert n > 0 and torch.equal(labels[:n], expected.labels) and (labels[n:] == -1).all()
+    torch.testing.assert_close(scores[:n], expected.scores, rtol=0, atol=1e-4)
+    scale = torch.tensor([120 / 85, 90 / 64] * 2)
+    torch.testing.assert_close(boxes[:n] * scale, expected.boxes, rtol=0, atol=1e-2)
+
+
+def test_a_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert run_tool("export", "--checkpoint", tmp_path / "gone.pt") == 2
+    assert re.fullmatch(r"error: .*gone\.pt: no such weights file.*\n", capsys.readouterr().err)

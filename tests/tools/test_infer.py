@@ -1,0 +1,169 @@
+"""tools/infer.py on real images and on videos; what its formats say agrees."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_checkpoint import CATEGORY_IDS, CLASS_NAMES, save_tiny_checkpoint
+from tools_run import REPO, run_tool
+from videos import read_video, write_video
+
+from detector import Detector
+from detector.data.images import read_image, write_image
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    """Frames (30, 62, 96, 3) that differ."""
+    return np.random.default_rng(0).integers(256, size=(30, 62, 96, 3), dtype=np.uint8)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "detections.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def results_of(folder: Path) -> list[dict]:
+    return json.loads((folder / "detections.json").read_text())
+
+
+def assert_one_line(capsys: pytest.CaptureFixture, said: str) -> None:
+    errors = capsys.readouterr().err
+    assert re.fullmatch(rf"error: .*{said}.*\n", errors), errors
+
+
+def as_row(result: dict) -> tuple:
+    x, y, w, h = result["bbox"]
+    names = result["file_name"], str(result.get("frame", "")), result["category"]
+    return *names, *map(pytest.approx, (result["score"], x, y, x + w, y + h))
+
+
+@pytest.mark.parametrize("frames", [[], ["--frames", 12]])
+def test_a_video_and_images_in_all_formats(frames, checkpoint, noise, shared_data, tmp_path):
+    photos = sorted((shared_data / "coco_tiny/val2017").glob("*.jpg"))[:3]
+    write_video(tmp_path / "clip.avi", 30, size=(62, 96), rate=10, frames=noise)
+    out, num_frames = tmp_path / "out", 12 if frames else 30
+    inputs = [photos[0], tmp_path / "clip.avi", *photos[1:]]
+    options = ["--save", "yolo", "coco", "csv", "--score", 0.6, "--batch-size", 7, *frames]
+    assert run_tool("infer", "--checkpoint", checkpoint, *inputs, "--out", out, *options) == 0
+
+    results, rows = results_of(out), rows_of(out)
+    assert [tuple(row.values())[:3] + tuple(map(float, tuple(row.values())[3:])) for row in rows] == list(
+        map(as_row, results)
+    )
+    assert list(rows[0]) == ["file", "frame", "class", "score", "x1", "y1", "x2", "y2"]
+    assert all(result["category"] == CLASS_NAMES[CATEGORY_IDS.index(result["category_id"])] for result in results)
+    ids = {(result["file_name"], result.get("frame")): result["image_id"] for result in results}
+    of_frames = {(str(inputs[1]), i): i + 2 for i in range(num_frames)}
+    stills = {(str(photos[0]), None): 1, (str(photos[1]), None): num_frames + 2, (str(photos[2]), None): num_frames + 3}
+    assert ids == of_frames | stills
+
+    assert (out / "classes.txt").read_text().splitlines() == list(CLASS_NAMES)
+    for file, frame in of_frames | stills:
+        own = [result for result in results if (result["file_name"], result.get("frame")) == (file, frame)]
+        labels = out / "yolo" / (f"{Path(file).stem}.txt" if frame is None else f"clip/{frame:06}.txt")
+        height, width = noise.shape[1:3] if frame is not None else read_image(Path(file)).shape[:2]
+        for line, result in zip(labels.read_text().splitlines(), own, strict=True):
+            label, cx, cy, w, h, score = map(float, line.split())
+            box = ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)
+            assert result["bbox"] == pytest.approx(box, abs=1e-3) and result["score"] == pytest.approx(score)
+            assert result["category_id"] == CATEGORY_IDS[int(label)]
+    assert len(list((out / "yolo").rglob("*.txt"))) == num_frames + 3
+
+    drawn = read_video(out / "clip.mp4")
+    assert len(drawn) == num_frames and drawn[0].shape == (62, 96, 3)
+    for path in photos:
+        assert read_image(out / path.name).shape == read_image(path).shape
+        assert not np.array_equal(read_image(out / path.name), read_image(path))
+    detector = Detector.load(checkpoint)
+    (found,) = detector.predict([photos[2]], score_threshold=0.6)  # alone in its batch here and there
+    assert [result["score"] for result in results if result["image_id"] == num_frames + 3] == pytest.approx(
+        found.scores.tolist(), abs=1e-3
+    )
+
+
+def test_chosen_classes_and_augmentation(checkpoint, shared_data, tmp_path):
+    photo = sorted((shared_data / "coco_tiny/val2017").glob("*.jpg"))[4]
+    where = ["--checkpoint", checkpoint, photo, "--score", 0.5]
+    assert run_tool("infer", *where, "--out", tmp_path / "a", "--classes", "square", "disc") == 0
+    assert {result["category"] for result in results_of(tmp_path / "a")} == {"square", "disc"}
+    assert run_tool("infer", *where, "--out", tmp_path / "b", "--flip", "--scales", 1, 1.5) == 0
+    overrides = ["evaluation.flip=true", "evaluation.scales=[1.0, 1.5]"]
+    (found,) = Detector.load(checkpoint, overrides=overrides).predict([photo], score_threshold=0.5)
+    assert [result["score"] for result in results_of(tmp_path / "b")] == found.scores.tolist()
+    (plain,) = Detector.load(checkpoint).predict([photo], score_threshold=0.5)
+    assert found.scores.tolist() != plain.scores.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--classes", "squre"], "no class 'squre'; did you mean 'square'[?] known: disc, square, triangle"),
+        (["--scales", 0.8], "evaluation.scales: .* should have 1.0 among them"),
+        (["--scales", 1, -1], "evaluation.scales.1: -1.0 is wrong"),
+        (["--batch-size", 0], "evaluation.batch_size: 0 is wrong"),
+        (["--score", 1.5], "evaluation.score_threshold: 1.5 is wrong"),
+        (["--frames", 0], "--frames 0: should be at least 1"),
+        (["--out", "."], "the pictures would overwrite the images themselves"),
+    ],
+)
+def test_wrong_options_are_one_line_and_nothing_is_written(options, said, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_video(tmp_path / "clip.mp4", 3, codec="mp4v")
+    before = (tmp_path / "clip.mp4").read_bytes()
+    assert run_tool("infer", "--checkpoint", checkpoint, "clip.mp4", *options) == 2
+    assert_one_line(capsys, said)
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+    assert (tmp_path / "clip.mp4").read_bytes() == before
+
+
+def test_what_cannot_be_read_is_left_out_and_said_at_the_end(checkpoint, tmp_path, capfd):
+    write_image(tmp_path / "a.png", np.zeros((64, 64, 3), np.uint8))
+    (tmp_path / "b.mp4").write_bytes(b"not a video" * 100)
+    inputs = ("97", tmp_path / "a.png", tmp_path / "b.mp4")
+    assert run_tool("infer", "--checkpoint", checkpoint, *inputs, "--out", tmp_path / "out") == 2
+    assert_one_line(capfd, "2 of 3 inputs left out, whole or in part: camera 97: cannot be opened .*b.mp4: cannot")
+    assert {result["file_name"] for result in results_of(tmp_path / "out")} == {str(tmp_path / "a.png")}
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_found(checkpoint, tmp_path):
+    """A source that would go on for hours: each of its frames takes many milliseconds."""
+    write_video(tmp_path / "long.avi", 20_000, size=(32, 32))
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, REPO / "tools/infer.py", "--checkpoint", checkpoint, tmp_path / "long.avi"),
+            *("--out", out, "--score", "0.5", "--save", "coco", "csv", "--batch-size", "2"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
+    )
+    deadline = time.monotonic() + 100
+    while not ((out / "detections.csv").is_file() and len(rows_of(out)) > 100) and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors and "images/s" in errors
+    results, rows = results_of(out), rows_of(out)
+    assert len(results) == len(rows) > 100 and not (out / "detections.json.tmp").exists()
+    last = max(result["frame"] for result in results)
+    assert len(read_video(out / "long.mp4")) >= last + 1 and last < 19_999

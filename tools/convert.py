@@ -1,0 +1,47 @@
+"""A data set in another format: COCO, Pascal VOC or YOLO, with its images.
+
+Example: tools/convert.py --cfg bccd_focal.yaml data.root=DIR --to yolo --out cells
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from detector.command import run
+
+log = logging.getLogger("detector")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", default="own_images.yaml", help="a config whose data sections say what to convert")
+    parser.add_argument("--to", choices=("coco", "voc", "yolo"), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--link", action="store_true", help="hard links to the images in place of copies")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for any of them, nor a wrong config for torch
+    from detector.config import load_config
+
+    config = load_config(args.cfg, args.overrides)
+
+    from detector.build import build_dataset
+    from detector.data.writers import convert, losses
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train = build_dataset(config, "train")
+    splits = {"train": train, "val": build_dataset(config, "val", train.class_names)}
+    specs = convert(splits, args.to, args.out, link=args.link)
+    for split, dataset in splits.items():
+        log.info("%s: %s", split, dataset.describe())
+    for loss in losses(splits, args.to):
+        log.warning("%s has no place for %s", args.to, loss)
+    sections = " ".join(
+        f"'data.{split}={{{', '.join(f'{key}: {value}' for key, value in spec.items())}}}'"
+        for split, spec in specs.items()
+    )
+    log.info("to train on it: data.root=%s data.split=null %s", args.out, sections)
+
+
+if __name__ == "__main__":
+    run(main)
