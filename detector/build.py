@@ -24,7 +24,7 @@ from detector.data.loader import Loader, make_loader
 from detector.data.splitting import stratified_split
 from detector.data.transforms import Augment, Resize, target_size
 from detector.distributed import broadcast, gather, rank, world_size
-from detector.engine.evaluate import detect, detect_batch
+from detector.engine.evaluate import detect, detect_batch, predict
 from detector.engine.guard import Faults
 from detector.engine.optimization import learning_rate, make_optimizer
 from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
@@ -166,17 +166,29 @@ def build_census(config: Config, dataset: DetectionDataset) -> dict:
     return take_census(dataset.records, dataset.class_names, setting)
 
 
-def build_probe(config: Config, dataset: DetectionDataset) -> Probe:
-    """With every registered loss: the config's own as it is set there, the others by their defaults."""
+def build_probe(
+    config: Config, dataset: DetectionDataset, device: torch.device, dtype: torch.dtype
+) -> Callable[[nn.Module], Probe]:
+    """A function from a model to what a pass over `dataset` shows, with every registered loss: the config's own as it
+    is set there, the others by their defaults."""
     own = config.loss.classification
     specs = {name: CLASSIFICATION_LOSSES.resolve(name) for name in CLASSIFICATION_LOSSES.names()} | {own["type"]: own}
-    return Probe({name: build_classification_loss(spec, dataset) for name, spec in specs.items()})
+    loader = build_eval_loader(config, dataset)
+
+    def run(model: nn.Module) -> Probe:
+        probe = Probe({name: build_classification_loss(spec, dataset) for name, spec in specs.items()})
+        observe = with_targets(config, len(dataset.class_names), lambda _, *seen: probe.update(*seen))
+        for seen in predict(model, loader, device=device, dtype=dtype):
+            observe(*seen)
+        return probe
+
+    return run
 
 
 def with_targets(
     config: Config, num_classes: int, see: Callable[[Batch, Predictions, Targets], None]
 ) -> Callable[[Batch, Predictions], None]:
-    """`see` as an observer of an evaluation: beside what the model says, what its anchors should be."""
+    """`see` as an observer of a pass: beside what the model says, what its anchors should be."""
     assigner = build_part(ASSIGNERS, config.assigner, num_classes)
 
     def observe(batch: Batch, predictions: Predictions) -> None:

@@ -48,8 +48,8 @@ def first_batches(trainer: Trainer, count: int) -> list:
     return [next(batches) for _ in range(count)]
 
 
-def rows_of(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open(newline="") as file:
+def rows_of(folder: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
+    with (folder / name).open(newline="") as file:
         return list(csv.DictReader(file))
 
 

@@ -5,6 +5,7 @@ Example: tools/advise.py --census runs/census/bccd_focal_train --cfg bccd_focal.
 
 import argparse
 import json
+import math
 import os
 import textwrap
 from pathlib import Path
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--census", type=Path, required=True, help="what tools/census.py wrote: the file or its folder")
     parser.add_argument("--probe", type=Path, help="what tools/probe.py wrote: the file or its folder")
     parser.add_argument("--cfg", required=True, help="the config to improve: a name in configs/, or a path")
+    parser.add_argument("--gamma", type=float, default=2.0, help="focal loss's; 0 asks for cross entropy")
     parser.add_argument("--out", type=Path, default=Path("advice.yaml"), help="the improved config")
     args = parser.parse_args()
     # only now: --help need not wait for them
@@ -27,8 +29,11 @@ def main() -> None:
     from detector.engine.run_folder import write_text
     from detector.imbalance.advisor import advise, overlay
 
+    if not 0 <= args.gamma < math.inf:
+        raise UserError(f"--gamma {args.gamma:g}: should be a number from 0 on")
     load_config(args.cfg)
-    advice = advise(read(args.census, "census.json"), read(args.probe, "probe.json") if args.probe else None)
+    probe = read(args.probe, "probe.json") if args.probe else None
+    advice = advise(read(args.census, "census.json"), probe, args.gamma)
     base = Path(args.cfg) if os.path.dirname(args.cfg) else CONFIGS / args.cfg
     base = base if base.is_file() else Path(f"{base}.yaml")
     lines = [f"# {args.cfg} with the remedies that its census speaks for."]

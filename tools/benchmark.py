@@ -34,6 +34,9 @@ def main() -> None:
     kind.add_argument("--images", type=int, default=5000)
     kind.add_argument("--detections", type=int, default=100, help="an image")
     kind.add_argument("--rounds", type=int, default=3)
+    kind = kinds.add_parser("census", help="a census of COCO-size annotations, in seconds")
+    kind.add_argument("--images", type=int, default=5000)
+    kind.add_argument("--cfg", default="coco_focal_r50_1x.yaml", help="a config's name in configs/, or a path")
     kind = kinds.add_parser("losses", help="forward and backward of each loss on 120,000 anchors x 80 classes an image")
     kind.add_argument("--batch-sizes", type=int, nargs="+", help="images; default 1, and 16 on a GPU")
     kind.add_argument("--precisions", choices=("fp32", "bf16", "fp16"), nargs="+", default=["fp32", "bf16"])
@@ -46,13 +49,13 @@ def main() -> None:
         kind.add_argument("--out", type=Path, help="JSON file; the table goes beside it as Markdown")
     args = vars(parser.parse_args())
     # only now: --help need not wait for torch
-    from detector.benchmarks import evaluation, imbalanced, inference, loader, losses, threads, training
+    from detector.benchmarks import census, evaluation, imbalanced, inference, loader, losses, threads, training
     from detector.benchmarks.timing import machine
     from detector.engine.run_folder import write_json, write_text
     from detector.tables import markdown, show
 
     kind, out = args.pop("kind"), args.pop("out")
-    kinds = (evaluation, imbalanced, inference, loader, losses, threads, training)
+    kinds = (census, evaluation, imbalanced, inference, loader, losses, threads, training)
     result = next(module for module in kinds if module.__name__.endswith(kind)).run(**args) | {"machine": machine()}
     title = ", ".join(f"{key} {value}" for key, value in result.items() if key not in ("rows", "machine"))
     columns, rows = cells(result["rows"])

@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
-    from detector.build import build_dataset, build_evaluation, build_probe, with_targets
+    from detector.build import build_dataset, build_probe
     from detector.engine.run_folder import write_json
     from detector.imbalance.vocabulary import GROUPS
     from detector.predict import Detector
@@ -37,12 +37,9 @@ def main() -> None:
             raise UserError(f"--images {args.images}: should be at least 1")
         dataset = dataset.evenly(args.images)
     log.info("probing on %s", dataset.describe())
-    probe = build_probe(detector.config, dataset)
-    observe = with_targets(detector.config, len(dataset.class_names), lambda _, *seen: probe.update(*seen))
-    metrics, _ = build_evaluation(detector.config, dataset, detector.device, detector.dtype, observe)(detector.model)
+    probe = build_probe(detector.config, dataset, detector.device, detector.dtype)(detector.model)
     trained_with = detector.config.loss.classification
-    found = {"split": args.split, "class_names": dataset.class_names, "trained_with": trained_with, "AP": metrics["AP"]}
-    found |= probe.compute()
+    found = {"split": args.split, "class_names": dataset.class_names, "trained_with": trained_with} | probe.compute()
 
     folder = args.out or args.checkpoint.parent.parent / f"probe_{args.split}"
     write_json(folder / "probe.json", found)

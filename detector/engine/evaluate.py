@@ -1,6 +1,6 @@
-"""Batches to detections, and one pass over a data set."""
+"""Batches to detections or to plain predictions, and a pass over a data set of either."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,21 @@ from detector.models.postprocess import best_candidates, suppress
 from detector.structures import Batch, Detections, Predictions
 
 Observer = Callable[[Batch, Predictions], None]
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module, loader: Loader, *, device: torch.device, dtype: torch.dtype
+) -> Iterator[tuple[Batch, Predictions]]:
+    """Each batch of a pass, and what the model says of it in eval mode."""
+    was_training = model.training
+    model.eval()
+    for batch in loader:
+        batch = batch.to(device)
+        with autocast(device, dtype):
+            predictions = model(batch.images)
+        yield batch, predictions
+    model.train(was_training)
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """The run folder: everything a run leaves behind, and its progress on the console."""
 
 import csv
+import io
 import json
 import logging
 import math
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from detector.engine.checkpoint import generations, newest_whole
@@ -90,14 +92,50 @@ def _new_folder(name: str) -> Path:
     return Path("runs") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
+class StepTable:
+    """A CSV file of rows that have their `step` first, in order; one that exists goes on at `first_step`."""
+
+    def __init__(self, file: Path, first_step: int):
+        self.file = file
+        self._columns: list[str] | None = None
+        if first_step == 0:
+            file.unlink(missing_ok=True)
+        elif file.exists():
+            self._drop_from(first_step)
+
+    def _drop_from(self, first_step: int) -> None:
+        """Drops rows of steps that a resumed run takes again."""
+        with self.file.open(newline="") as lines:
+            reader = csv.DictReader(lines)
+            columns = list(reader.fieldnames or [])
+            # a line that a killed process did not finish has too few values; it is of a step to come
+            rows = [row for row in reader if None not in row.values() and int(row["step"]) < first_step]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writerows([dict(zip(columns, columns, strict=True)), *rows] if columns else [])
+        write_text(self.file, text.getvalue())
+        self._columns = columns or None
+
+    def add(self, rows: list[dict]) -> None:
+        """Rows of the same columns; None is an empty cell."""
+        if not rows:
+            return
+        with self.file.open("a", newline="") as file:
+            if self._columns is None:
+                self._columns = list(rows[0])
+                file.write(",".join(self._columns) + "\n")
+            csv.DictWriter(file, self._columns, lineterminator="\n").writerows(rows)
+
+
 class RunFolder:
-    """metrics.csv (a row a step), TensorBoard events, and a progress bar (plain lines where there is no terminal)."""
+    """metrics.csv (a row a step), parts.csv (a row for each level and class of a reading of the meters), TensorBoard
+    events, and a progress bar (plain lines where there is no terminal)."""
 
     def __init__(self, path: Path, *, num_steps: int, first_step: int):
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
-        self.metrics_file = path / "metrics.csv"
-        self._columns = self._keep_rows(first_step)
+        self._metrics = StepTable(path / "metrics.csv", first_step)
+        self._parts = StepTable(path / "parts.csv", first_step)
         self._board = SummaryWriter(str(path), purge_step=first_step)
         self._num_steps = num_steps
         console = Console()
@@ -113,20 +151,6 @@ class RunFolder:
         )
         self._task = self._progress.add_task("train", total=num_steps, completed=first_step, text="")
 
-    def _keep_rows(self, first_step: int) -> list[str] | None:
-        """Drop rows of steps that a resumed run takes again; the columns of what stays."""
-        if not self.metrics_file.exists() or first_step == 0:
-            self.metrics_file.unlink(missing_ok=True)
-            return None
-        with self.metrics_file.open(newline="") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            # a line that a killed process did not finish has too few values; it is of a step to come
-            rows = [row for row in reader if None not in row.values() and int(row["step"]) < first_step]
-        lines = [",".join(columns), *(",".join(row[c] for c in columns) for row in rows)]
-        write_text(self.metrics_file, "\n".join(lines) + "\n" if columns else "")
-        return columns or None
-
     def __enter__(self) -> "RunFolder":
         self._progress.start()
         return self
@@ -136,16 +160,18 @@ class RunFolder:
         self._board.close()
 
     def record(self, rows: list[dict[str, float]]) -> None:
-        """Steps in order; each row has `step` and the same columns, None where nothing was measured."""
-        with self.metrics_file.open("a", newline="") as file:
-            if self._columns is None:
-                self._columns = list(rows[0])
-                file.write(",".join(self._columns) + "\n")
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerows(rows)
+        """Steps in order; each row has `step` and the same columns, None where nothing was measured. A column
+        `part/kind` is a level's or a class's, and goes to parts.csv: with 80 classes there are over 500 of them."""
+        self._metrics.add([{name: value for name, value in row.items() if "/" not in name} for row in rows])
         for row in rows:
-            for name, value in row.items():
-                if name != "step" and value is not None:
-                    self._board.add_scalar(f"train/{name}", value, row["step"])
+            self._parts.add(_by_part(row))
+            # one event with all values: an event each would cost a wide row milliseconds
+            values = [
+                Summary.Value(tag=f"train/{name}", simple_value=value)
+                for name, value in row.items()
+                if name != "step" and value is not None
+            ]
+            self._board.file_writer.add_summary(Summary(value=values), row["step"])
 
     def show(self, step: int, text: str) -> None:
         """Progress after `step` steps."""
@@ -159,3 +185,13 @@ class RunFolder:
             if isinstance(value, float):
                 self._board.add_scalar(f"val/{name}", value, step)
         self._board.flush()
+
+
+def _by_part(row: dict[str, float]) -> list[dict]:
+    """The columns `part/kind` of a row as a row for each part, with the digits that fp32 has."""
+    parts: dict[str, dict] = {}
+    for name, value in row.items():
+        part, slash, kind = name.rpartition("/")
+        if slash and value is not None:
+            parts.setdefault(part, {"step": row["step"], "part": part})[kind] = f"{value:.7g}"
+    return list(parts.values())

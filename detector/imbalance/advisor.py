@@ -1,16 +1,20 @@
 """Which remedies a data set's census, and a model's probe, speak for. The thresholds are rules of thumb, stated here
 once; the figures behind each recommendation are measured."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from detector.imbalance.balance import balancing_alpha, focal_pull
+from detector.imbalance.balance import balancing_alpha, focal_pull, initial_alpha
 
-GAMMA, PUBLISHED_ALPHA = 2.0, 0.25  # Lin et al. 2017's optimum on COCO
+# Lin et al. 2017, table 1b: the best alpha on COCO at each gamma
+PUBLISHED_ALPHA = {0.1: 0.75, 0.2: 0.75, 0.5: 0.5, 1.0: 0.25, 2.0: 0.25, 5.0: 0.25}
 MILD_RATIO = 20  # background elements per foreground element below which cross entropy needs no help
 OUTLIER_SHARE = 0.3  # of a trained model's cross-entropy gradient: that much comes from labels it is sure are wrong
+WEIGHTED = ("focal", "cross_entropy")  # the losses that take class weights
+EMPTY_IMAGES = 0.5  # of all images
 RARE_CLASS = 0.1  # of the most frequent class's objects
 POOR_RECALL = 0.95
 GAIN = 0.02
@@ -29,12 +33,13 @@ class Advice:
     reason: str
 
 
-def advise(census: dict, probe: dict | None = None) -> list[Advice]:
+def advise(census: dict, probe: dict | None, gamma: float) -> list[Advice]:
     """The most important first; nothing that already fits is mentioned, but the loss always is. census and probe as
-    tools/census.py and tools/probe.py write them."""
-    loss = _loss(census, probe)
-    takes_weights = any(one.value["type"] in ("focal", "cross_entropy") for one in loss)
-    return [*loss, *_classes(census, takes_weights), *_anchors(census)]
+    tools/census.py and tools/probe.py write them; gamma is focal loss's, and 0, cross entropy, calls for
+    under-sampling."""
+    loss = _loss(census, probe, gamma)
+    takes_weights = any(one.key == "loss.classification" and one.value["type"] in WEIGHTED for one in loss)
+    return [*loss, *_images(census, takes_weights), *_anchors(census)]
 
 
 def overlay(advice: list[Advice]) -> dict[str, Any]:
@@ -58,12 +63,12 @@ def alpha_of_probe(probe: dict, gamma: float) -> float:
     return balancing_alpha(foreground, background)
 
 
-def _loss(census: dict, probe: dict | None) -> list[Advice]:
+def _loss(census: dict, probe: dict | None, gamma: float) -> list[Advice]:
     anchors, num_classes = census["anchors"], len(census["class_names"])
     if not anchors["foreground"]:
         return []
-    elements = (anchors["foreground"] + anchors["background"]) * num_classes
-    ratio = elements / anchors["foreground"] - 1
+    elements_bg = (anchors["foreground"] + anchors["background"]) * num_classes - anchors["foreground"]
+    ratio = elements_bg / anchors["foreground"]
     if probe is not None:
         missed, unmarked = (probe["losses"]["cross_entropy"]["gradient"][group] for group in OUTLIERS)
         focal, ghm = (
@@ -89,26 +94,56 @@ def _loss(census: dict, probe: dict | None) -> list[Advice]:
                 f"{ratio:.0f} background elements per foreground element is mild; with model.prior cross entropy copes",
             )
         ]
+    if gamma == 0:
+        reason = f"asked for; with {ratio:,.0f} background elements per foreground element it needs the anchor sampler"
+        return [Advice("loss.classification", {"type": "cross_entropy"}, reason), _anchor_sampler(census)]
+    under_sampled = anchors["background"] / anchors["foreground"]
     drowned = f"{ratio:,.0f} background elements per foreground element drown it in cross entropy"
     if probe is None:
-        first = census["remedies"]["alpha"][str(GAMMA)]
-        alpha = PUBLISHED_ALPHA
+        first = initial_alpha(anchors["foreground"], elements_bg, gamma, census["remedies"]["prior"])
+        published = min(PUBLISHED_ALPHA, key=lambda known: abs(known - gamma))
+        alpha = PUBLISHED_ALPHA[published]
         reason = (
-            f"{drowned}; gamma {GAMMA:g} and alpha {alpha:g} are the published optimum. Foreground and background pull "
-            f"alike on the very first scores at alpha {first:.3g}; on those of a trained model a probe tells"
+            f"{drowned}; alpha {alpha:g} is the published optimum at gamma {published:g}. Foreground and background "
+            f"pull alike on the very first scores at alpha {first:.3g}; on those of a trained model a probe tells"
         )
     else:
-        balanced = alpha_of_probe(probe, GAMMA)
+        balanced = alpha_of_probe(probe, gamma)
         alpha = round(min(max(balanced, LIMITS[0]), LIMITS[1]), 3)
         reason = (
-            f"{drowned}; at gamma {GAMMA:g} foreground and background pull alike with alpha {balanced:.3g} on the "
+            f"{drowned}; at gamma {gamma:g} foreground and background pull alike with alpha {balanced:.3g} on the "
             f"trained model's scores ({probe['split']} split)"
             + (f", kept within {LIMITS[0]} to {LIMITS[1]}" if alpha != round(balanced, 3) else "")
         )
-    return [Advice("loss.classification", {"type": "focal", "gamma": GAMMA, "alpha": alpha}, reason)]
+    reason += f". (Under-sampling would keep one background anchor in {under_sampled:,.0f})"
+    return [Advice("loss.classification", {"type": "focal", "gamma": gamma, "alpha": alpha}, reason)]
 
 
-def _classes(census: dict, takes_weights: bool) -> list[Advice]:
+def _anchor_sampler(census: dict) -> Advice:
+    """Random under-sampling to 1 : 1 that leaves out hardly any foreground."""
+    anchors, foreground = census["anchors"], census["by_image"]["foreground"]["quantiles"]["95"]
+    count = 2 * max(1, math.ceil(foreground))
+    return Advice(
+        "anchor_sampler",
+        {"type": "random", "count": count, "foreground_fraction": 0.5},
+        f"at gamma 0 nothing holds the easy background down, so a part of it goes: {count} anchors an image hold all "
+        f"foreground of 95% of the images ({foreground:.0f} anchors) and as much background, one in "
+        f"{anchors['background'] / anchors['foreground']:,.0f}",
+    )
+
+
+def _images(census: dict, takes_weights: bool) -> list[Advice]:
+    """Which images come up how often, or, where that cannot help, how much their classes weigh."""
+    empty = census["by_image"]["images_without_objects"] / census["num_images"]
+    if empty > EMPTY_IMAGES and any(row["objects"] for row in census["by_class"]):
+        return [
+            Advice(
+                "data.sampler",
+                {"type": "class_balanced"},
+                f"{empty:.0%} of the images have no object and teach background alone; drawn class by class, every "
+                "image that comes up has one",
+            )
+        ]
     present = [row for row in census["by_class"] if row["objects"]]
     if len(present) < 2:
         return []
@@ -120,7 +155,7 @@ def _classes(census: dict, takes_weights: bool) -> list[Advice]:
     if share > 0.5 and not takes_weights:
         return []
     if share > 0.5:
-        weights = census["remedies"]["class_weights"]["effective_number"]
+        weights = dict(zip(census["class_names"], census["remedies"]["class_weights"]["effective_number"], strict=True))
         return [
             Advice(
                 "loss.classification.class_weights",

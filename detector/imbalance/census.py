@@ -23,7 +23,8 @@ from detector.structures import Targets
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}  # COCO's, original pixels
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
 IN_ONE_PROCESS = 400  # fewer images are counted before a second process has started
-GAMMA = 2.0
+GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
+BETA = 0.9999  # of the effective number of objects
 REPEAT_THRESHOLDS = (0.001, 0.01, 0.1)
 
 Assigner = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]], Targets]
@@ -49,12 +50,14 @@ class Setting:
 @dataclass(frozen=True, slots=True)
 class Count:
     """One image: anchors (levels, 3) foreground, ignored, background; foreground anchors of each class (K,); for each
-    object that is no crowd its anchors (G,) and the best IoU among those (G,), 0 without any."""
+    object that is no crowd its foreground anchors (G,), the best IoU among those (G,), 0 without any, and the anchors
+    that are ignored because they overlap it, most of all objects, neither enough nor too little (G,)."""
 
     anchors: np.ndarray
     by_class: np.ndarray
     object_anchors: np.ndarray
     object_iou: np.ndarray
+    object_ignored: np.ndarray
 
 
 def padded_size(record: Record, setting: Setting) -> tuple[int, int]:
@@ -93,8 +96,18 @@ def count_image(record: Record, setting: Setting, anchors: Sequence[Tensor]) -> 
     of_object = (matched[foreground][:, None] == mine).all(dim=2) & (assigned[foreground][:, None] == labels[~crowd])
     iou = paired_iou(flat[foreground], matched[foreground])[:, None].expand(of_object.shape)
     best = torch.cat((torch.zeros(1, len(mine)), iou.masked_fill(~of_object, 0))).amax(dim=0)
+    between = _ignored_beside(mine, flat[assigned < 0], matched[assigned < 0], setting.assigner)
     by_class = torch.bincount(assigned[foreground], minlength=setting.num_classes)
-    return Count(np.array(counts), by_class.numpy(), of_object.sum(dim=0).numpy(), best.numpy())
+    objects = (x.numpy() for x in (of_object.sum(dim=0), best, between))
+    return Count(np.array(counts), by_class.numpy(), *objects)
+
+
+def _ignored_beside(objects: Tensor, anchors: Tensor, matched: Tensor, assigner: Assigner) -> Tensor:
+    """(G,) of the ignored anchors (N, 4) with the boxes that they overlap most (N, 4), those whose IoU the assigner
+    does not call background; the others lie in a crowd. Of equal objects the first has them."""
+    near = paired_iou(anchors, matched) >= max(getattr(assigner, "background", math.inf), 1e-6)
+    same = (matched[near][:, None] == objects).all(dim=2)
+    return (same & (same.cumsum(dim=1) == 1)).sum(dim=0)
 
 
 def _touches(anchors: Tensor, boxes: Tensor) -> Tensor:
@@ -143,14 +156,17 @@ def take_census(records: Sequence[Record], class_names: Sequence[str], setting: 
     """The census of a split as plain numbers; the README says what each is. NaN where there is nothing to count."""
     counts = count_all(records, setting)
     labels = [record.labels[~record.crowd] for record in records]
-    objects = np.bincount(np.concatenate([*labels, []]).astype(np.int64), minlength=len(class_names))
+    label = np.concatenate([*labels, []]).astype(np.int64)
+    objects = np.bincount(label, minlength=len(class_names))
     with_class = np.bincount(np.concatenate([*map(np.unique, labels), []]).astype(int), minlength=len(class_names))
     by_level = np.sum([c.anchors for c in counts], axis=0)
     by_class = np.sum([c.by_class for c in counts], axis=0)
     by_image = np.array([c.anchors.sum(axis=0) for c in counts])
     foreground, ignored, background = by_level.sum(axis=0).tolist()
-    matched = np.concatenate([c.object_anchors for c in counts])
-    matched_iou = np.concatenate([c.object_iou for c in counts])
+    matched, matched_iou, between = (
+        np.concatenate([getattr(c, name) for c in counts])
+        for name in ("object_anchors", "object_iou", "object_ignored")
+    )
     threshold = getattr(setting.assigner, "foreground", 0.5)
     unmatched, low = matched == 0, (matched > 0) & (matched_iou < threshold)
     areas = np.concatenate([_areas(record) for record in records])
@@ -164,18 +180,31 @@ def take_census(records: Sequence[Record], class_names: Sequence[str], setting: 
         "anchors": {"foreground": foreground, "ignored": ignored, "background": background},
         "ratio": background / foreground if foreground else math.nan,
         "by_level": [
-            {"level": name, **dict(zip(("foreground", "ignored", "background"), row, strict=True))}
-            for name, row in zip(setting.level_names, by_level.tolist(), strict=True)
+            {
+                "level": name,
+                **dict(zip(("foreground", "ignored", "background"), row, strict=True)),
+                "foreground_of_image": _quantiles(np.array([c.anchors[i, 0] for c in counts])),
+            }
+            for i, (name, row) in enumerate(zip(setting.level_names, by_level.tolist(), strict=True))
         ],
         "by_class": [
-            {"name": name, "objects": int(n), "images": int(i), "foreground": int(fg)}
-            for name, n, i, fg in zip(class_names, objects, with_class, by_class, strict=True)
+            {
+                "name": name,
+                "objects": int(objects[k]),
+                "images": int(with_class[k]),
+                "foreground": int(by_class[k]),
+                "ignored": int(between[label == k].sum()),
+                "foreground_of_object": _quantiles(matched[label == k]),
+            }
+            for k, name in enumerate(class_names)
         ],
         "by_size": [
             {
                 "name": name,
                 "objects": int(own.sum()),
                 "foreground": int(matched[own].sum()),
+                "ignored": int(between[own].sum()),
+                "foreground_of_object": _quantiles(matched[own]),
                 "unmatched": int((own & unmatched).sum()),
                 "low_quality": int((own & low).sum()),
             }
@@ -196,7 +225,7 @@ def take_census(records: Sequence[Record], class_names: Sequence[str], setting: 
         },
         "crowding": _crowding(records),
         **_fit(records, setting, threshold),
-        "remedies": _remedies(labels, objects, class_names, by_class.sum(), background + foreground, setting),
+        "remedies": _remedies(labels, objects, with_class, int(by_class.sum()), background + foreground, setting),
     }
 
 
@@ -249,25 +278,28 @@ def _fit(records: Sequence[Record], setting: Setting, threshold: float) -> dict:
 def _remedies(
     labels: list[np.ndarray],
     objects: np.ndarray,
-    class_names: Sequence[str],
+    with_class: np.ndarray,
     num_fg: int,
     num_rows: int,
     setting: Setting,
 ) -> dict:
-    num_bg = num_rows * len(class_names) - int(num_fg)
-
-    def weights(rule: str) -> dict[str, float]:
-        return dict(zip(class_names, make_class_weights(rule, objects.tolist(), 0.9999).tolist(), strict=True))
-
+    """What of a class stands at its place in the class names; a factor is NaN where no image has the class."""
+    num_bg = num_rows * len(objects) - num_fg
     factors = {}
     for threshold in REPEAT_THRESHOLDS if objects.sum() else ():
-        sampler = RepeatFactorSampler(labels, len(class_names), threshold=threshold)
-        factors[str(threshold)] = {"largest": float(sampler.factors.max()), "epoch": float(sampler.factors.mean())}
+        sampler = RepeatFactorSampler(labels, len(objects), threshold=threshold)
+        fractions = np.where(with_class > 0, with_class / len(labels), np.nan)
+        factors[str(threshold)] = {
+            "classes": np.maximum(1, np.sqrt(threshold / fractions)).tolist(),
+            "largest": float(sampler.factors.max()),
+            "epoch": float(sampler.factors.mean()),
+        }
     return {
         "prior": setting.prior,
-        "alpha": {
-            str(gamma): initial_alpha(int(num_fg), num_bg, gamma, setting.prior) for gamma in (0.0, 1.0, GAMMA, 5.0)
+        "alpha": {str(gamma): initial_alpha(num_fg, num_bg, gamma, setting.prior) for gamma in GAMMAS},
+        "class_weights": {
+            rule: make_class_weights(rule, objects.tolist(), BETA).tolist()
+            for rule in ("inverse_frequency", "effective_number")
         },
-        "class_weights": {rule: weights(rule) for rule in ("inverse_frequency", "effective_number")},
         "repeat_factors": factors,
     }

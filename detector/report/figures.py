@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib import pyplot
+from matplotlib.axes import Axes
 
 from detector.imbalance.vocabulary import GROUPS
 from detector.study.plots import draw_differences, draw_levels, panels
@@ -31,6 +33,12 @@ STYLE = {
         ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK
     ),
 }
+
+
+SHARES = (
+    "From bottom to top, each one's foreground in full colour and its background in pale: who is heard, over the whole "
+    "training."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +64,8 @@ def draw(title: str, caption: str, plot: Callable, *, rows: int = 1, columns: in
     return Figure(title, Markup(re.sub(r"<svg ", f'<svg role="img" aria-label="{label}" ', svg, count=1)), caption)
 
 
-def training(steps: list[dict[str, float]]) -> list[Figure]:
-    """Of a run's metrics.csv."""
+def training(steps: list[dict[str, float]], parts: list[dict]) -> list[Figure]:
+    """Of a run's metrics.csv and parts.csv."""
 
     def curve(axes, name: str, label: str) -> None:
         shown = [row for row in steps if name in row]
@@ -103,22 +111,66 @@ def training(steps: list[dict[str, float]]) -> list[Figure]:
         axes.set(yscale="log", ylabel="elements", xlabel="gradient norm |p − target|")
         axes.legend()
 
-    def parts(axes, loss) -> None:
-        names = [name.rpartition("/")[0] for name in measured[0] if name.endswith("/gradient_share_fg")]
-        for place, kind in ((axes, "gradient_share_fg"), (loss, "loss_share_fg")):
-            own = [[row[f"{name}/{kind}"] for row in measured[len(measured) // 2 :]] for name in names]
-            place.barh(names[:30][::-1], [np.mean(values) for values in own][:30][::-1], color=COLOURS[0])
-            place.set(xlabel=f"foreground's share of the {kind.split('_')[0]}", xlim=(0, 1))
-
-    return [
-        *figures,
+    figures += [
         draw("Scores, and how hard the hard background is", "Foreground should rise and background stay low; "
              "where both lie together the detector tells nothing apart.", meters, columns=2),
         draw("Gradient norms, first and last reading", "Easy elements stand at the left, outliers at the right. "
              "What is left at the right end late in training is often a wrong label.", norms, height=2.8),
-        draw("Levels and classes, second half of the run", "A class or level with a short bar learns from background "
-             "almost alone.", parts, columns=2, height=max(2.6, 0.28 * min(30, len(measured[0]) / 6))),
     ]  # fmt: skip
+    if not parts:
+        return figures
+    return [
+        *figures,
+        draw("Who has the loss, by level and class", SHARES, partial(draw_shares, parts, "loss"), columns=2),
+        draw("Who has the gradient, by level and class", SHARES, partial(draw_shares, parts, "gradient"), columns=2),
+        draw("Background per foreground, by level and class", "Mean over the run of what the losses were given: the "
+             "longer the bar, the rarer a positive (the longest 15; without a bar there was none).",
+             partial(draw_ratios, parts), columns=2),
+    ]  # fmt: skip
+
+
+def draw_shares(parts: list[dict], kind: str, *axes: Axes) -> None:
+    """Of each level, and each class, its part of the loss or gradient at each reading, stacked: the foreground's in
+    full colour, the background's in pale; beyond ten the smallest are one."""
+    for ax, rows in zip(axes, _levels_and_classes(parts), strict=True):
+        fg, bg = (
+            {name: np.array([row[f"{kind}_share_{side}"] for row in own]) for name, own in rows.items()}
+            for side in ("fg", "bg")
+        )
+        ranked = sorted(rows, key=lambda name: -(fg[name] + bg[name]).sum())
+        layers, colours, labels = [], [], []
+        for name, colour in zip(ranked, COLOURS, strict=False):
+            layers += [fg[name], bg[name]]
+            colours += [colour, matplotlib.colors.to_rgba(colour, 0.4)]
+            labels += [name, "_"]
+        if others := ranked[len(COLOURS) :]:
+            layers.append(sum(fg[name] + bg[name] for name in others))
+            colours.append("#9a9a9a")
+            labels.append("others")
+        ax.stackplot([row["step"] for row in rows[ranked[0]]], layers, colors=colours, labels=labels, linewidth=0)
+        ax.set(xlabel="step", ylabel=f"share of the {kind}", ylim=(0, 1))
+        ax.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+def draw_ratios(parts: list[dict], *axes: Axes) -> None:
+    """Of each level, and each class, background per foreground over all readings; the highest, at most 15."""
+    for ax, rows in zip(axes, _levels_and_classes(parts), strict=True):
+        fg, bg = ({name: sum(row[f"num_{side}"] for row in own) for name, own in rows.items()} for side in ("fg", "bg"))
+        ratios = sorted((bg[name] / fg[name] if fg[name] else 0, name) for name in rows)[-15:]
+        ax.barh([name for _, name in ratios], [ratio for ratio, _ in ratios], color=COLOURS[0])
+        ax.set(xscale="symlog", xlabel="background per foreground")
+
+
+def _levels_and_classes(parts: list[dict]) -> tuple[dict[str, list[dict]], dict[str, list[dict]]]:
+    """The rows of each level, and of each class, by its name; without a last reading that is only half written."""
+    levels: dict[str, list[dict]] = {}
+    classes: dict[str, list[dict]] = {}
+    rows_of_step = Counter(row["step"] for row in parts if len(row) == len(parts[0]))
+    whole = max(rows_of_step.values())
+    for row in (row for row in parts if rows_of_step[row["step"]] == whole):
+        kind, _, name = row["part"].partition(" ")
+        (classes if name else levels).setdefault(name or kind, []).append(row)
+    return levels, classes
 
 
 def census(census: dict) -> list[Figure]:

@@ -1,14 +1,14 @@
 """The page: sources to HTML."""
 
 import base64
-import math
 from collections.abc import Sequence
+from functools import partial
 
 import jinja2
 
-from detector.report import figures
+from detector.report import figures, tables
 from detector.report.sources import Source
-from detector.study.results import difference_cells, mean_cells
+from detector.report.tables import number
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 
@@ -25,7 +25,7 @@ def make_page(sources: Sequence[Source]) -> str:
     return environment.get_template("template.html.jinja").render(
         sources=[_section(source) for source in sources],
         metrics=METRICS,
-        summary=[[s.name, *(_number(s.metrics.get(name)) for name in METRICS)] for s in with_metrics],
+        summary=[[s.name, *(number(s.metrics.get(name)) for name in METRICS)] for s in with_metrics],
         configured=[source.name for source in sources if source.config],
         differences=_differences([source.config for source in sources if source.config]),
         comparison=comparison,
@@ -34,21 +34,24 @@ def make_page(sources: Sequence[Source]) -> str:
 
 def _section(source: Source) -> dict:
     parts = [
-        ("Study", source.study, figures.study),
-        ("Training", source.steps, figures.training),
-        ("Errors", source.anatomy, figures.anatomy),
-        ("Probe: every loss on this model's scores", source.probe, figures.probe),
-        ("Census: the data and the anchors", source.census, figures.census),
+        ("Study", source.study, figures.study, tables.study),
+        ("Training", source.steps, partial(figures.training, parts=source.parts), None),
+        ("Errors", source.anatomy, figures.anatomy, tables.anatomy),
+        ("Probe: every loss on this model's scores", source.probe, figures.probe, None),
+        ("Census: the data and the anchors", source.census, figures.census, tables.census),
     ]
     metrics = source.metrics or {}
     return {
         "name": source.name,
-        "parts": [(title, draw(values)) for title, values, draw in parts if values],
-        "missing": [
-            title.partition(":")[0].lower() for title, values, _ in parts[1:] if not values and not source.study
+        "parts": [
+            (title, draw(values), list_tables(values) if list_tables else [])
+            for title, values, draw, list_tables in parts
+            if values
         ],
-        "classes": [(n, _number(v["AP"]), _number(v["AP50"])) for n, v in metrics.get("per_class", {}).items()],
-        "study": source.study and (mean_cells(source.study), difference_cells(source.study)),
+        "missing": [
+            title.partition(":")[0].lower() for title, values, *_ in parts[1:] if not values and not source.study
+        ],
+        "classes": [(n, number(v["AP"]), number(v["AP50"])) for n, v in metrics.get("per_class", {}).items()],
         "pictures": [base64.b64encode(path.read_bytes()).decode() for path in source.pictures],
     }
 
@@ -64,7 +67,3 @@ def _flatten(values: object, key: str = "") -> dict[str, object]:
     if not isinstance(values, dict) or not values:
         return {key: values}
     return {k: v for name, value in values.items() for k, v in _flatten(value, f"{key}.{name}".strip(".")).items()}
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None or math.isnan(value) else f"{value:.3f}"

@@ -17,12 +17,13 @@ MAX_PICTURES = 6
 @dataclass(frozen=True, slots=True)
 class Source:
     """One folder: each part is None or empty where the folder lacks it. steps: the rows of metrics.csv, numbers by
-    column, without what was not measured."""
+    column, without what was not measured; parts: those of parts.csv, where `part` is a text."""
 
     name: str
     config: dict
     metrics: dict | None
     steps: list[dict[str, float]]
+    parts: list[dict]
     census: dict | None
     probe: dict | None
     anatomy: dict | None
@@ -34,7 +35,7 @@ def read_source(folder: Path) -> Source:
     """The files in `folder` and, where it lacks one, in the folders directly below it. Raises UserError."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a run's, a probe's, a census's or a study's")
-    found = {name: _find(folder, name) for name in (*KINDS, "config.yaml")}
+    found = {name: _find(folder, name) for name in (*KINDS, "parts.csv", "config.yaml")}
     if not any(found[name] for name in KINDS):
         raise UserError(f"{folder}: nothing to report; looked for {', '.join(KINDS)}")
     config = found["config.yaml"]
@@ -42,7 +43,8 @@ def read_source(folder: Path) -> Source:
         name=folder.resolve().name,
         config=yaml.safe_load(config.read_text()) if config else {},
         metrics=_json(found["metrics.json"]),
-        steps=_steps(found["metrics.csv"]),
+        steps=_rows(found["metrics.csv"]),
+        parts=_rows(found["parts.csv"]),
         census=_json(found["census.json"]),
         probe=_json(found["probe.json"]),
         anatomy=_json(found["anatomy.json"]),
@@ -69,8 +71,8 @@ def _json(file: Path | None) -> dict | None:
     return values
 
 
-def _steps(file: Path | None) -> list[dict[str, float]]:
+def _rows(file: Path | None) -> list[dict]:
     if file is None:
         return []
     with file.open(newline="") as lines:
-        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
+        return [{k: v if k == "part" else float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]

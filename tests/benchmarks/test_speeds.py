@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from detector.benchmarks import evaluation, inference, loader, training
+from detector.benchmarks import census, evaluation, inference, loader, training
 
 
 def test_scoring_the_same_numbers_by_both_tools():
@@ -13,6 +13,16 @@ def test_scoring_the_same_numbers_by_both_tools():
     assert result["largest_difference"] < 1e-9
     truth, found = evaluation.draw(40, 20)
     assert 0.05 < evaluation.coco_metrics(truth, found)["AP50"] < 0.9  # there is something to score
+
+
+def test_a_census_of_drawn_annotations():
+    result = census.run(images=30, cfg="coco_focal_r50_1x.yaml")
+    (row,) = result["rows"]
+    assert 100 < result["boxes"] < 500 and 100 < row["ratio"] < 100_000
+    assert row["images_s"] == pytest.approx(30 / row["seconds"])
+    for record in census.draw(200).records:
+        assert (record.boxes >= 0).all() and (record.boxes[:, [2, 3]] <= (record.width, record.height)).all()
+        assert (record.area >= census.SIDES[0] ** 2 - 1).all()
 
 
 @pytest.mark.slow

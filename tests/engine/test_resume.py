@@ -112,7 +112,7 @@ def assert_equal_runs(found: Run, expected: Run, seen_before: list[tuple]) -> No
     for row in (*rows, *expected_rows):
         row.pop("images_per_s", None)
     assert rows == expected_rows and len(rows) == 2 * STEPS_PER_EPOCH
-    for name in ("metrics.json", "detections.json"):
+    for name in ("metrics.json", "detections.json", "parts.csv"):
         assert (found.folder / name).read_text() == (expected.folder / name).read_text()
     for tag in ("train/loss", "val/AP"):
         assert scalars(found.folder, tag) == scalars(expected.folder, tag)

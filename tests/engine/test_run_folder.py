@@ -150,6 +150,19 @@ def test_a_resumed_run_drops_the_rows_of_the_steps_it_takes_again(here: Path):
     assert (here / "metrics.csv").read_text() == text + f"6,{1 / 3!r}\n"
 
 
+def test_levels_and_classes_have_a_table_of_their_own(here: Path):
+    measured = {"P3/num_fg": 16777216.0, "P3/loss_share_fg": 1 / 3, "class a, b/c/num_fg": 2.0}
+    measured["class a, b/c/loss_share_fg"] = 0.0
+    for first in (0, 1):  # the second time resumed, step 1 taken again
+        with RunFolder(here, num_steps=3, first_step=first) as run:
+            for step in range(first, 3):
+                run.record([{"step": step, "loss": 1.0, **(measured if step != 1 else dict.fromkeys(measured))}])
+    assert (here / "metrics.csv").read_text() == "step,loss\n0,1.0\n1,1.0\n2,1.0\n"
+    reading = 'STEP,P3,1.677722e+07,0.3333333\nSTEP,"class a, b/c",2,0\n'
+    expected = "".join(reading.replace("STEP", str(step)) for step in (0, 2))
+    assert (here / "parts.csv").read_text() == "step,part,num_fg,loss_share_fg\n" + expected
+
+
 def test_a_run_resumed_before_its_first_row_starts_a_clean_file(here: Path):
     record(here, 0, 2, 1.0)
     record(here, 0, 1, 2.0)

@@ -7,7 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from runs import WITH_STATE, assert_same, first_batches, make_trainer, rows_of, scalars, seed_global_generators
+from runs import (
+    STEPS_PER_EPOCH,
+    WITH_STATE,
+    assert_same,
+    first_batches,
+    make_trainer,
+    rows_of,
+    scalars,
+    seed_global_generators,
+)
 from torch import nn
 from torchvision.ops import box_iou
 
@@ -34,22 +43,43 @@ def test_the_columns_of_metrics_csv(finished: tuple[Path, Trainer]):
         *("step", "lr", "loss", "cls", "box", "cls_fg", "cls_bg"),
         *("fg_gradient_share", "grad_norm", "num_fg", "refused", "images_per_s"),
     }
-    meters = finished[1].meter_names
+    meters = [name for name in finished[1].meter_names if "/" not in name]
     assert set(rows[0]) == columns | set(meters)
     every = finished[1].schedule.meter_every
     for row in rows:
         measured = [name for name in meters if row[name]]
         assert measured == (meters if int(row["step"]) % every == 0 else [])
-    counts = {name: float(rows[0][name]) for name in meters if name.endswith("/num_fg")}
-    parts = {kind: [n for name, n in counts.items() if name.startswith(kind)] for kind in ("P", "class")}
-    assert sum(parts["P"]) == sum(parts["class"]) > 0
-    assert sum(parts["P"]) < float(rows[0]["num_fg"]), "the meters read one of the step's two batches"
     for row in ({k: float(v) for k, v in row.items() if k in columns} for row in rows):
         assert all(math.isfinite(v) for v in row.values())
         assert row["cls"] == pytest.approx(row["cls_fg"] + row["cls_bg"], rel=1e-6)
         assert row["loss"] == pytest.approx(row["cls"] + row["box"], rel=1e-6)
         assert row["cls_fg"] > 0 and row["cls_bg"] > 0 and row["images_per_s"] > 0 and row["grad_norm"] > 0
         assert row["lr"] == finished[1].rate(int(row["step"]))
+
+
+def test_parts_csv_has_each_level_and_class_of_each_reading(finished: tuple[Path, Trainer]):
+    rows, trainer = rows_of(finished[0], "parts.csv"), finished[1]
+    names = ["P3", "P4", *(f"class {name}" for name in trainer.description["class_names"])]
+    steps = range(0, trainer.steps_done, trainer.schedule.meter_every)
+    assert [(int(row["step"]), row["part"]) for row in rows] == [(step, name) for step in steps for name in names]
+    for step in steps:
+        own = [row for row in rows if int(row["step"]) == step]
+        levels, classes = own[:2], own[2:]
+        assert sum(float(row["num_fg"]) for row in levels) == sum(float(row["num_fg"]) for row in classes) > 0
+        for part in (levels, classes):
+            shares = [float(row[f"gradient_share_{side}"]) for row in part for side in ("fg", "bg")]
+            assert sum(shares) == pytest.approx(1, abs=1e-5) and min(shares) >= 0
+
+
+def test_a_detector_that_tells_nothing_apart_is_warned_of_once_and_not_at_the_start(tmp_path: Path, caplog):
+    overrides = ("train.epochs=35", "train.lr=1e-9", "train.evaluate_every=0", "train.meter_every=2")
+    trainer = make_trainer(tmp_path, *overrides)
+    trainer.steps_done, trainer.epochs_done = 96, 96 // STEPS_PER_EPOCH
+    trainer.train()
+    lines = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
+    assert len(lines) == 1 and lines[0].startswith("warning: step 100: collapsed to all background: foreground scores")
+    steps = [int(row["step"]) for row in rows_of(tmp_path) if row["mean_p_fg"]]
+    assert steps == [96, 98, 100, 102, 104], "there were readings before, and after"
 
 
 def test_curves_are_drawn_from_metrics_csv(finished: tuple[Path, Trainer]):
@@ -63,6 +93,14 @@ def test_tensorboard_holds_what_the_files_hold(finished: tuple[Path, Trainer]):
     for name in ("loss", "cls_fg", "fg_gradient_share", "num_fg", "lr"):
         expected = [(int(row["step"]), pytest.approx(float(row[name]), rel=1e-6)) for row in rows]
         assert scalars(folder, f"train/{name}") == expected
+    measured = [row for row in rows if row["mean_p_fg"]]
+    for name in ("mean_p_fg", "effective_negatives", "gradient_norm_00"):
+        expected = [(int(row["step"]), pytest.approx(float(row[name]), rel=1e-6)) for row in measured]
+        assert scalars(folder, f"train/{name}") == expected
+    for row in rows_of(folder, "parts.csv"):
+        for kind in ("num_fg", "num_bg", "loss_share_bg", "gradient_share_fg"):
+            value = dict(scalars(folder, f"train/{row['part']}/{kind}"))[int(row["step"])]
+            assert value == pytest.approx(float(row[kind]), rel=1e-6)
     metrics, _ = load_evaluation(folder)
     evaluations = scalars(folder, "val/AP")
     assert [step for step, _ in evaluations] == [3, 6]

@@ -6,8 +6,11 @@ import warnings
 
 import numpy as np
 import pytest
+from tiny import tiny_config, tiny_trainer
 
+from detector.build import build_dataset
 from detector.data.coco import CocoDataset
+from detector.engine.outcome import load_evaluation
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.tide import match, precision_curve, tide
 
@@ -95,6 +98,23 @@ def test_perturbed_real_annotations_agree_with_the_package(shared_data):
     ours = tide(match(ground_truth, detections), len(ids))
     for name, cost in reference(ground_truth, detections).items():
         assert ours[name] == pytest.approx(cost, abs=1e-12), name
+
+
+@pytest.mark.slow
+def test_a_trained_models_detections_agree_with_the_package(tmp_path):
+    """Ten seconds of training: some objects found, and every type of error."""
+    recipe = ("model.head_norm=group", "train.optimizer=adamw", "train.lr=0.002", "train.clip_norm=10")
+    schedule = ("train.epochs=14", "train.warmup_steps=10", "train.schedule=cosine", "train.evaluate_every=0")
+    seen = ("data.train.num_images=48", "data.val.num_images=24", "data.val.split=train", "train.batch_size=4")
+    trainer = tiny_trainer(tmp_path, *recipe, *schedule, *seen, "evaluation.score_threshold=0.02")
+    trainer.train()
+    dataset = build_dataset(tiny_config(tmp_path, *seen), "val")
+    ground_truth, (metrics, detections) = dataset.ground_truth(), load_evaluation(tmp_path)
+    ours = tide(match(ground_truth, detections), len(dataset.class_names))
+    assert metrics["AP50"] > 0.1 and len(detections) > 500
+    assert all(ours[kind] > 0 for kind in ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"))
+    for name, cost in reference(ground_truth, detections).items():
+        assert ours[name] == pytest.approx(cost, abs=1e-9), name
 
 
 def test_precision_curve_is_cocos():

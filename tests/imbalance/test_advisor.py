@@ -3,7 +3,9 @@ import copy
 import numpy as np
 import pytest
 
-from detector.imbalance.advisor import Advice, advise, alpha_of_probe, overlay
+from detector.imbalance import advisor
+from detector.imbalance.advisor import Advice, alpha_of_probe, overlay
+from detector.imbalance.balance import initial_alpha
 
 CENSUS = {
     "num_images": 100,
@@ -13,13 +15,18 @@ CENSUS = {
         {"name": "a", "objects": 400, "images": 90, "foreground": 800},
         {"name": "b", "objects": 100, "images": 40, "foreground": 200},
     ],
+    "by_image": {"images_without_objects": 10, "foreground": {"quantiles": {"50": 9, "95": 20.5}}},
     "matches": {"objects": 500, "unmatched": 0, "low_quality": 5},
     "anchor_suggestion": {
         **{"sizes": [[10.0], [20.0]], "ratios": [1.0]},
         "recall": {"now": 0.99, "suggested": 0.995},
     },
-    "remedies": {"alpha": {"2.0": 0.3}, "class_weights": {"effective_number": {"a": 0.4, "b": 1.6}}},
+    "remedies": {"prior": 0.01, "class_weights": {"effective_number": [0.4, 1.6]}},
 }
+
+
+def advise(census: dict, probe: dict | None = None, gamma: float = 2.0) -> list[Advice]:
+    return advisor.advise(census, probe, gamma)
 
 
 def change(**parts) -> dict:
@@ -50,8 +57,39 @@ def keys(advice: list[Advice]) -> list[str]:
 def test_a_strong_imbalance_gets_focal_loss():
     (one,) = advise(CENSUS)
     assert one.key == "loss.classification"
-    assert one.value == {"type": "focal", "gamma": 2.0, "alpha": 0.25} and "alpha 0.3" in one.reason
+    assert (
+        one.value == {"type": "focal", "gamma": 2.0, "alpha": 0.25}
+        and "(Under-sampling would keep one background anchor in 99)" in one.reason
+    )
+    first = initial_alpha(1_000, 199_000, 2.0, 0.01)
+    assert f"on the very first scores at alpha {first:.3g}" in one.reason
     assert "199 background elements per foreground" in one.reason  # 100,000 rows of 2 classes, 1,000 of them foreground
+
+
+@pytest.mark.parametrize(("gamma", "alpha"), [(0.5, 0.5), (1.0, 0.25), (4.0, 0.25)])
+def test_a_chosen_gamma_gets_its_alpha(gamma, alpha):
+    (one,) = advise(CENSUS, gamma=gamma)
+    assert one.value == {"type": "focal", "gamma": gamma, "alpha": alpha}
+    (one,) = advise(CENSUS, probe(0.1), gamma=gamma)
+    assert (
+        one.value["alpha"] == max(0.05, round(alpha_of_probe(probe(0.1), gamma), 3))
+        and f"at gamma {gamma:g}" in one.reason
+    )
+
+
+def test_without_focusing_the_background_is_under_sampled():
+    loss, sampler = advise(CENSUS, gamma=0.0)
+    assert loss.value == {"type": "cross_entropy"} and sampler.key == "anchor_sampler"
+    assert sampler.value == {"type": "random", "count": 42, "foreground_fraction": 0.5}  # 21 of each hold 95% of images
+    assert "one in 99" in sampler.reason
+    mild = change(anchors={"foreground": 1_000, "ignored": 0, "background": 5_000})
+    assert keys(advise(mild, gamma=0.0)) == ["loss.classification"]
+
+
+def test_images_are_drawn_by_class_where_most_have_no_object():
+    empty = change(by_image=CENSUS["by_image"] | {"images_without_objects": 60})
+    _, sampler = advise(empty)
+    assert sampler.key == "data.sampler" and sampler.value == {"type": "class_balanced"} and "60%" in sampler.reason
 
 
 def test_a_mild_one_needs_none():

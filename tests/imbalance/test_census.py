@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -68,6 +69,8 @@ def test_counts_are_those_of_the_assigner_on_every_anchor(assigner):
             ]
         assert count.by_class.tolist() == [(targets.labels[0] == k).sum().item() for k in range(NUM_CLASSES)]
         objects = [i for i in range(len(boxes)) if not crowd[i]]
+        between = ignored_by_hand(anchors, boxes, objects, targets.labels[0], assigner)
+        assert count.object_ignored.tolist() == between
         iou = pairwise_iou(anchors, boxes)
         for i, number, best in zip(objects, count.object_anchors, count.object_iou, strict=True):
             own = (targets.labels[0] == labels[i]) & (targets.boxes[0] == boxes[i]).all(dim=1)
@@ -75,11 +78,24 @@ def test_counts_are_those_of_the_assigner_on_every_anchor(assigner):
             assert best == pytest.approx(iou[own, i].max().item() if own.any() else 0, abs=1e-6)
 
 
+def ignored_by_hand(anchors, boxes, objects, labels, assigner) -> list[int]:
+    """Of each object the ignored anchors that overlap it most and from the assigner's `background` on."""
+    counts = [0] * len(objects)
+    if not objects or isinstance(assigner, ATSSAssigner):
+        return counts
+    iou = pairwise_iou(anchors, boxes[objects])
+    for own, label in zip(iou.tolist(), labels.tolist(), strict=True):
+        best = max(range(len(objects)), key=own.__getitem__)
+        if label == -1 and own[best] > 0 and own[best] >= assigner.background:
+            counts[best] += 1
+    return counts
+
+
 def test_processes_count_what_one_process_counts():
     setting = make_setting(ASSIGNERS[0])
     records = [make_record(seed) for seed in range(230)]
     for one, other in zip(count_all(records, setting, 2), count_images(records, setting), strict=True):
-        for name in ("anchors", "by_class", "object_anchors", "object_iou"):
+        for name in ("anchors", "by_class", "object_anchors", "object_iou", "object_ignored"):
             assert np.array_equal(getattr(one, name), getattr(other, name))
 
 
@@ -118,20 +134,88 @@ def test_figures_by_hand():
     ties = int((iou == iou.max()).sum())
     assert census["anchors"] == {"foreground": 2 + ties, "ignored": 0, "background": 128 - 2 - ties}
     assert census["ratio"] == (126 - ties) / (2 + ties)
-    assert census["by_class"] == [
-        {"name": "a", "objects": 2, "images": 1, "foreground": 2},
-        {"name": "b", "objects": 1, "images": 1, "foreground": ties},
-    ]
+    rows = [("a", 2, 1, 2), ("b", 1, 1, ties)]
+    for row, expected in zip(census["by_class"], rows, strict=True):
+        assert tuple(row[key] for key in ("name", "objects", "images", "foreground")) == expected
+    assert census["by_class"][0]["foreground_of_object"]["quantiles"]["50"] == 1
+    assert set(census["by_class"][1]["foreground_of_object"]["quantiles"].values()) == {ties}
+    assert census["by_level"][0]["foreground_of_image"]["quantiles"]["100"] == 2 + ties
+    assert census["by_level"][0]["foreground_of_image"]["quantiles"]["0"] == 0
     assert census["matches"] == {"objects": 3, "unmatched": 0, "low_quality": 1}
-    assert census["by_size"][0] == {
-        **{"name": "small", "objects": 3, "foreground": 2 + ties, "unmatched": 0, "low_quality": 1}
-    }
+    small = census["by_size"][0]
+    expected = {"name": "small", "objects": 3, "foreground": 2 + ties, "unmatched": 0, "low_quality": 1, "ignored": 0}
+    assert {key: small[key] for key in expected} == expected
+    assert small["foreground_of_object"]["quantiles"]["100"] == max(1, ties)
     assert census["by_image"]["images_without_objects"] == census["by_image"]["images_without_foreground"] == 1
     assert census["by_image"]["objects"]["quantiles"]["50"] == 1.5
     assert census["max_iou"]["counts"][19] == census["max_iou"]["counts"][10] == census["max_iou"]["counts"][1] == 1
     assert census["anchor_suggestion"]["recall"]["now"] == pytest.approx(2 / 3)
-    assert census["remedies"]["class_weights"]["inverse_frequency"] == pytest.approx({"a": 2 / 3, "b": 4 / 3})
-    assert json.loads(json.dumps(census, allow_nan=False)) == census
+    remedies = census["remedies"]
+    assert remedies["class_weights"]["inverse_frequency"] == pytest.approx([2 / 3, 4 / 3])
+    assert remedies["repeat_factors"]["0.1"] == {"classes": [1, 1], "largest": 1, "epoch": 1}  # each in half the images
+    json.dumps(census)  # plain numbers
+
+
+def test_an_ignored_anchor_is_its_objects():
+    """16 x 16 anchors at multiples of 8; an object 8 wide and 14 high on one, 16 x 16 in all: IoU 112 / 256 = 0.4375
+    with the anchor around it, between background and foreground. It lies in a crowd of its class as well."""
+    setting = Setting(
+        grid=AnchorGrid((3, 3), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2, low_quality=False),
+        divisor=8, prior=0.01, num_classes=2, target_size=partial(target_size, short_side=64, long_side=64),
+    )  # fmt: skip
+    between = [12.0, 9, 20, 23]
+    crowd = [40.0, 0, 64, 64]
+    boxes = np.array([between, crowd], np.float32)
+    record = Record(Path("a"), 1, 64, 64, boxes, np.array([1, 1]), np.array([False, True]), np.array([112.0, 1536]))
+    census = take_census([record], ["a", "b"], setting)
+    assert [row["ignored"] for row in census["by_class"]] == [0, 1]
+    assert [row["ignored"] for row in census["by_size"]] == [1, 0, 0]
+    assert census["anchors"]["ignored"] > 1, "those in the crowd are no object's"
+
+
+def make_records(*boxes_of_images: list[list[float]]) -> list[Record]:
+    """One class, 64 x 64."""
+    records = []
+    for i, boxes in enumerate(boxes_of_images):
+        boxes = np.array(boxes, np.float32).reshape(-1, 4)
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        records.append(
+            Record(Path(f"{i}"), i, 64, 64, boxes, np.zeros(len(boxes), int), np.zeros(len(boxes), bool), areas)
+        )
+    return records
+
+
+def test_crowding_by_hand():
+    """Two boxes with 2/3, one that touches neither, one alone in its image."""
+    one, other, apart = [0, 0, 10, 10], [0, 2, 10, 12], [30, 30, 40, 40]
+    census = take_census(make_records([one, other, apart], [one], []), ["a", "b", "c"], make_setting(ASSIGNERS[0]))
+    assert census["crowding"] == {"mean_max_iou": pytest.approx(2 * (8 / 12) / 4), "objects_overlapping_half": 2}
+
+
+def test_repeat_factors_are_the_papers():
+    """sqrt(t / f) of a class in the fraction f of the images, 1 at least; an image has its rarest class's."""
+    records = make_records(*[[[0, 0, 10, 10]]] * 100)
+    records[7].labels[:] = 1  # f = 0.01
+    found = take_census(records, ["a", "b", "c"], make_setting(ASSIGNERS[0]))["remedies"]["repeat_factors"]
+    assert found["0.1"]["classes"] == pytest.approx([1, math.sqrt(10), math.nan], nan_ok=True)
+    assert found["0.1"]["largest"] == pytest.approx(math.sqrt(10))
+    assert found["0.1"]["epoch"] == pytest.approx((99 + math.sqrt(10)) / 100)
+    assert found["0.001"]["classes"] == pytest.approx([1, 1, math.nan], nan_ok=True)
+
+
+def test_the_suggestions_recall_is_that_of_all_its_anchors():
+    records = [make_record(seed) for seed in range(40)]
+    setting = make_setting(ASSIGNERS[0])
+    fit = take_census(records, list("abc"), setting)["anchor_suggestion"]
+    suggested = replace(setting.grid, sizes=fit["sizes"], ratios=fit["ratios"])
+    for which, grid in (("now", setting.grid), ("suggested", suggested)):
+        best = []
+        for record in records:
+            boxes = scaled_boxes(record, setting)[torch.from_numpy(~record.crowd)]
+            anchors = torch.cat(grid.of_image(padded_size(record, setting)))
+            best += pairwise_iou(anchors, boxes).amax(dim=0).tolist()
+        assert fit["recall"][which] == pytest.approx(sum(iou >= 0.5 for iou in best) / len(best))
+        assert fit["mean_max_iou"][which] == pytest.approx(sum(best) / len(best), rel=1e-5)
 
 
 def test_suggested_anchors_fit_boxes_of_known_shapes():
@@ -174,4 +258,7 @@ def test_real_annotations_with_crowds(shared_data):
     assert [c["objects"] for c in census["by_class"]] == counts.tolist()
     assert sum(row["foreground"] for row in census["by_level"]) == sum(c["foreground"] for c in census["by_class"])
     assert census["matches"]["unmatched"] <= census["matches"]["low_quality"] + census["matches"]["unmatched"]
+    in_objects = [sum(row["ignored"] for row in census[part]) for part in ("by_class", "by_size")]
+    assert in_objects[0] == in_objects[1] > 0
+    assert in_objects[0] < census["anchors"]["ignored"], "some lie in crowds"
     assert 100 < census["ratio"] < 10_000

@@ -64,11 +64,27 @@ def test_every_meter_against_loops(foreground):
     for part in ("P3", "P4", "class a", "class b", "class c"):
         own = [r for r in rows if part in r[4:]]
         expected[f"{part}/num_fg"] = sum(r[0] for r in own)
-        expected[f"{part}/loss_share_fg"] = sum(r[3] for r in own if r[0]) / sum(r[3] for r in own)
-        expected[f"{part}/gradient_share_fg"] = sum(r[2] for r in own if r[0]) / sum(r[2] for r in own)
+        for kind, column in (("loss", 3), ("gradient", 2)):
+            for side, target in (("fg", True), ("bg", False)):
+                share = sum(r[column] for r in own if r[0] == target) / sum(r[column] for r in rows)
+                expected[f"{part}/{kind}_share_{side}"] = share
+        # an anchor is background of a level as a whole, and of every class that it is not
+        background = labels[:, slice(*((0, LEVELS[0]) if part == "P3" else (LEVELS[0], None)))] == NUM_CLASSES
+        expected[f"{part}/num_bg"] = background.sum().item() if part[0] == "P" else sum(not r[0] for r in own)
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize("parts", [("P3", "P4"), ("class a", "class b", "class c")], ids=["levels", "classes"])
+def test_the_parts_make_up_the_step(parts):
+    _, gradient, _, labels, found = reading(1)
+    own, pull = gradient_sums(gradient, labels).tolist()
+    assert sum(found[f"{part}/gradient_share_fg"] for part in parts) == pytest.approx(own / pull, rel=1e-5)
+    for kind in ("loss", "gradient"):
+        assert sum(found[f"{part}/{kind}_share_{side}"] for part in parts for side in ("fg", "bg")) == pytest.approx(1)
+    if parts[0] == "P3":
+        assert sum(found[f"{part}/num_bg"] for part in parts) == found["num_bg"]
 
 
 def test_the_parts_of_a_batch_add_up_to_it():
@@ -77,11 +93,6 @@ def test_the_parts_of_a_batch_add_up_to_it():
         measure(logits[i], gradient[i], elements[i], labels[i], LEVELS) for i in (slice(None), slice(0, 1), slice(1, 2))
     )
     torch.testing.assert_close(sum(parts), whole)
-    own, pull = gradient_sums(gradient, labels).tolist()
-    found = dict(zip(NAMES, read(whole).tolist(), strict=True))
-    pulls = gradient.abs().sum(dim=(0, 1)).tolist()
-    together = sum(found[f"class {n}/gradient_share_fg"] * part for n, part in zip("abc", pulls, strict=True))
-    assert (own, pull) == pytest.approx((together, sum(pulls)), rel=1e-5)
 
 
 HEALTHY = {"num_fg": 30.0, "mean_p_fg": 0.4, "mean_p_bg": 0.02, "fg_gradient_share": 0.5}

@@ -1,11 +1,13 @@
 """The probe against loops over ten hand-made anchors, and against exact sorting."""
 
 import math
+import tracemalloc
 
 import pytest
 import torch
-from tiny import names_of_the_library
+from tiny import names_of_the_library, tiny_config
 
+from detector.build import build_dataset, build_probe, build_trained_model, place
 from detector.imbalance.probe import NORM_BINS, SCORE_BINS, Probe
 from detector.imbalance.vocabulary import GROUPS
 from detector.losses import CLASSIFICATION_LOSSES
@@ -94,6 +96,47 @@ def test_cumulative_curve_by_hand(kind, label):
     assert curve["loss"] == pytest.approx([sum(losses[:i]) / sum(losses) for i in range(len(losses) + 1)], abs=1e-6)
 
 
+# Two foreground anchors, so that mining at 3 : 1 leaves one of seven background anchors out.
+TEN = [(0.62, 0), (0.04, 0), *((p, 1) for p in (0.001, 0.02, 0.05, 0.15, 0.3, 0.7, 0.95)), (0.5, -1)]
+
+
+def build_loss(name: str):
+    own = {"equalized_focal": {"num_classes": 1}}
+    return CLASSIFICATION_LOSSES.build(name, **own.get(name, {}))
+
+
+@pytest.mark.parametrize("name", names_of_the_library(CLASSIFICATION_LOSSES))
+def test_figures_of_every_loss_on_ten_anchors(name):
+    """Against the loss's own elements and gradient in float64, sorted and summed one by one."""
+    predictions, targets = batch_of(TEN)
+    probe = Probe({name: build_loss(name)})
+    probe.update(predictions, targets)
+    found = probe.compute()["losses"][name]
+
+    loss = build_loss(name).train()
+    leaf = predictions.logits.double().requires_grad_()
+    settings = {"level_sizes": predictions.level_sizes, "quality": torch.ones(1, 10)}  # each box is its target
+    loss(leaf, targets.labels, 2, **settings).backward()
+    elements = loss.elements(leaf.detach(), targets.labels, **settings).flatten().tolist()
+    pulls = leaf.grad.abs().flatten().tolist()
+
+    for kind, label in (("foreground", 0), ("background", 1)):
+        losses = sorted(value for value, (_, y) in zip(elements, TEN, strict=True) if y == label)
+        curve = found["cumulative"][kind]
+        if sum(losses) == 0:
+            assert curve == {"elements": [], "loss": []}
+            continue
+        # those of one bin come together: equal losses, and all below 1e-12
+        ends = [i for i in range(1, len(losses)) if losses[i] > max(1.01 * losses[i - 1], 2e-12)]
+        ends = [0, *ends, len(losses)]
+        assert curve["elements"] == pytest.approx([i / len(losses) for i in ends])
+        assert curve["loss"] == pytest.approx([sum(losses[:i]) / sum(losses) for i in ends], abs=1e-6)
+    assert sum(pulls) > 0
+    for i, share in enumerate(found["reweighted"]):
+        own = [pull for pull, (p, y) in zip(pulls, TEN, strict=True) if y >= 0 and int(abs(p - (y == 0)) * 30) == i]
+        assert share == pytest.approx(sum(own) / sum(pulls), rel=1e-4, abs=1e-9)
+
+
 def test_cumulative_curve_of_many_elements_equals_sorting_them():
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(1, 100_000, 1, generator=generator) - 3
@@ -113,7 +156,7 @@ def test_cumulative_curve_of_many_elements_equals_sorting_them():
         assert x.diff().min() > 0
 
 
-def test_memory_does_not_grow_with_the_images():
+def test_histograms_do_not_grow_with_the_images():
     probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("focal", "ghm_c")})
 
     def size() -> int:
@@ -126,13 +169,31 @@ def test_memory_does_not_grow_with_the_images():
     assert size() == before and probe.num_images == 20
 
 
+def test_a_pass_over_more_images_takes_no_more_memory(tmp_path, monkeypatch):
+    """Detections, which an evaluation collects, would take 100 kB an image here."""
+    own = {name: CLASSIFICATION_LOSSES._parts[name] for name in names_of_the_library(CLASSIFICATION_LOSSES)}
+    monkeypatch.setattr(CLASSIFICATION_LOSSES, "_parts", own)  # other tests register parts that do nothing
+    config = tiny_config(tmp_path, "evaluation.score_threshold=0.0", "evaluation.batch_size=2")
+    whole = build_dataset(config, "train")
+    model, device, dtype = place(build_trained_model(config, whole), config)
+
+    def peak(dataset) -> int:
+        run = build_probe(config, dataset, device, dtype)
+        tracemalloc.start()
+        probe = run(model)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert probe.num_images == len(dataset)
+        return size
+
+    part = whole.evenly(6)
+    peak(part)  # what the first pass alone leaves behind
+    assert peak(whole) - peak(part) < 50_000
+
+
 @pytest.mark.parametrize("labels", [(1, 1, 1), (-1, -1, -1), (0, 1, -1)], ids=str)
 def test_every_loss_of_the_library_is_scored_with_and_without_objects(labels):
-    losses = {
-        name: CLASSIFICATION_LOSSES.build(name, **({"num_classes": 1} if name == "equalized_focal" else {}))
-        for name in names_of_the_library(CLASSIFICATION_LOSSES)
-    }
-    probe = Probe(losses)
+    probe = Probe({name: build_loss(name) for name in names_of_the_library(CLASSIFICATION_LOSSES)})
     probe.update(*batch_of(list(zip((0.2, 0.6, 0.9), labels, strict=True))))
     for name, found in probe.compute()["losses"].items():
         for kind in ("loss", "gradient"):

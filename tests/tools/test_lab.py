@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -42,6 +43,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / "study/tables.json").write_text(json.dumps(study_tables()))
         page = folder / "report.html"
         assert run_tool("report", run, folder / "census", folder / "study", "--out", page) == 0
+        other = (folder / "other", "loss.classification=ghm_c", "train.epochs=1")
+        assert run_tool("train", "--cfg", cfg, "--out", *other) == 0
+        assert run_tool("report", run, folder / "other", "--out", folder / "two.html") == 0
         yield folder
 
 
@@ -72,8 +76,6 @@ def test_the_probe_re_scores_every_loss(lab):
     for name, loss in probe["losses"].items():
         assert sum(loss["gradient"].values()) == pytest.approx(1), name
     assert probe["trained_with"]["type"] == "focal"
-    metrics = json.loads((run_of(lab) / "metrics.json").read_text())
-    assert probe["AP"] == pytest.approx(metrics["AP"])
 
 
 @pytest.mark.slow
@@ -112,6 +114,11 @@ def test_the_advice_is_a_config(lab):
     assert run_tool("advise", *arguments, "--out", out) == 0
     advised, base = load_config(str(out)), load_config(str(lab / "tiny.yaml"))
     assert advised.data == base.data and "loss" in yaml.safe_load(out.read_text())
+    assert run_tool("advise", *arguments, "--gamma", "0", "--out", out) == 0
+    advised = load_config(str(out))
+    assert advised.loss.classification["type"] == "cross_entropy" and advised.anchor_sampler["type"] == "random"
+    assert run_tool("advise", *arguments, "--gamma", "-1", "--out", lab / "none.yaml") == 2
+    assert not (lab / "none.yaml").exists()
 
 
 @pytest.mark.slow
@@ -129,6 +136,70 @@ def test_a_report_of_something_else_is_refused_in_one_line(tmp_path, capsys, fil
     assert run_tool("report", tmp_path, "--out", tmp_path / "r.html") == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1 and not (tmp_path / "r.html").exists()
+
+
+class Tables(HTMLParser):
+    """Each table of a page as its rows of texts, by the heading before it."""
+
+    def __init__(self, page: Path):
+        super().__init__()
+        self.found: dict[str, list[list[str]]] = {}
+        self.heading = self.inside = ""
+        self.feed(page.read_text())
+
+    def handle_starttag(self, tag: str, _: list) -> None:
+        if tag in ("h2", "h3", "h4"):
+            self.heading = ""
+        elif tag == "table":
+            self.found[self.heading] = []
+        elif tag == "tr":
+            self.found[self.heading].append([])
+        self.inside = tag
+
+    def handle_data(self, data: str) -> None:
+        if self.inside in ("h2", "h3", "h4"):
+            self.heading += data
+        elif self.inside in ("th", "td"):
+            self.found[self.heading][-1].append(data)
+
+    def handle_endtag(self, _: str) -> None:
+        self.inside = ""
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_census_and_the_anatomy_found(lab):
+    found = Tables(lab / "report.html").found
+    census = json.loads((lab / "census/census.json").read_text())
+    anatomy = json.loads((run_of(lab) / "evaluation_val/anatomy.json").read_text())
+    scores = anatomy["anchor_level"]
+    anchors = [f"{scores[name]:.4f}" for name in ("roc_auc", "average_precision")]
+    assert found["Anchors, foreground against background"][1] == anchors
+    assert found["AP by object size"][1][0] == f"{anatomy['by_size']['small']:.3f}"
+    assert found["Crowding"][1][0] == f"{census['crowding']['mean_max_iou']:.3f}"
+    alphas = census["remedies"]["alpha"]
+    assert found["Remedies: alpha at which the first scores pull alike"] == [
+        [f"gamma {gamma}" for gamma in alphas],
+        [f"{alpha:.3f}" for alpha in alphas.values()],
+    ]
+    classes = found["Remedies: class weights and repeat factors"][1:]
+    assert [row[0] for row in classes] == census["class_names"]
+    weights = census["remedies"]["class_weights"]["inverse_frequency"]
+    assert [row[3] for row in classes] == [f"{weight:.3f}" for weight in weights]
+    factors = census["remedies"]["repeat_factors"]["0.1"]["classes"]
+    assert [row[-1] for row in classes] == [f"{factor:.2f}" for factor in factors]
+    assert sum(int(row[2]) for row in found["Object sizes"][1:]) == census["anchors"]["foreground"]
+
+
+@pytest.mark.slow
+def test_two_runs_side_by_side(lab):
+    found = Tables(lab / "two.html").found
+    differences = {row[0]: row[1:] for row in found["Where the configs differ"][1:]}
+    assert differences["loss.classification.type"] == ["focal", "ghm_c"]
+    assert differences["train.epochs"] == ["4", "1"]
+    assert all(key.startswith(("loss.classification.", "train.epochs")) for key in differences)
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (run_of(lab), lab / "other")]
+    assert [row[1] for row in found["Summary"][1:]] == [f"{one['AP']:.3f}" for one in metrics]
+    assert (lab / "two.html").read_text().count('aria-label="COCO metrics side by side"') == 1
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +230,7 @@ def test_the_page_in_a_browser(lab, browser, scheme, width, tmp_path):
     assert page.locator("script").count() == 0, "a folder's name came out as a script"
 
     figures = page.locator("figure")
-    assert figures.count() == 2 + 4 + 4 + 4 + 3  # study, training, anatomy, probe, census
+    assert figures.count() == 2 + 6 + 4 + 4 + 3  # study, training, anatomy, probe, census
     for i in range(figures.count()):
         picture = tmp_path / f"{i}.png"
         figures.nth(i).locator("svg").screenshot(path=picture)
