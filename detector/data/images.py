@@ -140,9 +140,10 @@ def _orientation(image: Image.Image) -> int:
     exif = Image.Exif()
     try:
         exif.load(image.info.get("exif", b""))  # image.getexif would decode a PNG first
-        return exif.get(ORIENTATION, 1)
-    except (SyntaxError, ValueError, OSError):  # corrupt metadata turn nothing
-        return 1
+        orientation = exif.get(ORIENTATION)
+    except (SyntaxError, ValueError, OSError):
+        orientation = None
+    return orientation if orientation in range(1, 9) else 1  # corrupt metadata turn nothing
 
 
 def _jpeg_has_end(data: bytes) -> bool:
