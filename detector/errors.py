@@ -1,11 +1,10 @@
 """What ends a tool early, beside bugs."""
 
-
 MAX_LINE = 1000
 
 
 def one_line(text: str) -> str:
-    """Without line breaks and control characters, which names in a file may have; cut in the middle where it is long."""
+    """Without line breaks and control characters, which names in files may have; cut in the middle where long."""
     line = "".join(c if c.isprintable() else " " for c in text)
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} ... {line[-MAX_LINE // 2 :]}"
 

@@ -15,6 +15,7 @@ from detector.data.images import MAX_PIXELS
 from detector.errors import UserError
 from detector.registry import DATASETS
 
+MAX_ID = 2**53  # as far as every reader of JSON counts exactly
 MAX_OVERHANG = 1.0  # pixels that a box may reach over its image's edge before that is worth a word
 MIN_CORNERS = 5  # boxes that must agree before they are taken for corners
 
@@ -65,11 +66,11 @@ def parse_coco(
         image = f" of image '{file_names[owner[index]]}'" if owner[index] >= 0 else ""
         return f"{source}: annotation {entry.get('id', index)}{image}"
 
-    owner = _positions(annotations, "image_id", image_ids, source)
+    owner = _positions(annotations, "image_id", image_ids)
     findings.add(
         "annotation_orphan",
         np.flatnonzero(owner < 0),
-        lambda i: f"{describe(i)} has image_id {annotations[i]['image_id']}, which 'images' does not list",
+        lambda i: f"{describe(i)} has image_id {annotations[i].get('image_id')!r}, which 'images' does not list",
     )
     valid = owner >= 0
     lost = valid & ~usable[owner]
@@ -88,7 +89,7 @@ def parse_coco(
     order = order[np.argsort(owner[order], kind="stable")]
     ends = np.searchsorted(owner[order], np.arange(len(file_names)), side="right")
     starts = np.concatenate(([0], ends))
-    boxes, labels, crowd, area = boxes[order].astype(np.float32), labels[order], crowd[order] != 0, area[order]
+    boxes, labels, crowd, area = boxes[order], labels[order], crowd[order] > 0, area[order]
     records = [
         Record(images / name, image_id, int(width), int(height), boxes[s:e], labels[s:e], crowd[s:e], area[s:e])
         for name, image_id, (width, height), s, e, kept in zip(
@@ -107,7 +108,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); correct or replace the file") from None
     if not isinstance(dictionary, dict):
-        raise UserError(f"{path}: a COCO file is one JSON object, this is a {type(dictionary).__name__}")
+        kind = type(dictionary).__name__
+        raise UserError(f"{path}: holds a {kind}, not one JSON object; give an instances file in COCO format")
     return dictionary
 
 
@@ -126,7 +128,8 @@ def _column(entries: list[dict[str, Any]], key: str, kind: type, section: str, s
     for index, value in enumerate(column):
         if type(value) is not kind:
             found = f"is {value!r}" if key in entries[index] else "is missing"
-            raise UserError(f"{source}: {section}[{index}].{key} {found}; it must be of type {kind.__name__}")
+            what = {int: "a whole number", str: "a text"}[kind]
+            raise UserError(f"{source}: {section}[{index}].{key} {found}; give {what}")
     return column
 
 
@@ -136,14 +139,17 @@ def _unique_ids(entries: list[dict[str, Any]], section: str, source: Path) -> li
     for value in ids:
         if value in seen:
             raise UserError(f"{source}: id {value} occurs twice in '{section}'; give each entry its own")
+        if abs(value) > MAX_ID:
+            raise UserError(f"{source}: id {value} in '{section}' is too large; number the entries from 1")
         seen.add(value)
     return ids
 
 
-def _positions(annotations: list[dict[str, Any]], key: str, ids: list[int], source: Path) -> np.ndarray:
+def _positions(annotations: list[dict[str, Any]], key: str, ids: list[int]) -> np.ndarray:
     """(N,) int64: where each annotation's `key` stands among `ids`; -1 where it does not."""
     position = {value: index for index, value in enumerate(ids)}
-    return np.array([position.get(v, -1) for v in _column(annotations, key, int, "annotations", source)], np.int64)
+    values = (annotation.get(key) for annotation in annotations)
+    return np.array([position.get(v, -1) if type(v) is int else -1 for v in values], np.int64)
 
 
 def _usable_images(
@@ -229,11 +235,13 @@ def _classes(
         raise UserError(f"{source}: two categories are named '{twice}'; give each its own name")
     class_names = tuple(sorted(id_of, key=id_of.__getitem__) if classes is None else classes)
 
-    used = _positions(annotations, "category_id", ids, source)
+    used = _positions(annotations, "category_id", ids)
     findings.add(
         "category_unknown",
         np.flatnonzero(valid & (used < 0)),
-        lambda i: f"{describe(i)} has category_id {annotations[i]['category_id']}, which 'categories' does not list",
+        lambda i: (
+            f"{describe(i)} has category_id {annotations[i].get('category_id')!r}, which 'categories' does not list"
+        ),
     )
     valid &= used >= 0
     label_of = {name: label for label, name in enumerate(class_names)}
@@ -267,7 +275,7 @@ def _numbers(
 ) -> np.ndarray:
     """(N,) float64: an optional number of every annotation."""
     values = [default if annotation.get(key) is None else annotation[key] for annotation in annotations]
-    wrong = np.array([not _is_number(value) for value in values], dtype=bool)
+    wrong = np.array([not _is_number(v) or v < 0 or v > MAX_PIXELS for v in values], dtype=bool)  # NaN is unknown
     findings.add("number", np.flatnonzero(valid & wrong), lambda i: f"{describe(i)}: {key} is {values[i]!r}")
     valid &= ~wrong
     return np.array([default if bad else value for value, bad in zip(values, wrong, strict=True)], dtype=np.float64)
@@ -280,14 +288,15 @@ def _clipped_boxes(
     valid: np.ndarray,
     describe: Callable[[int], str],
 ) -> np.ndarray:
-    """(N, 4) float64 xyxy inside images of `sizes` (N, 2) (width, height)."""
+    """(N, 4) float32 xyxy inside images of `sizes` (N, 2) (width, height)."""
     rows = [annotation.get("bbox") for annotation in annotations]
     four = [isinstance(row, list) and len(row) == 4 and all(map(_is_number, row)) for row in rows]
     boxes = np.array([row if good else [np.nan] * 4 for row, good in zip(rows, four, strict=True)], dtype=np.float64)
     x, y, width, height = boxes.reshape(-1, 4).T
     image_width, image_height = sizes.T
-    boxes = np.stack((x, y, x + width, y + height), axis=1)
-    clipped = np.clip(boxes, 0, np.tile(sizes, 2))
+    with np.errstate(over="ignore", invalid="ignore"):
+        boxes = np.stack((x, y, x + width, y + height), axis=1)
+    clipped = np.clip(boxes, 0, np.tile(sizes, 2)).astype(np.float32)
     empty = ~((width > 0) & (height > 0))
 
     def box(i: int) -> str:

@@ -108,8 +108,9 @@ def _check_suffix(path: Path) -> None:
 def _read_bytes(path: Path) -> np.ndarray:
     try:
         data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the image ({error.strerror}); check the path") from None
+    except (OSError, ValueError) as error:  # the latter: a path with a null byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot read the image ({reason}); check the path") from None
     if data.size == 0:
         raise UserError(f"{path}: the image file is empty; replace or remove it")
     return data

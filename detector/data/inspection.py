@@ -1,6 +1,7 @@
 """Every image file of a data set, opened and decoded: the thorough part of the data check. Nothing is written beside
 the images."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -61,11 +62,16 @@ def look_at_all(
     with ThreadPoolExecutor(num_threads) as pool:  # reading, hashing and decoding all release the interpreter
         for path, (key, verdict) in zip(paths, pool.map(judge, paths), strict=True):
             verdicts[path] = known[key] = verdict
+    with contextlib.suppress(OSError):  # a cache that cannot be kept costs time alone
+        _save(cache, known)
+    return verdicts
+
+
+def _save(cache: Path, known: dict[str, Verdict]) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
     temporary.write_text(json.dumps({key: asdict(verdict) for key, verdict in known.items()}))
     os.replace(temporary, cache)
-    return verdicts
 
 
 def _load(cache: Path) -> dict[str, Verdict]:
@@ -108,7 +114,11 @@ def report_files(records: Sequence[Record], verdicts: dict[Path, Verdict], findi
     add("image_cmyk", lambda h, r: h.mode == "CMYK", lambda h: h.mode)
     add("image_deep", lambda h, r: h.is_deep, lambda h: h.mode)
     first: dict[str, Path] = {}
-    copies = [i for i, r in enumerate(records) if first.setdefault(seen[i].digest, r.path) != r.path]
+    copies = [
+        i
+        for i, (h, r) in enumerate(zip(headers, records, strict=True))
+        if h and first.setdefault(seen[i].digest, r.path) != r.path
+    ]
     findings.add("image_same", copies, lambda i: f"{records[i].path} is {first[seen[i].digest]}")
 
 
@@ -131,6 +141,6 @@ def report_leaks(
     train: Sequence[Record], val: Sequence[Record], verdicts: dict[Path, Verdict], findings: Findings
 ) -> None:
     """Adds the images of `val` whose bytes `train` has as well."""
-    known = {verdicts[record.path].digest: record.path for record in train}
+    known = {verdicts[record.path].digest: record.path for record in train if verdicts[record.path].header}
     leaked = [i for i, record in enumerate(val) if verdicts[record.path].digest in known]
     findings.add("image_leaked", leaked, lambda i: f"{val[i].path} is {known[verdicts[val[i].path].digest]}")
