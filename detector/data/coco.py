@@ -106,7 +106,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot read the annotations ({error.strerror}); check the path") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); correct or replace the file") from None
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path}: not valid JSON ({reason}); correct or replace the file") from None
     if not isinstance(dictionary, dict):
         kind = type(dictionary).__name__
         raise UserError(f"{path}: holds a {kind}, not one JSON object; give an instances file in COCO format")
@@ -312,9 +313,11 @@ def _clipped_boxes(
         valid &= ~wrong
     overhang = np.abs(boxes - clipped).max(axis=1, initial=0) > MAX_OVERHANG
     as_corners = (width > x) & (height > y) & (width <= image_width + 1) & (height <= image_height + 1)
-    if valid.sum() >= MIN_CORNERS and as_corners[valid].all() and overhang[valid].mean() > 0.5:
+    if valid.sum() >= MIN_CORNERS and as_corners[valid].all() and overhang[valid].mean() > 0.25:
         findings.add(
-            "box_corners", np.flatnonzero(valid), lambda i: f"{box(i)} fits its image as (x1, y1, x2, y2) only"
+            "box_corners",
+            np.flatnonzero(valid & overhang),
+            lambda i: f"{box(i)} fits its image as (x1, y1, x2, y2) alone, and so do all the others",
         )
     findings.add(
         "box_clipped",

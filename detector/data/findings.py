@@ -54,7 +54,7 @@ KINDS: dict[str, Kind] = {
     "box_corners": Kind(
         "boxes that look like x1, y1, x2, y2 where x, y, width, height belong",
         "taken as written",
-        "convert them",
+        "write x2 - x1 and y2 - y1 in all boxes",
         "invalid",
     ),
     # entries that training can do with
@@ -145,6 +145,6 @@ class Findings:
     def lines(self) -> list[str]:
         """One a kind: how many, what becomes of them, and the first."""
         return [
-            f"{finding.count} {KINDS[kind].what}: {KINDS[kind].becomes} (first: {finding.examples[0]})"
+            f"{KINDS[kind].what}: {finding.count}, {KINDS[kind].becomes} (first: {finding.examples[0]})"
             for kind, finding in self.found.items()
         ]

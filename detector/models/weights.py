@@ -44,7 +44,9 @@ def load_tensors(path: Path) -> dict:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise UserError(f"{path}: not a readable checkpoint of tensors ({_first_line(error)})") from error
+        raise UserError(
+            f"{path}: not a readable checkpoint: damaged, or not what torch.save writes of tensors alone; give another"
+        ) from error
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not a state dict; give a file saved by torch.save")
     return loaded
