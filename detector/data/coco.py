@@ -46,7 +46,8 @@ def parse_coco(
     """Check a COCO dictionary and turn it into records in its order, class names and category ids; `source` is the file
     that messages name.
 
-    An annotation's key `where` says where it stands, if that is not the dictionary's own file.
+    An annotation's keys `where` and `written` say where it stands and what its box reads there, if that is not the
+    dictionary's own file.
     Boxes go from (x, y, w, h) to xyxy, are clipped to their image and not rounded. iscrowd marks crowds; the area is
     the annotation's, or its clipped box's where there is none.
     """
@@ -82,7 +83,7 @@ def parse_coco(
         for key, default in (("iscrowd", 0), ("area", np.nan))
     )
     boxes = _clipped_boxes(annotations, sizes[owner], findings, valid, describe)
-    _check_completeness(annotations, category_ids, source, findings, valid, describe)
+    _check_completeness(annotations, categories, source, findings, valid, describe)
     area = np.where(np.isfinite(area), area, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)).astype(np.float32)
 
     order = np.flatnonzero(valid)
@@ -301,7 +302,7 @@ def _clipped_boxes(
     empty = ~((width > 0) & (height > 0))
 
     def box(i: int) -> str:
-        return f"{describe(i)}: box {rows[i]} (x, y, w, h)"
+        return f"{describe(i)}: {annotations[i].get('written') or f'box {rows[i]} (x, y, w, h)'}"
 
     problems = {
         "box_malformed": (~np.isfinite(boxes).all(axis=1), "is not four finite numbers"),
@@ -329,7 +330,7 @@ def _clipped_boxes(
 
 def _check_completeness(
     annotations: list[dict[str, Any]],
-    category_ids: tuple[int, ...],
+    categories: list[dict[str, Any]],
     source: Path,
     findings: Findings,
     valid: np.ndarray,
@@ -347,5 +348,7 @@ def _check_completeness(
         else:
             taken.add(number)
     findings.add("annotation_id", odd, describe)
-    if sorted(category_ids) != list(range(1, len(category_ids) + 1)):
-        findings.add("category_ids", [0], lambda _: f"{source}: {', '.join(map(str, sorted(category_ids)[:3]))}, ...")
+    ids = sorted(category["id"] for category in categories)
+    if ids != list(range(1, len(ids) + 1)):
+        shown = [*map(str, ids[:3]), *(["..."] if len(ids) > 3 else [])]
+        findings.add("category_ids", [0], lambda _: f"{source}: {', '.join(shown)}")

@@ -136,7 +136,8 @@ def _object(element: ElementTree.Element, one_based: bool) -> dict[str, Any]:
     height = y2 - y1 + first if y2 > y1 else 0.0
     difficult = (element.findtext("difficult") or "").strip() == "1"
     box = [x1 - first, y1 - first, width, height]
-    return {"name": name, "iscrowd": int(difficult), "area": None, "bbox": box}
+    written = f"box {x1:g} {y1:g} {x2:g} {y2:g} (xmin, ymin, xmax, ymax)"
+    return {"name": name, "iscrowd": int(difficult), "area": None, "bbox": box, "written": written}
 
 
 def _number(element: ElementTree.Element, tag: str) -> float:

@@ -69,6 +69,7 @@ class YoloDataset(DetectionDataset):
                     {
                         "id": len(objects) + 1,
                         "where": f"{labels.name}: line {number}",
+                        "written": repr(line.strip()),
                         "image_id": image_id,
                         "category_id": category + 1,
                         "bbox": pixels,

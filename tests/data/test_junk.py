@@ -118,26 +118,17 @@ def listed(entry: dict[str, st.SearchStrategy]) -> st.SearchStrategy:
     return nearly(st.lists(entry, min_size=2, max_size=3, unique_by=lambda entry: str(entry["id"])))
 
 
-names = st.sampled_from(
-    (
-        "a.png",
-        "b.png",
-        "sub/c.png",
-        "b.png",
-        "sub/c.png",
-        "./a.png",
-        "gone.png",
-        "../elsewhere.png",
-        "away.png",
-        ".",
-        "",
-    )
+names = mostly(
+    st.sampled_from(("a.png", "b.png", "sub/c.png")),
+    st.sampled_from(("./a.png", "gone.png", "../elsewhere.png", "away.png", ".", "")),
+    odds=5,
 )
 ids = st.integers(0, 2)
 coordinates = st.one_of(st.floats(-5, 40), st.integers(-5, 40), numbers)
-boxes = st.one_of(
+boxes = mostly(
     st.tuples(st.integers(0, 25), st.floats(0, 15), st.floats(1, 9), st.integers(1, 9)).map(list),
     st.lists(coordinates, min_size=4, max_size=4),
+    odds=3,
 )
 coco_files = st.fixed_dictionaries(
     {
@@ -152,11 +143,11 @@ coco_files = st.fixed_dictionaries(
             entries(
                 {
                     "id": mostly(ids),
-                    "image_id": mostly(ids),
-                    "category_id": mostly(ids),
-                    "bbox": mostly(boxes),
+                    "image_id": mostly(ids, odds=20),
+                    "category_id": mostly(ids, odds=20),
+                    "bbox": mostly(boxes, odds=20),
                 },
-                {"area": mostly(st.floats(0, 600)), "iscrowd": mostly(st.sampled_from((0, 1)))},
+                {"area": mostly(st.floats(0, 600), odds=20), "iscrowd": mostly(st.sampled_from((0, 1)), odds=20)},
                 8,
             )
         ),

@@ -125,6 +125,10 @@ def test_every_kind_is_found(found: Callable, tmp_path: Path):
     assert code == 1 and snapshot(tmp_path / "coco") == before
     _, val = found(*data, "data.invalid=skip", split="val")
     seen = train.keys() | val.keys()
+    assert "category_ids" not in val  # 1 and 2 in the file, whatever the training set has
+    assert val["image_leaked"]["examples"] == [
+        f"{tmp_path}/coco/val/leaked.png: the same as {tmp_path}/coco/train/sound.png"
+    ]
     single = ("alpha", "cmyk", "deep", "turned", "misnamed", "damaged", "unlike", "same", "missing", "outside", "twice")
     assert {kind: train[f"image_{kind}"]["count"] for kind in single} == dict.fromkeys(single, 1)
     assert train["image_grey"]["count"] == 2  # the one of 16 bit too
@@ -241,7 +245,9 @@ def test_images_of_both_splits(sound: Callable, found: Callable, tmp_path: Path)
     (tmp_path / "coco/val/2.png").write_bytes((tmp_path / "coco/train/0.png").read_bytes())
     code, findings = found(*data, split="val")
     assert code == 0 and findings["image_leaked"]["count"] == 1
-    assert findings["image_leaked"]["examples"] == [f"{tmp_path}/coco/val/2.png is {tmp_path}/coco/train/0.png"]
+    assert findings["image_leaked"]["examples"] == [
+        f"{tmp_path}/coco/val/2.png: the same as {tmp_path}/coco/train/0.png"
+    ]
 
 
 def test_empty_files_are_no_copies_of_each_other(sound: Callable, found: Callable, tmp_path: Path):
