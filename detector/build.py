@@ -87,7 +87,10 @@ def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | Non
     if not config.data.keep_empty:
         dataset = dataset.subset(i for i, record in enumerate(dataset.records) if len(record.boxes))
     if not len(dataset):
-        raise UserError(f"data.{split}: no images in the data set; check its paths and its split file")
+        raise UserError(
+            f"data.{split}: no image is left of the data set; check its paths, data.split, data.keep_empty and what "
+            "data.invalid=skip left out"
+        )
     return dataset
 
 

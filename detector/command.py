@@ -16,9 +16,7 @@ def run(main: Callable[[], None]) -> NoReturn:
     try:
         main()
     except UserError as error:
-        # a loader worker's error arrives behind the worker's traceback
-        prefix = f"{UserError.__module__}.{UserError.__name__}: "
-        print("error:", " ".join(str(error).splitlines()).rpartition(prefix)[2], file=sys.stderr)
+        print("error:", error, file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in DISK_ERRORS:

@@ -7,10 +7,9 @@ relative to the working directory (`base` alone is relative to the file that nam
 
 import importlib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -43,6 +42,7 @@ from detector.registry import (
     parse,
 )
 from detector.signatures import declare_parts
+from detector.strict_yaml import Dumper, read_yaml
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -298,7 +298,7 @@ def make_config(values: dict[str, Any]) -> Config:
 def to_yaml(config: Config) -> str:
     """The config with every default filled in, itself a valid file for `load_config`."""
     values = config.model_dump(mode="json")
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
+    return yaml.dump(values, Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
 def merge(base: Any, update: Any) -> Any:
@@ -350,7 +350,7 @@ def _read_file(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _read_mapping(text: str, source: str) -> dict[str, Any]:
-    values = _read_yaml(text, source)
+    values = read_yaml(text, source)
     if values is None:  # an empty file
         return {}
     if not isinstance(values, dict):
@@ -371,69 +371,7 @@ def _read_override(override: str) -> dict[str, Any]:
     keys = key.split(".")
     if not equals or not all(keys):
         raise UserError(f"override {override!r}: should read key.path=value")
-    values = _read_yaml(text, f"override {override!r}")
+    values = read_yaml(text, f"override {override!r}")
     for key in reversed(keys):
         values = {key: values}
     return values
-
-
-def _read_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        raise UserError(f"{source}: line {error.problem_mark.line + 1}: {error.problem}") from None
-    except yaml.YAMLError as error:  # a character that YAML forbids
-        raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the scalars of version 1.2 (1e-4 is a number; no, on and 2024-01-31 are text; 010 is ten), every key
-    text and there once, and neither tags nor anchors."""
-
-    yaml_implicit_resolvers: ClassVar = {}  # none of version 1.1
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
-        mapping: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key should be text", key_node.start_mark)
-            if key_node.value in mapping:
-                problem = f"duplicate key {key_node.value!r}; keep one"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            mapping[key_node.value] = self.construct_object(value_node, deep=deep)
-        return mapping
-
-    def construct_integer(self, node: yaml.ScalarNode) -> int:
-        return int(node.value)
-
-    def fetch_tag(self) -> None:
-        self._refuse("tags (!)")
-
-    def fetch_anchor(self) -> None:
-        self._refuse("anchors (&)")
-
-    def fetch_alias(self) -> None:
-        self._refuse("aliases (*)")
-
-    def _refuse(self, what: str) -> None:
-        problem = f"{what} have no place in a config; quote the text if it is meant as such"
-        raise yaml.scanner.ScannerError(None, None, problem, self.get_mark())
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes each text that either version of YAML would read as something else."""
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-):
-    for _class in (_Loader, _Dumper):
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)

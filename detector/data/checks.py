@@ -30,8 +30,8 @@ def check_records(
         np.flatnonzero(num_objects > max_objects),
         lambda i: f"{records[i].path.name}: {num_objects[i]} objects, evaluation.max_detections is {max_objects}",
     )
-    owner = np.repeat(np.arange(len(records)), [len(r.boxes) for r in records])
-    scales = np.array([scale(record) for record in records])[owner]
+    owner = np.repeat(np.arange(len(records)), np.array([len(r.boxes) for r in records], dtype=np.int64))
+    scales = np.array([scale(record) for record in records], dtype=np.float64)[owner]
     boxes = np.concatenate([np.empty((0, 4), np.float32), *(r.boxes for r in records)])
     sides = (boxes[:, 2:] - boxes[:, :2]) * scales[:, None]
     small = sides.prod(axis=1) < anchor_sides.prod(axis=1).min()

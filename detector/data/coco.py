@@ -15,6 +15,7 @@ from detector.data.images import MAX_PIXELS
 from detector.errors import UserError
 from detector.registry import DATASETS
 
+MAX_ID = 2**53  # as far as every reader of JSON counts exactly
 MAX_OVERHANG = 1.0  # pixels that a box may reach over its image's edge before that is worth a word
 MIN_CORNERS = 5  # boxes that must agree before they are taken for corners
 
@@ -45,7 +46,8 @@ def parse_coco(
     """Check a COCO dictionary and turn it into records in its order, class names and category ids; `source` is the file
     that messages name.
 
-    An annotation's key `where` says where it stands, if that is not the dictionary's own file.
+    An annotation's keys `where` and `written` say where it stands and what its box reads there, if that is not the
+    dictionary's own file.
     Boxes go from (x, y, w, h) to xyxy, are clipped to their image and not rounded. iscrowd marks crowds; the area is
     the annotation's, or its clipped box's where there is none.
     """
@@ -65,11 +67,11 @@ def parse_coco(
         image = f" of image '{file_names[owner[index]]}'" if owner[index] >= 0 else ""
         return f"{source}: annotation {entry.get('id', index)}{image}"
 
-    owner = _positions(annotations, "image_id", image_ids, source)
+    owner = _positions(annotations, "image_id", image_ids)
     findings.add(
         "annotation_orphan",
         np.flatnonzero(owner < 0),
-        lambda i: f"{describe(i)} has image_id {annotations[i]['image_id']}, which 'images' does not list",
+        lambda i: f"{describe(i)} has image_id {annotations[i].get('image_id')!r}, which 'images' does not list",
     )
     valid = owner >= 0
     lost = valid & ~usable[owner]
@@ -81,14 +83,14 @@ def parse_coco(
         for key, default in (("iscrowd", 0), ("area", np.nan))
     )
     boxes = _clipped_boxes(annotations, sizes[owner], findings, valid, describe)
-    _check_completeness(annotations, category_ids, source, findings, valid, describe)
+    _check_completeness(annotations, categories, source, findings, valid, describe)
     area = np.where(np.isfinite(area), area, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)).astype(np.float32)
 
     order = np.flatnonzero(valid)
     order = order[np.argsort(owner[order], kind="stable")]
     ends = np.searchsorted(owner[order], np.arange(len(file_names)), side="right")
     starts = np.concatenate(([0], ends))
-    boxes, labels, crowd, area = boxes[order].astype(np.float32), labels[order], crowd[order] != 0, area[order]
+    boxes, labels, crowd, area = boxes[order], labels[order], crowd[order] > 0, area[order]
     records = [
         Record(images / name, image_id, int(width), int(height), boxes[s:e], labels[s:e], crowd[s:e], area[s:e])
         for name, image_id, (width, height), s, e, kept in zip(
@@ -105,9 +107,11 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot read the annotations ({error.strerror}); check the path") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); correct or replace the file") from None
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path}: not valid JSON ({reason}); correct or replace the file") from None
     if not isinstance(dictionary, dict):
-        raise UserError(f"{path}: a COCO file is one JSON object, this is a {type(dictionary).__name__}")
+        kind = type(dictionary).__name__
+        raise UserError(f"{path}: holds a {kind}, not one JSON object; give an instances file in COCO format")
     return dictionary
 
 
@@ -126,7 +130,8 @@ def _column(entries: list[dict[str, Any]], key: str, kind: type, section: str, s
     for index, value in enumerate(column):
         if type(value) is not kind:
             found = f"is {value!r}" if key in entries[index] else "is missing"
-            raise UserError(f"{source}: {section}[{index}].{key} {found}; it must be of type {kind.__name__}")
+            what = {int: "a whole number", str: "a text"}[kind]
+            raise UserError(f"{source}: {section}[{index}].{key} {found}; give {what}")
     return column
 
 
@@ -136,14 +141,17 @@ def _unique_ids(entries: list[dict[str, Any]], section: str, source: Path) -> li
     for value in ids:
         if value in seen:
             raise UserError(f"{source}: id {value} occurs twice in '{section}'; give each entry its own")
+        if abs(value) > MAX_ID:
+            raise UserError(f"{source}: id {value} in '{section}' is too large; number the entries from 1")
         seen.add(value)
     return ids
 
 
-def _positions(annotations: list[dict[str, Any]], key: str, ids: list[int], source: Path) -> np.ndarray:
+def _positions(annotations: list[dict[str, Any]], key: str, ids: list[int]) -> np.ndarray:
     """(N,) int64: where each annotation's `key` stands among `ids`; -1 where it does not."""
     position = {value: index for index, value in enumerate(ids)}
-    return np.array([position.get(v, -1) for v in _column(annotations, key, int, "annotations", source)], np.int64)
+    values = (annotation.get(key) for annotation in annotations)
+    return np.array([position.get(v, -1) if type(v) is int else -1 for v in values], np.int64)
 
 
 def _usable_images(
@@ -229,11 +237,13 @@ def _classes(
         raise UserError(f"{source}: two categories are named '{twice}'; give each its own name")
     class_names = tuple(sorted(id_of, key=id_of.__getitem__) if classes is None else classes)
 
-    used = _positions(annotations, "category_id", ids, source)
+    used = _positions(annotations, "category_id", ids)
     findings.add(
         "category_unknown",
         np.flatnonzero(valid & (used < 0)),
-        lambda i: f"{describe(i)} has category_id {annotations[i]['category_id']}, which 'categories' does not list",
+        lambda i: (
+            f"{describe(i)} has category_id {annotations[i].get('category_id')!r}, which 'categories' does not list"
+        ),
     )
     valid &= used >= 0
     label_of = {name: label for label, name in enumerate(class_names)}
@@ -267,7 +277,7 @@ def _numbers(
 ) -> np.ndarray:
     """(N,) float64: an optional number of every annotation."""
     values = [default if annotation.get(key) is None else annotation[key] for annotation in annotations]
-    wrong = np.array([not _is_number(value) for value in values], dtype=bool)
+    wrong = np.array([not _is_number(v) or v < 0 or v > MAX_PIXELS for v in values], dtype=bool)  # NaN is unknown
     findings.add("number", np.flatnonzero(valid & wrong), lambda i: f"{describe(i)}: {key} is {values[i]!r}")
     valid &= ~wrong
     return np.array([default if bad else value for value, bad in zip(values, wrong, strict=True)], dtype=np.float64)
@@ -280,18 +290,19 @@ def _clipped_boxes(
     valid: np.ndarray,
     describe: Callable[[int], str],
 ) -> np.ndarray:
-    """(N, 4) float64 xyxy inside images of `sizes` (N, 2) (width, height)."""
+    """(N, 4) float32 xyxy inside images of `sizes` (N, 2) (width, height)."""
     rows = [annotation.get("bbox") for annotation in annotations]
     four = [isinstance(row, list) and len(row) == 4 and all(map(_is_number, row)) for row in rows]
     boxes = np.array([row if good else [np.nan] * 4 for row, good in zip(rows, four, strict=True)], dtype=np.float64)
     x, y, width, height = boxes.reshape(-1, 4).T
     image_width, image_height = sizes.T
-    boxes = np.stack((x, y, x + width, y + height), axis=1)
-    clipped = np.clip(boxes, 0, np.tile(sizes, 2))
+    with np.errstate(over="ignore", invalid="ignore"):
+        boxes = np.stack((x, y, x + width, y + height), axis=1)
+    clipped = np.clip(boxes, 0, np.tile(sizes, 2)).astype(np.float32)
     empty = ~((width > 0) & (height > 0))
 
     def box(i: int) -> str:
-        return f"{describe(i)}: box {rows[i]} (x, y, w, h)"
+        return f"{describe(i)}: {annotations[i].get('written') or f'box {rows[i]} (x, y, w, h)'}"
 
     problems = {
         "box_malformed": (~np.isfinite(boxes).all(axis=1), "is not four finite numbers"),
@@ -303,9 +314,11 @@ def _clipped_boxes(
         valid &= ~wrong
     overhang = np.abs(boxes - clipped).max(axis=1, initial=0) > MAX_OVERHANG
     as_corners = (width > x) & (height > y) & (width <= image_width + 1) & (height <= image_height + 1)
-    if valid.sum() >= MIN_CORNERS and as_corners[valid].all() and overhang[valid].mean() > 0.5:
+    if valid.sum() >= MIN_CORNERS and as_corners[valid].all() and overhang[valid].mean() > 0.25:
         findings.add(
-            "box_corners", np.flatnonzero(valid), lambda i: f"{box(i)} fits its image as (x1, y1, x2, y2) only"
+            "box_corners",
+            np.flatnonzero(valid & overhang),
+            lambda i: f"{box(i)} fits its image as (x1, y1, x2, y2) alone, and so do all the others",
         )
     findings.add(
         "box_clipped",
@@ -317,7 +330,7 @@ def _clipped_boxes(
 
 def _check_completeness(
     annotations: list[dict[str, Any]],
-    category_ids: tuple[int, ...],
+    categories: list[dict[str, Any]],
     source: Path,
     findings: Findings,
     valid: np.ndarray,
@@ -335,5 +348,7 @@ def _check_completeness(
         else:
             taken.add(number)
     findings.add("annotation_id", odd, describe)
-    if sorted(category_ids) != list(range(1, len(category_ids) + 1)):
-        findings.add("category_ids", [0], lambda _: f"{source}: {', '.join(map(str, sorted(category_ids)[:3]))}, ...")
+    ids = sorted(category["id"] for category in categories)
+    if ids != list(range(1, len(ids) + 1)):
+        shown = [*map(str, ids[:3]), *(["..."] if len(ids) > 3 else [])]
+        findings.add("category_ids", [0], lambda _: f"{source}: {', '.join(shown)}")

@@ -51,7 +51,7 @@ class DetectionDataset(Sequence[Sample]):
             image = read_image(record.path, upright=True)
         if image.shape[:2] != size:
             raise UserError(
-                f"{record.path}: the image has {image.shape[1]}x{image.shape[0]} pixels, its annotations say "
+                f"{record.path}: {image.shape[1]}x{image.shape[0]} pixels, its annotations say "
                 f"{record.width}x{record.height}; mend the one that is wrong"
             )
         return make_sample(record, image, size)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from detector.errors import UserError
+from detector.errors import UserError, one_line
 
 Invalid = Literal["error", "skip"]
 NUM_EXAMPLES = 3
@@ -26,7 +26,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     # entries that cannot be meant
     "annotation_file": Kind("annotation files that cannot be used", "left out", "correct the file", "invalid"),
-    "row": Kind("malformed lines of labels", "left out", "correct the line", "invalid"),
+    "object_malformed": Kind("malformed objects of label files", "left out", "correct the object", "invalid"),
     "image_missing": Kind("images that are not there", "left out", "check the images folder", "invalid"),
     "image_outside": Kind(
         "images outside the images folder",
@@ -45,14 +45,16 @@ KINDS: dict[str, Kind] = {
         "annotate both splits with the same classes",
         "invalid",
     ),
-    "number": Kind("annotations with a malformed area or iscrowd", "left out", "write a number", "invalid"),
+    "number": Kind(
+        "annotations with a malformed area or iscrowd", "left out", "write a number from 0 on, or null", "invalid"
+    ),
     "box_malformed": Kind("boxes that are not four finite numbers", "left out", "correct the box", "invalid"),
     "box_empty": Kind("boxes without area", "left out", "correct the box", "invalid"),
     "box_outside": Kind("boxes outside their image", "left out", "correct the box", "invalid"),
     "box_corners": Kind(
         "boxes that look like x1, y1, x2, y2 where x, y, width, height belong",
         "taken as written",
-        "convert them",
+        "write x2 - x1 and y2 - y1 in all boxes",
         "invalid",
     ),
     # entries that training can do with
@@ -140,7 +142,7 @@ class Findings:
         finding = self.found.setdefault(kind, Finding())
         finding.count += len(which)
         for index in which[: NUM_EXAMPLES - len(finding.examples)]:
-            finding.examples.append(describe(index))
+            finding.examples.append(one_line(describe(index)))
 
     def count(self, kind: str) -> int:
         return self.found[kind].count if kind in self.found else 0
@@ -148,6 +150,6 @@ class Findings:
     def lines(self) -> list[str]:
         """One a kind: how many, what becomes of them, and the first."""
         return [
-            f"{finding.count} {KINDS[kind].what}: {KINDS[kind].becomes} (first: {finding.examples[0]})"
+            f"{KINDS[kind].what}: {finding.count}, {KINDS[kind].becomes} (first: {finding.examples[0]})"
             for kind, finding in self.found.items()
         ]

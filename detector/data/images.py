@@ -148,8 +148,9 @@ def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
 def _read_bytes(path: Path) -> np.ndarray:
     try:
         data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the image ({error.strerror}); check the path") from None
+    except (OSError, ValueError) as error:  # the latter: a path with a null byte
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot read the image ({reason}); check the path") from None
     if data.size == 0:
         raise UserError(f"{path}: the image file is empty; replace or remove it")
     return data
@@ -180,9 +181,10 @@ def _orientation(image: Image.Image) -> int:
     exif = Image.Exif()
     try:
         exif.load(image.info.get("exif", b""))  # image.getexif would decode a PNG first
-        return exif.get(ORIENTATION, 1)
-    except (SyntaxError, ValueError, OSError):  # corrupt metadata turn nothing
-        return 1
+        orientation = exif.get(ORIENTATION)
+    except (SyntaxError, ValueError, OSError):
+        orientation = None
+    return orientation if orientation in range(1, 9) else 1  # corrupt metadata turn nothing
 
 
 def _jpeg_has_end(data: bytes) -> bool:

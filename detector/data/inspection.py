@@ -1,6 +1,7 @@
 """Every image file of a data set, opened and decoded: the thorough part of the data check. Nothing is written beside
 the images."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -68,11 +69,16 @@ def look_at_all(
     with ThreadPoolExecutor(num_threads) as pool:  # reading, hashing and decoding all release the interpreter
         for path, (key, verdict) in zip(paths, pool.map(judge, paths), strict=True):
             verdicts[path] = known[key] = verdict
+    with contextlib.suppress(OSError):  # a cache that cannot be kept costs time alone
+        _save(cache, known)
+    return verdicts
+
+
+def _save(cache: Path, known: dict[str, Verdict]) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
     temporary.write_text(json.dumps({key: asdict(verdict) for key, verdict in known.items()}))
     os.replace(temporary, cache)
-    return verdicts
 
 
 def _load(cache: Path) -> dict[str, Verdict]:
@@ -91,32 +97,34 @@ def report_files(records: Sequence[Record], verdicts: dict[Path, Verdict], findi
     seen = [verdicts[record.path] for record in records]
     headers = [verdict.header for verdict in seen]
 
-    def add(kind: str, test: Callable[[Header, Record], bool], text: Callable[[Header], str]) -> None:
+    def add(kind: str, test: Callable[[Header, Record], bool], text: Callable[[Header, Record], str]) -> None:
         which = [i for i, (h, record) in enumerate(zip(headers, records, strict=True)) if h and test(h, record)]
-        findings.add(kind, which, lambda i: f"{records[i].path}: {text(headers[i])}")
+        findings.add(kind, which, lambda i: f"{records[i].path}: {text(headers[i], records[i])}")
 
-    findings.add("image_damaged", [i for i, h in enumerate(headers) if h is None], lambda i: seen[i].error)
-    findings.add(
-        "image_unlike",
-        [
-            i
-            for i, (h, r) in enumerate(zip(headers, records, strict=True))
-            if h and (r.width, r.height) not in ((h.width, h.height), h.upright_size())
-        ],
-        lambda i: (
-            f"{records[i].path}: {headers[i].width}x{headers[i].height} pixels, annotated are "
-            f"{records[i].width}x{records[i].height}"
-        ),
-    )
-    add("image_misnamed", lambda h, r: h.format not in FORMATS.get(r.path.suffix.lower(), ()), lambda h: h.format)
-    add("image_turned", lambda h, r: h.orientation != 1, lambda h: f"orientation {h.orientation}")
-    add("image_grey", lambda h, r: h.mode in ("1", "L", "I", "F") or h.mode.startswith("I;"), lambda h: h.mode)
-    add("image_alpha", lambda h, r: h.mode in ("RGBA", "LA", "PA"), lambda h: h.mode)
-    add("image_cmyk", lambda h, r: h.mode == "CMYK", lambda h: h.mode)
-    add("image_deep", lambda h, r: h.is_deep, lambda h: h.mode)
+    def is_unlike(h: Header, r: Record) -> bool:
+        return (r.width, r.height) not in ((h.width, h.height), h.upright_size())
+
+    def first_with_the_bytes(r: Record) -> Path:
+        return first.setdefault(verdicts[r.path].digest, r.path)
+
     first: dict[str, Path] = {}
-    copies = [i for i, r in enumerate(records) if first.setdefault(seen[i].digest, r.path) != r.path]
-    findings.add("image_same", copies, lambda i: f"{records[i].path} is {first[seen[i].digest]}")
+    findings.add("image_damaged", [i for i, h in enumerate(headers) if h is None], lambda i: seen[i].error)
+    add(
+        "image_unlike",
+        is_unlike,
+        lambda h, r: f"{h.width}x{h.height} pixels, its annotations say {r.width}x{r.height}",
+    )
+    add("image_misnamed", lambda h, r: h.format not in FORMATS.get(r.path.suffix.lower(), ()), lambda h, r: h.format)
+    add("image_turned", lambda h, r: h.orientation != 1, lambda h, r: f"orientation {h.orientation}")
+    add("image_grey", lambda h, r: h.mode in ("1", "L", "I", "F") or h.mode.startswith("I;"), lambda h, r: h.mode)
+    add("image_alpha", lambda h, r: h.mode in ("RGBA", "LA", "PA"), lambda h, r: h.mode)
+    add("image_cmyk", lambda h, r: h.mode == "CMYK", lambda h, r: h.mode)
+    add("image_deep", lambda h, r: h.is_deep, lambda h, r: h.mode)
+    add(
+        "image_same",
+        lambda h, r: first_with_the_bytes(r) != r.path,
+        lambda h, r: f"the same as {first_with_the_bytes(r)}",
+    )
 
 
 def report_overlaps(records: Sequence[Record], class_names: Sequence[str], findings: Findings) -> None:
@@ -138,12 +146,12 @@ def report_leaks(
     train: Sequence[Record], val: Sequence[Record], verdicts: dict[Path, Verdict], findings: Findings
 ) -> None:
     """Adds the images of `val` that `train` has as well: the same bytes, or another picture of the same scene."""
-    known = {verdicts[record.path].digest: record.path for record in train}
+    known = {verdicts[r.path].digest: r.path for r in reversed(train) if verdicts[r.path].header}  # the first
     same = [i for i, record in enumerate(val) if verdicts[record.path].digest in known]
-    findings.add("image_leaked", same, lambda i: f"{val[i].path} is {known[verdicts[val[i].path].digest]}")
+    findings.add("image_leaked", same, lambda i: f"{val[i].path}: the same as {known[verdicts[val[i].path].digest]}")
     likeness, nearest = _most_alike(*([verdicts[record.path] for record in records] for records in (val, train)))
     alike = np.setdiff1d(np.flatnonzero(likeness >= ONE_SCENE), same)
-    findings.add("image_alike", alike, lambda i: f"{val[i].path} and {train[nearest[i]].path}")
+    findings.add("image_alike", alike, lambda i: f"{val[i].path}: like {train[nearest[i]].path}")
 
 
 def _most_alike(verdicts: Sequence[Verdict], others: Sequence[Verdict]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Pascal VOC annotations: a folder of XML files, one an image."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,27 +41,29 @@ class VocDataset(DetectionDataset):
     ):
         findings = findings or Findings()
         files = _split_files(annotations, split)
-        entries, objects, wrong = [], [], []
+        entries, objects, wrong, malformed = [], [], [], []
         for image_id, file in enumerate(files, 1):
             try:
                 root = _parse_xml(file)
-                entry = {"id": image_id, **_image(root, file, images)}
-                found = [
-                    {"id": len(objects) + number, "image_id": image_id, "where": f"{file}: object {number}"}
-                    | _object(element, one_based)
-                    for number, element in enumerate(root.findall("object"), 1)
-                ]
+                entries.append({"id": image_id, **_image(root, file, images)})
             except _MalformedError as error:
                 wrong.append(f"{file}: {error}")
                 continue
-            entries.append(entry)
-            objects += found
+            for number, element in enumerate(root.findall("object"), 1):
+                known = {"id": len(objects) + 1, "image_id": image_id, "where": f"{file}: object {number}"}
+                try:
+                    objects.append(known | _object(element, one_based))
+                except _MalformedError as error:
+                    malformed.append(f"{file}: object {number}: {error}")
         findings.add("annotation_file", range(len(wrong)), wrong.__getitem__)
+        findings.add("object_malformed", range(len(malformed)), malformed.__getitem__)
         if not entries:
             raise UserError(f"{annotations}: none of its files can be used ({wrong[0]}); check the folders")
 
         names = list(classes or ())
         names += sorted({found["name"] for found in objects} - set(names))
+        if not names:
+            raise UserError(f"{annotations}: none of its files has an object to learn from; check the folder")
         category_ids = {name: index for index, name in enumerate(names, 1)}
         dictionary = {
             "images": entries,
@@ -71,7 +74,7 @@ class VocDataset(DetectionDataset):
 
 
 class _MalformedError(Exception):
-    """What is wrong with one file."""
+    """What is wrong with one file or object."""
 
 
 class _TreeBuilder(ElementTree.TreeBuilder):
@@ -117,7 +120,7 @@ def _image(root: ElementTree.Element, file: Path, images: Path) -> dict[str, Any
     is there, the name as written."""
     written = Path((root.findtext("filename") or "").strip()).name
     candidates = [written, *(file.stem + suffix for suffix in SUFFIXES)]
-    file_name = next((name for name in candidates if (images / name).is_file()), written or file.stem)
+    file_name = next((name for name in candidates if os.path.isfile(images / name)), written or file.stem)
     width, height = (int(_number(root, f"size/{side}")) for side in ("width", "height"))
     return {"file_name": file_name, "width": width, "height": height}
 
@@ -126,19 +129,22 @@ def _object(element: ElementTree.Element, one_based: bool) -> dict[str, Any]:
     """Name, crowd flag and COCO box (x, y, w, h) of one <object>."""
     name = (element.findtext("name") or "").strip()
     if not name:
-        raise _MalformedError("an <object> has no <name>")
+        raise _MalformedError("<name> is missing")
     x1, y1, x2, y2 = (_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
     first = 1.0 if one_based else 0.0
     width, height = (0.0 if low == high else high - low + first for low, high in ((x1, x2), (y1, y2)))
     difficult = (element.findtext("difficult") or "").strip() == "1"
     box = [x1 - first, y1 - first, width, height]
-    return {"name": name, "iscrowd": int(difficult), "area": None, "bbox": box}
+    written = f"box {x1:g} {y1:g} {x2:g} {y2:g} (xmin, ymin, xmax, ymax)"
+    return {"name": name, "iscrowd": int(difficult), "area": None, "bbox": box, "written": written}
 
 
 def _number(element: ElementTree.Element, tag: str) -> float:
     text = element.findtext(tag)
+    if text is None:
+        raise _MalformedError(f"<{tag}> is missing")
     try:
-        value = float(text or "")
+        value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):

@@ -3,9 +3,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from detector.data.transforms import Augment, Resize, resize, target_size
-from detector.structures import Sample
+from detector.data.loader import collate
+from detector.data.transforms import MIN_VISIBILITY, Augment, Resize, resize, target_size
+from detector.structures import IGNORED, Sample
 
 COLOUR = (250, 20, 90)
 
@@ -165,3 +168,78 @@ def test_the_generator_alone_decides():
     assert np.array_equal(images[0], images[2]) and not np.array_equal(images[0], images[1])
     np.random.seed(0)  # noqa: NPY002  (a global seed must change nothing)
     assert np.array_equal(jitter(replace(before), rng(1)).image, images[0])
+
+
+sides = st.integers(30, 90)
+fractions = st.floats(0, 1)
+strengths = st.floats(0, 0.4)
+
+
+@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@given(
+    size=st.tuples(sides, sides),
+    corners=st.lists(st.tuples(fractions, fractions, st.floats(0.02, 1), st.floats(0.02, 1)), max_size=12),
+    short_side=st.tuples(sides, sides).map(sorted),
+    scale=st.tuples(st.floats(0.5, 1.5), st.floats(0.5, 1.5)).map(sorted),
+    options=st.fixed_dictionaries(
+        {
+            "horizontal_flip": st.sampled_from((0.0, 0.5, 1.0)),
+            "vertical_flip": st.sampled_from((0.0, 0.5, 1.0)),
+            "translate": st.floats(0, 0.3),
+            "brightness": strengths,
+            "hue": strengths,
+        }
+    ),
+    seed=st.integers(0, 2**32),
+)
+def test_boxes_stay_in_the_picture_and_only_those_that_left_it_are_dropped(
+    size, corners, short_side, scale, options, seed
+):
+    """Where each box goes is worked out from one at the picture's centre, which no move takes outside."""
+    height, width = size
+    x, y, w, h = np.float32(corners).reshape(-1, 4).T
+    boxes = np.stack((x * (1 - w), y * (1 - h), x * (1 - w) + w, y * (1 - h) + h), axis=1) * np.tile([width, height], 2)
+    boxes = np.concatenate([[[0.475 * width, 0.475 * height, 0.525 * width, 0.525 * height]], boxes])
+    before = Resize(tuple(short_side), 1000)(sample(noise(height, width), boxes), rng(seed))
+    new = np.array(before.image.shape[1::-1])
+    assert len(before.boxes) == len(boxes)
+    np.testing.assert_allclose(
+        before.boxes / np.tile(new, 2), boxes / np.tile([width, height], 2), rtol=1e-5, atol=1e-6
+    )
+
+    transform = augment(scale=tuple(scale), **options)
+    after = transform(before, rng(seed))
+    assert after.image.shape == before.image.shape
+    assert (after.boxes >= 0).all() and (after.boxes <= np.tile(new, 2)).all()
+    assert (after.boxes[:, 2:] > after.boxes[:, :2]).all()
+
+    assert after.labels[0] == 0
+    centre, here = (after.boxes[0, 2:] + after.boxes[0, :2]) / 2, (before.boxes[0, 2:] + before.boxes[0, :2]) / 2
+    zoom = (after.boxes[0, 2:] - after.boxes[0, :2]) / (before.boxes[0, 2:] - before.boxes[0, :2])
+    offsets = (before.boxes.reshape(-1, 2, 2) - here) * zoom
+    signs = (1, -1)
+    best = min(
+        (_misfit(after, centre + offsets * (sx, sy), new), sx, sy)
+        for sx in signs
+        if sx == 1 or options["horizontal_flip"]
+        for sy in signs
+        if sy == 1 or options["vertical_flip"]
+    )
+    assert best[0] < 0.05  # pixels
+
+    batch = collate([after, sample(noise(20, 30), [])], 32)
+    n = len(after.boxes)
+    np.testing.assert_array_equal(batch.boxes[0, :n].numpy(), after.boxes)
+    assert (batch.labels[1] == IGNORED).all() and batch.labels[0, :n].tolist() == after.labels.tolist()
+
+
+def _misfit(after: Sample, corners: np.ndarray, size: np.ndarray) -> float:
+    """How far the boxes are from these corners (N, 2, 2), clipped; infinite where others are there than those that
+    show at least MIN_VISIBILITY of themselves (within a hundredth)."""
+    moved = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
+    clipped = np.clip(moved, 0, np.tile(size, 2))
+    seen = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1) / (moved[:, 2:] - moved[:, :2]).prod(axis=1)
+    here = np.isin(np.arange(len(moved)), after.labels)
+    if here[seen < MIN_VISIBILITY - 0.01].any() or not here[seen > MIN_VISIBILITY + 0.01].all():
+        return np.inf
+    return float(np.abs(clipped[here] - after.boxes).max())

@@ -91,7 +91,7 @@ def test_the_named_image_comes_before_the_stem(load: Callable[..., VocDataset]):
 @pytest.mark.parametrize("box", ["5 5 5 5", "5 5 4 9", "5 5 9 5", "40 1 50 9"])
 def test_boxes_without_area(load: Callable[..., VocDataset], box: str):
     files = {"a": xml("a.png", obj("ant", "1 1 5 5"), obj("bee", box))}
-    with pytest.raises(UserError, match=r"a\.xml: object 2: box .* has no area"):
+    with pytest.raises(UserError, match=rf"a\.xml: object 2: box {box} \(xmin, ymin, xmax, ymax\) has no area"):
         load(files)
     findings = Findings("skip")
     dataset = load(files, findings=findings)
@@ -111,16 +111,34 @@ EXTERNAL = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>'
         (EXTERNAL + xml("&x;"), "declares a DOCTYPE"),
         (('<?xml version="1.0" encoding="utf-16"?>' + ENTITIES + xml("&y;")).encode("utf-16"), "declares a DOCTYPE"),
         ('<?xml version="1.0" encoding="martian"?>' + xml("a.png"), "not a valid annotation file"),
-        (xml("a.png", size=""), "<size/width> is None"),
+        (xml("a.png", size=""), "<size/width> is missing"),
         (xml("a.png", size="<width>30</width><height>tall</height>"), "<size/height> is 'tall'"),
-        (xml("a.png", obj("ant", "1 1 5 nan")), "<bndbox/ymax> is 'nan'"),
-        (xml("a.png", obj(" ", "1 1 5 5")), "an <object> has no <name>"),
+        (xml("a.png", obj("ant", "1 1 5 nan")), "a.xml: object 1: <bndbox/ymax> is 'nan'"),
+        (xml("a.png", obj(" ", "1 1 5 5")), "a.xml: object 1: <name> is missing"),
     ],
 )
 def test_malformed_xml_is_named_in_one_line(load: Callable[..., VocDataset], content: str | bytes, said: str):
     with pytest.raises(UserError, match=said) as error:
         load({"a": content})
     assert "\n" not in str(error.value) and "a.xml" in str(error.value)
+
+
+def test_no_object_anywhere(load: Callable[..., VocDataset]):
+    with pytest.raises(UserError, match="xml: none of its files has an object"):
+        load({"a": xml("a.png")})
+    assert len(load({"a": xml("a.png")}, classes=("ant",))) == 1  # as a validation set
+
+
+def test_a_malformed_object_leaves_the_others_of_its_file(load: Callable[..., VocDataset]):
+    findings = Findings("skip")
+    dataset = load({"a": xml("a.png", obj("ant", "1 1 5 nan"), obj("bee", "1 1 5 5"))}, findings=findings)
+    assert findings.count("object_malformed") == 1 and findings.count("annotation_file") == 0
+    assert dataset.class_names == ("bee",) and dataset.class_counts().tolist() == [1]
+
+
+def test_a_file_name_that_no_disk_can_hold(load: Callable[..., VocDataset]):
+    dataset = load({"a": xml(999 * "x" + ".png", obj("ant", "1 1 5 5"))})
+    assert dataset.records[0].path.name == "a.png"
 
 
 def test_size_of_zero(load: Callable[..., VocDataset]):

@@ -109,7 +109,9 @@ def test_labels_of_a_turned_photograph_are_made_on_what_is_seen(load: Callable[.
         ("cat 0.5 0.5 0.1 0.1", "is not 'class cx cy w h'"),
         ("-1 0.5 0.5 0.1 0.1", "is not 'class cx cy w h'"),
         ("0 0.5 nan 0.1 0.1", "is not 'class cx cy w h'"),
+        ("9" * 5000 + " 0.5 0.5 0.1 0.1", "is not 'class cx cy w h'"),
         ("0 15 10 5 5", "is not in fractions of the image"),
+        ("2 0.5 0.5 0.1 0.1", "has a class beyond the last one, 1"),
     ],
 )
 def test_malformed_lines(load: Callable[..., YoloDataset], line: str, said: str):
@@ -119,16 +121,13 @@ def test_malformed_lines(load: Callable[..., YoloDataset], line: str, said: str)
     assert "\n" not in str(error.value)
     findings = Findings("skip")
     dataset = load(labels=labels, findings=findings)
-    assert findings.count("row") == 1 and dataset.class_counts().tolist() == [0, 1]
+    assert findings.count("object_malformed") == 1 and dataset.class_counts().tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("line", "kind"), [("2 0.5 0.5 0.1 0.1", "category_unknown"), ("0 0.5 0.5 0 0.1", "box_empty")]
-)
-def test_lines_that_mean_nothing(load: Callable[..., YoloDataset], line: str, kind: str):
+def test_a_box_without_area(load: Callable[..., YoloDataset]):
     findings = Findings("skip")
-    load(labels={"labels/train/a.txt": line}, findings=findings)
-    assert findings.count(kind) == 1
+    load(labels={"labels/train/a.txt": "0 0.5 0.5 0 0.1"}, findings=findings)
+    assert findings.count("box_empty") == 1
 
 
 def test_an_unreadable_image(load: Callable[..., YoloDataset], tmp_path: Path):
@@ -136,23 +135,37 @@ def test_an_unreadable_image(load: Callable[..., YoloDataset], tmp_path: Path):
     with pytest.raises(UserError, match=r"b\.jpg: not an image"):
         load()
     findings = Findings("skip")
-    assert len(load(findings=findings)) == 1 and findings.count("image_unreadable") == 1
+    labels = LABELS | {"labels/train/b.txt": "0 0.5 0.5 0.1 0.1\n1 0.5 0.5 0.2 0.2\n"}
+    assert len(load(labels=labels, findings=findings)) == 1 and findings.count("image_unreadable") == 1
+    assert findings.count("annotation_lost") == 2
+    (tmp_path / "images/train/a.png").write_text("")
+    with pytest.raises(
+        UserError, match=r"data\.yaml: none of its images can be used \(.*a\.png: the image file is empty"
+    ):
+        load(findings=Findings("skip"))
 
 
 @pytest.mark.parametrize(
     ("yaml", "said"),
     [
-        ("names: [", "not valid YAML"),
+        ("names: [", "data.yaml: line 1: expected the node content"),
+        ("names: " + "[" * 5000, "data.yaml: maximum recursion depth exceeded"),
+        ("names: [[cat]]\ntrain: images", "'names' should list the class names"),
+        ("names: [cat]\nval: [{a: b}]", "'val' folders or text files, not {'a': 'b'}"),
+        ("names: [cat]\nval: images/list.txt", r"list\.txt: lists .*/notes\.md; write the path of an image a line"),
+        ("names: [cat]\nval: images/none.txt", r"none\.txt: the list is empty"),
         ("[]", "'names' should list the class names"),
         ("names: {0: cat, 2: dog}\ntrain: images", "'names' should list the class names"),
         ("names: [cat]\ntrain: images", "there is no 'val' entry; known: train"),
         ("names: [cat]\nval: gone", "gone: neither a folder of images nor a list of their paths"),
         ("names: [cat]\nval: labels", "labels: the folder holds no image"),
-        ("names: !!python/object/apply:os.system ['touch marker']", "not valid YAML"),
+        ("names: !!python/object/apply:os.system ['touch marker']", r"line 1: tags \(!\) have no place here"),
     ],
 )
 def test_malformed_files(load: Callable[..., YoloDataset], yaml: str, said: str, tmp_path: Path, monkeypatch: Any):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "images/list.txt").write_text("train/a.png\nnotes.md\n")
+    (tmp_path / "images/none.txt").write_text("\n")
     with pytest.raises(UserError, match=said) as error:
         load(yaml, split="val")
     assert "\n" not in str(error.value) and not (tmp_path / "marker").exists()

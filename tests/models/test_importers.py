@@ -319,7 +319,7 @@ def test_code_in_a_file_never_runs(file: str, evil: type[Marker], tmp_path: Path
 def test_only_latin1_is_encoded(tmp_path: Path):
     path = tmp_path / "model.pkl"
     path.write_bytes(b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00punch\x86R.")
-    assert "punch" in refusal("detectron2", path)
+    assert "not a readable checkpoint" in refusal("detectron2", path)
 
 
 def test_foreign_objects_beside_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

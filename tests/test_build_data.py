@@ -1,0 +1,109 @@
+"""What the config's data section makes of a data set: parts, empty images, invalid entries."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import TINY
+
+from detector.build import build_dataset
+from detector.config import config_from_text
+from detector.data.dataset import DetectionDataset
+from detector.data.images import write_image
+from detector.errors import UserError
+
+BCCD = "{type: voc, images: JPEGImages, annotations: Annotations}"
+
+
+def build(split: str, *overrides: str, classes: tuple[str, ...] | None = None) -> DetectionDataset:
+    return build_dataset(config_from_text(TINY, "TINY", overrides), split, classes)
+
+
+@pytest.fixture
+def bccd(shared_data: Path) -> list[str]:
+    return [f"data.root={shared_data / 'bccd'}", f"data.train={BCCD}", "data.val=null", "data.invalid=skip"]
+
+
+def names(dataset: DetectionDataset) -> list[str]:
+    return [record.path.name for record in dataset.records]
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.9])
+def test_the_parts_of_a_split_are_disjoint_complete_and_the_same_each_time(fraction: float, bccd: list[str]):
+    divided = [*bccd, f"data.split={fraction}"]
+    train, val = build("train", *divided), build("val", *divided)
+    assert not set(names(train)) & set(names(val)) and len({*names(train), *names(val)}) == 364
+    assert len(train) == pytest.approx(fraction * 364, abs=5)
+    assert train.class_names == val.class_names and train.category_ids == val.category_ids
+    np.testing.assert_array_equal(train.class_counts() + val.class_counts(), [361, 4153, 372])
+    again = build("train", *divided), build("val", *divided, classes=train.class_names)
+    assert (names(again[0]), names(again[1])) == (names(train), names(val))
+    ids = [record.image_id for part in (train, val) for record in part.records]
+    assert sorted(ids) == list(range(1, 365))  # an image's own, in either part
+    assert names(build("train", *divided, "data.split_seed=1")) != names(train)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["data.split=0.8"], "data.val: one too many beside data.split; give data.val, or val: null and split: 0.8 to"),
+        (["data.val=null"], "data.val: required, and missing; give data.val, or val: null and split: 0.8 to divide"),
+        (["data.val=null", "data.split=1"], "data.split: 1 is wrong: should be less than 1"),
+        (["data.invalid=ignore"], "data.invalid: 'ignore' is wrong: should be 'error' or 'skip'"),
+    ],
+)
+def test_what_cannot_be_meant(overrides: list[str], line: str):
+    with pytest.raises(UserError) as error:
+        build("train", *overrides)
+    assert str(error.value).startswith(line)
+
+
+def write_yolo(folder: Path, num_images: int, with_objects: int) -> list[str]:
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    for i in range(num_images):
+        write_image(folder / f"images/{i:02}.png", np.zeros((64, 64, 3), dtype=np.uint8))
+        if i < with_objects:
+            (folder / f"labels/{i:02}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (folder / "data.yaml").write_text("train: images\nval: images\nnames: [cat, dog]\n")
+    return [f"data.{split}={{type: yolo, annotations: {folder / 'data.yaml'}}}" for split in ("train", "val")]
+
+
+def test_images_without_objects_stay_or_go(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    data = write_yolo(tmp_path, 10, 4)
+    assert len(build("train", *data)) == 10
+    assert "images without objects: 6, trained as background" in caplog.text
+    kept = build("train", *data, "data.keep_empty=false")
+    assert names(kept) == ["00.png", "01.png", "02.png", "03.png"] and kept.class_names == ("cat", "dog")
+    divided = [data[0], "data.val=null", "data.split=0.5"]
+    parts = [build(split, *divided, "data.keep_empty=false") for split in ("train", "val")]
+    assert sorted(names(parts[0]) + names(parts[1])) == names(kept) and len(parts[0]) == 2
+
+
+def test_nothing_is_left(tmp_path: Path):
+    data = write_yolo(tmp_path, 3, 0)
+    with pytest.raises(UserError, match=r"data\.train: no image is left of the data set; check .*data\.keep_empty"):
+        build("train", *data, "data.keep_empty=false")
+
+
+@pytest.mark.parametrize("line", ["5 0.5 0.5 0.2 0.2", "cat 0.5 0.5 0.2 0.2", "0 0.5 0.5 0 0.2"])
+def test_invalid_entries_stop_or_are_left_out(line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    data = write_yolo(tmp_path, 3, 3)
+    with (tmp_path / "labels/01.txt").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"01\.txt: line 2.*data\.invalid=skip \(1 such in all\)$"):
+        build("train", *data)
+    dataset = build("train", *data, "data.invalid=skip")
+    assert [len(record.boxes) for record in dataset.records] == [1, 1, 1]
+    assert "1, left out (first: " in caplog.text
+
+
+def test_the_findings_of_a_divided_set_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    data = [write_yolo(tmp_path, 10, 4)[0], "data.val=null", "data.split=0.5"]
+    for split in ("train", "val"):
+        build(split, *data)
+    assert caplog.text.count("images without objects") == 1

@@ -1,0 +1,289 @@
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+from tools_run import run_tool
+
+from detector.data import inspection
+from detector.data.findings import KINDS
+from detector.data.images import write_image
+
+WIDTH, HEIGHT = 40, 30
+
+
+def image(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(256, size=(HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+class Coco:
+    """A COCO file of a split and its images."""
+
+    def __init__(self, folder: Path, split: str):
+        self.images, self.file = folder / split, folder / f"{split}.json"
+        self.images.mkdir()
+        self.contents: dict[str, list] = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        }
+
+    def add(self, name: str, *boxes: list, picture: Any = None, **values: Any) -> None:
+        """`values` go into the annotations; a width and height into the image."""
+        number = len(self.contents["images"]) + 1
+        entry = {"id": number, "file_name": name, "width": values.pop("width", WIDTH), "height": HEIGHT}
+        self.contents["images"].append(entry)
+        if isinstance(picture, Image.Image):
+            picture.save(self.images / name, exif=picture.getexif())
+        elif isinstance(picture, bytes):
+            (self.images / name).write_bytes(picture)
+        elif picture is None:
+            write_image(self.images / name, image(number + (100 if self.images.name == "val" else 0)))
+        for box in boxes:
+            known = {"id": len(self.contents["annotations"]) + 1, "image_id": number, "category_id": 1, "bbox": box}
+            self.contents["annotations"].append(known | {"area": 9.0, "iscrowd": 0} | values)
+
+    def write(self) -> str:
+        self.file.write_text(json.dumps(self.contents))
+        return f"{{type: coco, images: {self.images}, annotations: {self.file}}}"
+
+
+def check(*overrides: object) -> int:
+    return run_tool("check_data", "--json", "--cfg", "retina_focal.yaml", *overrides)
+
+
+@pytest.fixture
+def found(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, dict[str, dict]]]:
+    """The exit code and, by kind, the findings of a check (of `split`)."""
+
+    def found(*overrides: object, split: str = "train") -> tuple[int, dict[str, dict]]:
+        code = check(*overrides)
+        report = json.loads(capsys.readouterr().out)
+        return code, {one["kind"]: one for one in report["findings"] if one["split"] == split}
+
+    return found
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+BOX = [4, 4, 10, 10]
+
+
+def everything(folder: Path) -> list[str]:
+    """Data sets with a fault or oddity of every kind."""
+    train, val = Coco(folder, "train"), Coco(folder, "val")
+    rgb, exif = Image.fromarray(image(0)), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    turned = Image.fromarray(image(1))
+    turned.getexif().update(exif)
+    train.add("sound.png", BOX, [20, 4, 10, 10])
+    train.add("copy.png", BOX, picture=(train.images / "sound.png").read_bytes())
+    train.add("grey.png", BOX, picture=rgb.convert("L"))
+    train.add("alpha.png", BOX, picture=rgb.convert("RGBA"))
+    train.add("cmyk.jpg", BOX, picture=rgb.convert("CMYK"))
+    train.add("deep.png", BOX, picture=Image.fromarray(image(2)[..., 0].astype(np.uint16) * 257))
+    train.add("turned.jpg", BOX, picture=turned)
+    train.add("misnamed.png", BOX, picture=cv2.imencode(".jpg", image(3))[1].tobytes())
+    train.add("damaged.png", BOX, picture=b"text")
+    train.add("unlike.png", BOX, width=WIDTH + 1)
+    train.add("empty.png")
+    train.add("crowded.png", *([[x, y, 4, 4] for x in range(0, 36, 4) for y in range(0, 24, 4)] * 2))
+    train.add("../elsewhere.png", picture=(train.images / "sound.png").read_bytes())
+    train.add("gone.png", BOX, picture=False)
+    train.add("sound.png", picture=False)
+    train.add("sizeless.png", width=0)
+    train.add("wrong.png", [4, 4, 0, 9], [50, 4, 9, 9], [4, 4, 9], [30, 4, 20, 9], [1, 1, 0.5, 0.5])
+    train.add("conflict.png", BOX, BOX)
+    train.contents["annotations"][-1]["category_id"] = 2
+    train.add("odd.png", BOX, image_id=99)
+    train.add("odder.png", BOX, category_id=99)
+    train.add("oddest.png", BOX, area="big")
+    train.add("scene.png", BOX, picture=Image.fromarray(image(4)))
+    train.add("bare.png", BOX, id=0)
+    for key in ("area", "iscrowd"):
+        del train.contents["annotations"][-1][key]
+    train.contents["categories"][1]["id"] = 2
+    train.contents["categories"].append({"id": 7, "name": "cow"})
+    val.add("leaked.png", BOX, picture=(train.images / "sound.png").read_bytes())
+    brighter = np.clip(image(4).astype(int) + 9, 0, 255).astype(np.uint8)
+    val.add("alike.jpg", BOX, picture=Image.fromarray(brighter))
+    val.contents["categories"][1]["name"] = "elk"
+    val.add("elk.png", BOX, category_id=2)
+    return [f"data.train={train.write()}", f"data.val={val.write()}"]
+
+
+def test_every_kind_is_found(found: Callable, tmp_path: Path):
+    (tmp_path / "coco").mkdir()
+    data = everything(tmp_path / "coco")
+    before = snapshot(tmp_path / "coco")
+    code, train = found(*data, "data.invalid=skip", "model={levels: [3, 4], anchor_sizes: [[64], [64]]}")
+    assert code == 1 and snapshot(tmp_path / "coco") == before
+    _, val = found(*data, "data.invalid=skip", split="val")
+    seen = train.keys() | val.keys()
+    assert "category_ids" not in val  # 1 and 2 in the file, whatever the training set has
+    assert val["image_leaked"]["examples"] == [
+        f"{tmp_path}/coco/val/leaked.png: the same as {tmp_path}/coco/train/sound.png"
+    ]
+    assert val["image_alike"]["examples"] == [f"{tmp_path}/coco/val/alike.jpg: like {tmp_path}/coco/train/scene.png"]
+    single = ("alpha", "cmyk", "deep", "turned", "misnamed", "damaged", "unlike", "same", "missing", "outside", "twice")
+    assert {kind: train[f"image_{kind}"]["count"] for kind in single} == dict.fromkeys(single, 1)
+    assert train["image_grey"]["count"] == 2  # the one of 16 bit too
+    for one in (*train.values(), *val.values()):
+        kind = KINDS[one["kind"]]
+        assert one["stops"] == (kind.level == "fatal") and one["count"] >= len(one["examples"]) > 0
+        assert (one["what"], one["becomes"], one["remedy"]) == (kind.what, kind.becomes, kind.remedy)
+
+    # those that other formats have, or a data set as a whole
+    corners = Coco(tmp_path, "corners")
+    corners.add("a.png", *[[x, 8, x + 14, 26] for x in range(4, 14)])
+    seen |= found(f"data.train={corners.write()}", "data.val=null", "data.split=0.5")[1].keys()
+    (tmp_path / "xml").mkdir()
+    (tmp_path / "xml/a.xml").write_text("<annotation>")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax></bndbox>"
+    objects = f"<object><name>cat</name>{box}</object>" + f"<object><name>cat</name>{box}</object>".replace(
+        "</bndbox>", "<ymax>9</ymax></bndbox>"
+    )
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
+    (tmp_path / "xml/b.xml").write_text(f"<annotation><filename>a.png</filename>{size}{objects}</annotation>")
+    voc = f"data.train={{type: voc, images: {corners.images}, annotations: {tmp_path / 'xml'}}}"
+    seen |= found(voc, "data.val=null", "data.split=0.5", "data.invalid=skip")[1].keys()
+    (corners.images / "b.png").write_bytes(b"text")
+    (tmp_path / "data.yaml").write_text("train: corners\nnames: [cat]\n")
+    yolo = f"data.train={{type: yolo, annotations: {tmp_path / 'data.yaml'}}}"
+    seen |= found(yolo, "data.val=null", "data.split=0.5", "data.invalid=skip")[1].keys()
+    seen |= found("data.train={type: yolo, annotations: gone.yaml}", "data.val=null", "data.split=0.5")[1].keys()
+    assert seen == KINDS.keys()
+
+
+@pytest.fixture
+def sound(tmp_path: Path) -> Callable[[], list[str]]:
+    """Two splits with nothing to say of, in tmp_path/coco."""
+    (tmp_path / "coco").mkdir()
+    splits = {split: Coco(tmp_path / "coco", split) for split in ("train", "val")}
+    for split in splits.values():
+        for i in range(4):
+            split.add(f"{i}.png", BOX, [20, 4, 16, 20])
+    return lambda: [f"data.{name}={split.write()}" for name, split in splits.items()]
+
+
+def test_a_sound_set_has_no_finding_and_exit_code_0(sound: Callable, capsys: pytest.CaptureFixture):
+    data = sound()
+    assert check(*data, "data.short_side=300") == 0
+    assert json.loads(capsys.readouterr().out) == {"images": {"train": 4, "val": 4}, "findings": []}
+    assert check(*data, "data.shrt_side=300") == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_shown_without_json(tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    (tmp_path / "coco").mkdir()
+    data = everything(tmp_path / "coco")
+    assert run_tool("check_data", "--cfg", "retina_focal.yaml", *data) == 1
+    said = capsys.readouterr().out + caplog.text
+    assert (
+        "stops it" in said and "a training would stop; mend the data" in caplog.text and "data.train: " in caplog.text
+    )
+
+
+def test_files_are_looked_at_once_until_they_change(
+    sound: Callable, found: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    looked, look = [], inspection.look
+    monkeypatch.setattr(inspection, "look", lambda path: looked.append(path.name) or look(path))
+    data = sound()
+    assert found(*data)[0] == 0 and len(looked) == 8
+    looked.clear()
+    assert found(*data)[0] == 0 and looked == []
+
+    changed = tmp_path / "coco/train/1.png"
+    size = changed.stat().st_size
+    changed.write_bytes(b"x" * size)
+    os.utime(changed, ns=(1, 1))  # of the same size, another time
+    code, findings = found(*data)
+    assert code == 1 and looked == ["1.png"] and findings["image_damaged"]["count"] == 1
+
+    (file,) = (tmp_path / "cache").rglob("images.json")
+    whole = json.loads(file.read_text())
+    for corrupt in ("{", "[]", '{"a": 1}', json.dumps({key: {"header": 3} for key in whole})):
+        file.write_text(corrupt)
+        looked.clear()
+        assert found(*data)[0] == 1 and len(looked) == 8
+    assert json.loads(file.read_text()).keys() <= whole.keys()
+    assert [path.name for path in file.parent.iterdir()] == ["images.json"]
+
+
+def test_a_cache_that_cannot_be_written_and_data_that_cannot(
+    sound: Callable, found: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    data = sound()
+    before = snapshot(tmp_path / "coco")
+    folders = [tmp_path / "coco", *(path for path in (tmp_path / "coco").iterdir() if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    try:
+        assert found(*data)[0] == 0
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+    assert snapshot(tmp_path / "coco") == before and (tmp_path / "file").read_text() == ""
+
+
+def test_fast_opens_no_image(sound: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    monkeypatch.setattr(inspection, "look", lambda path: pytest.fail("an image was opened"))
+    assert check(*sound(), "--fast") == 0
+
+
+def test_images_of_both_splits(sound: Callable, found: Callable, tmp_path: Path):
+    data = sound()
+    (tmp_path / "coco/val/2.png").write_bytes((tmp_path / "coco/train/0.png").read_bytes())
+    code, findings = found(*data, split="val")
+    assert code == 0 and findings["image_leaked"]["count"] == 1
+    assert findings["image_leaked"]["examples"] == [
+        f"{tmp_path}/coco/val/2.png: the same as {tmp_path}/coco/train/0.png"
+    ]
+
+
+def test_empty_files_are_no_copies_of_each_other(sound: Callable, found: Callable, tmp_path: Path):
+    data = sound()
+    for name in ("train/0.png", "train/1.png", "val/0.png"):
+        (tmp_path / "coco" / name).write_bytes(b"")
+    code, findings = found(*data)
+    assert code == 1 and findings.keys() == {"image_damaged"} and findings["image_damaged"]["count"] == 2
+    assert found(*data, split="val")[1].keys() == {"image_damaged"}
+
+
+def test_bccd(shared_data: Path, capsys: pytest.CaptureFixture):
+    """Two boxes are single clicks, seven cells are marked twice; nothing of it stops a training."""
+    whole = (f"data.root={shared_data / 'bccd'}", "data.train.split=null", "data.val=null", "data.split=0.5")
+    assert run_tool("check_data", "--json", "--cfg", "bccd_focal.yaml", *whole) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["images"] == {"train": 364} and not any(one["stops"] for one in report["findings"])
+    counts = {one["kind"]: one["count"] for one in report["findings"]}
+    assert counts["box_empty"] == 2 and counts["object_twice"] == 7, counts
+
+
+def test_coco_tiny(shared_data: Path, capsys: pytest.CaptureFixture):
+    assert (
+        run_tool("check_data", "--json", "--cfg", "coco_focal_r50_1x.yaml", f"data.root={shared_data}/coco_tiny") == 0
+    )
+    report = json.loads(capsys.readouterr().out)
+    counts = {(one["split"], one["kind"]): one["count"] for one in report["findings"]}
+    assert report["images"] == {"train": 80, "val": 80}
+    assert counts.pop(("train", "box_small")) > 0 and counts.pop(("val", "box_small")) > 0
+    assert counts == {
+        ("train", "category_ids"): 1,
+        ("train", "object_conflict"): 1,
+        ("val", "category_ids"): 1,
+        ("val", "object_conflict"): 2,
+    }
