@@ -263,7 +263,10 @@ def coco(folder: str) -> str:
         (["model.weights=gone.pt"], r"gone\.pt: no such weights file"),
         (["train.accumulation=9"], r"train\.accumulation: 9 batches a step, but an epoch has only 8"),
         ([f"data.train={coco('gone')}"], r"gone/a\.json: cannot read the annotations"),
-        ([f"data.train={coco('cats')}", f"data.val={coco('zoo')}"], r"zoo/a\.json: category 'dog' is in use but not"),
+        (
+            [f"data.train={coco('cats')}", f"data.val={coco('zoo')}"],
+            r"zoo/a\.json: annotation 2 of image 'a\.png': category 'dog' is in use but not",
+        ),
         ([f"data.train={coco('no_image')}"], r"no_image/a\.png: no such image"),
         (
             ["data.val={type: coco, images: cats, annotations: cats/bare.json, keep_empty: false}"],
