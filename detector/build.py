@@ -272,10 +272,7 @@ def build_detection(config: Config, device: torch.device, dtype: torch.dtype) ->
         dtype=dtype,
         views=make_views(settings.flip, settings.scales),
         size_divisor=size_divisor(config.model.levels),
-        score_threshold=settings.score_threshold,
-        nms_iou=settings.nms_iou,
-        candidates_per_level=settings.candidates_per_level,
-        max_detections=settings.max_detections,
+        **settings.postprocessing,
     )
 
 

@@ -242,6 +242,11 @@ class EvaluationConfig(Section):
     scales: Annotated[PositiveFloats, AfterValidator(_with_plain_view)] = [1.0]
     batch_size: PositiveInt = 16
 
+    @property
+    def postprocessing(self) -> dict[str, float | int]:
+        """What turns one view's predictions into detections."""
+        return self.model_dump(include={"score_threshold", "nms_iou", "candidates_per_level", "max_detections"})
+
 
 class Config(Section):
     imports: list[Module] = []  # first, since fields are validated in order and parts may be registered there

@@ -24,6 +24,7 @@ from torchvision import ops
 from detector.build import evaluation_side
 from detector.data.buckets import round_up
 from detector.data.transforms import PADDING_COLOUR
+from detector.engine.views import PLAIN, make_views
 from detector.errors import UserError
 from detector.geometry.boxes import clip, decode
 from detector.models.postprocess import best_of_levels
@@ -58,9 +59,10 @@ def export(
         raise UserError(f"size {height} {width}: the model takes sides that are multiples of {divisor}; take {good}")
     # kept by the model, the anchors become a constant of the graph: the reason why the sides are fixed
     _, level_sizes = model.anchors(rounded, torch.device("cpu"))
-    rule = detector.config.evaluation.model_dump(
-        include={"score_threshold", "nms_iou", "candidates_per_level", "max_detections"}
-    )
+    evaluation = detector.config.evaluation
+    if nms and make_views(evaluation.flip, evaluation.scales) != [PLAIN]:
+        raise UserError("evaluation.flip, evaluation.scales: a file sees an image once; set false and [1.0], or no nms")
+    rule = evaluation.postprocessing
     metadata = {
         "class_names": detector.class_names,
         "category_ids": detector.category_ids,
@@ -97,8 +99,9 @@ class RawGraph(nn.Module):
 
 class DetectionGraph(nn.Module):
     """images and their own sizes (B, 2) int64, (height, width) inside the padding -> boxes (B, N, 4) xyxy in pixels of
-    `images`, scores (B, N), best first, labels (B, N) int64, by the rule of `postprocess`. N is max_detections, or the
-    number of candidates where that is smaller; places left over have score 0, label -1 and box 0."""
+    `images`, scores (B, N), best first, labels (B, N) int64, by the rule of `postprocess`, but for equal scores, whose
+    order is left to chance, and NaN, which finds nothing. N is max_detections, or the number of candidates where that
+    is smaller; places left over have score 0, label -1 and box 0."""
 
     inputs = ("images", "sizes")
     outputs = ("boxes", "scores", "labels")
@@ -208,8 +211,9 @@ def _quiet() -> Iterator[None]:
     """Without what the exporters say of their own insides."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
         logging.disable(logging.WARNING)
         try:
             yield
         finally:
-            logging.disable(logging.NOTSET)
+            logging.disable(before)

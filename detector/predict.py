@@ -77,6 +77,8 @@ class Detector:
             raise UserError("images: should be several, of any kind; put a single one into a list")
         settings = self.config.evaluation
         size = settings.batch_size if batch_size is None else batch_size
+        if size < 1:
+            raise UserError(f"batch_size: {size} images at once; give 1 or more")
         labels = None if classes is None else self.labels_of(classes)
         score = settings.score_threshold if score_threshold is None else score_threshold
 

@@ -209,6 +209,13 @@ def test_wrong_input(name: str, size: tuple[int, int] | None, line: str, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("views", ["evaluation.flip=true", "evaluation.scales=[1.0, 1.5]"])
+def test_a_file_sees_an_image_once(views: str, tmp_path: Path):
+    with pytest.raises(UserError, match="a file sees an image once; set false and"):
+        export(make_detector(tmp_path, views), tmp_path / "out/a.pt2", nms=True)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("package", ["onnx", "onnxscript"])
 def test_a_missing_package(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed

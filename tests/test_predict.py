@@ -103,6 +103,11 @@ def test_a_single_image_is_not_several(detector: Detector, image: object):
         detector.predict(image)
 
 
+def test_a_batch_has_an_image_at_least(detector: Detector):
+    with pytest.raises(UserError, match="batch_size: 0 images at once; give 1 or more"):
+        detector.predict([np.zeros((8, 8, 3), np.uint8)], batch_size=0)
+
+
 def test_batches_are_of_like_shape_and_answers_in_the_order_of_the_images(detector: Detector):
     """Two shapes alternate. Were they to share a batch, their padding would show in the scores."""
     rng = np.random.default_rng(0)

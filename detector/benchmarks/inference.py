@@ -28,15 +28,15 @@ def our_detections(batch: Batch, config: Config) -> tuple[Callable[[], object], 
     model, device, dtype = place(build_model(config, NUM_CLASSES), config)
     model.eval()
     batch = batch.to(device)
-    settings = config.evaluation.model_dump(include={"score_threshold", "nms_iou", "candidates_per_level"})
-    settings["max_detections"] = config.evaluation.max_detections
 
     @torch.inference_mode()
     def forward() -> object:
         with autocast(device, dtype):
             return model(batch.images)
 
-    finish = partial(postprocess, sizes=batch.sizes, original_sizes=batch.original_sizes, **settings)
+    finish = partial(
+        postprocess, sizes=batch.sizes, original_sizes=batch.original_sizes, **config.evaluation.postprocessing
+    )
     predictions = forward()
     return lambda: finish(forward()), lambda: finish(predictions)
 

@@ -1,5 +1,6 @@
 """Which number format a device computes in."""
 
+import os
 from typing import Literal
 
 import torch
@@ -8,9 +9,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """`auto` is a GPU where there is one; of several, that of this process's local rank (torchrun)."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name == "cuda" else torch.device(name)
 
 
 def choose_dtype(precision: Literal["auto", "fp32", "bf16", "fp16"], device: torch.device) -> torch.dtype:

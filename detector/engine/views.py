@@ -57,7 +57,7 @@ PLAIN = View()
 
 
 def make_views(flip: bool, scales: Sequence[float]) -> list[View]:
-    """Every scale as it is and, where `flip`, mirrored too; the plain view first where 1 is among the scales."""
+    """Every scale as it is and, where `flip`, mirrored too; the plain view first (1 is among the scales)."""
     scales = sorted(set(scales), key=lambda scale: abs(scale - 1))
     return [View(mirrored, scale) for mirrored in ((False, True) if flip else (False,)) for scale in scales]
 

@@ -83,7 +83,7 @@ def _loss(census: dict, probe: dict | None, gamma: float) -> list[Advice]:
                     f"{missed + unmarked:.0%} of the trained model's cross-entropy gradient comes from outliers, "
                     f"elements it is sure are labelled otherwise ({missed:.0%} missed objects, {unmarked:.0%} found "
                     f"where none is marked); gradient harmonising leaves them {ghm:.0%}, focal loss {focal:.0%}, and "
-                    "their images are worth a look for wrong labels",
+                    f"their images are worth a look for wrong labels; gamma {gamma:g} is focal loss's alone",
                 )
             ]
     if ratio < MILD_RATIO:
@@ -91,7 +91,8 @@ def _loss(census: dict, probe: dict | None, gamma: float) -> list[Advice]:
             Advice(
                 "loss.classification",
                 {"type": "cross_entropy"},
-                f"{ratio:.0f} background elements per foreground element is mild; with model.prior cross entropy copes",
+                f"{ratio:.0f} background elements per foreground element is mild; with model.prior cross entropy "
+                f"copes, without gamma {gamma:g}",
             )
         ]
     if gamma == 0:

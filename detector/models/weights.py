@@ -9,9 +9,10 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 
 from detector.errors import UserError
-from detector.models.importers import IMPORTERS
+from detector.models.importers import IMPORTERS, Imported
 from detector.models.retinanet import RetinaNet
 from detector.models.weight_files import first_line, load_tensors
+from detector.strict_yaml import read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_nam
         return
     kind, colon, file = weights.partition(":")
     if colon and kind in IMPORTERS:
-        _load_imported(model, kind, Path(file), class_names)
+        _load_imported(model, IMPORTERS[kind](Path(file)), file, class_names)
         return
     published = get_model_weights(backbone)
     if weights in published.__members__:
@@ -43,7 +44,10 @@ def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_nam
     else:
         state = load_tensors(Path(weights))
     if "class_names" in state and isinstance(state.get("model"), dict):
-        _load_detector(model, state["model"], weights, keep_classes=tuple(state["class_names"]) == tuple(class_names))
+        section = read_yaml(state["config"], f"config of {weights}")["model"]
+        structure = {key: section[key] for key in model.structure if key in section}
+        own = Imported(state["model"], tuple(state["class_names"]), structure, size_major=False)
+        _load_imported(model, own, weights, class_names)
         return
     try:
         model.backbone.load(state)
@@ -54,16 +58,16 @@ def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_nam
     log.info("backbone weights from %s", weights)
 
 
-def _load_imported(model: RetinaNet, kind: str, path: Path, class_names: Sequence[str]) -> None:
-    imported = IMPORTERS[kind](path)
-    state, names = imported.state, imported.class_names
+def _load_imported(model: RetinaNet, imported: Imported, origin: str, class_names: Sequence[str]) -> None:
+    state, names = dict(imported.state), imported.class_names
     outputs = [f"{head}.output.{name}" for head in ("class_head", "box_head") for name in ("weight", "bias")]
-    if not all(name in state for name in outputs):
-        raise UserError(f"{path}: not a RetinaNet that {kind}:FILE takes; it has no values for {outputs[0]}")
+    missing = [name for name in outputs if name not in state]
+    if missing:
+        raise UserError(f"{origin}: not a RetinaNet of this kind: it has no values for {missing[0]}; give another file")
     wrong = {key: value for key, value in imported.structure.items() if model.structure[key] != value}
     if wrong:
         keys = " ".join(f"model.{key}={str(value).lower()}" for key, value in wrong.items())
-        raise UserError(f"{path}: its model is of another structure than this one; set {keys}")
+        raise UserError(f"{origin}: its model is of another structure than this one; set {keys}")
     num_anchors = model.class_head.output.out_channels // model.num_classes
     num_channels = state["class_head.output.bias"].numel()
     try:
@@ -80,8 +84,8 @@ def _load_imported(model: RetinaNet, kind: str, path: Path, class_names: Sequenc
                 for name in outputs[:2]:
                     state[name] = state[name].unflatten(0, (num_anchors, -1))[:, rows].flatten(0, 1)
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit this model's anchors ({first_line(error)})") from error
-    _load_detector(model, state, str(path), keep_classes=keep)
+        raise UserError(f"{origin} does not fit this model's anchors ({first_line(error)})") from error
+    _load_detector(model, state, origin, keep_classes=keep)
 
 
 def _load_detector(model: RetinaNet, state: dict[str, Tensor], origin: str, keep_classes: bool) -> None:

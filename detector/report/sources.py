@@ -74,5 +74,11 @@ def _json(file: Path | None) -> dict | None:
 def _rows(file: Path | None) -> list[dict]:
     if file is None:
         return []
+    rows = []
     with file.open(newline="") as lines:
-        return [{k: v if k == "part" else float(v) for k, v in row.items() if v} for row in csv.DictReader(lines)]
+        for row in csv.DictReader(lines):
+            try:
+                rows.append({k: v if k == "part" else float(v) for k, v in row.items() if v})
+            except ValueError:  # a number that is being written
+                break
+    return rows

@@ -13,6 +13,11 @@ def test_named_precisions_and_devices():
     assert {name: choose_dtype(name, CPU) for name in DTYPES} == expected
 
 
+def test_each_process_of_several_has_the_gpu_of_its_rank(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("cuda") == torch.device("cuda:3") and choose_device("cpu") == CPU
+
+
 def test_auto_on_the_cpu_is_bf16_only_where_the_processor_multiplies_it():
     """Linux names the instruction sets itself."""
     with open("/proc/cpuinfo") as file:

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from tiny import tiny_config
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, retinanet_resnet50_fpn
 
+from detector.build import build_model
+from detector.config import Config, to_yaml
 from detector.errors import UserError
 from detector.geometry.assignment import MaxIoUAssigner
 from detector.losses.criterion import Criterion
@@ -248,6 +251,29 @@ def test_other_classes_start_afresh_with_a_warning(reference: Reference, caplog:
     assert torch.equal(model.box_head.output.bias, box_bias)
 
 
+@pytest.mark.parametrize("key", ["stride_in_1x1", "pyramid_relu", "exact_anchors"])
+def test_a_checkpoint_of_ours_brings_its_structure(key: str, tmp_path: Path):
+    """Of these keys the weights themselves show nothing."""
+
+    def make(*overrides: str) -> tuple[RetinaNet, Config]:
+        config = tiny_config(tmp_path, *overrides)
+        return build_model(config, 2), config
+
+    model, config = make()
+    content = {"model": model.state_dict(), "config": to_yaml(config), "class_names": ["cat", "dog"]}
+    torch.save(content, tmp_path / "a.pt")
+    same, _ = make()
+    load_weights(same, "resnet18", str(tmp_path / "a.pt"), ["dog", "cat"])
+    bias = model.class_head.output.bias.unflatten(0, (-1, 2)).flip(1).flatten()
+    torch.testing.assert_close(same.class_head.output.bias, bias)  # channels go by name
+    value = not getattr(config.model, key)
+    other, _ = make(f"model.{key}={str(value).lower()}")
+    with pytest.raises(
+        UserError, match=rf"of another structure than this one; set model\.{key}={str(not value).lower()}"
+    ):
+        load_weights(other, "resnet18", str(tmp_path / "a.pt"), ["cat", "dog"])
+
+
 def test_names_of_older_releases(reference: Reference):
     """The published file's names, which torchvision itself still reads: the heads' convolutions are numbered 0, 2, 4,
     6, the pyramid's are no blocks, and frozen norms count no batches."""
@@ -374,18 +400,22 @@ def test_own_checkpoint_keeps_its_classes_or_starts_their_layer_afresh(
 ):
     trained = make_model()
     nn.init.constant_(trained.class_head.output.bias, 7)
-    contents = {"model": trained.state_dict(), "class_names": ["a", "b", "c"]}
+    contents = {"model": trained.state_dict(), "class_names": ["a", "b", "c"], "config": "model: {}"}
     path = file_of(contents, tmp_path)
     same = make_model()
     load_weights(same, "resnet18", path, ("a", "b", "c"))
     assert all(torch.equal(v, trained.state_dict()[k]) for k, v in same.state_dict().items())
-    assert not caplog.records
-    for names in (("c", "b", "a"), ("a", "b")):
+    by_class = trained.class_head.output.weight.unflatten(0, (-1, 3))
+    for names, rows in ((("c", "b", "a"), [2, 1, 0]), (("a", "c"), [0, 2])):
         other = make_model(len(names))
         load_weights(other, "resnet18", path, names)
-        assert torch.equal(other.box_head.output.weight, trained.box_head.output.weight)
-        torch.testing.assert_close(other.class_head.output.bias.detach().unique(), torch.tensor([-math.log(99)]))
-    assert len(caplog.records) == 2
+        assert torch.equal(other.class_head.output.weight, by_class[:, rows].flatten(0, 1))
+    assert not caplog.records
+    other = make_model(3)
+    load_weights(other, "resnet18", path, ("a", "b", "d"))
+    assert torch.equal(other.box_head.output.weight, trained.box_head.output.weight)
+    torch.testing.assert_close(other.class_head.output.bias.detach().unique(), torch.tensor([-math.log(99)]))
+    assert len(caplog.records) == 1
 
 
 def test_no_weights_leave_the_model_as_it_is():
@@ -453,8 +483,8 @@ def test_weights_of_something_else(tmp_path: Path):
     assert "does not fit" in refusal(file_of({"conv1.weight": torch.ones(3)}, tmp_path))
     assert "does not fit" in refusal(file_of(resnet18 | {"conv1.weight": torch.ones(3)}, tmp_path))
     assert "not a state dict" in refusal(file_of([torch.ones(3)], tmp_path))
-    contents = {"model": make_model(width=16).state_dict(), "class_names": ["a", "b", "c"]}
-    assert "does not fit" in refusal(file_of(contents, tmp_path))
+    width = {"model": make_model(width=16).state_dict(), "class_names": ["a", "b", "c"], "config": "model: {}"}
+    assert "does not fit" in refusal(file_of(width, tmp_path))
 
 
 @pytest.mark.parametrize(

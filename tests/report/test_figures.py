@@ -2,6 +2,7 @@
 
 import math
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from detector.evaluation.coco import coco_metrics
 from detector.imbalance.probe import NORM_BINS, Probe
 from detector.losses import CLASSIFICATION_LOSSES
 from detector.report import figures
+from detector.report.sources import read_source
 from detector.structures import Predictions, Targets
 from detector.study.plan import Study
 from detector.study.results import METRICS, make_tables
@@ -176,3 +178,8 @@ def test_shares_of_levels_and_classes_are_stacked_over_the_whole_training(drawn)
     assert [bar.get_width() for bar in drawn[5][0].patches] == [0, 9]  # P4 had no foreground
     assert [bar.get_width() for bar in drawn[5][1].patches] == [0, 14]
     assert len(figures.training(steps, [])) == 3, "a run without parts.csv"
+
+
+def test_a_number_that_is_being_written_ends_the_rows(tmp_path: Path):
+    (tmp_path / "metrics.csv").write_text("step,loss\n0,1.5\n1,\n2,1.2e-")
+    assert read_source(tmp_path).steps == [{"step": 0, "loss": 1.5}, {"step": 1}]
