@@ -156,5 +156,5 @@ def test_more_objects_than_detections_are_pointed_out(
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_detections": 11})})
     with caplog.at_level(logging.INFO):
         build_dataset(config, "val")
-    said = "data.val: 1 images with more objects than an evaluation counts"
+    said = "data.val: images with more objects than an evaluation counts: 1"
     assert any(said in message for message in caplog.messages) == warned

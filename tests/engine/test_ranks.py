@@ -297,7 +297,7 @@ class Faulty(SmoothL1Loss):
 """
 
 
-FILES = ["config.yaml", "curves.png", "detections.json", "metrics.csv", "metrics.json"]
+FILES = ["config.yaml", "curves.png", "detections.json", "metrics.csv", "metrics.json", "parts.csv"]
 
 
 def torchrun(folder: Path, out: str, *options: str, num_ranks: int = 2, number: str = "SIGKILL") -> int:

@@ -108,7 +108,7 @@ def test_the_run_folder(run: Path, place: Path):
     events = {name for name in names if name.startswith("events.out.tfevents.")}
     assert len(events) == 1
     assert names - events == {
-        *("config.yaml", "metrics.csv", "metrics.json", "detections.json"),
+        *("config.yaml", "metrics.csv", "parts.csv", "metrics.json", "detections.json"),
         *("checkpoints", "pictures", "curves.png"),
     }
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "last.1.pt", "best.pt"}
@@ -269,8 +269,8 @@ def coco(folder: str) -> str:
         ),
         ([f"data.train={coco('no_image')}"], r"no_image/a\.png: no such image"),
         (
-            ["data.val={type: coco, images: cats, annotations: cats/bare.json, keep_empty: false}"],
-            r"data\.val: no images in the data set",
+            ["data.train={type: coco, images: cats, annotations: cats/bare.json}", "data.keep_empty=false"],
+            r"data\.train: no image is left of the data set",
         ),
         (["--resume", "gone.pt"], r"gone\.pt: no such weights file"),
         (["--resume", "foreign.pt"], r"foreign\.pt: a foreign checkpoint"),
