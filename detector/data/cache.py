@@ -16,8 +16,9 @@ class CachedDataset(DetectionDataset):
     """`dataset` with each image at its `target_size`, kept in a file under `folder`.
 
     A file is a NumPy array as decoded and resized, 3 bytes a pixel, under a name made of the image's path, its size and
-    time of change in the file system, and its target size: a changed image is decoded anew. What the operating system
-    keeps of them in memory all workers share; a folder in memory (/dev/shm) keeps them there.
+    time of change in the file system, how and at what size it is annotated, and its target size: a changed image is
+    decoded anew. What the operating system keeps of them in memory all workers share; a folder in memory (/dev/shm)
+    keeps them there.
     """
 
     def __init__(self, dataset: DetectionDataset, folder: Path, short_side: int, long_side: int):
@@ -34,7 +35,8 @@ class CachedDataset(DetectionDataset):
             status = record.path.stat()
         except OSError:
             return super().__getitem__(index)  # which says what is wrong
-        key = f"{record.path.resolve()} {status.st_size} {status.st_mtime_ns} {height} {width}"
+        annotated = f"{record.width} {record.height} {record.upright}"
+        key = f"{record.path.resolve()} {status.st_size} {status.st_mtime_ns} {annotated} {height} {width}"
         file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
         image = _load(file, (height, width, 3))
         if image is not None:
