@@ -1,6 +1,7 @@
 """Decoded and resized images kept as files, so that each is decoded once in all epochs, workers and processes."""
 
 import hashlib
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 
 from detector.data.dataset import DetectionDataset, make_sample
 from detector.data.transforms import resize, resize_boxes, target_size
+from detector.errors import UserError
 from detector.structures import Sample
 
 
@@ -16,8 +18,10 @@ class CachedDataset(DetectionDataset):
     """`dataset` with each image at its `target_size`, kept in a file under `folder`.
 
     A file is a NumPy array as decoded and resized, 3 bytes a pixel, under a name made of the image's path, its size and
-    time of change in the file system, and its target size: a changed image is decoded anew. What the operating system
-    keeps of them in memory all workers share; a folder in memory (/dev/shm) keeps them there.
+    time of change in the file system, how and at what size it is annotated, and its target size: a changed image is
+    decoded anew. What the operating system keeps of them in memory all workers share; a folder in memory (/dev/shm)
+    keeps them there.
+    Raises UserError where a file cannot be written.
     """
 
     def __init__(self, dataset: DetectionDataset, folder: Path, short_side: int, long_side: int):
@@ -34,7 +38,8 @@ class CachedDataset(DetectionDataset):
             status = record.path.stat()
         except OSError:
             return super().__getitem__(index)  # which says what is wrong
-        key = f"{record.path.resolve()} {status.st_size} {status.st_mtime_ns} {height} {width}"
+        annotated = f"{record.width} {record.height} {record.upright}"
+        key = f"{record.path.resolve()} {status.st_size} {status.st_mtime_ns} {annotated} {height} {width}"
         file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
         image = _load(file, (height, width, 3))
         if image is not None:
@@ -42,9 +47,16 @@ class CachedDataset(DetectionDataset):
             return make_sample(replace(record, boxes=boxes), image, (record.height, record.width))
         sample = resize(super().__getitem__(index), height, width)
         temporary = file.with_suffix(f".{os.getpid()}")
-        with temporary.open("wb") as target:
-            np.save(target, sample.image)
-        os.replace(temporary, file)
+        content = io.BytesIO()  # NumPy, given a file, overlooks a disk that fills up
+        np.save(content, sample.image)
+        try:
+            temporary.write_bytes(content.getbuffer())
+            os.replace(temporary, file)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"data.cache: {self.folder}: {error.strerror or error}; free space there or set data.cache=null"
+            ) from None
         return sample
 
 

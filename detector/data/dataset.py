@@ -15,7 +15,9 @@ from detector.structures import Sample
 @dataclass(frozen=True, slots=True)
 class Record:
     """The annotations of one image: size in pixels as annotated; boxes (N, 4) float32 xyxy; labels (N,) int64, 0..K-1;
-    crowd (N,) bool; area (N,) float32, as COCO counts it (the segment's where the file says so, else the box's)."""
+    crowd (N,) bool; area (N,) float32, as COCO counts it (the segment's where the file says so, else the box's).
+    upright: annotated on the image as its EXIF orientation shows it (YOLO); else on the stored pixels, or where only
+    the turned image has the annotated size, on that."""
 
     path: Path
     image_id: int
@@ -25,6 +27,7 @@ class Record:
     labels: np.ndarray
     crowd: np.ndarray
     area: np.ndarray
+    upright: bool = False
 
 
 def make_sample(record: Record, image: np.ndarray, original_size: tuple[int, int]) -> Sample:
@@ -46,8 +49,8 @@ class DetectionDataset(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         size = (record.height, record.width)
-        image = read_image(record.path)
-        if image.shape[:2] == size[::-1] != size:  # annotated as it is shown, perhaps
+        image = read_image(record.path, upright=record.upright)
+        if not record.upright and image.shape[:2] == size[::-1] != size:  # annotated as it is shown, perhaps
             image = read_image(record.path, upright=True)
         if image.shape[:2] != size:
             raise UserError(

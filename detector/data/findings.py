@@ -93,7 +93,7 @@ KINDS: dict[str, Kind] = {
     "image_misnamed": Kind("images whose suffix names another format", "read by their content", "rename the file"),
     "image_turned": Kind(
         "images that a camera marked as turned (EXIF)",
-        "turned where that gives the annotated size, else read as stored",
+        "turned if the labels are YOLO's or only that gives the annotated size, else read as stored",
         "annotate and store them upright",
     ),
     "image_grey": Kind("grey images", "read as three equal channels", "nothing need be done"),

@@ -29,7 +29,7 @@ BLOCK = 1024
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What an image file holds: its header, or the error that it gives when decoded; the SHA-256 of its bytes; a
-    picture of THUMBNAIL x THUMBNAIL grey bytes, in hexadecimal digits."""
+    picture of THUMBNAIL x THUMBNAIL grey bytes, upright, in hexadecimal digits."""
 
     header: Header | None
     error: str | None
@@ -42,7 +42,7 @@ def look(path: Path) -> Verdict:
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         header = read_header(path)
-        grey = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY)
+        grey = cv2.cvtColor(read_image(path, upright=True), cv2.COLOR_RGB2GRAY)
     except UserError as error:
         return Verdict(None, str(error).rpartition("; ")[0], digest, "")
     except OSError as error:
@@ -102,7 +102,7 @@ def report_files(records: Sequence[Record], verdicts: dict[Path, Verdict], findi
         findings.add(kind, which, lambda i: f"{records[i].path}: {text(headers[i], records[i])}")
 
     def is_unlike(h: Header, r: Record) -> bool:
-        return (r.width, r.height) not in ((h.width, h.height), h.upright_size())
+        return (r.width, r.height) != h.upright_size() and (r.upright or (r.width, r.height) != (h.width, h.height))
 
     def first_with_the_bytes(r: Record) -> Path:
         return first.setdefault(verdicts[r.path].digest, r.path)

@@ -47,14 +47,11 @@ def write_voc(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, di
 
 
 def write_yolo(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, dict]:
-    """data.yaml, labels/<split>/*.txt and images under images/<split>/; crowds are left out.
-
-    Raises UserError where an image is marked as turned (EXIF) and annotated as stored: readers of YOLO turn it."""
+    """data.yaml, labels/<split>/*.txt and images under images/<split>/; crowds are left out."""
     specs = {}
     for split, dataset in splits.items():
         (folder / "labels" / split).mkdir(parents=True)
         for record in dataset.records:
-            _refuse_turned(record)
             lines = [
                 format_line(label, box, record.width, record.height)
                 for label, box, crowd in zip(record.labels, record.boxes, record.crowd, strict=True)
@@ -81,9 +78,14 @@ def convert(splits: dict[str, DetectionDataset], target: str, folder: Path, *, l
     """Write the data sets of each split and their images into a new folder; what to give as `data.<split>` to read them
     again. `link`: images become hard links, which take no space, where the file system can.
 
-    An image whose name another has already gets a number. Raises UserError where `folder` is not empty."""
+    An image whose name another has already gets a number. Raises UserError, with nothing written, where `folder` is not
+    empty, or where an image marked as turned (EXIF) would come away from its boxes: readers of YOLO turn it, those of
+    the other formats do not."""
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"--out {folder}: not empty; choose a new folder")
+    for dataset in splits.values():
+        for record in dataset.records:
+            _refuse_turned(record, target)
     write, images = WRITERS[target]
     renamed = _with_unique_names(splits)
     specs = write(renamed, folder)
@@ -156,12 +158,15 @@ def _voc_tree(record: Record, class_names: tuple[str, ...]) -> ElementTree.Eleme
     return root
 
 
-def _refuse_turned(record: Record) -> None:
+def _refuse_turned(record: Record, target: str) -> None:
+    if record.upright == (target == "yolo"):
+        return
     header = read_header(record.path)
-    if header.orientation != 1 and (record.width, record.height) != header.upright_size():
+    if header.orientation != 1 and (record.width, record.height) == (header.width, header.height):
+        way = "shown" if record.upright else "stored"
         raise UserError(
-            f"{record.path}: marked as turned (EXIF {header.orientation}) and annotated as stored; readers of YOLO "
-            "would turn it away from its boxes: store it upright first"
+            f"{record.path}: marked as turned (EXIF {header.orientation}) and annotated as {way}; readers of {target} "
+            "would take it the other way, and boxes would miss their objects: store it upright first"
         )
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -87,7 +88,8 @@ class YoloDataset(DetectionDataset):
             "annotations": objects,
             "categories": [{"id": index, "name": name} for index, name in enumerate(names, 1)],
         }
-        super().__init__(*parse_coco(dictionary, annotations, root, classes, findings))
+        records, *rest = parse_coco(dictionary, annotations, root, classes, findings)
+        super().__init__([replace(record, upright=True) for record in records], *rest)
 
 
 def labels_path(image: Path) -> Path:

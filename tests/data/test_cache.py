@@ -1,5 +1,7 @@
 import os
 import pickle
+import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from tiny import tiny_config
 
 from detector.build import build_dataset, build_train_loader
 from detector.data.cache import CachedDataset
+from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
 from detector.data.transforms import resize, target_size
 from detector.data.voc import VocDataset
@@ -80,6 +83,25 @@ def test_an_image_that_is_gone_is_an_error_still(one: CachedDataset):
     one.records[0].path.unlink()
     with pytest.raises(UserError, match=r"a\.png: cannot read the image"):
         one[0]
+
+
+def test_sizes_that_are_wrong_are_not_hidden_by_images_kept_under_right_ones(one: CachedDataset):
+    assert one[0].image.shape == (20, 30, 3)
+    wrong = [replace(record, width=61) for record in one.records]  # resized alike
+    with pytest.raises(UserError, match="60x40 pixels, its annotations say 61x40"):
+        CachedDataset(DetectionDataset(wrong, one.class_names, one.category_ids), one.folder, 20, 1000)[0]
+
+
+def test_a_disk_without_space_is_one_line_and_leaves_nothing(one: CachedDataset):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"^data\.cache: .*kept: .*; free space there or set data\.cache=null$"):
+            one[0]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(one.folder.iterdir()) == []
+    assert one[0].image.shape == (20, 30, 3)
 
 
 def test_it_needs_one_size(tmp_path: Path):

@@ -130,16 +130,40 @@ def test_a_folder_in_use_is_left_alone(bccd: DetectionDataset, tmp_path: Path):
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_yolo_needs_upright_images(tmp_path: Path):
+@pytest.mark.parametrize(("orientation", "size"), [(6, (30, 20)), (3, (30, 20)), (2, (30, 20)), (8, (30, 30))])
+def test_turned_images_are_refused_before_anything_is_written(orientation: int, size: tuple[int, int], tmp_path: Path):
+    """Annotated as stored, which readers of YOLO turn; YOLO's, which others take as stored."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", size).save(tmp_path / "images/b.jpg", exif=exif)
+    write_image(tmp_path / "images/a.png", np.zeros((20, 30, 3), np.uint8))
+    images = [{"id": i, "file_name": n, "width": w, "height": h}
+              for i, (n, w, h) in enumerate([("a.png", 30, 20), ("b.jpg", *size)], 1)]  # fmt: skip
+    content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "labels/classes.txt").write_text("cat\n")
+    stored = CocoDataset(images=tmp_path / "images", annotations=tmp_path / "a.json")
+    shown = YoloDataset(images=tmp_path / "images", annotations=tmp_path / "labels")
+    cases = [(stored, "yolo")] + [(shown, target) for target in ("coco", "voc")] * (orientation != 6)
+    for source, target in cases:
+        with pytest.raises(UserError, match=r"b\.jpg: marked as turned .* store it upright first"):
+            convert({"train": source.subset([0]), "val": source.subset([1])}, target, tmp_path / "out", link=False)
+        assert not (tmp_path / "out").exists()
+        convert({"val": source.subset([0])}, target, tmp_path / f"upright_{target}", link=False)
+    convert({"val": shown}, "yolo", tmp_path / "yolo", link=False)
+    spec = convert({"val": stored}, "coco", tmp_path / "coco", link=False)["val"]
+    assert len(read(spec, tmp_path / "coco", None)) == 2
+    assert len(YoloDataset(annotations=tmp_path / "yolo/data.yaml", split="val")) == 2
+
+
+def test_an_image_annotated_as_shown_is_fit_for_yolo(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
-    write_image(tmp_path / "b.png", np.zeros((20, 30, 3), np.uint8))
-    images = [{"id": i, "file_name": n, "width": 30, "height": 20} for i, n in enumerate(("a.jpg", "b.png"), 1)]
+    images = [{"id": 1, "file_name": "a.jpg", "width": 20, "height": 30}]
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "a.json").write_text(json.dumps(content))
-    source = CocoDataset(images=tmp_path, annotations=tmp_path / "a.json")
-    with pytest.raises(UserError, match=r"a\.jpg: marked as turned .* store it upright first"):
-        convert({"val": source}, "yolo", tmp_path / "out", link=False)
-    convert({"val": source.subset([1])}, "yolo", tmp_path / "upright", link=False)
-    assert len(YoloDataset(annotations=tmp_path / "upright/data.yaml", split="val")) == 1
+    convert({"val": CocoDataset(images=tmp_path, annotations=tmp_path / "a.json")}, "yolo", tmp_path / "out", link=True)
+    assert YoloDataset(annotations=tmp_path / "out/data.yaml", split="val")[0].image.shape == (30, 20, 3)

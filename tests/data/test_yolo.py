@@ -6,8 +6,9 @@ from typing import Any
 import globox
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
+from detector.data.cache import CachedDataset
 from detector.data.findings import Findings
 from detector.data.images import write_image
 from detector.data.yolo import YoloDataset, labels_path
@@ -88,17 +89,29 @@ def test_folders_with_a_list_of_classes(load: Callable[..., YoloDataset], tmp_pa
         np.testing.assert_array_equal(ours.boxes, expected.boxes)
 
 
-def test_labels_of_a_turned_photograph_are_made_on_what_is_seen(load: Callable[..., YoloDataset], tmp_path: Path):
-    pixels = np.zeros((20, 30, 3), dtype=np.uint8)
-    pixels[:10, :15] = (255, 0, 0)  # stored: red at the top left; turned clockwise: at the top right
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("shape", [(20, 30), (30, 30)])
+def test_labels_of_a_turned_photograph_are_made_on_what_is_seen(
+    shape: tuple[int, int], orientation: int, load: Callable[..., YoloDataset], tmp_path: Path
+):
+    """A red quarter at the top left as stored; where a person sees it, Pillow says."""
+    pixels = np.zeros((*shape, 3), dtype=np.uint8)
+    pixels[: shape[0] // 2, : shape[1] // 2] = (255, 0, 0)
     exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.fromarray(pixels).save(tmp_path / "images/train/b.jpg", quality=95, exif=exif)
-    sample = load(labels={"labels/train/b.txt": "0 0.75 0.25 0.5 0.5\n"})[1]
-    assert sample.image.shape == (30, 20, 3)
-    x1, y1, x2, y2 = sample.boxes[0].astype(int)
-    assert (x1, y1, x2, y2) == (10, 0, 20, 15)
-    assert sample.image[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].mean(axis=(0, 1)) == pytest.approx((254, 0, 0), abs=3)
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "images/train/b.jpg", quality=95, subsampling=0, exif=exif)
+    with Image.open(tmp_path / "images/train/b.jpg") as stored:
+        seen = np.asarray(ImageOps.exif_transpose(stored))
+    height, width = seen.shape[:2]
+    ys, xs = (seen[..., 0] > 128).nonzero()
+    cx, cy = (xs.min() + xs.max() + 1) / 2 / width, (ys.min() + ys.max() + 1) / 2 / height
+    data = load(labels={"labels/train/b.txt": f"0 {cx} {cy} 0.5 0.5\n"})
+    for dataset in (data, CachedDataset(data, tmp_path / "kept", min(shape), 1000)):
+        sample = dataset[1]
+        assert sample.image.shape == seen.shape
+        x1, y1, x2, y2 = sample.boxes[0].astype(int)
+        red = (sample.image[..., 0] > 128).nonzero()
+        assert (red[1].min(), red[0].min(), red[1].max() + 1, red[0].max() + 1) == (x1, y1, x2, y2)
 
 
 @pytest.mark.parametrize(
