@@ -82,16 +82,23 @@ def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | Non
         for line in findings.lines():
             log.info("data.%s: %s", split, line)
     if divided:
-        first = stratified_split(dataset.labels_by_image(), config.data.split, config.data.split_seed)
-        dataset = dataset.subset(np.flatnonzero(first == (split == "train")))
-    if not config.data.keep_empty:
-        dataset = dataset.subset(i for i, record in enumerate(dataset.records) if len(record.boxes))
+        dataset = divide(config, dataset)[split]
+    if split == "train" and not config.data.keep_empty:
+        kept = [i for i, record in enumerate(dataset.records) if len(record.boxes)]
+        log.info("data.train: %d images without objects left out", len(dataset) - len(kept))
+        dataset = dataset.subset(kept)
     if not len(dataset):
         raise UserError(
             f"data.{split}: no image is left of the data set; check its paths, data.split, data.keep_empty and what "
             "data.invalid=skip left out"
         )
     return dataset
+
+
+def divide(config: Config, dataset: DetectionDataset) -> dict[str, DetectionDataset]:
+    """The parts `train` and `val` that `data.split` makes of it."""
+    first = stratified_split(dataset.labels_by_image(), config.data.split, config.data.split_seed)
+    return {"train": dataset.subset(np.flatnonzero(first)), "val": dataset.subset(np.flatnonzero(~first))}
 
 
 def build_anchor_grid(config: Config) -> AnchorGrid:

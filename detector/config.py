@@ -111,10 +111,10 @@ class AugmentConfig(Section):
 class DataConfig(Section):
     """val: null takes what `split`, the fraction of data.train's images that training keeps, leaves over; split_seed
     draws them. invalid: what an entry does that cannot be meant (a box without area, a missing image): it stops the
-    run, or is left out and counted. keep_empty: whether images without objects train as background. sampler: which
-    images come up in an epoch. short_side and long_side in pixels; a short_side of two is the range that training draws
-    from. aspect_buckets: a batch is of one of so many ranges of the aspect ratio, each padded to one size. cache: a
-    folder for decoded, resized images, 3 bytes a pixel."""
+    run, or is left out and counted. keep_empty: whether images without objects train as background (an evaluation has
+    them in any case). sampler: which images come up in an epoch. short_side and long_side in pixels; a short_side of
+    two is the range that training draws from. aspect_buckets: a batch is of one of so many ranges of the aspect ratio,
+    each padded to one size. cache: a folder for decoded, resized images, 3 bytes a pixel."""
 
     root: Path = Path(".")
     train: _part(DATASETS)

@@ -67,7 +67,10 @@ def write_yolo(folder: Path, num_images: int, with_objects: int) -> list[str]:
         if i < with_objects:
             (folder / f"labels/{i:02}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     (folder / "data.yaml").write_text("train: images\nval: images\nnames: [cat, dog]\n")
-    return [f"data.{split}={{type: yolo, annotations: {folder / 'data.yaml'}}}" for split in ("train", "val")]
+    return [
+        f"data.{split}={{type: yolo, annotations: {folder / 'data.yaml'}, split: {split}}}"
+        for split in ("train", "val")
+    ]
 
 
 def test_images_without_objects_stay_or_go(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -248,7 +248,7 @@ def yaml_config(line: str) -> Callable[[Place], list[str]]:
 def yolo(content: str) -> Callable[[Place], list[str]]:
     def spoil(place: Place) -> list[str]:
         (place.folder / "data.yaml").write_text(content.replace("DIR", str(place.folder)))
-        return given("data.train={type: yolo, annotations: DIR/data.yaml}")(place)
+        return given("data.train={type: yolo, annotations: DIR/data.yaml, split: train}")(place)
 
     return spoil
 

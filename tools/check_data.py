@@ -31,7 +31,7 @@ def main() -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from detector.build import read_dataset
+    from detector.build import divide, read_dataset
     from detector.data.findings import KINDS, Findings
     from detector.data.inspection import look_at_all, report_files, report_leaks, report_overlaps
     from detector.data.synthetic import default_cache
@@ -57,8 +57,9 @@ def main() -> None:
             verdicts = look_at_all(paths, cache, os.cpu_count() or 1, lambda: progress.advance(task))
         for split, dataset in datasets.items():
             report_files(dataset.records, verdicts, found[split])
-        if len(datasets) == 2:
-            report_leaks(datasets["train"].records, datasets["val"].records, verdicts, found["val"])
+        parts = divide(config, datasets["train"]) if config.data.split and datasets else datasets
+        if len(parts) == 2:
+            report_leaks(parts["train"].records, parts["val"].records, verdicts, found[splits[-1]])
 
     stopping = {"fatal"} if config.data.invalid == "skip" else {"fatal", "invalid"}
     rows = [

@@ -26,7 +26,7 @@ def main() -> None:
     config = load_config(args.cfg, args.overrides)
 
     from detector.build import build_dataset
-    from detector.data.writers import convert, losses
+    from detector.data.writers import convert, what_is_lost
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train = build_dataset(config, "train")
@@ -34,8 +34,8 @@ def main() -> None:
     specs = convert(splits, args.to, args.out, link=args.link)
     for split, dataset in splits.items():
         log.info("%s: %s", split, dataset.describe())
-    for loss in losses(splits, args.to):
-        log.warning("%s has no place for %s", args.to, loss)
+    for lost in what_is_lost(splits, args.to):
+        log.warning("%s has no place for %s", args.to, lost)
     sections = " ".join(
         f"'data.{split}={{{', '.join(f'{key}: {value}' for key, value in spec.items())}}}'"
         for split, spec in specs.items()

@@ -69,7 +69,9 @@ KINDS: dict[str, Kind] = {
     "category_ids": Kind("category ids that leave gaps or begin at 0", "kept in results", "nothing need be done"),
     "area": Kind("annotations without area", "that of the box", "nothing need be done"),
     "crowd": Kind("annotations without iscrowd", "taken as single objects", "nothing need be done"),
-    "image_empty": Kind("images without objects", "trained as background", "data.keep_empty=false leaves them out"),
+    "image_empty": Kind(
+        "images without objects", "trained as background unless data.keep_empty=false", "nothing need be done"
+    ),
     "image_crowded": Kind(
         "images with more objects than an evaluation counts",
         "the surplus counts as missed",

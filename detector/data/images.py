@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, uint8
 
 from detector.errors import UserError
@@ -77,7 +77,7 @@ def read_image(path: Path, *, upright: bool = False) -> np.ndarray:
 
 def as_rgb(image: ImageInput, name: str) -> np.ndarray:
     """The pixels (H, W, 3) uint8 RGB of a path (by `read_image`, upright), an array like that, a tensor (3, H, W) uint8
-    on any device, or a PIL image of any mode but floats (grey is tripled, alpha dropped, 16 bit reduced to 8).
+    on any device, or a PIL image of any mode but floats, upright (grey is tripled, alpha dropped, 16 bit reduced to 8).
 
     Raises UserError, which calls the image `name`, for anything else.
     """
@@ -100,6 +100,7 @@ def as_rgb(image: ImageInput, name: str) -> np.ndarray:
 
 
 def _from_pillow(image: Image.Image, name: str) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UserError(f"{name}: a PIL image of floats, whose range is unknown; scale it to 0..255, mode L")
     try:

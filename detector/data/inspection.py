@@ -68,7 +68,9 @@ def look_at_all(
 
     with ThreadPoolExecutor(num_threads) as pool:  # reading, hashing and decoding all release the interpreter
         for path, (key, verdict) in zip(paths, pool.map(judge, paths), strict=True):
-            verdicts[path] = known[key] = verdict
+            verdicts[path] = verdict
+            if verdict.digest:  # a file that could not be opened may be next time
+                known[key] = verdict
     with contextlib.suppress(OSError):  # a cache that cannot be kept costs time alone
         _save(cache, known)
     return verdicts

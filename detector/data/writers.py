@@ -41,7 +41,7 @@ def write_voc(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, di
             ElementTree.indent(tree)
             tree.write(folder / "Annotations" / f"{record.path.stem}.xml", encoding="utf-8")
         file = f"ImageSets/Main/{split}.txt"
-        (folder / file).write_text("".join(f"{record.path.stem}\n" for record in dataset.records))
+        (folder / file).write_text("".join(f"{record.path.stem}\n" for record in dataset.records), encoding="utf-8")
         specs[split] = {"type": "voc", "images": "JPEGImages", "annotations": "Annotations", "split": file}
     return specs
 
@@ -62,7 +62,7 @@ def write_yolo(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, d
         specs[split] = {"type": "yolo", "annotations": "data.yaml", "split": split}
     names = dict(enumerate(next(iter(splits.values())).class_names))
     content = {"path": ".", **{split: f"images/{split}" for split in splits}, "names": names}
-    (folder / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    (folder / "data.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return specs
 
 
@@ -97,7 +97,7 @@ def convert(splits: dict[str, DetectionDataset], target: str, folder: Path, *, l
     return specs
 
 
-def losses(splits: dict[str, DetectionDataset], target: str) -> list[str]:
+def what_is_lost(splits: dict[str, DetectionDataset], target: str) -> list[str]:
     """What of these data sets the target format has no place for, in words."""
     records = [record for dataset in splits.values() for record in dataset.records]
     crowds = sum(int(record.crowd.sum()) for record in records)

@@ -41,11 +41,13 @@ class YoloDataset(DetectionDataset):
         *,
         annotations: Path,
         images: Path | None = None,
-        split: Literal["train", "val", "test"] = "train",
+        split: Literal["train", "val", "test"] | None = None,
     ):
         findings = findings or Findings()
         if annotations.is_dir():
             names, pairs = _folder(annotations, images)
+        elif split is None:
+            raise UserError(f"{annotations}: a data.yaml has several sets; say which by split: train, val or test")
         else:
             names, pairs = _data_yaml(annotations, split)
         root = Path(*_common(path.parent for path, _ in pairs))

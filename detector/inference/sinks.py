@@ -10,6 +10,7 @@ from typing import Protocol
 import cv2
 
 from detector.data.images import write_image
+from detector.data.writers import format_line
 from detector.drawing import draw_boxes
 from detector.errors import UserError
 from detector.evaluation.coco import to_coco_results
@@ -77,16 +78,13 @@ class YoloLabels:
     def __init__(self, folder: Path, class_names: Sequence[str], category_ids: Sequence[int]):
         self.folder = folder / "yolo"
         self.folder.mkdir(exist_ok=True)
-        (folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+        (self.folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
 
     def write(self, picture: Picture, found: Detections) -> None:
         height, width = picture.image.shape[:2]
         lines = []
-        for (x1, y1, x2, y2), score, label in zip(
-            found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
-        ):
-            centre_and_sides = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height)
-            lines.append(" ".join([str(label), *(f"{number:.9g}" for number in (*centre_and_sides, score))]) + "\n")
+        for box, score, label in zip(found.boxes.numpy(), found.scores.tolist(), found.labels.tolist(), strict=True):
+            lines.append(f"{format_line(label, box, width, height)} {score:.9g}\n")
         path = self.folder / picture.source.name
         if picture.frame is not None:
             path.mkdir(exist_ok=True)

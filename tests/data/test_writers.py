@@ -11,7 +11,7 @@ from detector.data.dataset import DetectionDataset
 from detector.data.findings import Findings
 from detector.data.images import write_image
 from detector.data.voc import VocDataset
-from detector.data.writers import convert, losses
+from detector.data.writers import convert, what_is_lost
 from detector.data.yolo import YoloDataset
 from detector.errors import UserError
 from detector.registry import DATASETS
@@ -73,7 +73,7 @@ def test_coco_keeps_everything(coco: DetectionDataset, tmp_path: Path):
     spec = convert({"val": coco}, "coco", tmp_path / "out", link=True)["val"]
     again = read(spec, tmp_path / "out", None)
     assert (again.class_names, again.category_ids) == (coco.class_names, coco.category_ids)
-    assert sum(r.crowd.sum() for r in coco.records) > 0 and not losses({"val": coco}, "coco")
+    assert sum(r.crowd.sum() for r in coco.records) > 0 and not what_is_lost({"val": coco}, "coco")
     for ours, expected in zip(again.records, coco.records, strict=True):
         assert ours.image_id == expected.image_id
         for key in ("labels", "crowd", "area"):
@@ -83,8 +83,8 @@ def test_coco_keeps_everything(coco: DetectionDataset, tmp_path: Path):
 
 def test_what_a_format_has_no_place_for_is_said(coco: DetectionDataset, bccd: DetectionDataset):
     crowds = sum(int(r.crowd.sum()) for r in coco.records)
-    assert losses({"val": bccd}, "yolo") == losses({"val": bccd}, "coco") == []
-    voc, yolo = losses({"val": coco}, "voc"), losses({"val": coco}, "yolo")
+    assert what_is_lost({"val": bccd}, "yolo") == what_is_lost({"val": bccd}, "coco") == []
+    voc, yolo = what_is_lost({"val": coco}, "voc"), what_is_lost({"val": coco}, "yolo")
     assert yolo[0] == f"{crowds} crowd regions: left out" and yolo[1:] == voc
     assert [line.split(":")[0].split(" ", 1)[1] for line in voc] == ["areas of segments", "ids", "ids"]
 

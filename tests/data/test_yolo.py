@@ -40,7 +40,7 @@ def load(tmp_path: Path) -> Callable[..., YoloDataset]:
         (tmp_path / "data.yaml").write_text(yaml)
         for name, text in labels.items():
             (tmp_path / name).write_text(text)
-        return YoloDataset(classes, findings, **{"annotations": tmp_path / "data.yaml", **parameters})
+        return YoloDataset(classes, findings, **{"annotations": tmp_path / "data.yaml", "split": "train"} | parameters)
 
     return load
 

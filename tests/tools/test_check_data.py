@@ -157,9 +157,11 @@ def test_every_kind_is_found(found: Callable, tmp_path: Path):
     seen |= found(voc, "data.val=null", "data.split=0.5", "data.invalid=skip")[1].keys()
     (corners.images / "b.png").write_bytes(b"text")
     (tmp_path / "data.yaml").write_text("train: corners\nnames: [cat]\n")
-    yolo = f"data.train={{type: yolo, annotations: {tmp_path / 'data.yaml'}}}"
+    yolo = f"data.train={{type: yolo, annotations: {tmp_path / 'data.yaml'}, split: train}}"
     seen |= found(yolo, "data.val=null", "data.split=0.5", "data.invalid=skip")[1].keys()
-    seen |= found("data.train={type: yolo, annotations: gone.yaml}", "data.val=null", "data.split=0.5")[1].keys()
+    seen |= found("data.train={type: yolo, annotations: gone.yaml, split: train}", "data.val=null", "data.split=0.5")[
+        1
+    ].keys()
     assert seen == KINDS.keys()
 
 
