@@ -82,7 +82,15 @@ def test_images_without_objects_stay_or_go(tmp_path: Path, caplog: pytest.LogCap
     assert names(kept) == ["00.png", "01.png", "02.png", "03.png"] and kept.class_names == ("cat", "dog")
     divided = [data[0], "data.val=null", "data.split=0.5"]
     parts = [build(split, *divided, "data.keep_empty=false") for split in ("train", "val")]
-    assert sorted(names(parts[0]) + names(parts[1])) == names(kept) and len(parts[0]) == 2
+    whole = [build(split, *divided) for split in ("train", "val")]
+    assert len(parts[0]) == 2 and names(parts[1]) == names(whole[1])  # an evaluation keeps its empty images
+    assert "data.train: 6 images without objects left out" in caplog.text
+
+
+def test_a_data_yaml_is_asked_for_its_set(tmp_path: Path):
+    write_yolo(tmp_path, 3, 3)
+    with pytest.raises(UserError, match=r"data\.yaml: a data\.yaml has several sets; say which by split"):
+        build("val", f"data.val={{type: yolo, annotations: {tmp_path / 'data.yaml'}}}")
 
 
 def test_nothing_is_left(tmp_path: Path):

@@ -58,7 +58,7 @@ def main() -> None:
         for split, dataset in datasets.items():
             report_files(dataset.records, verdicts, found[split])
         parts = divide(config, datasets["train"]) if config.data.split and datasets else datasets
-        if len(parts) == 2:
+        if len(parts) == 2 and all(map(len, parts.values())):
             report_leaks(parts["train"].records, parts["val"].records, verdicts, found[splits[-1]])
 
     stopping = {"fatal"} if config.data.invalid == "skip" else {"fatal", "invalid"}

@@ -192,10 +192,10 @@ def test_bytes_as_any_format(content: bytes, folder: Path):
     (folder / "xml").mkdir(exist_ok=True)
     (folder / "xml/a.xml").write_bytes(content)
     for read in (
-        lambda findings: CocoDataset(None, findings, images=folder / "images", annotations=file),
+        lambda findings: CocoDataset(None, findings, images=folder / "images", annotations=file, split="train"),
         lambda findings: VocDataset(None, findings, images=folder / "images", annotations=folder / "xml"),
         lambda findings: VocDataset(None, findings, images=folder / "images", annotations=folder / "xml", split=file),
-        lambda findings: YoloDataset(None, findings, annotations=file),
+        lambda findings: YoloDataset(None, findings, annotations=file, split="train"),
     ):
         assert read_both_ways(read) is None
 
@@ -272,7 +272,7 @@ def test_yolo(labels: dict[str, list[str]], folder: Path):
         file = folder / f"labels/{stem}.txt"
         file.parent.mkdir(exist_ok=True)
         file.write_text("\n".join(labels.get(stem, [])), encoding="utf-8")
-    read = read_both_ways(lambda findings: YoloDataset(None, findings, annotations=folder / "data.yaml"))
+    read = read_both_ways(lambda findings: YoloDataset(None, findings, annotations=folder / "data.yaml", split="train"))
     assert read is not None
     lines = [line for text in labels.values() for line in "\n".join(text).splitlines() if line.strip()]
     assert counted(*read) == (5, len(lines))  # of away.png nothing can be said but that it is there
@@ -291,4 +291,4 @@ yolo_values = mostly(st.sampled_from(("images", ".", "../images", "gone", "list.
 def test_data_yaml(content: dict[str, Any], paths: list[str], folder: Path):
     (folder / "images/list.txt").write_text("\n".join(paths), encoding="utf-8")
     (folder / "data.yaml").write_text(json.dumps(content))  # JSON is YAML
-    read_both_ways(lambda findings: YoloDataset(None, findings, annotations=folder / "data.yaml"))
+    read_both_ways(lambda findings: YoloDataset(None, findings, annotations=folder / "data.yaml", split="train"))

@@ -159,9 +159,8 @@ def test_every_kind_is_found(found: Callable, tmp_path: Path):
     (tmp_path / "data.yaml").write_text("train: corners\nnames: [cat]\n")
     yolo = f"data.train={{type: yolo, annotations: {tmp_path / 'data.yaml'}, split: train}}"
     seen |= found(yolo, "data.val=null", "data.split=0.5", "data.invalid=skip")[1].keys()
-    seen |= found("data.train={type: yolo, annotations: gone.yaml, split: train}", "data.val=null", "data.split=0.5")[
-        1
-    ].keys()
+    gone = "data.train={type: yolo, annotations: gone.yaml, split: train}"
+    seen |= found(gone, "data.val=null", "data.split=0.5")[1].keys()
     assert seen == KINDS.keys()
 
 

@@ -71,7 +71,7 @@ def test_a_video_and_images_in_all_formats(frames, checkpoint, noise, shared_dat
     stills = {(str(photos[0]), None): 1, (str(photos[1]), None): num_frames + 2, (str(photos[2]), None): num_frames + 3}
     assert ids == of_frames | stills
 
-    assert (out / "classes.txt").read_text().splitlines() == list(CLASS_NAMES)
+    assert (out / "yolo/classes.txt").read_text().splitlines() == list(CLASS_NAMES)
     for file, frame in of_frames | stills:
         own = [result for result in results if (result["file_name"], result.get("frame")) == (file, frame)]
         labels = out / "yolo" / (f"{Path(file).stem}.txt" if frame is None else f"clip/{frame:06}.txt")
