@@ -192,7 +192,7 @@ def test_bytes_as_any_format(content: bytes, folder: Path):
     (folder / "xml").mkdir(exist_ok=True)
     (folder / "xml/a.xml").write_bytes(content)
     for read in (
-        lambda findings: CocoDataset(None, findings, images=folder / "images", annotations=file, split="train"),
+        lambda findings: CocoDataset(None, findings, images=folder / "images", annotations=file),
         lambda findings: VocDataset(None, findings, images=folder / "images", annotations=folder / "xml"),
         lambda findings: VocDataset(None, findings, images=folder / "images", annotations=folder / "xml", split=file),
         lambda findings: YoloDataset(None, findings, annotations=file, split="train"),

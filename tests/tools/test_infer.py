@@ -16,6 +16,7 @@ from tiny_checkpoint import CATEGORY_IDS, CLASS_NAMES, save_tiny_checkpoint
 from tools_run import REPO, run_tool
 from videos import read_video, write_video
 
+import detector.inference.sources  # noqa: F401  (quietens FFmpeg, which asks once, before a test writes a video)
 from detector import Detector
 from detector.data.images import read_image, write_image
 
@@ -81,7 +82,7 @@ def test_a_video_and_images_in_all_formats(frames, checkpoint, noise, shared_dat
             box = ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)
             assert result["bbox"] == pytest.approx(box, abs=1e-3) and result["score"] == pytest.approx(score)
             assert result["category_id"] == CATEGORY_IDS[int(label)]
-    assert len(list((out / "yolo").rglob("*.txt"))) == num_frames + 3
+    assert len(list((out / "yolo").rglob("*.txt"))) == num_frames + 3 + 1  # the classes
 
     drawn = read_video(out / "clip.mp4")
     assert len(drawn) == num_frames and drawn[0].shape == (62, 96, 3)
