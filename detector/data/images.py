@@ -114,9 +114,12 @@ def _from_pillow(image: Image.Image, name: str) -> np.ndarray:
 
 
 def write_image(path: Path, rgb: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 RGB in the format of the path's suffix. Raises UserError for an unknown suffix."""
+    """Write (H, W, 3) uint8 RGB in the format of the path's suffix. Raises UserError for an unknown suffix, and for
+    an image that the format cannot hold (WebP ends at 16383 pixels a side)."""
     _check_suffix(path, SUFFIXES)
-    _, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    written, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    if not written:
+        raise UserError(f"{path}: {rgb.shape[1]}x{rgb.shape[0]} pixels do not fit the format; choose another suffix")
     path.write_bytes(data.tobytes())
 
 

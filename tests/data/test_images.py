@@ -159,3 +159,9 @@ def test_find_images_refuses_what_gives_no_image(tmp_path: Path, entry: str):
 def test_write_image_refuses_an_unknown_suffix(tmp_path: Path, scene: np.ndarray):
     with pytest.raises(UserError, match=r"'\.xyz' is not an image suffix"):
         write_image(tmp_path / "a.xyz", scene)
+
+
+def test_an_image_that_its_format_cannot_hold(tmp_path: Path):
+    with pytest.raises(UserError, match=r"a\.webp: 16400x1 pixels do not fit the format; choose another suffix"):
+        write_image(tmp_path / "a.webp", np.zeros((1, 16400, 3), np.uint8))
+    assert not list(tmp_path.iterdir())

@@ -87,6 +87,9 @@ def test_what_a_format_has_no_place_for_is_said(coco: DetectionDataset, bccd: De
     voc, yolo = what_is_lost({"val": coco}, "voc"), what_is_lost({"val": coco}, "yolo")
     assert yolo[0] == f"{crowds} crowd regions: left out" and yolo[1:] == voc
     assert [line.split(":")[0].split(" ", 1)[1] for line in voc] == ["areas of segments", "ids", "ids"]
+    few = coco.subset([0])
+    unseen = len(coco.class_names) - len(set(few.labels_by_image()[0].tolist()))
+    assert f"{unseen} classes without objects: unknown to it" in what_is_lost({"val": few}, "voc")
 
 
 @pytest.mark.parametrize("target", FORMATS)
