@@ -43,7 +43,7 @@ def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_nam
         raise UserError(f"model.weights: '{weights}' is neither a file nor one of {backbone}'s published {known}")
     else:
         state = load_tensors(Path(weights))
-    if "class_names" in state and isinstance(state.get("model"), dict):
+    if {"class_names", "config"} <= state.keys() and isinstance(state.get("model"), dict):
         section = read_yaml(state["config"], f"config of {weights}")["model"]
         structure = {key: section[key] for key in model.structure if key in section}
         own = Imported(state["model"], tuple(state["class_names"]), structure, size_major=False)
