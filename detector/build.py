@@ -1,7 +1,6 @@
 """The one place where a config becomes objects."""
 
 import logging
-import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +22,7 @@ from detector.data.findings import Findings
 from detector.data.loader import Loader, make_loader
 from detector.data.splitting import stratified_split
 from detector.data.transforms import Augment, Resize, target_size
-from detector.distributed import broadcast, gather, rank, world_size
+from detector.distributed import broadcast, gather, num_cores, rank, world_size
 from detector.engine.evaluate import detect, detect_batch, predict
 from detector.engine.guard import Faults
 from detector.engine.optimization import learning_rate, make_optimizer
@@ -215,7 +214,7 @@ def num_workers(config: Config) -> int:
     """`auto`: a worker for each spare core, at most 8; none on two cores, where one would fight the training step."""
     if config.data.num_workers != "auto":
         return config.data.num_workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     return 0 if cores <= 2 else min(8, cores - 1)
 
 

@@ -8,7 +8,6 @@ Example: tools/check_data.py --cfg bccd_focal.yaml data.root=DIR
 import argparse
 import json
 import logging
-import os
 import sys
 
 from detector.command import run
@@ -35,6 +34,7 @@ def main() -> None:
     from detector.data.findings import KINDS, Findings
     from detector.data.inspection import look_at_all, report_files, report_leaks, report_overlaps
     from detector.data.synthetic import default_cache
+    from detector.distributed import num_cores
     from detector.errors import UserError
     from detector.tables import show
 
@@ -54,7 +54,7 @@ def main() -> None:
         cache = default_cache().with_name("images.json")
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("images", total=len(paths))
-            verdicts = look_at_all(paths, cache, os.cpu_count() or 1, lambda: progress.advance(task))
+            verdicts = look_at_all(paths, cache, num_cores(), lambda: progress.advance(task))
         for split, dataset in datasets.items():
             report_files(dataset.records, verdicts, found[split])
         parts = divide(config, datasets["train"]) if config.data.split and datasets else datasets

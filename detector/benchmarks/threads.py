@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from detector.distributed import num_cores
+
 TOOL = Path(__file__).parents[2] / "tools/benchmark.py"
 
 
@@ -27,7 +29,7 @@ def training_rate(cfg: str, overrides: list[str], steps: int, workers: int, vari
 def run(*, cfg: str, overrides: list[str], workers: list[int], steps: int, rounds: int) -> dict:
     """Images a second for every number of workers, way to wait (spinning or asleep) and number of threads: all cores,
     and all but those of the workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     settings = {
         f"{count} workers, {threads} threads, {policy}": (
             count,

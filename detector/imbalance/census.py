@@ -2,7 +2,6 @@
 
 import math
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from detector.data.dataset import Record
 from detector.data.samplers import RepeatFactorSampler
+from detector.distributed import num_cores
 from detector.geometry.anchors import AnchorGrid, num_cells
 from detector.geometry.boxes import paired_iou, pairwise_iou
 from detector.imbalance.anchor_fit import best_iou, suggest
@@ -142,7 +142,7 @@ def _count_chunk(work: tuple[Sequence[Record], Setting]) -> list[Count]:
 
 def count_all(records: Sequence[Record], setting: Setting, processes: int | None = None) -> list[Count]:
     """`count_images` on all cores; with many images in processes of their own."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     processes = processes or (1 if len(records) < IN_ONE_PROCESS else cores)
     if processes == 1:
         return count_images(records, setting)

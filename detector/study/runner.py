@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from detector.config import to_yaml
+from detector.distributed import num_cores
 from detector.engine.interrupt import Interrupt
 from detector.engine.run_folder import write_text
 from detector.errors import Interrupted
@@ -48,7 +49,7 @@ class _Active:
 def choose_jobs() -> int:
     """Runs at once: on a CPU one for each core, since small models gain little from a second thread; on a GPU as many
     as have 8 GiB of its free memory and two cores each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cores()
     if not torch.cuda.is_available():
         return cores
     free, _ = torch.cuda.mem_get_info()
@@ -66,7 +67,7 @@ def run_all(runs: list[Run], folder: Path, *, jobs: int, command: Command, keep_
     rows = read_results(results)
     waiting = deque(pending(runs, rows))
     log.info("%d of %d runs to do, %d at a time, in %s", len(waiting), len(runs), jobs, folder)
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if hasattr(os, "sched_getaffinity") else 1
+    threads = max(1, num_cores() // jobs)
     active: list[_Active] = []
     with Interrupt() as interrupt:
         try:
