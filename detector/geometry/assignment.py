@@ -118,7 +118,9 @@ class ATSSAssigner:
     ) -> Targets:
         """anchors (A, 4), boxes (B, G, 4), labels (B, G) with -1 where padded, ignore (B, G) -> Targets; G >= 1.
         level_sizes: the anchors of each pyramid level, A in all."""
-        near = self._nearest(anchors, boxes, level_sizes)  # B G C
+        near = torch.cat(  # B G C
+            [self._nearest(anchors, boxes[:, part], level_sizes) for part in parts_of(boxes, len(anchors))], dim=1
+        )
         candidates = anchors[near]
         iou = pairwise_iou(boxes[:, :, None], candidates).squeeze(2)
         # In float64 the mean of equal IoUs is exact, so that all of them reach it.
