@@ -105,8 +105,7 @@ def _first_of_equals(logits: Tensor, count: int, score_threshold: float) -> tupl
         return best, column
     lowest = best.amin(dim=1)
     for row in (lowest.sigmoid() > score_threshold).nonzero()[:, 0]:  # which of the lowest topk took is its own affair
-        above = (logits[row] > lowest[row]).nonzero()[:, 0]
-        equal = (logits[row] == lowest[row]).nonzero()[: count - len(above), 0]
-        column[row] = torch.cat((above, equal))
+        taken = best[row] == lowest[row]
+        column[row, taken] = (logits[row] == lowest[row]).nonzero()[: int(taken.sum()), 0]
     column = column.sort(dim=1).values
     return logits.gather(1, column), column
