@@ -22,7 +22,7 @@ from detector.data.findings import Findings
 from detector.data.loader import Loader, make_loader
 from detector.data.splitting import stratified_split
 from detector.data.transforms import Augment, Resize, target_size
-from detector.distributed import broadcast, gather, num_cores, rank, world_size
+from detector.distributed import broadcast, gather, rank, world_size
 from detector.engine.evaluate import detect, detect_batch, predict
 from detector.engine.guard import Faults
 from detector.engine.optimization import learning_rate, make_optimizer
@@ -38,6 +38,7 @@ from detector.imbalance.probe import Probe
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.base import ClassificationLoss
 from detector.losses.criterion import Criterion
+from detector.machine import num_cores
 from detector.models.backbone import frozen_batch_norm_is_random
 from detector.models.retinanet import RetinaNet, size_divisor
 from detector.models.weights import load_weights

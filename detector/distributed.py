@@ -64,11 +64,6 @@ def _of_this_start(store: dist.Store, rank: int, world_size: int) -> dist.Store:
     return dist.PrefixStore(name, store)
 
 
-def num_cores() -> int:
-    """Those that this process may use: a container's, where it is in one."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 

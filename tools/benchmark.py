@@ -22,7 +22,10 @@ def main() -> None:
     kinds.choices["training"].add_argument("--compile", dest="with_compile", action="store_true", help=compiling)
     for name, text in (
         ("loader", "whether images come as fast as a config's training step takes them"),
-        ("threads", "training with its loader, by workers, threads and how OpenMP waits"),
+        (
+            "threads",
+            "loader workers, threads and their way to wait; the config's trainings take the fastest",
+        ),
     ):
         kind = kinds.add_parser(name, help=text)
         kind.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")

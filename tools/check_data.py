@@ -33,9 +33,8 @@ def main() -> None:
     from detector.build import divide, read_dataset
     from detector.data.findings import KINDS, Findings
     from detector.data.inspection import look_at_all, report_files, report_leaks, report_overlaps
-    from detector.data.synthetic import default_cache
-    from detector.distributed import num_cores
     from detector.errors import UserError
+    from detector.machine import cache_folder, num_cores
     from detector.tables import show
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -51,7 +50,7 @@ def main() -> None:
         report_overlaps(dataset.records, dataset.class_names, found[split])
     if not args.fast:
         paths = list(dict.fromkeys(record.path for dataset in datasets.values() for record in dataset.records))
-        cache = default_cache().with_name("images.json")
+        cache = cache_folder() / "images.json"
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("images", total=len(paths))
             verdicts = look_at_all(paths, cache, num_cores(), lambda: progress.advance(task))

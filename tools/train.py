@@ -22,8 +22,12 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for any of them, nor a wrong config for torch
     from detector.config import load_config, to_yaml
+    from detector.machine import take_fastest
 
     config = load_config(args.cfg, args.overrides)
+    if (fastest := take_fastest(args.cfg)) and config.data.num_workers == "auto":
+        data = config.data.model_copy(update={"num_workers": fastest["workers"]})
+        config = config.model_copy(update={"data": data})
 
     from detector.build import build_dataset, build_model, build_trained_model, build_trainer
     from detector.distributed import broadcast, process_group, rank, world_size
@@ -51,6 +55,8 @@ def main() -> None:
             trainer.resume(checkpoint, resumed)
             log.info("continuing %s after step %d", resumed, trainer.steps_done)
 
+        if fastest:
+            log.info("as measured here on %(measured)s: %(workers)s loader workers, %(openmp)s", fastest)
         log.info("training on %s", train.describe())
         log.info("validating on %s", val.describe())
         log.info("%s, %s, %d processes; run folder %s", trainer.device, trainer.dtype, world_size(), folder)

@@ -10,32 +10,32 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from detector.distributed import num_cores
+from detector.machine import OPENMP, keep_fastest, num_cores
 
 TOOL = Path(__file__).parents[2] / "tools/benchmark.py"
+# between two pieces of work, threads spin for a while and then sleep (what OpenMP does untold), spin, or sleep
+WAITING = {"untold": {}, "active": {"OMP_WAIT_POLICY": "active"}, "passive": {"OMP_WAIT_POLICY": "passive"}}
 
 
-def training_rate(cfg: str, overrides: list[str], steps: int, workers: int, variables: dict[str, str]) -> float:
-    """Images a second of training with its loader, in a process with these environment variables."""
+def training_rate(cfg: str, overrides: list[str], steps: int, workers: int, openmp: dict[str, str]) -> float:
+    """Images a second of training with its loader, in a process with these of the variables OPENMP."""
+    others = {name: value for name, value in os.environ.items() if name not in OPENMP}
     with TemporaryDirectory() as folder:
         out = Path(folder) / "loader.json"
         options = ["--workers", str(workers), "--steps", str(steps), "--rounds", "1", "--out", str(out)]
         command = [sys.executable, str(TOOL), "loader", "--cfg", cfg, *options, *overrides]
-        subprocess.run(command, env=os.environ | variables, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, env=others | openmp, check=True, stdout=subprocess.DEVNULL)
         rows = json.loads(out.read_text())["rows"]
     return next(row["images_s"] for row in rows if row["name"].startswith("both"))
 
 
 def run(*, cfg: str, overrides: list[str], workers: list[int], steps: int, rounds: int) -> dict:
-    """Images a second for every number of workers, way to wait (spinning or asleep) and number of threads: all cores,
-    and all but those of the workers."""
+    """Images a second for every number of workers, way to wait and number of threads: all cores, and all but those of
+    the workers. The fastest is kept: trainings of this config on this machine start with it."""
     cores = num_cores()
     settings = {
-        f"{count} workers, {threads} threads, {policy}": (
-            count,
-            {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": policy},
-        )
-        for count, policy in product(workers, ("active", "passive"))
+        f"{count} workers, {threads} threads, {waiting}": (count, {"OMP_NUM_THREADS": str(threads), **variables})
+        for count, (waiting, variables) in product(workers, WAITING.items())
         for threads in sorted({cores, max(1, cores - count)}, reverse=True)
     }
     rates: dict[str, list[float]] = {name: [] for name in settings}
@@ -51,4 +51,6 @@ def run(*, cfg: str, overrides: list[str], workers: list[int], steps: int, round
         }
         for name, found in rates.items()
     ]
-    return {"benchmark": "threads", "cfg": Path(cfg).name, "cores": cores, "rows": rows}
+    fastest = max(rows, key=lambda row: row["images_s"])["name"]
+    keep_fastest(cfg, *settings[fastest])
+    return {"benchmark": "threads", "cfg": Path(cfg).name, "cores": cores, "fastest": fastest, "rows": rows}

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from pydantic import Field
 from detector.data.coco import CocoDataset
 from detector.data.findings import Findings
 from detector.errors import UserError
+from detector.machine import cache_folder
 from detector.registry import DATASETS, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitFloat
 
 _log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class SyntheticDataset(CocoDataset):
     zipf: the class of rank r = 1..K has probability ~ r^-zipf; 0 is balanced.
     noise_missed, noise_jittered, noise_mislabelled: fractions of the boxes whose annotation is dropped, displaced, or
     given another class, independently of each other. They leave the pictures as they are.
-    seed, split: the random stream; the two splits share no scene. cache: default `default_cache()`.
+    seed, split: the random stream; the two splits share no scene. cache: default `synthetic` in the user's own.
 
     Background, objects and distractors have streams of their own, and distractors lie behind objects: the same objects
     stand at the same places however many distractors there are. A shape that finds no room is left out, so well over
@@ -95,7 +95,7 @@ class SyntheticDataset(CocoDataset):
         settings = SceneSettings(
             image_size, num_classes, objects, tuple(object_size), rotation, distractors, zipf, seed, split
         )
-        cache = default_cache() if cache is None else cache
+        cache = cache_folder() / "synthetic" if cache is None else cache
         try:
             folder = _cached_scenes(settings, num_images, cache)
             annotations = _cached_annotations(folder, settings, (noise_missed, noise_jittered, noise_mislabelled))
@@ -104,11 +104,6 @@ class SyntheticDataset(CocoDataset):
                 f"cache: synthetic scenes cannot be written to {cache} ({error.strerror}); name a writable folder"
             ) from error
         super().__init__(classes, findings, images=folder / "images", annotations=annotations)
-
-
-def default_cache() -> Path:
-    """`imbalance-detector/synthetic` in XDG_CACHE_HOME, or in ~/.cache where that is not set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imbalance-detector" / "synthetic"
 
 
 def draw_scene(settings: SceneSettings, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

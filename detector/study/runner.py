@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from detector.config import to_yaml
-from detector.distributed import num_cores
 from detector.engine.interrupt import Interrupt
 from detector.engine.run_folder import write_text
 from detector.errors import Interrupted
+from detector.machine import num_cores
 from detector.study.plan import Run
 from detector.study.results import is_row_of, pending, read_results, result_row, write_results
 

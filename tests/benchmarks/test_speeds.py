@@ -1,9 +1,17 @@
 """Each benchmark of a speed runs and measures what it says; how fast, is no matter here."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from detector.benchmarks import census, evaluation, inference, loader, training
+from detector.benchmarks import census, evaluation, inference, loader, threads, training
+from detector.machine import OPENMP
+
+REPO = Path(__file__).parents[2]
 
 
 def test_scoring_the_same_numbers_by_both_tools():
@@ -34,7 +42,9 @@ def test_inference_and_training_against_torchvision():
         assert all(row["images_s"] == pytest.approx(1 / row["median_s"]) for row in rows)
         if module is inference and not torch.cuda.is_available():
             assert any("onnxruntime" in row["name"] for row in rows)
-    assert all(0 < row["outside_convolutions"] < 1 for row in rows)
+    for row in rows:
+        parts = [row[name] for name in ("copies", "concatenations", "optimiser")]
+        assert all(part > 0 for part in parts) and sum(parts) < row["outside_convolutions"] < 1
 
 
 @pytest.mark.slow
@@ -45,3 +55,26 @@ def test_the_loader_against_the_step():
     assert step["times_step"] == 1 and len(others) == 4
     for row in others:
         assert row["times_step"] == pytest.approx(row["images_s"] / step["images_s"])
+
+
+@pytest.mark.slow
+def test_a_training_starts_with_the_fastest_of_what_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(threads, "WAITING", {"passive": {"OMP_WAIT_POLICY": "passive"}})
+    monkeypatch.setattr(threads, "num_cores", lambda: 2)
+    tiny = ["data.train.num_images=8", "data.val.num_images=2", "train.device=cpu", "train.batch_size=2"]
+    result = threads.run(cfg="retina_focal.yaml", overrides=tiny, workers=[1], steps=1, rounds=1)
+    names = [f"1 workers, {count} threads, passive" for count in (2, 1)]
+    assert [row["name"] for row in result["rows"]] == names and result["fastest"] in names
+    assert all(row["images_s"] > 0 for row in result["rows"]) and result["rows"][0]["times_first"] == 1
+
+    trained = subprocess.run(
+        [sys.executable, REPO / "tools/train.py", "--cfg", "retina_focal.yaml", "--out", tmp_path / "run", *tiny]
+        + ["train.epochs=1", "train.schedule=constant", "train.warmup_steps=0"],
+        env={name: value for name, value in os.environ.items() if name not in OPENMP} | {"PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert "1 loader workers" in trained.stderr and "'OMP_WAIT_POLICY': 'passive'" in trained.stderr
+    assert "num_workers: 1" in (tmp_path / "run" / "config.yaml").read_text()
