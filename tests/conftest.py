@@ -4,6 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from detector.machine import num_cores
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: teams that share cores wait for each other
+    threads = max(1, num_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
