@@ -95,13 +95,15 @@ class Section(BaseModel):
 
 
 class AugmentConfig(Section):
-    """Probabilities of the flips; range of the zoom factor; greatest move as a part of each side; greatest relative
-    change of each colour property (hue: greatest shift, in turns)."""
+    """Probabilities of the flips; range of the zoom factor; greatest move as a part of each side; the part of its area
+    that an object must show in the picture to be one, which should be what the annotators held; greatest relative change
+    of each colour property (hue: greatest shift, in turns)."""
 
     horizontal_flip: UnitFloat = 0.5
     vertical_flip: UnitFloat = 0.0
     scale: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_in_order)] = (1.0, 1.0)
     translate: UnitFloat = 0.0
+    min_visibility: UnitFloat = 0.1
     brightness: UnitFloat = 0.0
     contrast: UnitFloat = 0.0
     saturation: UnitFloat = 0.0

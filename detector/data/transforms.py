@@ -13,7 +13,6 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server 
 import albumentations
 
 PADDING_COLOUR = (124, 116, 104)  # ImageNet's mean, which normalises to about 0
-MIN_VISIBILITY = 0.1
 
 Transform = Callable[[Sample, np.random.Generator], Sample]
 
@@ -54,7 +53,7 @@ class Resize:
 class Augment:
     """On an unchanged canvas: flips with the given probabilities; zoom by a factor from the range `scale` and a move by
     up to `translate` of each side; colour factors drawn from 1 +- the given strengths (hue: a shift). Boxes are
-    clipped, and dropped where less than a tenth of them is left in the picture."""
+    clipped, and dropped where less than `min_visibility` of their area is left in the picture."""
 
     def __init__(
         self,
@@ -63,6 +62,7 @@ class Augment:
         vertical_flip: float,
         scale: tuple[float, float],
         translate: float,
+        min_visibility: float,
         brightness: float,
         contrast: float,
         saturation: float,
@@ -90,7 +90,7 @@ class Augment:
                 label_fields=["index"],
                 clip=True,
                 filter_invalid_bboxes=True,
-                min_visibility=MIN_VISIBILITY,
+                min_visibility=min_visibility,
             ),
         )
 

@@ -9,7 +9,7 @@ from detector.errors import UserError
 from detector.structures import Batch, Sample
 
 AUGMENT = {"horizontal_flip": 0.5, "vertical_flip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
-AUGMENT |= {"scale": (0.7, 1.4), "translate": 0.2}
+AUGMENT |= {"scale": (0.7, 1.4), "translate": 0.2, "min_visibility": 0.1}
 
 
 def make_sample(height: int, width: int, num_boxes: int, index: int = 0, seed: int = 0) -> Sample:

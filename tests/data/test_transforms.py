@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.data.loader import collate
-from detector.data.transforms import MIN_VISIBILITY, Augment, Resize, resize, target_size
+from detector.data.transforms import Augment, Resize, resize, target_size
 from detector.structures import IGNORED, Sample
 
 COLOUR = (250, 20, 90)
@@ -45,7 +45,7 @@ def noise(height: int = 40, width: int = 60) -> np.ndarray:
 
 def augment(**strengths: float) -> Augment:
     none = dict.fromkeys(("horizontal_flip", "vertical_flip", "translate", "brightness", "contrast"), 0.0)
-    none |= {"saturation": 0.0, "hue": 0.0, "scale": (1, 1)}
+    none |= {"saturation": 0.0, "hue": 0.0, "scale": (1, 1), "min_visibility": 0.1}
     return Augment(**(none | strengths))
 
 
@@ -186,6 +186,7 @@ strengths = st.floats(0, 0.4)
             "horizontal_flip": st.sampled_from((0.0, 0.5, 1.0)),
             "vertical_flip": st.sampled_from((0.0, 0.5, 1.0)),
             "translate": st.floats(0, 0.3),
+            "min_visibility": st.sampled_from((0.1, 0.7)),
             "brightness": strengths,
             "hue": strengths,
         }
@@ -219,7 +220,7 @@ def test_boxes_stay_in_the_picture_and_only_those_that_left_it_are_dropped(
     offsets = (before.boxes.reshape(-1, 2, 2) - here) * zoom
     signs = (1, -1)
     best = min(
-        (_misfit(after, centre + offsets * (sx, sy), new), sx, sy)
+        (_misfit(after, centre + offsets * (sx, sy), new, options["min_visibility"]), sx, sy)
         for sx in signs
         if sx == 1 or options["horizontal_flip"]
         for sy in signs
@@ -233,13 +234,13 @@ def test_boxes_stay_in_the_picture_and_only_those_that_left_it_are_dropped(
     assert (batch.labels[1] == IGNORED).all() and batch.labels[0, :n].tolist() == after.labels.tolist()
 
 
-def _misfit(after: Sample, corners: np.ndarray, size: np.ndarray) -> float:
+def _misfit(after: Sample, corners: np.ndarray, size: np.ndarray, visibility: float) -> float:
     """How far the boxes are from these corners (N, 2, 2), clipped; infinite where others are there than those that
-    show at least MIN_VISIBILITY of themselves (within a hundredth)."""
+    show at least this part of themselves (within a hundredth)."""
     moved = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
     clipped = np.clip(moved, 0, np.tile(size, 2))
     seen = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1) / (moved[:, 2:] - moved[:, :2]).prod(axis=1)
     here = np.isin(np.arange(len(moved)), after.labels)
-    if here[seen < MIN_VISIBILITY - 0.01].any() or not here[seen > MIN_VISIBILITY + 0.01].all():
+    if here[seen < visibility - 0.01].any() or not here[seen > visibility + 0.01].all():
         return np.inf
     return float(np.abs(clipped[here] - after.boxes).max())

@@ -265,7 +265,7 @@ def test_real_crowds_teach_neither_background_nor_their_class(assigner, shared_d
     crowded = [i for i, record in enumerate(dataset.records) if record.crowd.any()]
     assert len(crowded) == 11
     still = dict.fromkeys(("vertical_flip", "translate", "brightness", "contrast", "saturation", "hue"), 0.0)
-    flip = Augment(horizontal_flip=1.0, scale=(1, 1), **still)
+    flip = Augment(horizontal_flip=1.0, scale=(1, 1), min_visibility=0.1, **still)
     samples = [flip(resize(dataset[i], 192, 256), np.random.default_rng(i)) for i in crowded]
     batch = collate(samples, 64)
     levels = AnchorGrid((3, 6), default_sizes((3, 6), exact=False), RATIOS, exact=False).of_image((192, 256))
