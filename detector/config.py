@@ -96,8 +96,8 @@ class Section(BaseModel):
 
 class AugmentConfig(Section):
     """Probabilities of the flips; range of the zoom factor; greatest move as a part of each side; the part of its area
-    that an object must show in the picture to be one, which should be what the annotators held; greatest relative change
-    of each colour property (hue: greatest shift, in turns)."""
+    that an object must show in the picture to be one, which should be as the annotators held it; greatest relative
+    change of each colour property (hue: greatest shift, in turns)."""
 
     horizontal_flip: UnitFloat = 0.5
     vertical_flip: UnitFloat = 0.0

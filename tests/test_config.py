@@ -99,7 +99,7 @@ data:
   num_workers: auto
   cache: null
   augment: {horizontal_flip: 0.5, vertical_flip: 0, brightness: 0, contrast: 0, saturation: 0, hue: 0,
-            scale: [1, 1], translate: 0}
+            scale: [1, 1], translate: 0, min_visibility: 0.1}
 model: {backbone: resnet50, norm: frozen, weights: null, trainable_stages: 3, levels: [3, 7], width: 256, head_depth: 4,
         head_norm: none, prior: 0.01, anchor_sizes: null, anchor_ratios: [0.5, 1, 2], stride_in_1x1: false,
         pyramid_top: p5, pyramid_relu: true, exact_anchors: false}
