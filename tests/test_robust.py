@@ -353,12 +353,13 @@ CASES = (
          "train.lr: '1e-4x' is wrong: should be a valid number"),
     Case(23, "a corrupt checkpoint", weights(lambda _, path: path.write_bytes(b"PK\x03\x04" + bytes(500))), UNREADABLE),
     Case(23, "a foreign one as weights", weights(foreign),
-         "model.weights: DIR/x.pt does not fit the backbone resnet18: no values for bn1.bias, bn1.weight, "
-         "conv1.weight"),
+         "model.weights: DIR/x.pt does not fit the backbone resnet18 (no values for bn1.bias, bn1.weight, "
+         "conv1.weight); give weights of that backbone, or set model.backbone to theirs"),
     Case(23, "a foreign one resumed", weights(foreign, "--resume", "DIR/x.pt"),
          f"DIR/x.pt: {FOREIGN}, or load weights through model.weights"),
     Case(23, "one of other classes resumed", weights(of_other_classes, "--resume", "DIR/x.pt"),
-         "DIR/x.pt was trained on other classes (cow)"),
+         "DIR/x.pt was trained on other classes (cow); resume on its own data, or start a new run from its weights: "
+         "model.weights=DIR/x.pt"),
     Case(24, "code in a pickle", weights(malicious), UNREADABLE),
     Case(24, "code in a config", yaml_config("imports: !!python/object/apply:os.mkdir [DIR/marker]\n"),
          f"DIR/bad.yaml: line 16: {TAGS}"),

@@ -419,7 +419,11 @@ class Trainer:
             raise UserError(f"{origin} has no training state; resume from checkpoints/last.pt")
         for key in ("class_names", "category_ids"):
             if list(checkpoint[key]) != list(self.description[key]):
-                raise UserError(f"{origin} was trained on other classes ({', '.join(map(str, checkpoint[key]))[:80]})")
+                others = ", ".join(map(str, checkpoint[key]))[:80]
+                raise UserError(
+                    f"{origin} was trained on other classes ({others}); resume on its own data, or start a new run "
+                    f"from its weights: model.weights={origin}"
+                )
         if state["steps_per_epoch"] != self.schedule.steps_per_epoch:
             raise UserError(
                 f"{origin} counts {state['steps_per_epoch']} steps an epoch, this config "

@@ -53,7 +53,8 @@ def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_nam
         model.backbone.load(state)
     except RuntimeError as error:
         raise UserError(
-            f"model.weights: {weights} does not fit the backbone {backbone}: {first_line(error)}"
+            f"model.weights: {weights} does not fit the backbone {backbone} ({first_line(error)}); give weights of "
+            "that backbone, or set model.backbone to theirs"
         ) from error
     log.info("backbone weights from %s", weights)
 
