@@ -12,6 +12,7 @@ from detector.evaluation.tide import FOREGROUND_IOU, RECALLS, Matches, by_image,
 
 THRESHOLDS = np.arange(0, 100) / 100
 CALIBRATION_BINS = 10
+BORDER = 0.01
 PARTS = ("lowest third", "middle third", "highest third")
 
 
@@ -39,6 +40,7 @@ def make_anatomy(
         },
         "curves": curves | {"pr": class_curves(matches, names)},
         "calibration": calibration(matches),
+        "at_border": at_border(ground_truth, detections, matches, score),
         "by_imbalance": by_ratio(ground_truth, detections, ratios, backend=backend, max_detections=max_detections),
         "by_size": {"small": metrics["APs"], "medium": metrics["APm"], "large": metrics["APl"]},
     }
@@ -122,6 +124,30 @@ def calibration(matches: Matches) -> dict:
     return {"ece": float(error / len(score)) if len(score) else math.nan, "bins": bins}
 
 
+def at_border(
+    ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]], matches: Matches, score: float
+) -> dict[str, list[int]]:
+    """How many touch their picture's border (to a hundredth of its side), and how many there are: of the `objects` that
+    are no crowd, and of the `wrong` detections of at least `score`. Annotators that leave cut objects out, under a
+    training that crops, show here."""
+    touching, touching_objects = [], []
+    for image, (boxes, _, _, objects, _, crowd) in zip(
+        ground_truth["images"], by_image(ground_truth, detections), strict=True
+    ):
+        size = np.array([image["width"], image["height"]])
+        for found, of in ((touching, boxes), (touching_objects, objects[~crowd])):
+            low, high = of[:, :2], of[:, :2] + of[:, 2:]
+            found.append(((low <= BORDER * size) | (high >= (1 - BORDER) * size)).any(axis=1))
+    wrong = ~matches.correct & ~matches.ignored & (matches.score >= score)
+    return {
+        name: [int(these.sum()), len(these)]
+        for name, these in (
+            ("objects", np.concatenate(touching_objects)),
+            ("wrong", np.concatenate(touching)[wrong]),
+        )
+    }
+
+
 def by_ratio(
     ground_truth: dict[str, Any],
     detections: Sequence[dict[str, Any]],
@@ -180,6 +206,10 @@ def describe(anatomy: dict) -> str:
     if wrong:
         worst = [text for _, text in sorted(wrong, key=lambda one: -one[0])[:4]]
         lines.append(f"most often, at that score: {', '.join(worst)}")
+    (objects, num_objects), (wrongly, num_wrong) = anatomy["at_border"]["objects"], anatomy["at_border"]["wrong"]
+    if num_objects and num_wrong:
+        shares = f"{objects / num_objects:.0%} of the objects, {wrongly / num_wrong:.0%} of the wrong detections"
+        lines.append(f"at the picture's border: {shares} at that score")
     scores = anatomy["anchor_level"]
     lines.append(f"anchors: ROC-AUC {scores['roc_auc']:.4f}, average precision {scores['average_precision']:.4f}")
     for part in anatomy["by_imbalance"]:

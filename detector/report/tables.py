@@ -25,13 +25,18 @@ def study(tables: dict) -> list[Table]:
 
 
 def anatomy(anatomy: dict) -> list[Table]:
-    sizes, scores = anatomy["by_size"], anatomy["anchor_level"]
+    sizes, scores, border = anatomy["by_size"], anatomy["anchor_level"], anatomy["at_border"]
     return [
         Table("AP by object size", list(sizes), [[number(value) for value in sizes.values()]]),
         Table(
             "Anchors, foreground against background",
             ["ROC-AUC", "average precision"],
             [[number(scores["roc_auc"], 4), number(scores["average_precision"], 4)]],
+        ),
+        Table(
+            "At the picture's border",
+            ["objects", "wrong detections"],
+            [[f"{touching:,} of {total:,}" for touching, total in (border["objects"], border["wrong"])]],
         ),
     ]
 

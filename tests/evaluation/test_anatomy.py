@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from detector.evaluation.anatomy import (
+    at_border,
     background_per_foreground,
     calibration,
     class_curves,
@@ -72,6 +73,17 @@ def test_calibration():
     assert math.isnan(calibration(match(GROUND_TRUTH, []))["ece"])
 
 
+def test_what_touches_the_border():
+    """BOX does, on two sides; FAR does not. A hundredth of 100 pixels is one."""
+    matches = match(GROUND_TRUTH, DETECTIONS)
+    assert at_border(GROUND_TRUTH, DETECTIONS, matches, 0.0) == {"objects": [2, 3], "wrong": [1, 3]}
+    assert at_border(GROUND_TRUTH, DETECTIONS, matches, 0.6) == {"objects": [2, 3], "wrong": [1, 2]}
+    assert at_border(GROUND_TRUTH, [], match(GROUND_TRUTH, []), 0.0) == {"objects": [2, 3], "wrong": [0, 0]}
+    for box, touches in (([1, 50, 9, 9], 1), ([1.5, 50, 9, 9], 0), ([50, 89, 9, 10], 1), ([50, 89, 9, 9.5], 0)):
+        wrong = [{"image_id": 2, "category_id": B, "bbox": box, "score": 0.5}]
+        assert at_border(GROUND_TRUTH, wrong, match(GROUND_TRUTH, wrong), 0.0)["wrong"] == [touches, 1]
+
+
 def test_class_curves_are_cocos():
     curves = class_curves(match(GROUND_TRUTH, DETECTIONS), ["a", "b"])
     metrics = coco_metrics(GROUND_TRUTH, DETECTIONS)
@@ -105,6 +117,7 @@ def test_parts_by_imbalance_are_separate_evaluations(whole):
 def test_description_names_the_main_figures(whole):
     text = describe(whole)
     assert "best F1 0.500 at score 0.00" in text and "b taken for a 1" in text and "ROC-AUC 0.9000" in text
+    assert "border: 67% of the objects, 33% of the wrong detections" in text
 
 
 def test_ratios_count_each_images_own_anchors():

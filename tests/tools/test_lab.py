@@ -174,6 +174,8 @@ def test_the_page_says_what_the_census_and_the_anatomy_found(lab):
     scores = anatomy["anchor_level"]
     anchors = [f"{scores[name]:.4f}" for name in ("roc_auc", "average_precision")]
     assert found["Anchors, foreground against background"][1] == anchors
+    touching, total = anatomy["at_border"]["objects"]
+    assert found["At the picture's border"][1][0] == f"{touching} of {total}"
     assert found["AP by object size"][1][0] == f"{anatomy['by_size']['small']:.3f}"
     assert found["Crowding"][1][0] == f"{census['crowding']['mean_max_iou']:.3f}"
     alphas = census["remedies"]["alpha"]
