@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+UNFOLDED = 1000
+
 
 def show(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     table = Table(title=title or None)
@@ -12,7 +14,10 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "")
         table.add_column(column, no_wrap=i == 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # a file or a pipe is as wide as the table
+        console.width = console.measure(table, options=console.options.update(max_width=UNFOLDED)).maximum
+    console.print(table)
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
