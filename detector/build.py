@@ -19,6 +19,7 @@ from detector.data.buckets import Buckets, make_buckets
 from detector.data.cache import CachedDataset
 from detector.data.checks import check_records
 from detector.data.findings import Findings
+from detector.data.headers import deep_bits
 from detector.data.loader import Loader, make_loader
 from detector.data.splitting import stratified_split
 from detector.data.transforms import Augment, Resize, target_size
@@ -60,6 +61,7 @@ def read_dataset(
         if value is not None and Path in (annotations[key], *get_args(annotations[key])):
             spec[key] = str(config.data.root / value)
     dataset = DATASETS.build(name, class_names, findings, **spec)
+    _settle_bits(config, dataset, findings)
     base = torch.cat(build_anchor_grid(config).base())
     check_records(
         dataset,
@@ -70,6 +72,27 @@ def read_dataset(
         scale=lambda r: target_size(r.height, r.width, evaluation_side(config), config.data.long_side)[0] / r.height,
     )
     return dataset
+
+
+def _settle_bits(config: Config, dataset: DetectionDataset, findings: Findings) -> None:
+    """How the data set's images of 16 bits are scaled: as the config says, or by the range of their values."""
+    deep = [record.path for record in dataset.records if record.is_deep]
+    if deep:
+        dataset.bits = deep_bits(deep) if config.data.bits == "auto" else config.data.bits
+        text = f"values up to {2**dataset.bits - 1} become 0 to 255 (data.bits={dataset.bits})"
+        findings.add("image_deep", range(len(deep)), lambda i: f"{deep[i]}: {text}")
+
+
+def settled(config: Config, train: DetectionDataset) -> Config:
+    """The config with what its training set decides in place of `auto`: the bits of 16-bit images, which the validation
+    set and new pictures follow. Raises UserError where the training set has no object to learn from."""
+    if not train.class_counts().sum():
+        raise UserError(
+            f"data.train: its {len(train)} images have no object to learn from; check where its annotations are"
+        )
+    if config.data.bits != "auto" or not any(record.is_deep for record in train.records):
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"bits": train.bits})})
 
 
 def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:

@@ -115,7 +115,8 @@ class DataConfig(Section):
     draws them. invalid: what an entry does that cannot be meant (a box without area, a missing image): it stops the
     run, or is left out and counted. keep_empty: whether images without objects train as background (an evaluation has
     them in any case). sampler: which images come up in an epoch. short_side and long_side in pixels; a short_side of
-    two is the range that training draws from. aspect_buckets: a batch is of one of so many ranges of the aspect ratio,
+    two is the range that training draws from. bits: how many bits the values of 16-bit images use, 12 for values up to
+    4095; auto looks at the training set. aspect_buckets: a batch is of one of so many ranges of the aspect ratio,
     each padded to one size. cache: a folder for decoded, resized images, 3 bytes a pixel."""
 
     root: Path = Path(".")
@@ -128,6 +129,7 @@ class DataConfig(Section):
     sampler: _part(IMAGE_SAMPLERS, "uniform") = "uniform"
     short_side: PositiveInt | Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_in_order)] = 800
     long_side: PositiveInt = 1333
+    bits: Annotated[PositiveInt, Field(ge=8, le=16)] | Literal["auto"] = "auto"
     aspect_buckets: PositiveInt = 4
     num_workers: NonNegativeInt | Literal["auto"] = "auto"
     cache: Path | None = None

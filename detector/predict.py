@@ -104,7 +104,8 @@ class Detector:
 
     def _sample(self, image: ImageInput, name: str) -> Sample:
         """The image as evaluation would have it."""
-        pixels = as_rgb(image, name)
+        bits = self.config.data.bits
+        pixels = as_rgb(image, name, None if bits == "auto" else bits)
         nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool)
         sample = Sample(pixels, *nothing, image_id=0, file_name="", original_size=pixels.shape[:2])
         size = target_size(*pixels.shape[:2], evaluation_side(self.config), self.config.data.long_side)

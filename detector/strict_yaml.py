@@ -8,10 +8,11 @@ import yaml
 from detector.errors import UserError
 
 
-def read_yaml(text: str, source: str) -> Any:
-    """What the text holds, in mappings, lists and scalars. Raises UserError that names `source`."""
+def read_yaml(text: str, source: str, *, as_text: bool = False) -> Any:
+    """Read mappings, lists and scalars; with `as_text` every scalar is the text as written (`007`, `1.50`, `no`).
+    Raises UserError that names `source`."""
     try:
-        return yaml.load(text, Loader=Loader)
+        return yaml.load(text, Loader=TextLoader if as_text else Loader)
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{source}: line {error.problem_mark.line + 1}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a forbidden character; a number or nesting too long
@@ -52,6 +53,12 @@ class Loader(yaml.SafeLoader):
         raise yaml.scanner.ScannerError(None, None, problem, self.get_mark())
 
 
+class TextLoader(Loader):
+    """The same, where every scalar is text."""
+
+    yaml_implicit_resolvers: ClassVar = {}
+
+
 class Dumper(yaml.SafeDumper):
     """Quotes each text that either version of YAML would read as something else."""
 
@@ -67,5 +74,5 @@ for _tag, _pattern, _first in (
         list("-+.0123456789"),
     ),
 ):
-    for _class in (Loader, Dumper):
+    for _class in (Loader, Dumper):  # TextLoader keeps a table of its own, which is empty
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)

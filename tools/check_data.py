@@ -34,7 +34,7 @@ def main() -> None:
     from detector.data.findings import KINDS, Findings
     from detector.data.inspection import look_at_all, report_files, report_leaks, report_overlaps
     from detector.errors import UserError
-    from detector.machine import cache_folder, num_cores
+    from detector.machine import cache_folder
     from detector.tables import show
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -53,7 +53,7 @@ def main() -> None:
         cache = cache_folder() / "images.json"
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task("images", total=len(paths))
-            verdicts = look_at_all(paths, cache, num_cores(), lambda: progress.advance(task))
+            verdicts = look_at_all(paths, cache, lambda: progress.advance(task))
         for split, dataset in datasets.items():
             report_files(dataset.records, verdicts, found[split])
         parts = divide(config, datasets["train"]) if config.data.split and datasets else datasets

@@ -29,7 +29,7 @@ def main() -> None:
         data = config.data.model_copy(update={"num_workers": fastest["workers"]})
         config = config.model_copy(update={"data": data})
 
-    from detector.build import build_dataset, build_model, build_trained_model, build_trainer
+    from detector.build import build_dataset, build_model, build_trained_model, build_trainer, settled
     from detector.distributed import broadcast, process_group, rank, world_size
     from detector.engine.checkpoint import load_checkpoint
     from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
@@ -45,6 +45,7 @@ def main() -> None:
         folder, resumed = broadcast(choose_folder(Path(args.cfg).stem, args.out, args.resume) if rank() == 0 else None)
         checkpoint = load_checkpoint(resumed) if resumed else None
         train = build_dataset(config, "train")
+        config = settled(config, train)
         val = build_dataset(config, "val", train.class_names)
         # a checkpoint brings its own weights
         model = (

@@ -25,7 +25,7 @@ class CachedDataset(DetectionDataset):
     """
 
     def __init__(self, dataset: DetectionDataset, folder: Path, short_side: int, long_side: int):
-        super().__init__(dataset.records, dataset.class_names, dataset.category_ids)
+        super().__init__(dataset.records, dataset.class_names, dataset.category_ids, dataset.bits)
         self.folder = folder
         self.short_side = short_side
         self.long_side = long_side
@@ -38,7 +38,7 @@ class CachedDataset(DetectionDataset):
             status = record.path.stat()
         except OSError:
             return super().__getitem__(index)  # which says what is wrong
-        annotated = f"{record.width} {record.height} {record.upright}"
+        annotated = f"{record.width} {record.height} {record.upright} {self.bits if record.is_deep else 8}"
         key = f"{record.path.resolve()} {status.st_size} {status.st_mtime_ns} {annotated} {height} {width}"
         file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
         image = _load(file, (height, width, 3))

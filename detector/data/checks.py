@@ -17,11 +17,21 @@ def check_records(
     matched_iou: float,
     scale: Callable[[Record], float],
 ) -> None:
-    """Adds images without objects, images with more than `max_objects`, and boxes that are smaller than every anchor
-    and overlap none by `matched_iou` even where their centres meet. anchor_sides (N, 2) width and height in pixels at
-    the size the model sees, to which `scale` takes an image."""
+    """Add classes without objects, images without objects, images with too many, and boxes too small to be matched.
+
+    Args:
+        dataset: the data set.
+        findings: takes what is found.
+        max_objects: how many objects of an image an evaluation counts.
+        anchor_sides: (N, 2) width and height in pixels, at the size the model sees.
+        matched_iou: a box is too small if it is smaller than every anchor and overlaps none by this IoU even where
+            their centres meet.
+        scale: by how much an image is scaled to the size the model sees.
+    """
     records = dataset.records
     num_objects = np.array([np.count_nonzero(~record.crowd) for record in records])
+    names = [dataset.class_names[k] for k in np.flatnonzero(dataset.class_counts() == 0)]
+    findings.add("class_empty", range(len(names)), names.__getitem__)
     findings.add(
         "image_empty", [i for i, r in enumerate(records) if not len(r.boxes)], lambda i: str(records[i].path.name)
     )

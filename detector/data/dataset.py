@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detector.data.images import read_image
+from detector.data.images import FULL_BITS, read_image
 from detector.data.transforms import PADDING_COLOUR
 from detector.errors import UserError
 from detector.structures import Sample
@@ -17,7 +17,7 @@ class Record:
     """The annotations of one image: size in pixels as annotated; boxes (N, 4) float32 xyxy; labels (N,) int64, 0..K-1;
     crowd (N,) bool; area (N,) float32, as COCO counts it (the segment's where the file says so, else the box's).
     upright: annotated on the image as its EXIF orientation shows it (YOLO); else on the stored pixels, or where only
-    the turned image has the annotated size, on that."""
+    the turned image has the annotated size, on that. is_deep: the file has 16 bits a colour."""
 
     path: Path
     image_id: int
@@ -28,6 +28,7 @@ class Record:
     crowd: np.ndarray
     area: np.ndarray
     upright: bool = False
+    is_deep: bool = False
 
 
 def make_sample(record: Record, image: np.ndarray, original_size: tuple[int, int]) -> Sample:
@@ -36,12 +37,20 @@ def make_sample(record: Record, image: np.ndarray, original_size: tuple[int, int
 
 
 class DetectionDataset(Sequence[Sample]):
-    """Records in a fixed order. `class_names[k]` and `category_ids[k]` are class k's name and the data set's own id."""
+    """Records in a fixed order. `class_names[k]` and `category_ids[k]` are class k's name and the data set's own id.
+    `bits`: how many bits the values of 16-bit images use (see `read_image`)."""
 
-    def __init__(self, records: list[Record], class_names: Sequence[str], category_ids: Sequence[int]):
+    def __init__(
+        self,
+        records: list[Record],
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        bits: int = FULL_BITS,
+    ):
         self.records = records
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
+        self.bits = bits
 
     def __len__(self) -> int:
         return len(self.records)
@@ -49,13 +58,13 @@ class DetectionDataset(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:
         record = self.records[index]
         size = (record.height, record.width)
-        image = read_image(record.path, upright=record.upright)
+        image = read_image(record.path, upright=record.upright, bits=self.bits)
         if not record.upright and image.shape[:2] == size[::-1] != size:  # annotated as it is shown, perhaps
-            image = read_image(record.path, upright=True)
+            image = read_image(record.path, upright=True, bits=self.bits)
         if image.shape[:2] != size:
             raise UserError(
                 f"{record.path}: {image.shape[1]}x{image.shape[0]} pixels, its annotations say "
-                f"{record.width}x{record.height}; mend the one that is wrong"
+                f"{record.width}x{record.height}; correct the one that is wrong"
             )
         return make_sample(record, image, size)
 
@@ -67,7 +76,7 @@ class DetectionDataset(Sequence[Sample]):
         return Sample(image, *nothing, record.image_id, record.path.name, image.shape[:2])
 
     def subset(self, indices: Iterable[int]) -> "DetectionDataset":
-        return DetectionDataset([self.records[i] for i in indices], self.class_names, self.category_ids)
+        return DetectionDataset([self.records[i] for i in indices], self.class_names, self.category_ids, self.bits)
 
     def evenly(self, count: int) -> "DetectionDataset":
         """`count` of the images, evenly spread over the order; all where there are not so many."""

@@ -14,7 +14,7 @@ NUM_EXAMPLES = 3
 @dataclass(frozen=True, slots=True)
 class Kind:
     """what: the entries concerned, in the plural. becomes: what training does with them (the invalid ones where
-    `data.invalid` is skip). remedy: how to mend them. level: a note; invalid, which stops a training unless
+    `data.invalid` is skip). remedy: what to do. level: a note; invalid, which stops a training unless
     `data.invalid` is skip; or fatal, which stops it in any case (but see `faults.max_unreadable`)."""
 
     what: str
@@ -35,7 +35,21 @@ KINDS: dict[str, Kind] = {
         "invalid",
     ),
     "image_twice": Kind("images listed twice", "the later entry left out", "remove one of the entries", "invalid"),
-    "image_size": Kind("images without a usable size", "left out", "write the image's width and height", "invalid"),
+    "image_unlike": Kind(
+        "images of another size than annotated", "left out", "correct the image or its annotated size", "invalid"
+    ),
+    "label_orphan": Kind(
+        "files of labels without an image",
+        "left out",
+        "give each its image, in a format that can be read, or remove the file",
+        "invalid",
+    ),
+    "row_ambiguous": Kind(
+        "lines of labels that may be polygons, or boxes with keypoints or a score behind them",
+        "left out",
+        "declare kpt_shape in the data.yaml, or set rows=polygon or rows=box in the data set's section",
+        "invalid",
+    ),
     "image_unreadable": Kind("images that cannot be read", "left out", "replace or remove the image", "invalid"),
     "annotation_orphan": Kind("annotations of no listed image", "left out", "correct their image_id", "invalid"),
     "category_unknown": Kind("annotations of no listed category", "left out", "add the category", "invalid"),
@@ -52,9 +66,15 @@ KINDS: dict[str, Kind] = {
     "box_empty": Kind("boxes without area", "left out", "correct the box", "invalid"),
     "box_outside": Kind("boxes outside their image", "left out", "correct the box", "invalid"),
     "box_corners": Kind(
-        "boxes that look like x1, y1, x2, y2 where x, y, width, height belong",
+        "boxes that look like another convention than their format's, as corners x1, y1, x2, y2 would",
         "taken as written",
-        "write x2 - x1 and y2 - y1 in all boxes",
+        "write all boxes as the format defines them",
+        "invalid",
+    ),
+    "box_fractions": Kind(
+        "boxes that look like fractions of their image where pixels belong",
+        "taken as written",
+        "multiply all boxes by the width and height of their image",
         "invalid",
     ),
     # entries that training can do with
@@ -72,6 +92,62 @@ KINDS: dict[str, Kind] = {
     "image_empty": Kind(
         "images without objects", "trained as background unless data.keep_empty=false", "nothing need be done"
     ),
+    "class_empty": Kind("classes without objects", "kept, and not learned", "annotate objects of them, or remove them"),
+    "class_alike": Kind(
+        "classes whose names differ in blanks or upper and lower case alone",
+        "kept apart",
+        "give both the same name if they mean the same",
+    ),
+    "category_root": Kind(
+        "categories without objects that repeat a name or are the supercategory of all others",
+        "left out",
+        "nothing need be done",
+    ),
+    "count_differs": Kind("numbers of classes that contradict the names", "the names count", "correct the number"),
+    "key_unknown": Kind("keys that are not used", "passed over", "nothing need be done if they mean nothing to you"),
+    "box_continuous": Kind(
+        "boxes that do not count whole pixels from 1, as VOC does",
+        "read as continuous coordinates, which one_based=true in the data set's section changes",
+        "set one_based=true if the coordinates do count from 1",
+    ),
+    "box_one_based": Kind(
+        "boxes with decimals or edges at 0 in a set that counts whole pixels from 1",
+        "read as counted from 1, which one_based=false in the data set's section changes",
+        "set one_based=false if the coordinates are continuous",
+    ),
+    "image_ambiguous": Kind(
+        "annotation files that could mean more than one image",
+        "matched to the image with the file's own name",
+        "give each image and its file the same name, and only those",
+    ),
+    "image_twins": Kind(
+        "images that share a file of labels with another", "used, all of them", "remove the copies in other formats"
+    ),
+    "image_renamed": Kind(
+        "images whose file name differs from the annotated one in separators or upper and lower case",
+        "used",
+        "nothing need be done",
+    ),
+    "image_size": Kind("images without an annotated size", "used with the file's own size", "nothing need be done"),
+    "image_unlabelled": Kind(
+        "images without a file of labels", "taken as images without objects", "check where their labels are"
+    ),
+    "image_unlisted": Kind("images that no annotation names", "left out", "annotate them if they should be used"),
+    "image_format": Kind(
+        "images of a format that is not read",
+        "left out",
+        "convert them to JPEG or PNG (HEIC: install the extra `heic`)",
+    ),
+    "annotation_unlisted": Kind(
+        "annotation files that the split does not name", "left out", "nothing need be done if other splits name them"
+    ),
+    "file_other": Kind("files that are neither images nor annotations", "passed over", "nothing need be done"),
+    "link_broken": Kind("links that lead nowhere", "passed over", "restore what they point to, or remove them"),
+    "image_deep": Kind(
+        "images of 16 bits a colour",
+        "scaled to 8 bits by the range of the whole set, which data.bits changes",
+        "set data.bits if the range is another",
+    ),
     "image_crowded": Kind(
         "images with more objects than an evaluation counts",
         "the surplus counts as missed",
@@ -82,15 +158,9 @@ KINDS: dict[str, Kind] = {
     "object_conflict": Kind(
         "objects that seem to be marked as two classes", "kept, both of them", "remove one of the two"
     ),
-    "data_set": Kind("data sets that cannot be read", "nothing", "mend what is named", "fatal"),
+    "data_set": Kind("data sets that cannot be read", "nothing", "correct what is named", "fatal"),
     "image_damaged": Kind(
         "images that cannot be decoded", "stop the training when they come up", "replace or remove the image", "fatal"
-    ),
-    "image_unlike": Kind(
-        "images of another size than annotated",
-        "stop the training when they come up",
-        "mend the image or its annotated size",
-        "fatal",
     ),
     "image_misnamed": Kind("images whose suffix names another format", "read by their content", "rename the file"),
     "image_turned": Kind(
@@ -101,7 +171,6 @@ KINDS: dict[str, Kind] = {
     "image_grey": Kind("grey images", "read as three equal channels", "nothing need be done"),
     "image_alpha": Kind("images with transparency", "transparency dropped", "nothing need be done"),
     "image_cmyk": Kind("CMYK images", "converted to RGB", "nothing need be done"),
-    "image_deep": Kind("images of 16 bit", "reduced to 8 bit", "nothing need be done"),
     "image_same": Kind("images with the same bytes as another", "kept, all of them", "remove the copies"),
     "image_alike": Kind(
         "images of the validation set that look like one of the training set",

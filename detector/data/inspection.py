@@ -1,12 +1,8 @@
 """Every image file of a data set, opened and decoded: the thorough part of the data check. Nothing is written beside
 the images."""
 
-import contextlib
 import hashlib
-import json
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +12,7 @@ import torch
 
 from detector.data.dataset import Record
 from detector.data.findings import Findings
+from detector.data.headers import look_at_files
 from detector.data.images import FORMATS, Header, read_header, read_image
 from detector.errors import UserError
 from detector.geometry.boxes import pairwise_iou
@@ -51,47 +48,18 @@ def look(path: Path) -> Verdict:
     return Verdict(header, None, digest, thumbnail.tobytes().hex())
 
 
-def look_at_all(
-    paths: Sequence[Path], cache: Path, num_threads: int, advance: Callable[[], None]
-) -> dict[Path, Verdict]:
-    """Each file's verdict; that of an earlier call, from the JSON file `cache`, where the file's size and time of
-    change are the same. `advance` is called after each file."""
-    known = _load(cache)
-    verdicts: dict[Path, Verdict] = {}
+def look_at_all(paths: Sequence[Path], cache: Path, advance: Callable[[], None]) -> dict[Path, Verdict]:
+    """Each file's verdict, of an earlier call (kept in the JSON file `cache`) where the file has not changed since.
+    `advance` is called after each file."""
 
-    def judge(path: Path) -> tuple[str, Verdict]:
-        status = os.stat(path)
-        key = f"{status.st_size} {status.st_mtime_ns} {path.resolve()}"
-        verdict = known.get(key) or look(path)
-        advance()
-        return key, verdict
+    def load(kept: dict) -> Verdict:
+        return Verdict(kept["header"] and Header(**kept["header"]), kept["error"], kept["digest"], kept["thumbnail"])
 
-    with ThreadPoolExecutor(num_threads) as pool:  # reading, hashing and decoding all release the interpreter
-        for path, (key, verdict) in zip(paths, pool.map(judge, paths), strict=True):
-            verdicts[path] = verdict
-            if verdict.digest:  # a file that could not be opened may be next time
-                known[key] = verdict
-    with contextlib.suppress(OSError):  # a cache that cannot be kept costs time alone
-        _save(cache, known)
-    return verdicts
+    # a file that could not be opened may be next time
+    def dump(verdict: Verdict) -> dict | None:
+        return asdict(verdict) if verdict.digest else None
 
-
-def _save(cache: Path, known: dict[str, Verdict]) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
-    temporary.write_text(json.dumps({key: asdict(verdict) for key, verdict in known.items()}))
-    os.replace(temporary, cache)
-
-
-def _load(cache: Path) -> dict[str, Verdict]:
-    """Nothing from a file that is not there or of another form: it holds what can be had again."""
-    try:
-        return {
-            key: Verdict(v["header"] and Header(**v["header"]), v["error"], v["digest"], v["thumbnail"])
-            for key, v in json.loads(cache.read_text()).items()
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}
+    return dict(zip(paths, look_at_files(paths, look, cache, load=load, dump=dump, advance=advance), strict=True))
 
 
 def report_files(records: Sequence[Record], verdicts: dict[Path, Verdict], findings: Findings) -> None:
@@ -103,25 +71,16 @@ def report_files(records: Sequence[Record], verdicts: dict[Path, Verdict], findi
         which = [i for i, (h, record) in enumerate(zip(headers, records, strict=True)) if h and test(h, record)]
         findings.add(kind, which, lambda i: f"{records[i].path}: {text(headers[i], records[i])}")
 
-    def is_unlike(h: Header, r: Record) -> bool:
-        return (r.width, r.height) != h.upright_size() and (r.upright or (r.width, r.height) != (h.width, h.height))
-
     def first_with_the_bytes(r: Record) -> Path:
         return first.setdefault(verdicts[r.path].digest, r.path)
 
     first: dict[str, Path] = {}
     findings.add("image_damaged", [i for i, h in enumerate(headers) if h is None], lambda i: seen[i].error)
-    add(
-        "image_unlike",
-        is_unlike,
-        lambda h, r: f"{h.width}x{h.height} pixels, its annotations say {r.width}x{r.height}",
-    )
     add("image_misnamed", lambda h, r: h.format not in FORMATS.get(r.path.suffix.lower(), ()), lambda h, r: h.format)
     add("image_turned", lambda h, r: h.orientation != 1, lambda h, r: f"orientation {h.orientation}")
     add("image_grey", lambda h, r: h.mode in ("1", "L", "I", "F") or h.mode.startswith("I;"), lambda h, r: h.mode)
     add("image_alpha", lambda h, r: h.mode in ("RGBA", "LA", "PA"), lambda h, r: h.mode)
     add("image_cmyk", lambda h, r: h.mode == "CMYK", lambda h, r: h.mode)
-    add("image_deep", lambda h, r: h.is_deep, lambda h, r: h.mode)
     add(
         "image_same",
         lambda h, r: first_with_the_bytes(r) != r.path,

@@ -1,29 +1,41 @@
 """Pascal VOC annotations: a folder of XML files, one an image."""
 
-import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Literal, NoReturn
 from xml.etree import ElementTree
 
-from detector.data.coco import parse_coco
+import numpy as np
+
+from detector.data.box_checks import as_number
 from detector.data.dataset import DetectionDataset
+from detector.data.entries import parse_coco, whole
 from detector.data.findings import Findings
+from detector.data.folders import Folder, list_unused, read_lines, suffix
 from detector.data.images import SUFFIXES
 from detector.errors import UserError
 from detector.registry import DATASETS
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+FRACTIONAL = 0.05  # share of boxes with decimals from which a set does not count whole pixels
+TAGS = {"name", "pose", "truncated", "occluded", "difficult", "ignore", "bndbox", "part", "polygon", "segmentation"}
 
 
 @DATASETS.register("voc")
 class VocDataset(DetectionDataset):
     """Pascal VOC XML files and their images.
 
-    classes: the class names in label order; None takes the names in the split's files, sorted. split: a text file with
-    one image id (an XML's stem) a line, as in ImageSets/Main; None takes every XML, sorted. one_based: coordinates
-    are VOC's, whole pixels counted from 1 with the last one included, so that xmin..xmax covers [xmin - 1, xmax];
-    false takes them as continuous. Either way a box with xmin = xmax or ymin = ymax as written is the slip of a single
-    click, not an object of one pixel. `difficult` objects are crowds.
+    classes: the class names in label order; None takes the names in the split's files, sorted.
+    annotations, images: the two folders, with all folders below them. An XML file's picture is the one with the same
+    stem, else the one that its <filename> names.
+    split: a text file with one image id (an XML's stem) a line, as in ImageSets/Main; None takes every XML, sorted.
+    one_based: true reads coordinates as VOC defines them: whole pixels counted from 1 with the last one included, so
+    that xmin..xmax covers [xmin - 1, xmax]. false reads them as continuous, from 0. auto decides by all XML files of
+    the folder (`is_one_based`). In each case a box with xmin = xmax or ymin = ymax as written is the slip of a single
+    click, not an object of one pixel.
+    `difficult` and `ignore` objects count neither as objects nor as background.
     Image ids count from 1 in the split's order, category ids from 1 in label order. What is wrong with single files or
     boxes goes to `findings`.
     Raises UserError for a missing folder or split, and where no image is there.
@@ -37,44 +49,111 @@ class VocDataset(DetectionDataset):
         images: Path,
         annotations: Path,
         split: Path | None = None,
-        one_based: bool = True,
+        one_based: bool | Literal["auto"] = "auto",
     ):
         findings = findings or Findings()
-        files = _split_files(annotations, split)
-        entries, objects, wrong, malformed = [], [], [], []
-        for image_id, file in enumerate(files, 1):
-            try:
-                root = _parse_xml(file)
-                entries.append({"id": image_id, **_image(root, file, images)})
-            except _MalformedError as error:
-                wrong.append(f"{file}: {error}")
+        if not annotations.is_dir():
+            raise UserError(f"{annotations}: no such folder of VOC annotations; check the path")
+        pictures, listed = Folder.read(images), Folder.read(annotations)
+        known = {name.removesuffix(name[-4:]): name for name in listed.names if suffix(name) == ".xml"}
+        if not known:
+            raise UserError(f"{annotations}: the folder holds no .xml file; check the path")
+        stems = list(known) if split is None else _read_split(split, known)
+
+        files = {stem: _read_file(annotations / known.get(stem, f"{stem}.xml")) for stem in (*stems, *known)}
+        if one_based == "auto":
+            corners = [each.corners for file in files.values() for each in file.objects if not each.error]
+            one_based = is_one_based(np.array(corners, np.float64).reshape(-1, 4), str(annotations), findings)
+        of_file = {stem: _picture(file, stem, pictures) for stem, file in files.items()}
+
+        entries, objects, malformed, ambiguous = [], [], [], []
+        for stem in stems:
+            file, (name, others) = files[stem], of_file[stem]
+            if file.error:
                 continue
-            for number, element in enumerate(root.findall("object"), 1):
-                known = {"id": len(objects) + 1, "image_id": image_id, "where": f"{file}: object {number}"}
-                try:
-                    objects.append(known | _object(element, one_based))
-                except _MalformedError as error:
-                    malformed.append(f"{file}: object {number}: {error}")
-        findings.add("annotation_file", range(len(wrong)), wrong.__getitem__)
+            entries.append({"id": len(entries) + 1, "file_name": name, "width": file.width, "height": file.height})
+            ambiguous += [f"{file.path}: {name} is taken, not {', '.join(others)}"] if others else []
+            for number, each in enumerate(file.objects, 1):
+                where = f"{file.path}: object {number}"
+                if each.error:
+                    malformed.append(f"{where}: {each.error}")
+                    continue
+                written = f"box {' '.join(f'{v:g}' for v in each.corners)} ({', '.join(CORNERS)})"
+                box = _box(each.corners, one_based)
+                identity = {"id": len(objects) + 1, "image_id": len(entries), "where": where, "written": written}
+                objects.append((each.name, identity | {"iscrowd": int(each.left_out), "area": None, "bbox": box}))
+        bad = [f"{files[stem].path}: {files[stem].error}" for stem in stems if files[stem].error]
+        tags = sorted({tag for stem in stems for tag in files[stem].tags} - TAGS)
+        findings.add("annotation_file", range(len(bad)), bad.__getitem__)
         findings.add("object_malformed", range(len(malformed)), malformed.__getitem__)
+        findings.add("image_ambiguous", range(len(ambiguous)), ambiguous.__getitem__)
+        findings.add("key_unknown", range(len(tags)), lambda i: f"{annotations}: <{tags[i]}> in <object>")
         if not entries:
-            raise UserError(f"{annotations}: none of its files can be used ({wrong[0]}); check the folders")
+            raise UserError(f"{annotations}: none of its files can be used ({bad[0]}); check the folders")
 
         names = list(classes or ())
-        names += sorted({found["name"] for found in objects} - set(names))
+        names += sorted({name for name, _ in objects} - set(names))
         if not names:
             raise UserError(f"{annotations}: none of its files has an object to learn from; check the folder")
         category_ids = {name: index for index, name in enumerate(names, 1)}
         dictionary = {
             "images": entries,
-            "annotations": [{**found, "category_id": category_ids[found["name"]]} for found in objects],
+            "annotations": [{**entry, "category_id": category_ids[name]} for name, entry in objects],
             "categories": [{"id": index, "name": name} for name, index in category_ids.items()],
         }
-        super().__init__(*parse_coco(dictionary, annotations, images, classes, findings))
+        records, *rest = parse_coco(dictionary, annotations, pictures, classes, findings)
+        # a picture that another split's file names is not without annotations
+        used = [*(pictures.path(name) for name, _ in of_file.values()), *(files[stem].path for stem in stems)]
+        list_unused(
+            [pictures, listed], used, findings, lambda path: "annotation_unlisted" if suffix(path) == ".xml" else None
+        )
+        super().__init__(records, *rest)
 
 
-class _MalformedError(Exception):
-    """What is wrong with one file or object."""
+def is_one_based(corners: np.ndarray, where: str, findings: Findings) -> bool:
+    """Decide by all boxes (N, 4) as written whether they count whole pixels from 1, as VOC does.
+
+    They do not where 5% of the boxes have decimals, or where more left and top edges lie at 0 than at 1. What speaks
+    against VOC's definition is a finding in any case.
+    """
+    fractional = (corners % 1 != 0).any(axis=1)
+    at_zero, at_one = (corners[:, :2] < 1).any(axis=1), (corners[:, :2] == 1).any(axis=1)
+    is_continuous = fractional.mean() >= FRACTIONAL if len(corners) else False
+    is_continuous |= bool(at_zero.sum() > at_one.sum())
+    against = np.flatnonzero(fractional | at_zero)
+    evidence = (
+        f"{fractional.sum()} of {len(corners)} boxes have decimals, {at_zero.sum()} begin at 0, {at_one.sum()} at 1"
+    )
+    decided = "continuous, from 0" if is_continuous else "whole pixels from 1"
+    findings.add(
+        "box_continuous" if is_continuous else "box_one_based",
+        against,
+        lambda i: f"{where}: {' '.join(f'{value:g}' for value in corners[i])}; {evidence}: read as {decided}",
+    )
+    return not is_continuous
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """One <object> as written. error: what is wrong with it, else empty."""
+
+    name: str = ""
+    corners: tuple[float, ...] = ()
+    left_out: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """One XML file. picture: what <filename> says; width and height: None where <size> has no usable number."""
+
+    path: Path
+    picture: str = ""
+    width: int | None = None
+    height: int | None = None
+    objects: tuple[_Object, ...] = ()
+    tags: frozenset[str] = frozenset()
+    error: str = ""
 
 
 class _TreeBuilder(ElementTree.TreeBuilder):
@@ -84,69 +163,78 @@ class _TreeBuilder(ElementTree.TreeBuilder):
         raise ElementTree.ParseError("it declares a DOCTYPE")
 
 
-def _parse_xml(file: Path) -> ElementTree.Element:
+def _read_file(path: Path) -> _File:
     try:
-        return ElementTree.fromstring(file.read_bytes(), ElementTree.XMLParser(target=_TreeBuilder()))
+        root = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_TreeBuilder()))
     except OSError as error:
-        raise _MalformedError(f"cannot be read ({error.strerror})") from None
+        return _File(path, error=f"cannot be read ({error.strerror})")
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding it cannot read
-        raise _MalformedError(f"not a valid annotation file ({error})") from None
+        return _File(path, error=f"not a valid annotation file ({error})")
+    elements = root.findall("object")
+    return _File(
+        path,
+        (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2],
+        *(whole(root.findtext(f"size/{side}")) for side in ("width", "height")),
+        tuple(map(_read_object, elements)),
+        frozenset(child.tag for element in elements for child in element),
+    )
 
 
-def _split_files(annotations: Path, split: Path | None) -> list[Path]:
-    if not annotations.is_dir():
-        raise UserError(f"{annotations}: no such folder of VOC annotations; check the path")
-    if split is None:
-        files = sorted(annotations.glob("*.xml"))
-        if not files:
-            raise UserError(f"{annotations}: the folder holds no .xml file; check the path")
-        return files
-    try:
-        names = [line.strip() for line in split.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"{split}: cannot read the split ({error.strerror}); check the path") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{split}: the split is no UTF-8 text; give a file with one image id a line") from None
-    if not names:
-        raise UserError(f"{split}: the split is empty; write one image id a line")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{split}: '{twice}' occurs twice; remove one of the lines")
-    return [annotations / f"{name}.xml" for name in names]
-
-
-def _image(root: ElementTree.Element, file: Path, images: Path) -> dict[str, Any]:
-    """A COCO image entry. The picture is the one that the XML names, else the one with the XML's own stem; where none
-    is there, the name as written."""
-    written = Path((root.findtext("filename") or "").strip()).name
-    candidates = [written, *(file.stem + suffix for suffix in SUFFIXES)]
-    file_name = next((name for name in candidates if os.path.isfile(images / name)), written or file.stem)
-    width, height = (int(_number(root, f"size/{side}")) for side in ("width", "height"))
-    return {"file_name": file_name, "width": width, "height": height}
-
-
-def _object(element: ElementTree.Element, one_based: bool) -> dict[str, Any]:
-    """Name, crowd flag and COCO box (x, y, w, h) of one <object>."""
+def _read_object(element: ElementTree.Element) -> _Object:
     name = (element.findtext("name") or "").strip()
     if not name:
-        raise _MalformedError("<name> is missing")
-    x1, y1, x2, y2 = (_number(element, f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax"))
+        return _Object(error="<name> is missing")
+    corners = []
+    for corner in CORNERS:
+        text = element.findtext(f"bndbox/{corner}")
+        if text is None:
+            return _Object(error=f"<bndbox/{corner}> is missing")
+        value = as_number(text)
+        if value is None:
+            return _Object(error=f"<bndbox/{corner}> is {text!r}, not a finite number")
+        corners.append(value)
+    texts = ((element.findtext(tag) or "").strip().lower() for tag in ("difficult", "ignore"))
+    return _Object(name, tuple(corners), any(text in ("1", "true", "yes") for text in texts))
+
+
+def _picture(file: _File, stem: str, pictures: Folder) -> tuple[str, list[str]]:
+    """The name of an XML file's picture, and other pictures that it could mean as well: the picture with the file's own
+    stem comes before another that <filename> names."""
+    same = pictures.images_with_stem(stem)
+    named = pictures.find(file.picture) if file.picture else None
+    if named is not None and (named in same or not same):
+        return named, []
+    if not same:
+        return file.picture or stem, []
+    return same[0], [name for name in (*same[1:], named) if name]
+
+
+def _box(corners: tuple[float, ...], one_based: bool) -> list[float]:
+    """(x, y, w, h) of xmin, ymin, xmax, ymax as written."""
+    x1, y1, x2, y2 = corners
     first = 1.0 if one_based else 0.0
     width, height = (0.0 if low == high else high - low + first for low, high in ((x1, x2), (y1, y2)))
-    difficult = (element.findtext("difficult") or "").strip() == "1"
-    box = [x1 - first, y1 - first, width, height]
-    written = f"box {x1:g} {y1:g} {x2:g} {y2:g} (xmin, ymin, xmax, ymax)"
-    return {"name": name, "iscrowd": int(difficult), "area": None, "bbox": box, "written": written}
+    return [x1 - first, y1 - first, width, height]
 
 
-def _number(element: ElementTree.Element, tag: str) -> float:
-    text = element.findtext(tag)
-    if text is None:
-        raise _MalformedError(f"<{tag}> is missing")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise _MalformedError(f"<{tag}> is {text!r}, not a finite number")
-    return value
+def _read_split(split: Path, known: dict[str, str]) -> list[str]:
+    """The stems of a split's lines. A line may have further columns, as VOC's lists for each class do, a suffix, or the
+    path of the picture; a line that fits no XML file stays as it is."""
+    by_name = {stem.rpartition("/")[2]: stem for stem in reversed(known)}
+
+    def stem(line: str) -> str:
+        for text in (line, line.split()[0]):
+            name = text.replace("\\", "/")
+            bare = os.path.splitext(name)[0] if suffix(name) in (*SUFFIXES, ".xml") else name
+            for candidate in (name, bare, bare.rpartition("/")[2]):
+                if candidate in known or candidate in by_name:
+                    return candidate if candidate in known else by_name[candidate]
+        return line
+
+    stems = list(map(stem, read_lines(split, "the split")))
+    if not stems:
+        raise UserError(f"{split}: the split is empty; write one image id a line")
+    if len(set(stems)) < len(stems):
+        twice = next(stem for stem in stems if stems.count(stem) > 1)
+        raise UserError(f"{split}: '{twice}' occurs twice; remove one of the lines")
+    return stems

@@ -3,35 +3,47 @@
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from detector.data.coco import parse_coco
+from detector.data.box_checks import MIN_BOXES, as_number
 from detector.data.dataset import DetectionDataset
+from detector.data.entries import parse_coco, whole
 from detector.data.findings import Findings
-from detector.data.images import SUFFIXES, find_images, read_header
+from detector.data.folders import Folder, list_unused, read_lines, read_text, suffix
+from detector.data.headers import read_headers
+from detector.data.images import SUFFIXES
 from detector.errors import UserError
 from detector.registry import DATASETS
 from detector.strict_yaml import read_yaml
 
 MARGIN = 0.01  # how far a fraction may pass 0 or 1 by rounding
+REFUTED = 0.05  # share of long rows that cannot begin with a box, from which all of them are polygons
+KEYS = {"path", "train", "val", "test", "names", "nc", "kpt_shape", "flip_idx", "download", "roboflow", "channels"}
+
+Rows = Literal["auto", "box", "polygon"]
+Pair = tuple[Path, Path]  # an image and its label file
 
 
 @DATASETS.register("yolo")
 class YoloDataset(DetectionDataset):
     """A YOLO data set.
 
-    annotations: its data.yaml, whose `split` entry gives the images (a folder, a list of paths in a text file, or
-    several of these, below the file's `path`, or else below the file's own folder) and whose `names` gives the class
-    names; an image's labels are at its own path with the last `images` folder replaced by `labels`, and .txt for its
-    suffix. Or the folder of the label files, with `images` the folder of the images and the class names, one a line,
-    in `classes.txt` beside the labels. An image without a label file, or with an empty one, has no objects. A line of
-    more than four coordinates is a polygon and becomes its box.
+    annotations: its data.yaml, whose `split` entry gives the images (a folder with all folders below it, a list of
+    paths in a text file, or several of these, below the file's `path`, or else below the file's own folder) and whose
+    `names` gives the class names; an image's labels are at its own path with the last `images` folder replaced by
+    `labels`, and .txt for its suffix. Or the folder of the label files, with `images` the folder of the images and the
+    class names, one a line, in `classes.txt` beside the labels. An image without a label file, or with an empty one,
+    has no objects.
+    rows: what a line of more than four coordinates is. polygon: it becomes its box. box: its first four coordinates are
+    the box, the rest are keypoints, a score or a track's number. auto: box where data.yaml declares `kpt_shape`;
+    polygon where the lines differ in length, or where 5% of them cannot begin with a box; else such lines are
+    ambiguous, and refused.
     classes: the class names in label order; None takes those listed. Image ids count from 1 in the order of the images,
     category ids from 1 in the file's. Sizes are those of the images as a person sees them (EXIF), as labels are made.
     What is wrong with single images or lines goes to `findings`.
-    Raises UserError for a missing or malformed file or folder, and where no image can be read.
+    Raises UserError for a missing or malformed file or folder, and where no image can be read or has a label file.
     """
 
     def __init__(
@@ -42,56 +54,62 @@ class YoloDataset(DetectionDataset):
         annotations: Path,
         images: Path | None = None,
         split: Literal["train", "val", "test"] | None = None,
+        rows: Rows = "auto",
     ):
         findings = findings or Findings()
         if annotations.is_dir():
-            names, pairs = _folder(annotations, images)
+            source = _read_folder(annotations, images)
         elif split is None:
             raise UserError(f"{annotations}: a data.yaml has several sets; say which by split: train, val or test")
         else:
-            names, pairs = _data_yaml(annotations, split)
-        root = Path(*_common(path.parent for path, _ in pairs))
-        entries, objects, unreadable, lost, malformed = [], [], [], [], []
-        for image_id, (path, labels) in enumerate(pairs, 1):
-            try:
-                width, height = read_header(path).upright_size()
-            except UserError as error:
-                unreadable.append(str(error).rpartition("; ")[0])
-                lost += [f"{labels}: line {number}" for number, _ in _lines(labels)]
-                continue
-            name = str(path.relative_to(root))
-            entries.append({"id": image_id, "file_name": name, "width": width, "height": height})
-            for number, line in _lines(labels):
-                row = _parse_line(line, len(names))
-                if isinstance(row, str):
-                    malformed.append(f"{labels}: line {number}: {line.strip()[:60]!r} {row}")
-                    continue
-                category, box = row
-                pixels = [value * side for value, side in zip(box, (width, height) * 2, strict=True)]
-                objects.append(
-                    {
-                        "id": len(objects) + 1,
-                        "where": f"{labels}: line {number}",
-                        "written": repr(line.strip()),
-                        "image_id": image_id,
-                        "category_id": category + 1,
-                        "bbox": pixels,
-                        "area": None,
-                        "iscrowd": 0,
-                    }
-                )
-        findings.add("image_unreadable", range(len(unreadable)), unreadable.__getitem__)
-        findings.add("annotation_lost", range(len(lost)), lost.__getitem__)
-        findings.add("object_malformed", range(len(malformed)), malformed.__getitem__)
-        if not entries:
-            raise UserError(f"{annotations}: none of its images can be used ({unreadable[0]}); check the folders")
+            source = _read_data_yaml(annotations, split, findings)
+        root = Path(*_common(path.parent for path, _ in source.pairs))
+        names = [str(path.relative_to(root)) for path, _ in source.pairs]
+        headers = dict(zip(names, read_headers([path for path, _ in source.pairs]), strict=True))
+        lines = [_Line(labels, number, text) for _, labels in source.pairs for number, text in _lines(labels)]
+        if rows == "auto" and source.num_keypoint_values:
+            rows = "box"
+        objects = _objects(lines, source, rows, findings)
+
+        entries, annotated = [], []
+        for image_id, (name, (_, labels)) in enumerate(zip(names, source.pairs, strict=True), 1):
+            header = headers[name]
+            size = (1, 1) if isinstance(header, str) else header.upright_size()
+            entries.append({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
+            for line, category, box in objects.get(labels, ()):
+                entry = {"id": len(annotated) + 1, "image_id": image_id, "category_id": category + 1, "iscrowd": 0}
+                entry |= {"bbox": [value * side for value, side in zip(box, size * 2, strict=True)], "area": None}
+                annotated.append(entry | {"where": line.where, "written": repr(line.text.strip())})
         dictionary = {
             "images": entries,
-            "annotations": objects,
-            "categories": [{"id": index, "name": name} for index, name in enumerate(names, 1)],
+            "annotations": annotated,
+            "categories": [{"id": index, "name": name} for index, name in enumerate(source.names, 1)],
         }
-        records, *rest = parse_coco(dictionary, annotations, root, classes, findings)
-        super().__init__([replace(record, upright=True) for record in records], *rest)
+        folder = Folder(root, dict.fromkeys(names))
+        super().__init__(*parse_coco(dictionary, annotations, folder, classes, findings, headers=headers, upright=True))
+        _account(source, annotations, findings)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What a data set consists of: class names, pairs of an image and its label file, the folders whose files are to be
+    accounted for, and how many values follow a row's box, where that is declared."""
+
+    names: list[str]
+    pairs: list[Pair]
+    folders: list[Folder]
+    num_keypoint_values: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    labels: Path
+    number: int
+    text: str
+
+    @property
+    def where(self) -> str:
+        return f"{self.labels}: line {self.number}"
 
 
 def labels_path(image: Path) -> Path:
@@ -109,30 +127,35 @@ def _common(folders: Iterator[Path]) -> tuple[str, ...]:
     return tuple(names[0] for names in shared if len(set(names)) == 1)
 
 
-def _folder(labels: Path, images: Path | None) -> tuple[list[str], list[tuple[Path, Path]]]:
+def _read_folder(labels: Path, images: Path | None) -> _Source:
     if images is None:
         raise UserError(f"{labels}: a folder of labels needs its folder of images: give `images` too")
     listed = labels / "classes.txt"
-    try:
-        names = [line.strip() for line in listed.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
-        raise UserError(f"{listed}: no readable list of class names; write one a line, or give a data.yaml") from None
-    return names, [(path, labels / f"{path.stem}.txt") for path in find_images([str(images)])]
+    names = read_lines(listed, "the list of class names, one a line")
+    pictures = _pictures(images)
+    pairs = [(pictures.path(name), labels / f"{os.path.splitext(name)[0]}.txt") for name in pictures.images()]
+    return _Source(names, pairs, [pictures, Folder.read(labels)])
 
 
-def _data_yaml(file: Path, split: str) -> tuple[list[str], list[tuple[Path, Path]]]:
-    try:
-        content = read_yaml(file.read_text(encoding="utf-8-sig"), str(file))
-    except OSError as error:
-        raise UserError(f"{file}: cannot read the data set's file ({error.strerror}); check the path") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: no UTF-8 text; give a data.yaml, or a folder of labels") from None
+def _pictures(path: Path) -> Folder:
+    folder = Folder.read(path)
+    if not folder.images():
+        what = "the folder holds no image" if path.is_dir() else "no such folder"
+        raise UserError(f"{path}: {what} ({' '.join(SUFFIXES)}); check the path")
+    return folder
+
+
+def _read_data_yaml(file: Path, split: str, findings: Findings) -> _Source:
+    content = read_yaml(read_text(file, "the data set's file"), str(file), as_text=True)
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
         names = [names.get(str(number)) for number in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str | int | float) for name in names):
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{file}: 'names' should list the class names, as a list or numbered from 0")
-    names = list(map(str, names))
+    if (count := content.get("nc")) is not None and whole(count) != len(names):
+        findings.add("count_differs", [0], lambda _: f"{file}: nc is {count}, and 'names' has {len(names)}")
+    unknown = sorted(content.keys() - KEYS)
+    findings.add("key_unknown", range(len(unknown)), lambda i: f"{file}: {unknown[i]}")
     entries = content.get(split)
     if not entries:
         known = ", ".join(key for key in ("train", "val", "test") if content.get(key))
@@ -142,32 +165,78 @@ def _data_yaml(file: Path, split: str) -> tuple[list[str], list[tuple[Path, Path
     for value in (folder, *entries):
         if not isinstance(value, str):
             raise UserError(f"{file}: 'path' should be a folder and '{split}' folders or text files, not {value!r}")
-    root = file.parent / folder
+    root = file.parent / Path(folder.replace("\\", "/")).expanduser()
     if not os.path.isdir(root):
         root = file.parent  # `path` is often that of the machine where the file was made
-    images = [path for entry in entries for path in _images(root, entry)]
-    return names, [(path, labels_path(path)) for path in dict.fromkeys(images)]
+    images: dict[Path, None] = {}
+    folders: dict[Path, Folder] = {}
+    for entry in entries:
+        images |= dict.fromkeys(_images(root, entry.replace("\\", "/"), folders))
+    return _Source(
+        names, [(path, labels_path(path)) for path in images], list(folders.values()), _keypoint_values(content, file)
+    )
 
 
-def _images(root: Path, entry: str) -> list[Path]:
-    path = Path(os.path.normpath(root / entry))
+def _keypoint_values(content: dict, file: Path) -> int:
+    """Values for keypoints in each row, as `kpt_shape: [17, 3]` declares them."""
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return 0
+    sides = [whole(side) for side in shape] if isinstance(shape, list) else []
+    if len(sides) != 2 or None in sides or sides[0] < 1 or sides[1] not in (2, 3):
+        raise UserError(f"{file}: 'kpt_shape' should be [number of keypoints, 2 or 3], not {shape!r}")
+    return sides[0] * sides[1]
+
+
+def _images(root: Path, entry: str, folders: dict[Path, Folder]) -> list[Path]:
+    """The images of a folder or list. A folder, and that of its labels, go to `folders`: their files are accounted
+    for."""
+    path = Path(os.path.normpath(root / Path(entry).expanduser()))
     if not os.path.exists(path):
         path = root / entry.removeprefix("../")  # as some exporters write what lies beside the file
     if os.path.isdir(path):
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        if not found:
-            raise UserError(f"{path}: the folder holds no image ({' '.join(SUFFIXES)}); check the path")
-        return found
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError):  # the latter: no text, or a path with a null byte
-        raise UserError(f"{path}: neither a folder of images nor a list of their paths; check the path") from None
-    found = [Path(os.path.normpath(path.parent / line.strip())) for line in lines if line.strip()]
-    foreign = [image for image in found if image.suffix.lower() not in SUFFIXES]
-    if foreign or not found:
+        pictures = _pictures(path)
+        labels = labels_path(path / "x").parent
+        folders |= {path: pictures, labels: Folder.read(labels)}
+        return [pictures.path(name) for name in pictures.images()]
+    lines = read_lines(path, "the folder of images, or the list of their paths")
+    foreign = [line for line in lines if suffix(line) not in SUFFIXES]
+    if foreign or not lines:
         what = f"lists {foreign[0]}" if foreign else "the list is empty"
         raise UserError(f"{path}: {what}; write the path of an image a line ({' '.join(SUFFIXES)})")
-    return found
+    return [_listed(path.parent, line) for line in lines]
+
+
+def _listed(folder: Path, line: str) -> Path:
+    """An image of a list, with `/` for Windows' separator where there is no file as the line is written."""
+    path = Path(os.path.normpath(folder / line))
+    return path if os.path.exists(path) else Path(os.path.normpath(folder / line.replace("\\", "/")))
+
+
+def _account(source: _Source, annotations: Path, findings: Findings) -> None:
+    """Add images without labels, label files without images, and files that are neither."""
+    missing = [pair for pair in source.pairs if not pair[1].is_file()]
+    if len(missing) == len(source.pairs):
+        raise UserError(
+            f"{annotations}: none of the {len(missing)} images has a label file (the first one's would be "
+            f"{missing[0][1]}); check where the labels are"
+        )
+    findings.add("image_unlabelled", range(len(missing)), lambda i: f"{missing[i][0]}: no {missing[i][1]}")
+    first: dict[Path, Path] = {}
+    twins = [f"{path} and {first[labels]}" for path, labels in source.pairs if first.setdefault(labels, path) != path]
+    findings.add("image_twins", range(len(twins)), twins.__getitem__)
+    used = [annotations, *(path for pair in source.pairs for path in pair)]
+    for folder in source.folders:
+        used += [folder.path(name) for name in folder.names if Path(name).name == "classes.txt"]
+    list_unused(source.folders, used, findings, lambda path: "label_orphan" if _has_labels(path) else None)
+
+
+def _has_labels(path: str) -> bool:
+    """Whether a file reads like labels: a text whose first line has a number and four coordinates."""
+    if suffix(path) != ".txt":
+        return False
+    first = next((text for _, text in _lines(Path(path))), "")
+    return len(first.split()) >= 5 and all(as_number(word) is not None for word in first.split())
 
 
 def _lines(labels: Path) -> Iterator[tuple[int, str]]:
@@ -181,23 +250,103 @@ def _lines(labels: Path) -> Iterator[tuple[int, str]]:
     yield from ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
 
 
+def _objects(
+    lines: Sequence[_Line], source: _Source, rows: Rows, findings: Findings
+) -> dict[Path, list[tuple[_Line, int, list[float]]]]:
+    """The class and the box (x, y, w, h) in fractions of each line that can be read, by the file of labels."""
+    parsed, malformed = [], []
+    for line in lines:
+        row = _parse_line(line.text, len(source.names))
+        wrong = row if isinstance(row, str) else _wrong_row(row[1], source.num_keypoint_values, rows)
+        if wrong:
+            malformed.append(f"{line.where}: {line.text.strip()[:60]!r} {wrong}")
+        else:
+            parsed.append((line, *row))
+    findings.add("object_malformed", range(len(malformed)), malformed.__getitem__)
+    long_rows = [values for _, _, values in parsed if len(values) > 4]
+    if rows == "auto" and long_rows and not _are_polygons(long_rows):
+        ambiguous = [line for line, _, values in parsed if len(values) > 4]
+        findings.add("row_ambiguous", range(len(ambiguous)), lambda i: f"{ambiguous[i].where}: {_shown(ambiguous[i])}")
+        parsed = [row for row in parsed if len(row[2]) == 4]
+    _check_convention([(line, values) for line, _, values in parsed if len(values) == 4], findings)
+    objects: dict[Path, list[tuple[_Line, int, list[float]]]] = {}
+    for line, label, values in parsed:
+        box = _box_of_polygon(values) if len(values) > 4 and rows != "box" else _box_of_centre(values)
+        objects.setdefault(line.labels, []).append((line, label, box))
+    return objects
+
+
+def _shown(line: _Line) -> str:
+    return repr(line.text.strip()[:60])
+
+
 def _parse_line(line: str, num_classes: int) -> tuple[int, list[float]] | str:
-    """Class and box (x, y, w, h) in fractions of the image, or what is wrong with the line."""
-    category, *values = line.split()
+    """The class and the numbers behind it, or what is wrong with the line."""
+    category, *words = line.split()
+    label = whole(category)
     try:
-        label, numbers = int(category), [float(value) for value in values]
+        numbers = [float(word) for word in words]
     except ValueError:
-        label, numbers = -1, []
-    if label < 0 or len(numbers) < 4 or len(numbers) % 2 or not all(map(math.isfinite, numbers)):
+        numbers = []
+    if label is None or label < 0 or len(numbers) < 4 or not all(map(math.isfinite, numbers)):
         return "is not 'class cx cy w h'"
-    if len(numbers) == 4:
-        cx, cy, w, h = numbers
-        box = [cx - w / 2, cy - h / 2, w, h]
-    else:
-        xs, ys = numbers[::2], numbers[1::2]
-        box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
     if label >= num_classes:
         return f"has a class beyond the last one, {num_classes - 1}"
-    if min(numbers) < -MARGIN or max(numbers) > 1 + MARGIN:
+    return label, numbers
+
+
+def _wrong_row(values: list[float], num_keypoint_values: int, rows: Rows) -> str:
+    """What is wrong with the numbers of a line, else empty."""
+    count = len(values)
+    if rows == "box" and num_keypoint_values and count not in (4, 4 + num_keypoint_values):
+        return f"has {count} values behind its class, and 'kpt_shape' means {4 + num_keypoint_values}"
+    if rows != "box" and count % 2:
+        return "is neither 'class cx cy w h' nor a polygon; rows=box reads its first four values alone"
+    coordinates = values[:4] if rows == "box" else values
+    if min(coordinates) < -MARGIN or max(coordinates) > 1 + MARGIN:
         return "is not in fractions of the image"
-    return label, box
+    return ""
+
+
+def _are_polygons(rows: Sequence[list[float]]) -> bool:
+    """Whether rows of more than four values, all alike, cannot be boxes with something behind them: keypoints, a score
+    or a track's number."""
+    if len({len(values) for values in rows}) > 1:
+        return True
+    refuted = [not _is_inside(_box_of_centre(values)) for values in rows]
+    return sum(refuted) >= REFUTED * len(rows)
+
+
+def _is_inside(box: list[float]) -> bool:
+    """Whether a box (x, y, w, h) has an area and lies in the image, as far as rounding goes."""
+    x, y, w, h = box
+    return w > 0 and h > 0 and min(x, y) >= -MARGIN and max(x + w, y + h) <= 1 + MARGIN
+
+
+def _check_convention(rows: Sequence[tuple[_Line, list[float]]], findings: Findings) -> None:
+    """Add boxes that fit their images as corners, or with the top left corner in place of the centre, and do not fit
+    as YOLO means them."""
+    outside = [line for line, values in rows if not _is_inside(_box_of_centre(values))]
+    if len(rows) < MIN_BOXES or len(outside) <= len(rows) / 4:
+        return
+    others = {
+        "x1 y1 x2 y2": all(x2 > x1 and y2 > y1 and max(x2, y2) <= 1 + MARGIN for _, (x1, y1, x2, y2) in rows),
+        "x y w h with the top left corner": all(_is_inside(values) for _, values in rows),
+    }
+    fitting = [name for name, fits in others.items() if fits]
+    if fitting:
+        findings.add(
+            "box_corners",
+            range(len(outside)),
+            lambda i: f"{outside[i].where}: {_shown(outside[i])} fits as {fitting[0]}",
+        )
+
+
+def _box_of_centre(values: Sequence[float]) -> list[float]:
+    cx, cy, w, h = values[:4]
+    return [cx - w / 2, cy - h / 2, w, h]
+
+
+def _box_of_polygon(values: Sequence[float]) -> list[float]:
+    xs, ys = values[::2], values[1::2]
+    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
