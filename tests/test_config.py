@@ -95,6 +95,7 @@ data:
   sampler: {type: uniform, size: 3}
   short_side: 800
   long_side: 1333
+  bits: auto
   aspect_buckets: 4
   num_workers: auto
   cache: null

@@ -82,7 +82,7 @@ def main() -> None:
             log.info("%s, %s: %s", row["split"], row["what"], row["remedy"])
             log.info("%s", "\n".join(f"    {example}" for example in row["examples"]))
     if any(row["stops"] for row in rows):
-        log.info("a training would stop; mend the data, or see data.invalid and faults.max_unreadable")
+        log.info("a training would stop; correct the data, or see data.invalid and faults.max_unreadable")
         sys.exit(1)
 
 

@@ -62,7 +62,8 @@ def check_boxes(
         valid &= ~wrong
 
     overhang = np.abs(boxes - clipped).max(axis=1, initial=0) > MAX_OVERHANG
-    if valid.sum() >= MIN_BOXES:
+    is_in_coco = not any("written" in annotation for annotation in annotations)
+    if is_in_coco and valid.sum() >= MIN_BOXES:
         image_width, image_height = sizes.T
         as_corners = (width > x) & (height > y) & (width <= image_width + 1) & (height <= image_height + 1)
         if as_corners[valid].all() and overhang[valid].mean() > 0.25:

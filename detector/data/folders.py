@@ -155,7 +155,7 @@ def read_text(path: Path, what: str) -> str:
         raise UserError(f"{path}: cannot read {what} ({reason}); check the path") from None
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return data.decode(encoding)
+        return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError:
         raise UserError(f"{path}: {what} is not UTF-8 text; save the file as UTF-8") from None
 

@@ -56,9 +56,9 @@ class VocDataset(DetectionDataset):
             raise UserError(f"{annotations}: no such folder of VOC annotations; check the path")
         pictures, listed = Folder.read(images), Folder.read(annotations)
         known = {name.removesuffix(name[-4:]): name for name in listed.names if suffix(name) == ".xml"}
+        stems = list(known) if split is None else _read_split(split, known)
         if not known:
             raise UserError(f"{annotations}: the folder holds no .xml file; check the path")
-        stems = list(known) if split is None else _read_split(split, known)
 
         files = {stem: _read_file(annotations / known.get(stem, f"{stem}.xml")) for stem in (*stems, *known)}
         if one_based == "auto":

@@ -66,7 +66,8 @@ class YoloDataset(DetectionDataset):
         root = Path(*_common(path.parent for path, _ in source.pairs))
         names = [str(path.relative_to(root)) for path, _ in source.pairs]
         headers = dict(zip(names, read_headers([path for path, _ in source.pairs]), strict=True))
-        lines = [_Line(labels, number, text) for _, labels in source.pairs for number, text in _lines(labels)]
+        files = dict.fromkeys(labels for _, labels in source.pairs)
+        lines = [_Line(labels, number, text) for labels in files for number, text in _lines(labels)]
         if rows == "auto" and source.num_keypoint_values:
             rows = "box"
         objects = _objects(lines, source, rows, findings)

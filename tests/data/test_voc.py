@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detector.data.findings import Findings
+from detector.data.findings import KINDS, Findings
 from detector.data.images import write_image
 from detector.data.voc import VocDataset
 from detector.errors import UserError
@@ -83,9 +83,123 @@ def test_classes_of_another_split(load: Callable[..., VocDataset]):
         load(FILES, classes=("sheep", "ant"))
 
 
-def test_the_named_image_comes_before_the_stem(load: Callable[..., VocDataset]):
-    dataset = load({"a": xml("C:/pictures/other.png"), "b": xml("b.png", obj("ant", "1 1 5 5"))})
-    assert dataset.records[0].path.name == "other.png" and len(dataset.records[0].boxes) == 0
+def test_the_files_own_stem_comes_before_the_name_inside_it(load: Callable[..., VocDataset]):
+    findings = Findings()
+    files = {"a": xml("C:\\pictures\\other.png", obj("ant", "1 1 5 5")), "b": xml("gone.png"), "z": xml("other.png")}
+    dataset = load(files, findings=findings)
+    assert [record.path.name for record in dataset.records] == ["a.png", "b.png", "other.png"]
+    assert [len(record.boxes) for record in dataset.records] == [1, 0, 0]
+    assert findings.count("image_ambiguous") == 1  # both a.png and other.png are there
+
+
+def test_one_stem_of_two_pictures(load: Callable[..., VocDataset], tmp_path: Path):
+    write_image(tmp_path / "images/a.jpg", np.zeros((20, 30, 3), dtype=np.uint8))
+    findings = Findings()
+    ants = obj("ant", "1 1 5 5")
+    assert load({"a": xml("a.png", ants)}, findings=findings).records[0].path.name == "a.png"
+    assert (
+        findings.count("image_ambiguous") == 0 and findings.count("image_unlisted") == 3
+    )  # the file names the picture
+    findings = Findings()
+    assert load({"a": xml("gone.gif", ants)}, findings=findings).records[0].path.name == "a.jpg"
+    assert findings.count("image_ambiguous") == 1
+
+
+@pytest.mark.parametrize(
+    ("boxes", "expected"),
+    [
+        # decimals, as CVAT writes them: continuous
+        (["10.25 12.5 20.75 18.5"], [[10.25, 12.5, 20.75, 18.5]]),
+        # from 0, without decimals
+        (["0 0 10 10", "4 5 9 8"], [[0, 0, 10, 10], [4, 5, 9, 8]]),
+        # VOC's own: from 1, the last pixel included
+        (["1 1 10 10", "4 5 9 8"], [[0, 0, 10, 10], [3, 4, 9, 8]]),
+        # one slip among boxes that begin at 1
+        (["1 1 10 10", "1 5 9 8", "0 5 9 8"], [[0, 0, 10, 10], [0, 4, 9, 8], [0, 4, 9, 8]]),
+        # nothing speaks against VOC's definition
+        (["4 5 9 8"], [[3, 4, 9, 8]]),
+    ],
+)
+def test_the_convention_of_coordinates_is_decided_by_all_boxes(
+    load: Callable[..., VocDataset], boxes: list[str], expected: list[list[float]]
+):
+    findings = Findings()
+    dataset = load({"a": xml("a.png", *(obj("ant", box) for box in boxes))}, findings=findings)
+    np.testing.assert_array_equal(dataset.records[0].boxes, np.float32(expected))
+    contradicted = any(float(value) % 1 or value == "0" for box in boxes for value in box.split())
+    kind = "box_continuous" if expected[0][0] == float(boxes[0].split()[0]) else "box_one_based"
+    assert findings.count(kind) == (1 if contradicted else 0)
+    for one_based in (True, False):  # what the key says comes before evidence
+        first = float(boxes[0].split()[0]) - one_based
+        dataset = load({}, one_based=one_based)
+        assert dataset.records[0].boxes[0, 0] == max(first, 0)
+
+
+def test_the_convention_is_the_same_for_all_splits(load: Callable[..., VocDataset]):
+    files = {"a": xml("a.png", obj("ant", "4 5 9 8")), "b": xml("b.png", obj("ant", "4.5 5 9 8"))}
+    for split, first in (("a\n", 4), ("b\n", 4.5)):
+        assert load(files, split=split).records[0].boxes[0, 0] == first
+
+
+def test_every_file_is_used_or_listed(load: Callable[..., VocDataset], tmp_path: Path):
+    (tmp_path / "xml/sub").mkdir()
+    (tmp_path / "images/sub").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("images/sub/c.png", "elsewhere/d.png", "elsewhere/e.png"):
+        write_image(tmp_path / name, np.zeros((20, 30, 3), dtype=np.uint8))
+    (tmp_path / "xml/b.XML").write_text(xml("b.png", obj("bee", "1 1 5 5")))
+    (tmp_path / "xml/sub/c.xml").write_text(xml("c.png", obj("cat", "1 1 5 5")))
+    (tmp_path / "xml/notes.md").write_text("notes")
+    (tmp_path / "images/d.png").symlink_to(tmp_path / "elsewhere/d.png")
+    (tmp_path / "images/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images/loop").symlink_to(tmp_path / "images")
+    (tmp_path / "images/gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "images/phone.CR2").write_bytes(b"raw")
+    (tmp_path / "images/.hidden").write_text("")
+    findings = Findings()
+    files = {"a": xml("a.png", obj("ant", "1 1 5 5")), "d": xml("d.png", obj("dog", "1 1 5 5")), "e": xml("e.png")}
+    dataset = load(files, findings=findings)
+    names = [str(record.path.relative_to(tmp_path)) for record in dataset.records]
+    assert names == [f"images/{name}.png" for name in ("a", "b", "d", "linked/e", "sub/c")]
+    assert dataset[2].image.shape == (20, 30, 3)
+    counts = {kind: finding.count for kind, finding in findings.found.items()}
+    assert counts == {"image_unlisted": 2, "file_other": 1, "link_broken": 1, "image_format": 1}
+    listed = findings.found["image_unlisted"].examples
+    assert sorted(Path(example).name for example in listed) == ["d.png", "other.png"]
+
+    findings = Findings()
+    assert len(load({}, findings=findings, split="a\n")) == 1
+    assert findings.count("annotation_unlisted") == 4 and findings.count("image_unlisted") == 2
+
+
+@pytest.mark.parametrize(
+    "split", ["a  1\nb -1\n", "a.png\nb.xml\n", "images/a.png\nimages\\b.png\n", "\ufeffa\r\nb\r\n"], ids=repr
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_the_forms_that_a_split_takes(load: Callable[..., VocDataset], tmp_path: Path, split: str, encoding: str):
+    load(FILES)
+    (tmp_path / "list.txt").write_bytes(split.encode(encoding))
+    dataset = VocDataset(images=tmp_path / "images", annotations=tmp_path / "xml", split=tmp_path / "list.txt")
+    assert [record.path.stem for record in dataset.records] == ["a", "b"]
+
+
+def test_names_that_differ_in_case(load: Callable[..., VocDataset], tmp_path: Path):
+    (tmp_path / "images/other.png").rename(tmp_path / "images/Other.PNG")
+    dataset = load({"renamed": xml("other.png", obj("ant", "1 1 5 5"))})
+    assert dataset.records[0].path.name == "Other.PNG" and dataset[0].image.shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("flag", ["<difficult>1</difficult>", "<difficult>True</difficult>", "<ignore>1</ignore>"])
+def test_objects_that_count_neither_way(load: Callable[..., VocDataset], flag: str):
+    box = obj("ant", "1 1 5 5").replace("<difficult>0</difficult>", flag)
+    assert load({"a": xml("a.png", box)}).records[0].crowd.tolist() == [True]
+
+
+def test_unknown_tags_are_listed_once(load: Callable[..., VocDataset]):
+    box = obj("ant", "1 1 5 5").replace("</object>", "<colour>red</colour></object>")
+    findings = Findings()
+    load({"a": xml("a.png", box, box), "b": xml("b.png", box)}, findings=findings)
+    assert findings.count("key_unknown") == 1 and "colour" in findings.found["key_unknown"].examples[0]
 
 
 @pytest.mark.parametrize("box", ["5 5 5 5", "5 5 4 9", "5 5 9 5", "40 1 50 9"])
@@ -95,7 +209,8 @@ def test_boxes_without_area(load: Callable[..., VocDataset], box: str):
         load(files)
     findings = Findings("skip")
     dataset = load(files, findings=findings)
-    assert sum(one.count for one in findings.found.values()) == 1 and dataset.class_counts().tolist() == [1, 0]
+    invalid = [finding.count for kind, finding in findings.found.items() if KINDS[kind].level == "invalid"]
+    assert invalid == [1] and dataset.class_counts().tolist() == [1, 0]
 
 
 ENTITIES = '<!DOCTYPE a [<!ENTITY x "ha"><!ENTITY y "&x;&x;&x;">]>'
@@ -111,8 +226,6 @@ EXTERNAL = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>'
         (EXTERNAL + xml("&x;"), "declares a DOCTYPE"),
         (('<?xml version="1.0" encoding="utf-16"?>' + ENTITIES + xml("&y;")).encode("utf-16"), "declares a DOCTYPE"),
         ('<?xml version="1.0" encoding="martian"?>' + xml("a.png"), "not a valid annotation file"),
-        (xml("a.png", size=""), "<size/width> is missing"),
-        (xml("a.png", size="<width>30</width><height>tall</height>"), "<size/height> is 'tall'"),
         (xml("a.png", obj("ant", "1 1 5 nan")), "a.xml: object 1: <bndbox/ymax> is 'nan'"),
         (xml("a.png", obj(" ", "1 1 5 5")), "a.xml: object 1: <name> is missing"),
     ],
@@ -141,9 +254,19 @@ def test_a_file_name_that_no_disk_can_hold(load: Callable[..., VocDataset]):
     assert dataset.records[0].path.name == "a.png"
 
 
-def test_size_of_zero(load: Callable[..., VocDataset]):
-    with pytest.raises(UserError, match=r"image 'a\.png' has size 0x20"):
-        load({"a": xml("a.png", obj("ant", "1 1 5 5"), size="<width>0</width><height>20</height>")})
+@pytest.mark.parametrize("size", ["", "<width>0</width><height>20</height>", "<width>30</width><height>tall</height>"])
+def test_without_a_usable_size_the_pictures_own_is_taken(load: Callable[..., VocDataset], size: str):
+    findings = Findings()
+    (record,) = load({"a": xml("a.png", obj("ant", "1 1 5 5"), size=size)}, findings=findings).records
+    assert (record.width, record.height) == (30, 20) and findings.count("image_size") == 1
+
+
+def test_a_picture_of_another_size_stops_or_is_left_out(load: Callable[..., VocDataset]):
+    files = FILES | {"c": xml("other.png", obj("ant", "1 1 5 5"), size="<width>30</width><height>21</height>")}
+    with pytest.raises(UserError):
+        load(files)
+    findings = Findings("skip")
+    assert len(load(files, findings=findings)) == 2 and findings.count("image_unlike") == 1
 
 
 def test_missing_and_doubled_files(load: Callable[..., VocDataset], tmp_path: Path):
@@ -159,7 +282,7 @@ def test_missing_and_doubled_files(load: Callable[..., VocDataset], tmp_path: Pa
         load({"z": xml("gone.png")})
     (tmp_path / "xml/z.xml").unlink()
     with pytest.raises(UserError, match=r"image 'a\.png' is listed twice"):
-        load({"a": xml("a.png", obj("ant", "1 1 5 5")), "b": xml("a.png")})
+        load({"a": xml("a.png", obj("ant", "1 1 5 5")), "c": xml("a.png")})
     with pytest.raises(UserError, match="no such folder"):
         VocDataset(images=tmp_path, annotations=tmp_path / "absent")
     with pytest.raises(UserError, match=r"absent\.txt: cannot read the split"):

@@ -118,7 +118,7 @@ def test_labels_of_a_turned_photograph_are_made_on_what_is_seen(
     ("line", "said"),
     [
         ("0 0.5 0.5 0.1", "is not 'class cx cy w h'"),
-        ("0 0.5 0.5 0.1 0.1 0.9", "is not 'class cx cy w h'"),
+        ("0 0.5 0.5 0.1 0.1 0.9", "is neither 'class cx cy w h' nor a polygon"),
         ("cat 0.5 0.5 0.1 0.1", "is not 'class cx cy w h'"),
         ("-1 0.5 0.5 0.1 0.1", "is not 'class cx cy w h'"),
         ("0 0.5 nan 0.1 0.1", "is not 'class cx cy w h'"),
@@ -165,12 +165,12 @@ def test_an_unreadable_image(load: Callable[..., YoloDataset], tmp_path: Path):
         ("names: " + "[" * 5000, "data.yaml: maximum recursion depth exceeded"),
         ("names: [[cat]]\ntrain: images", "'names' should list the class names"),
         ("names: [cat]\nval: [{a: b}]", "'val' folders or text files, not {'a': 'b'}"),
-        ("names: [cat]\nval: images/list.txt", r"list\.txt: lists .*/notes\.md; write the path of an image a line"),
+        ("names: [cat]\nval: images/list.txt", r"list\.txt: lists notes\.md; write the path of an image a line"),
         ("names: [cat]\nval: images/none.txt", r"none\.txt: the list is empty"),
         ("[]", "'names' should list the class names"),
         ("names: {0: cat, 2: dog}\ntrain: images", "'names' should list the class names"),
         ("names: [cat]\ntrain: images", "there is no 'val' entry; known: train"),
-        ("names: [cat]\nval: gone", "gone: neither a folder of images nor a list of their paths"),
+        ("names: [cat]\nval: gone", "gone: cannot read the folder of images"),
         ("names: [cat]\nval: labels", "labels: the folder holds no image"),
         ("names: !!python/object/apply:os.system ['touch marker']", r"line 1: tags \(!\) have no place here"),
     ],
@@ -189,8 +189,109 @@ def test_missing_files(load: Callable[..., YoloDataset], tmp_path: Path):
         load(annotations=tmp_path / "gone.yaml")
     with pytest.raises(UserError, match="give `images` too"):
         load(annotations=tmp_path / "labels/train")
-    with pytest.raises(UserError, match=r"classes\.txt: no readable list of class names"):
+    with pytest.raises(UserError, match=r"classes\.txt: cannot read"):
         load(annotations=tmp_path / "labels/train", images=tmp_path / "images/train")
+
+
+POSE = "0 0.4 0.5 0.2 0.4 0.35 0.45 1 0.45 0.55 1"  # a box and two keypoints with visibility
+TRACK = "0 0.4 0.5 0.2 0.4 0.9 1"  # a box, a score and a track's number
+POLYGON = "0 0.8 0.5 0.9 0.5 0.9 0.9 0.8 0.9"
+
+
+@pytest.mark.parametrize("line", [POSE, TRACK])
+def test_rows_that_could_be_polygons_or_boxes_are_refused(load: Callable[..., YoloDataset], line: str):
+    labels = {"labels/train/a.txt": f"1 0.5 0.5 1 1\n{line}\n"}
+    with pytest.raises(UserError):
+        load(labels=labels)
+    findings = Findings("skip")
+    assert load(labels=labels, findings=findings).class_counts().tolist() == [0, 1]
+    assert findings.count("row_ambiguous") == 1
+    box = load(labels=labels, rows="box").records[0].boxes[1]
+    np.testing.assert_allclose(box, [9, 6, 15, 14], rtol=1e-6)
+
+
+def test_keypoints_that_the_data_yaml_declares(load: Callable[..., YoloDataset]):
+    labels = {"labels/train/a.txt": f"{POSE}\n{POSE[:-4]}\n"}
+    findings = Findings("skip")
+    dataset = load(YAML + "kpt_shape: [2, 3]\n", labels=labels, findings=findings)
+    np.testing.assert_allclose(dataset.records[0].boxes, [[9, 6, 15, 14]], rtol=1e-6)
+    assert findings.count("object_malformed") == 1  # of another length than declared
+    with pytest.raises(UserError):
+        load(YAML + "kpt_shape: [2]\n")
+
+
+@pytest.mark.parametrize("rows", [[POLYGON], [POSE, POLYGON], [TRACK, TRACK + " 0.5 0.5"]])
+def test_polygons_are_told_by_their_shape(load: Callable[..., YoloDataset], rows: list[str]):
+    dataset = load(labels={"labels/train/a.txt": "\n".join(rows)})
+    points = np.array([float(word) for word in rows[0].split()[1:]]).reshape(-1, 2) * (30, 20)
+    np.testing.assert_allclose(dataset.records[0].boxes[0], [*points.min(0), *points.max(0)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("box", [(0.6, 0.6, 0.9, 0.95), (0.05, 0.1, 0.5, 0.6)])
+def test_another_convention_is_refused(load: Callable[..., YoloDataset], box: tuple[float, ...]):
+    """Corners; the top left corner in place of the centre."""
+    rows = "".join(f"0 {' '.join(f'{value + i / 100:g}' for value in box)}\n" for i in range(5))
+    with pytest.raises(UserError):
+        load(labels={"labels/train/a.txt": rows})
+    findings = Findings("skip")
+    load(labels={"labels/train/a.txt": rows}, findings=findings)
+    assert findings.count("box_corners") == 5
+
+
+def test_every_file_is_used_or_listed(load: Callable[..., YoloDataset], tmp_path: Path):
+    for name in ("images/train/sub/d.png", "images/train/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_image(tmp_path / name, np.zeros((20, 30, 3), dtype=np.uint8))
+    (tmp_path / "images/train/x.psd").write_bytes(b"8BPS")
+    (tmp_path / "labels/train/sub").mkdir()
+    labels = LABELS | {
+        "labels/train/sub/d.txt": "0 0.5 0.5 1 1",
+        "labels/train/x.txt": "0 0.5 0.5 1 1",
+        "labels/train/README.txt": "made by a tool",
+        "labels/train/classes.txt": "cat\ndog\n",
+    }
+    with pytest.raises(UserError):
+        load(labels=labels)  # x.txt has no image that can be read
+    for folders in ({}, {"annotations": tmp_path / "labels/train", "images": tmp_path / "images/train"}):
+        findings = Findings("skip")
+        dataset = load(labels=labels, findings=findings, **folders)
+        assert [record.path.name for record in dataset.records] == ["a.jpg", "a.png", "b.jpg", "d.png"]
+        assert [len(record.boxes) for record in dataset.records] == [2, 2, 0, 1]
+        counts = {kind: finding.count for kind, finding in findings.found.items()}
+        expected = {"image_unlabelled": 1, "image_twins": 1, "label_orphan": 1, "image_format": 1, "file_other": 1}
+        assert {kind: counts[kind] for kind in expected} == expected
+
+
+def test_labels_where_nobody_looks_are_an_error(load: Callable[..., YoloDataset], tmp_path: Path):
+    load()
+    (tmp_path / "labels").rename(tmp_path / "Labels")
+    with pytest.raises(UserError, match="labels/train/a.txt"):
+        load(labels={}, findings=Findings("skip"))
+
+
+def test_linked_folders(load: Callable[..., YoloDataset], tmp_path: Path):
+    load()
+    for name in ("images", "labels"):
+        (tmp_path / name).rename(tmp_path / f"{name}_elsewhere")
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train").symlink_to(tmp_path / f"{name}_elsewhere/train")
+    assert load(labels={}).class_counts().tolist() == [1, 1]
+
+
+def test_the_class_names_are_text(load: Callable[..., YoloDataset]):
+    findings = Findings()
+    yaml = YAML.replace("{0: cat, 1: dog}", "[007, 1.50, no, 1e3]") + "nc: 5\nextra: 1\n"
+    assert load(yaml, findings=findings).class_names == ("007", "1.50", "no", "1e3")
+    assert findings.count("count_differs") == 1 and findings.count("key_unknown") == 1
+
+
+def test_a_class_written_with_decimals(load: Callable[..., YoloDataset]):
+    assert load(labels={"labels/train/a.txt": "1.0 0.5 0.5 1 1"}).class_counts().tolist() == [0, 1]
+
+
+def test_a_list_with_windows_separators(load: Callable[..., YoloDataset], tmp_path: Path):
+    (tmp_path / "train.txt").write_bytes("images\\train\\a.png\r\nimages\\train\\b.jpg\r\n".encode("utf-16"))
+    assert load(YAML.replace("images/train", "train.txt")).class_counts().tolist() == [1, 1]
 
 
 def test_labels_path():

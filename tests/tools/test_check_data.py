@@ -92,7 +92,11 @@ def everything(folder: Path) -> list[str]:
     train.add("deep.png", BOX, picture=Image.fromarray(image(2)[..., 0].astype(np.uint16) * 257))
     train.add("turned.jpg", BOX, picture=turned)
     train.add("misnamed.png", BOX, picture=cv2.imencode(".jpg", image(3))[1].tobytes())
-    train.add("damaged.png", BOX, picture=b"text")
+    whole = cv2.imencode(".png", image(5))[1].tobytes()
+    train.add("damaged.png", BOX, picture=whole[: len(whole) // 2])
+    train.add("text.png", BOX, picture=b"text")
+    train.add("RENAMED.png", BOX)
+    train.contents["images"][-1]["file_name"] = "renamed.png"
     train.add("unlike.png", BOX, width=WIDTH + 1)
     train.add("empty.png")
     train.add("crowded.png", *([[x, y, 4, 4] for x in range(0, 36, 4) for y in range(0, 24, 4)] * 2))
@@ -111,7 +115,14 @@ def everything(folder: Path) -> list[str]:
     for key in ("area", "iscrowd"):
         del train.contents["annotations"][-1][key]
     train.contents["categories"][1]["id"] = 2
+    train.contents["annotations"][0]["score"] = 1
     train.contents["categories"].append({"id": 7, "name": "cow"})
+    train.contents["categories"].append({"id": 8, "name": "Cow"})
+    train.contents["categories"].append({"id": 9, "name": "cow"})
+    write_image(train.images / "unlisted.png", image(6))
+    (train.images / "raw.nef").write_bytes(b"raw")
+    (train.images / "notes.md").write_text("")
+    (train.images / "link.png").symlink_to(folder / "gone.png")
     val.add("leaked.png", BOX, picture=(train.images / "sound.png").read_bytes())
     brighter = np.clip(image(4).astype(int) + 9, 0, 255).astype(np.uint8)
     val.add("alike.jpg", BOX, picture=Image.fromarray(brighter))
@@ -142,23 +153,36 @@ def test_every_kind_is_found(found: Callable, tmp_path: Path):
         assert (one["what"], one["becomes"], one["remedy"]) == (kind.what, kind.becomes, kind.remedy)
 
     # those that other formats have, or a data set as a whole
+    alone = ("data.val=null", "data.split=0.5", "data.invalid=skip")
     corners = Coco(tmp_path, "corners")
     corners.add("a.png", *[[x, 8, x + 14, 26] for x in range(4, 14)])
-    seen |= found(f"data.train={corners.write()}", "data.val=null", "data.split=0.5")[1].keys()
+    seen |= found(f"data.train={corners.write()}", *alone)[1].keys()
+    fractions = Coco(tmp_path, "fractions")
+    fractions.add("a.png", *[[0.1, 0.2, 0.3, 0.4]] * 5)
+    seen |= found(f"data.train={fractions.write()}", *alone)[1].keys()
     (tmp_path / "xml").mkdir()
-    (tmp_path / "xml/a.xml").write_text("<annotation>")
-    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax></bndbox>"
-    objects = f"<object><name>cat</name>{box}</object>" + f"<object><name>cat</name>{box}</object>".replace(
-        "</bndbox>", "<ymax>9</ymax></bndbox>"
-    )
+    (tmp_path / "xml/b.xml").write_text("<annotation>")
+    (tmp_path / "list.txt").write_text("a\nb\n")
+    box = "<bndbox><xmin>{}</xmin><ymin>2</ymin><xmax>9</xmax></bndbox>"
+    whole = "<object><name>cat</name>" + box.replace("</bndbox>", "<ymax>9</ymax></bndbox></object>")
     size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
-    (tmp_path / "xml/b.xml").write_text(f"<annotation><filename>a.png</filename>{size}{objects}</annotation>")
-    voc = f"data.train={{type: voc, images: {corners.images}, annotations: {tmp_path / 'xml'}}}"
-    seen |= found(voc, "data.val=null", "data.split=0.5", "data.invalid=skip")[1].keys()
-    (corners.images / "b.png").write_bytes(b"text")
-    (tmp_path / "data.yaml").write_text("train: corners\nnames: [cat]\n")
+    write_image(corners.images / "c.png", image(1))
+    voc = f"{{type: voc, images: {corners.images}, annotations: {tmp_path / 'xml'}, split: {tmp_path / 'list.txt'}}}"
+    for first, others in (("0", 30), ("1.5", 0)):  # among boxes that begin at 1, and alone
+        objects = f"<object><name>cat</name>{box.format(1)}</object>" + whole.format(first) + others * whole.format(1)
+        for name in ("a", "c"):
+            text = f"<annotation><filename>c.png</filename>{size}{objects}</annotation>"
+            (tmp_path / f"xml/{name}.xml").write_text(text)
+        seen |= found(f"data.train={voc}", *alone)[1].keys()
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for name in ("a.png", "a.bmp", "b.png"):
+        write_image(tmp_path / "images" / name, image(7))
+    (tmp_path / "labels/a.txt").write_text("0 0.4 0.5 0.2 0.4 0.9 1\n0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "labels/c.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\nnc: 2\n")
     yolo = f"data.train={{type: yolo, annotations: {tmp_path / 'data.yaml'}, split: train}}"
-    seen |= found(yolo, "data.val=null", "data.split=0.5", "data.invalid=skip")[1].keys()
+    seen |= found(yolo, *alone)[1].keys()
     gone = "data.train={type: yolo, annotations: gone.yaml, split: train}"
     seen |= found(gone, "data.val=null", "data.split=0.5")[1].keys()
     assert seen == KINDS.keys()
@@ -172,6 +196,7 @@ def sound(tmp_path: Path) -> Callable[[], list[str]]:
     for split in splits.values():
         for i in range(4):
             split.add(f"{i}.png", BOX, [20, 4, 16, 20])
+            split.contents["annotations"][-1]["category_id"] = 2
     return lambda: [f"data.{name}={split.write()}" for name, split in splits.items()]
 
 
@@ -190,7 +215,9 @@ def test_what_is_shown_without_json(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert run_tool("check_data", "--cfg", "retina_focal.yaml", *data) == 1
     said = capsys.readouterr().out + caplog.text
     assert (
-        "stops it" in said and "a training would stop; mend the data" in caplog.text and "data.train: " in caplog.text
+        "stops it" in said
+        and "a training would stop; correct the data" in caplog.text
+        and "data.train: " in caplog.text
     )
 
 
@@ -206,8 +233,8 @@ def test_files_are_looked_at_once_until_they_change(
     assert found(*data)[0] == 0 and looked == []
 
     changed = tmp_path / "coco/train/1.png"
-    size = changed.stat().st_size
-    changed.write_bytes(b"x" * size)
+    whole = changed.read_bytes()
+    changed.write_bytes(whole[:100] + b"x" * (len(whole) - 100))  # behind the header
     os.utime(changed, ns=(1, 1))  # of the same size, another time
     code, findings = found(*data)
     assert code == 1 and looked == ["1.png"] and findings["image_damaged"]["count"] == 1
@@ -219,7 +246,7 @@ def test_files_are_looked_at_once_until_they_change(
         looked.clear()
         assert found(*data)[0] == 1 and len(looked) == 8
     assert json.loads(file.read_text()).keys() <= whole.keys()
-    assert [path.name for path in file.parent.iterdir()] == ["images.json"]
+    assert {path.name for path in file.parent.iterdir()} == {"images.json", "headers"}
 
 
 def test_a_cache_that_cannot_be_written_and_data_that_cannot(
@@ -260,8 +287,8 @@ def test_empty_files_are_no_copies_of_each_other(sound: Callable, found: Callabl
     for name in ("train/0.png", "train/1.png", "val/0.png"):
         (tmp_path / "coco" / name).write_bytes(b"")
     code, findings = found(*data)
-    assert code == 1 and findings.keys() == {"image_damaged"} and findings["image_damaged"]["count"] == 2
-    assert found(*data, split="val")[1].keys() == {"image_damaged"}
+    assert code == 1 and findings["image_unreadable"]["count"] == 2 and "image_same" not in findings
+    assert found(*data, split="val")[1].keys() == {"image_unreadable", "annotation_lost", "image_unlisted"}
 
 
 def test_bccd(shared_data: Path, capsys: pytest.CaptureFixture):
