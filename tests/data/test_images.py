@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detector.data.images import find_images, read_image, write_image
+from detector.data import headers
+from detector.data.images import FORMATS, as_rgb, bits_of, find_images, read_header, read_image, write_image
 from detector.errors import UserError
 
 
@@ -165,3 +166,64 @@ def test_an_image_that_its_format_cannot_hold(tmp_path: Path):
     with pytest.raises(UserError, match=r"a\.webp: 16400x1 pixels do not fit the format; choose another suffix"):
         write_image(tmp_path / "a.webp", np.zeros((1, 16400, 3), np.uint8))
     assert not list(tmp_path.iterdir())
+
+
+def test_other_formats_than_opencvs(tmp_path: Path, scene: np.ndarray):
+    """The first picture of an animation; JPEG under its other suffix; what telephones write."""
+    first, second = Image.fromarray(scene).quantize(256), Image.fromarray(255 - scene).quantize(256)
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), np.asarray(first.convert("RGB")))
+    Image.fromarray(scene).save(tmp_path / "a.jfif", "JPEG", quality=95)
+    assert np.abs(read_image(tmp_path / "a.jfif").astype(int) - scene).mean() < 3
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.fromarray(scene)).save(tmp_path / "a.heic", quality=95)
+    assert np.abs(read_image(tmp_path / "a.heic").astype(int) - scene).mean() < 3
+    assert len(find_images([str(tmp_path)])) == 3
+    for path in tmp_path.iterdir():
+        header = read_header(path)
+        assert (header.width, header.height) == (90, 60) and header.format in FORMATS[path.suffix]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize("highest", [255, 1000, 4095, 65535])
+def test_deep_pictures_are_scaled_by_the_bits_of_their_set(tmp_path: Path, suffix: str, highest: int):
+    path = tmp_path / f"a{suffix}"
+    values = np.random.default_rng(0).integers(highest + 1, size=(20, 30), dtype=np.uint16)
+    values[0, 0] = highest
+    cv2.imwrite(str(path), values)
+    bits = max(8, int(np.ceil(np.log2(highest + 1))))
+    assert read_header(path).is_deep and bits_of(path) == bits
+    expected = np.repeat((values.astype(int) * 256 // 2**bits)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(read_image(path, bits=bits), expected)
+    np.testing.assert_array_equal(read_image(path, bits=None), expected)
+    np.testing.assert_array_equal(read_image(path, bits=8), np.minimum(values, 255)[..., None].repeat(3, axis=2))
+    with Image.open(path) as picture:
+        np.testing.assert_array_equal(as_rgb(picture, "", bits), expected)
+        np.testing.assert_array_equal(as_rgb(path, "", bits), expected)
+
+
+def test_deep_colours_keep_their_order(tmp_path: Path, scene: np.ndarray):
+    cv2.imwrite(str(tmp_path / "a.png"), scene[..., ::-1].astype(np.uint16) * 16)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", bits=12), scene)
+
+
+def test_pictures_of_floats_are_refused(tmp_path: Path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError):
+        read_image(tmp_path / "a.tif")
+
+
+def test_headers_are_read_once_until_a_file_changes(tmp_path: Path, scene: np.ndarray, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    paths = [tmp_path / name for name in ("a.png", "b.jpg", "text.png", "gone.png")]
+    write_image(paths[0], scene)
+    write_image(paths[1], scene)
+    paths[2].write_text("text")
+    first = headers.read_headers(paths)
+    assert [header.width for header in first[:2]] == [90, 90] and all(isinstance(error, str) for error in first[2:])
+    opened, read = [], headers.read_header
+    monkeypatch.setattr(headers, "read_header", lambda path: opened.append(path.name) or read(path))
+    assert headers.read_headers(paths) == first and sorted(opened) == ["gone.png", "text.png"]
+    write_image(paths[0], scene[:30])
+    assert headers.read_headers(paths)[0].height == 30
+    assert headers.read_headers([]) == []
