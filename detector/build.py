@@ -352,6 +352,13 @@ def build_trainer(
 ) -> Trainer:
     """Everything a run needs, on its device, before the first step."""
     settings = config.train
+    shared = {record.path for record in train.records} & {record.path for record in val.records}
+    if shared:
+        log.warning(
+            "data.val: %d of its %d images are in data.train as well (first: %s), so its scores will be too good; "
+            "validate on other images",
+            *(len(shared), len(val), min(shared)),
+        )
     model, device, dtype = place(model, config)
     if config.model.norm == "sync" and device.type == "cpu" and world_size() > 1:
         raise UserError(

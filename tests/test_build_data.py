@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import TINY
 
-from detector.build import build_dataset
+from detector.build import build_dataset, build_trained_model, build_trainer
 from detector.config import config_from_text
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
@@ -119,3 +119,16 @@ def test_the_findings_of_a_divided_set_are_said_once(tmp_path: Path, caplog: pyt
     for split in ("train", "val"):
         build(split, *data)
     assert caplog.text.count("images without objects:") == 1
+
+
+def test_images_of_both_sets_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    data = write_yolo(tmp_path, 4, 4)
+    config = config_from_text(TINY, "TINY", data)
+    train = build_dataset(config, "train")
+    model = build_trained_model(config, train)
+    build_trainer(config, model, train, train.subset([0, 1]), tmp_path / "run")
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert "00.png" in warning.getMessage() and "2 of its 2" in warning.getMessage()
+    caplog.clear()
+    build_trainer(config, model, train.subset([0, 1]), train.subset([2, 3]), tmp_path / "run")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
