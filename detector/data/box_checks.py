@@ -6,22 +6,10 @@ from typing import Any
 import numpy as np
 
 from detector.data.findings import Findings
+from detector.data.numbers import as_number
 
 MAX_OVERHANG = 1.0  # pixels that a box may reach over its image's edge before that is worth a note
 MIN_BOXES = 5  # that must agree before they are taken for another convention
-
-
-def as_number(value: Any) -> float | None:
-    """The number that a JSON value means: 1.5, "1.5" and true (1) too. None for anything else."""
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            return None
-        return value if np.isfinite(value) else None
-    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**53):
-        return float(value)
-    return None
 
 
 def check_boxes(

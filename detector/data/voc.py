@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from detector.data.box_checks import as_number
 from detector.data.dataset import DetectionDataset
-from detector.data.entries import parse_coco, whole
+from detector.data.entries import parse_coco
 from detector.data.findings import Findings
 from detector.data.folders import Folder, list_unused, read_lines, suffix
 from detector.data.images import SUFFIXES
+from detector.data.numbers import as_number, whole
 from detector.errors import UserError
 from detector.registry import DATASETS
 
