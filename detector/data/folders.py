@@ -94,27 +94,16 @@ def suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def list_unused(
-    folders: Iterable[Folder],
-    used: Iterable[Path],
-    findings: Findings,
-    kind_of: Callable[[str], str | None] = lambda path: None,
-) -> None:
-    """Add the files of the folders that a reader does not use to its findings, by the reason.
-
-    Args:
-        folders: the folders; a file that lies in two of them counts once.
-        used: the files that the reader uses.
-        findings: takes the unused files.
-        kind_of: the kind of finding that an unused file is to its reader. None means a picture that the annotations do
-            not name, a picture of a format that is not read, or no part of a data set.
-    """
+def list_unused(folders: Iterable[Folder], used: Iterable[Path], findings: Findings) -> None:
+    """Add the files of the folders that are not `used` to the findings, by the reason: pictures that the annotations do
+    not name, pictures of a format that is not read, broken links, or no part of a data set. A file that lies in two of
+    the folders counts once."""
     known = {os.path.abspath(path) for path in used}
     by_kind: dict[str, list[str]] = defaultdict(list)
     for path, is_broken in _all_files(folders):
         if path not in known:
             known.add(path)
-            by_kind["link_broken" if is_broken else kind_of(path) or _reason(path)].append(path)
+            by_kind["link_broken" if is_broken else _reason(path)].append(path)
     for kind, paths in by_kind.items():
         findings.add(kind, range(len(paths)), paths.__getitem__)
 
@@ -153,11 +142,16 @@ def read_text(path: Path, what: str) -> str:
     except (OSError, ValueError) as error:  # a ValueError comes of a path with a null byte
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path}: cannot read {what} ({reason}); check the path") from None
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
-        return data.decode(encoding).removeprefix("\ufeff")
+        return decode(data)
     except UnicodeDecodeError:
         raise UserError(f"{path}: {what} is not UTF-8 text; save the file as UTF-8") from None
+
+
+def decode(data: bytes, errors: str = "strict") -> str:
+    """The text of UTF-8, or of UTF-16 with its mark, without the mark. Raises UnicodeDecodeError."""
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    return data.decode(encoding, errors).removeprefix("\ufeff")
 
 
 def read_lines(path: Path, what: str) -> list[str]:

@@ -104,9 +104,9 @@ class VocDataset(DetectionDataset):
         records, *rest = parse_coco(dictionary, annotations, pictures, classes, findings)
         # a picture that another split's file names is not without annotations
         used = [*(pictures.path(name) for name, _ in of_file.values()), *(files[stem].path for stem in stems)]
-        list_unused(
-            [pictures, listed], used, findings, lambda path: "annotation_unlisted" if suffix(path) == ".xml" else None
-        )
+        unlisted = [annotations / name for stem, name in known.items() if stem not in set(stems)]
+        findings.add("annotation_unlisted", range(len(unlisted)), lambda i: str(unlisted[i]))
+        list_unused([pictures, listed], [*used, *unlisted], findings)
         super().__init__(records, *rest)
 
 
@@ -170,6 +170,8 @@ def _read_file(path: Path) -> _File:
         return _File(path, error=f"cannot be read ({error.strerror})")
     except (ElementTree.ParseError, LookupError, ValueError) as error:  # the latter two: an encoding it cannot read
         return _File(path, error=f"not a valid annotation file ({error})")
+    if root.tag != "annotation":  # CVAT's own format, say, or a namespace
+        return _File(path, error=f"its root is <{root.tag}>, not <annotation> as in Pascal VOC")
     elements = root.findall("object")
     return _File(
         path,

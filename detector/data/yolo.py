@@ -215,4 +215,8 @@ def _account(source: _Source, annotations: Path, findings: Findings) -> None:
     used = [annotations, *(path for pair in source.pairs for path in pair)]
     for folder in source.folders:
         used += [folder.path(name) for name in folder.names if Path(name).name == "classes.txt"]
-    list_unused(source.folders, used, findings, lambda path: "label_orphan" if has_labels(path) else None)
+    known = {os.path.abspath(path) for path in used}
+    files = {os.path.abspath(folder.path(name)) for folder in source.folders for name in folder.names}
+    orphans = [Path(path) for path in sorted(files - known) if has_labels(Path(path))]
+    findings.add("label_orphan", range(len(orphans)), lambda i: f"{orphans[i]}: these labels have no image")
+    list_unused(source.folders, [*used, *orphans], findings)

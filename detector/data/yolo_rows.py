@@ -8,7 +8,7 @@ from typing import Literal
 
 from detector.data.box_checks import MIN_BOXES
 from detector.data.findings import Findings
-from detector.data.folders import suffix
+from detector.data.folders import decode
 from detector.data.numbers import as_number, whole
 from detector.errors import UserError
 
@@ -29,18 +29,18 @@ class Line:
         return f"{self.labels}: line {self.number}"
 
 
-def has_labels(path: str) -> bool:
+def has_labels(path: Path) -> bool:
     """Whether a file reads like labels: a text whose first line has a number and four coordinates."""
-    if suffix(path) != ".txt":
+    if path.suffix.lower() != ".txt":
         return False
-    first = next((text for _, text in numbered_lines(Path(path))), "")
+    first = next((text for _, text in numbered_lines(path)), "")
     return len(first.split()) >= 5 and all(as_number(word) is not None for word in first.split())
 
 
 def numbered_lines(labels: Path) -> Iterator[tuple[int, str]]:
     """The numbered lines that are not blank; none where there is no file."""
     try:
-        text = labels.read_text(encoding="utf-8-sig", errors="replace")
+        text = decode(labels.read_bytes(), errors="replace")
     except FileNotFoundError:
         return
     except OSError as error:

@@ -226,6 +226,8 @@ EXTERNAL = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]>'
         (EXTERNAL + xml("&x;"), "declares a DOCTYPE"),
         (('<?xml version="1.0" encoding="utf-16"?>' + ENTITIES + xml("&y;")).encode("utf-16"), "declares a DOCTYPE"),
         ('<?xml version="1.0" encoding="martian"?>' + xml("a.png"), "not a valid annotation file"),
+        ("<annotations><image/></annotations>", "its root is"),  # CVAT's own format
+        (xml("a.png").replace("<annotation>", "<annotation xmlns='http://a'>"), "its root is"),
         (xml("a.png", obj("ant", "1 1 5 nan")), "a.xml: object 1: <bndbox/ymax> is 'nan'"),
         (xml("a.png", obj(" ", "1 1 5 5")), "a.xml: object 1: <name> is missing"),
     ],

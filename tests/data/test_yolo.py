@@ -289,6 +289,12 @@ def test_a_class_written_with_decimals(load: Callable[..., YoloDataset]):
     assert load(labels={"labels/train/a.txt": "1.0 0.5 0.5 1 1"}).class_counts().tolist() == [0, 1]
 
 
+def test_labels_in_utf_16(load: Callable[..., YoloDataset], tmp_path: Path):
+    load()
+    (tmp_path / "labels/train/a.txt").write_bytes("1 0.5 0.5 1 1\r\n".encode("utf-16"))
+    assert load(labels={}).class_counts().tolist() == [0, 1]
+
+
 def test_a_list_with_windows_separators(load: Callable[..., YoloDataset], tmp_path: Path):
     (tmp_path / "train.txt").write_bytes("images\\train\\a.png\r\nimages\\train\\b.jpg\r\n".encode("utf-16"))
     assert load(YAML.replace("images/train", "train.txt")).class_counts().tolist() == [1, 1]
