@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from detector.errors import UserError
 from detector.losses import ANCHOR_SAMPLERS
@@ -65,6 +66,17 @@ def test_random_counts(available: tuple[int, int], options: dict, expected: tupl
     sampled = ANCHOR_SAMPLERS.build("random", K, **options)(labels, None)
     assert_only_ignores_more(sampled, labels)
     assert counts(sampled) == expected
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(7, 0.5), (3, 0.5), (1, 0.5), (1, 1.0), (10, 0.25), (9, 0.9)])
+def test_random_foreground_is_torchvisions(count: int, fraction: float):
+    """7 at a half are 3."""
+    labels = draw_labels(50, 50, 3)[None]
+    own = ANCHOR_SAMPLERS.build("random", K, count=count, foreground_fraction=fraction)(labels, None)
+    as_theirs = torch.where(labels == K, 0, torch.where(labels >= 0, 1, -1))
+    foreground, background = BalancedPositiveNegativeSampler(count, fraction)([*as_theirs])
+    assert counts(own) == (int(foreground[0].sum()), int(background[0].sum()))
+    assert counts(own)[0] <= fraction * count
 
 
 def test_random_counts_image_by_image():
