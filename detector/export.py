@@ -129,7 +129,7 @@ class DetectionGraph(nn.Module):
         anchor, labels = candidates // num_classes, candidates % num_classes
         boxes = decode(said.deltas.gather(1, anchor[..., None].expand(-1, -1, 4)), said.anchors[anchor])
         sizes = sizes.to(boxes.dtype)
-        boxes = clip(boxes, sizes[:, :1], sizes[:, 1:])
+        boxes = clip(boxes, sizes[:, :1], sizes[:, 1:]).nan_to_num(0)  # NaN becomes a box without area
         scores = scores.masked_fill(is_empty(boxes), 0)
         scores = suppress_op(boxes, scores, labels, num_classes, self.score_threshold, self.nms_iou)
         scores, best = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)

@@ -70,8 +70,9 @@ def suppress(
     boxes = clip(found.boxes, sizes[image, 0], sizes[image, 1])
     has_area = ~is_empty(boxes)
     # best first over the whole batch; fp64, since it moves each class of each image to a place of its own, far enough
-    # for fp32 to lose parts of a pixel
-    kept = batched_nms(boxes.double(), scores.double(), image * found.num_classes + label, nms_iou).sort().values
+    # for fp32 to lose parts of a pixel; a NaN would move all the others to nowhere
+    places = boxes.double().nan_to_num(0)
+    kept = batched_nms(places, scores.double(), image * found.num_classes + label, nms_iou).sort().values
     kept = kept[scores[kept].argsort(descending=True, stable=True)]
     scale = (original_sizes / sizes).flip(1).repeat(1, 2)
     boxes, scores, label, image = (boxes * scale[image])[kept], scores[kept], label[kept], image[kept]

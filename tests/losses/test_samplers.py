@@ -183,6 +183,12 @@ def test_highest_against_sorting(count: Tensor | int):
     assert torch.equal(highest(scores, among, count), expected)
 
 
+def test_the_lowest_score_is_still_among():
+    """A logit of -inf, behind rows that are not among."""
+    scores, among = torch.tensor([-torch.inf, 1, -torch.inf, -torch.inf]), torch.tensor([False, True, True, True])
+    assert highest(scores, among, 2).tolist() == [False, True, True, False]
+
+
 def test_highest_of_nothing():
     assert highest(torch.zeros(3, 0), torch.zeros(3, 0, dtype=torch.bool), 5).shape == (3, 0)
     assert not highest(torch.ones(4), torch.zeros(4, dtype=torch.bool), 2).any()

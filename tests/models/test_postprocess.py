@@ -129,6 +129,13 @@ def test_a_box_that_is_not_a_number_is_shown():
     assert found.scores.tolist() == pytest.approx([0.9]) and found.boxes.isnan().any()
 
 
+def test_a_box_that_is_not_a_number_changes_no_other_image():
+    image, broken = levels_of((5, 6), 0), levels_of((5, 6), 1)
+    broken[0][1][2, 3] = math.nan
+    alone = found_in([image], [(5, 6)], (5, 6))[0]
+    assert_same(found_in([broken, image], [(5, 6)] * 2, (5, 6))[1], alone)
+
+
 def test_without_images_anchors_or_classes():
     for shape in ((0, 6, 3), (2, 0, 3), (2, 6, 0)):
         num_images, num_anchors, _ = shape
