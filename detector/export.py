@@ -26,7 +26,7 @@ from detector.data.buckets import round_up
 from detector.data.transforms import PADDING_COLOUR
 from detector.engine.views import PLAIN, make_views
 from detector.errors import UserError
-from detector.geometry.boxes import clip, decode
+from detector.geometry.boxes import clip, decode, is_empty
 from detector.models.postprocess import best_of_levels
 from detector.models.retinanet import RetinaNet, size_divisor
 from detector.predict import Detector
@@ -129,7 +129,8 @@ class DetectionGraph(nn.Module):
         anchor, labels = candidates // num_classes, candidates % num_classes
         boxes = decode(said.deltas.gather(1, anchor[..., None].expand(-1, -1, 4)), said.anchors[anchor])
         sizes = sizes.to(boxes.dtype)
-        boxes = clip(boxes, sizes[:, :1], sizes[:, 1:])
+        boxes = clip(boxes, sizes[:, :1], sizes[:, 1:]).nan_to_num(0)  # NaN becomes a box without area
+        scores = scores.masked_fill(is_empty(boxes), 0)
         scores = suppress_op(boxes, scores, labels, num_classes, self.score_threshold, self.nms_iou)
         scores, best = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
         found = scores > 0

@@ -1,5 +1,6 @@
-"""detectron2's and mmdetection's RetinaNets with R50-FPN, under the names and shapes of their published files, with the
-anchors and the decoding that they define: written anew from those facts, to hold the importers against."""
+"""detectron2's and mmdetection's RetinaNets with R50-FPN or R101-FPN, under the names and shapes of their published
+files, with the anchors and the decoding that they define: written anew from those facts, to hold the importers
+against."""
 
 import math
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 RATIOS = (0.5, 1.0, 2.0)
 STRIDES = (8, 16, 32, 64, 128)
 LIMIT = math.log(1000 / 16)
-BLOCKS = (3, 4, 6, 3)
+BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
 class Reference(nn.Module):
@@ -36,7 +37,7 @@ class Reference(nn.Module):
                 for stride, m in zip(STRIDES, maps, strict=True)
             ]
         )
-        return logits, deltas, anchors.float(), decode(deltas, anchors).float()
+        return logits, deltas, anchors.float(), decode(deltas, anchors).to(deltas.dtype)
 
     @torch.no_grad()
     def settle(self, images: Tensor, class_output: nn.Conv2d, box_output: nn.Conv2d) -> None:
@@ -107,13 +108,13 @@ class Detectron2Block(nn.Module):
 
 
 class Detectron2RetinaNet(Reference):
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, backbone: str = "resnet50"):
         super().__init__()
         self.num_classes = num_classes
         bottom_up, inputs = nn.Module(), 64
         bottom_up.stem = nn.Module()
         bottom_up.stem.conv1 = NormedConv(3, 64, 7, 2)
-        for i, count in enumerate(BLOCKS):
+        for i, count in enumerate(BLOCKS[backbone]):
             width = 64 * 2**i
             blocks = [Detectron2Block(inputs, width, 1 if i == 0 else 2)]
             blocks += [Detectron2Block(4 * width, width, 1) for _ in range(count - 1)]
@@ -189,13 +190,13 @@ class MMDetBlock(nn.Module):
 
 
 class MMDetRetinaNet(Reference):
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, backbone: str = "resnet50"):
         super().__init__()
         self.num_classes = num_classes
         self.backbone, inputs = nn.Module(), 64
         self.backbone.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
         self.backbone.bn1 = nn.BatchNorm2d(64)
-        for i, count in enumerate(BLOCKS):
+        for i, count in enumerate(BLOCKS[backbone]):
             width = 64 * 2**i
             blocks = [MMDetBlock(inputs, width, 1 if i == 0 else 2)]
             blocks += [MMDetBlock(4 * width, width, 1) for _ in range(count - 1)]

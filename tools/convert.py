@@ -5,6 +5,7 @@ Example: tools/convert.py --cfg bccd_focal.yaml data.root=DIR --to yolo --out ce
 
 import argparse
 import logging
+import shlex
 from pathlib import Path
 
 from detector.command import run
@@ -26,21 +27,24 @@ def main() -> None:
     config = load_config(args.cfg, args.overrides)
 
     from detector.build import build_dataset
-    from detector.data.writers import convert, what_is_lost
+    from detector.data.conversion import plan_conversion
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train = build_dataset(config, "train")
     splits = {"train": train, "val": build_dataset(config, "val", train.class_names)}
-    specs = convert(splits, args.to, args.out, link=args.link)
+    plan = plan_conversion(splits, args.to)
+    specs = plan.write(args.out, link=args.link)
     for split, dataset in splits.items():
         log.info("%s: %s", split, dataset.describe())
-    for lost in what_is_lost(splits, args.to):
+    for lost in plan.lost:
         log.warning("%s has no place for %s", args.to, lost)
-    sections = " ".join(
-        f"'data.{split}={{{', '.join(f'{key}: {value}' for key, value in spec.items())}}}'"
+    for changed in plan.changed:
+        log.warning("%s", changed)
+    sections = [
+        f"data.{split}={{{', '.join(f'{key}: {value}' for key, value in spec.items())}}}"
         for split, spec in specs.items()
-    )
-    log.info("to train on it: data.root=%s data.split=null %s", args.out, sections)
+    ]
+    log.info("to train on it: %s", shlex.join([f"data.root={args.out}", "data.split=null", *sections]))
 
 
 if __name__ == "__main__":

@@ -13,8 +13,14 @@ MAX_PAIRS = 2**25  # of an image's ground truth and an anchor at a time: 128 MB 
 def parts_of(boxes: Tensor, num_anchors: int) -> list[slice]:
     """Ground truths (B, G, 4) in parts that meet all anchors at once without filling the memory; mostly one."""
     num_images, num_boxes = boxes.shape[:2]
-    size = max(1, MAX_PAIRS // (num_images * num_anchors))
+    size = max(1, MAX_PAIRS // max(1, num_images * num_anchors))
     return [slice(start, start + size) for start in range(0, num_boxes, size)]
+
+
+def only_background(anchors: Tensor, num_images: int, num_classes: int) -> Targets:
+    """What every rule says without a ground truth or without an anchor."""
+    labels = torch.full((num_images, len(anchors)), num_classes, device=anchors.device)
+    return Targets(labels, anchors.expand(num_images, -1, -1))
 
 
 class Best:
@@ -70,8 +76,10 @@ class MaxIoUAssigner:
     def __call__(
         self, anchors: Tensor, boxes: Tensor, labels: Tensor, ignore: Tensor, level_sizes: tuple[int, ...]
     ) -> Targets:
-        """anchors (A, 4), boxes (B, G, 4), labels (B, G) with -1 where padded, ignore (B, G) -> Targets; G >= 1.
-        level_sizes, the anchors of each pyramid level, is for other rules."""
+        """anchors (A, 4), boxes (B, G, 4), labels (B, G) with -1 where padded, ignore (B, G) -> Targets. A, B and G may
+        be 0. level_sizes, the anchors of each pyramid level, is for other rules."""
+        if not len(anchors) or not boxes.numel():
+            return only_background(anchors, len(boxes), self.num_classes)
         counts = (labels >= 0) & ~ignore
         anchor_areas, areas = box_area(anchors), box_area(boxes)[..., None]
         best = Best(len(boxes), len(anchors), boxes)
@@ -116,8 +124,10 @@ class ATSSAssigner:
     def __call__(
         self, anchors: Tensor, boxes: Tensor, labels: Tensor, ignore: Tensor, level_sizes: tuple[int, ...]
     ) -> Targets:
-        """anchors (A, 4), boxes (B, G, 4), labels (B, G) with -1 where padded, ignore (B, G) -> Targets; G >= 1.
-        level_sizes: the anchors of each pyramid level, A in all."""
+        """anchors (A, 4), boxes (B, G, 4), labels (B, G) with -1 where padded, ignore (B, G) -> Targets. A, B and G may
+        be 0. level_sizes: the anchors of each pyramid level, A in all."""
+        if not len(anchors) or not boxes.numel():
+            return only_background(anchors, len(boxes), self.num_classes)
         near = torch.cat(  # B G C
             [self._nearest(anchors, boxes[:, part], level_sizes) for part in parts_of(boxes, len(anchors))], dim=1
         )

@@ -13,6 +13,11 @@ def box_area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
+def is_empty(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (...) whether a box has no area: its width or its height is not above 0. NaN is not empty."""
+    return (boxes[..., 2:] <= boxes[..., :2]).any(dim=-1)
+
+
 def pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
     """(..., M, 4) x (..., N, 4) -> (..., M, N) intersection areas; leading dimensions broadcast."""
     # one coordinate at a time: no (..., M, N, 2) intermediate; side by side in memory, or nothing is vectorised

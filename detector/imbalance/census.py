@@ -159,18 +159,18 @@ def take_census(records: Sequence[Record], class_names: Sequence[str], setting: 
     label = np.concatenate([*labels, []]).astype(np.int64)
     objects = np.bincount(label, minlength=len(class_names))
     with_class = np.bincount(np.concatenate([*map(np.unique, labels), []]).astype(int), minlength=len(class_names))
-    by_level = np.sum([c.anchors for c in counts], axis=0)
-    by_class = np.sum([c.by_class for c in counts], axis=0)
-    by_image = np.array([c.anchors.sum(axis=0) for c in counts])
+    by_image_and_level = np.array([c.anchors for c in counts], dtype=np.int64).reshape(-1, len(setting.level_names), 3)
+    by_level, by_image = by_image_and_level.sum(axis=0), by_image_and_level.sum(axis=1)
+    by_class = np.array([c.by_class for c in counts], dtype=np.int64).reshape(-1, len(class_names)).sum(axis=0)
     foreground, ignored, background = by_level.sum(axis=0).tolist()
     matched, matched_iou, between = (
-        np.concatenate([getattr(c, name) for c in counts])
+        np.concatenate([*(getattr(c, name) for c in counts), []])
         for name in ("object_anchors", "object_iou", "object_ignored")
     )
     threshold = getattr(setting.assigner, "foreground", 0.5)
     unmatched, low = matched == 0, (matched > 0) & (matched_iou < threshold)
-    areas = np.concatenate([_areas(record) for record in records])
-    with np.errstate(divide="ignore"):
+    areas = np.concatenate([*map(_areas, records), []])
+    with np.errstate(divide="ignore", invalid="ignore"):
         ratio = by_image[:, 2] / by_image[:, 0]
     return {
         "num_images": len(records),
@@ -183,7 +183,7 @@ def take_census(records: Sequence[Record], class_names: Sequence[str], setting: 
             {
                 "level": name,
                 **dict(zip(("foreground", "ignored", "background"), row, strict=True)),
-                "foreground_of_image": _quantiles(np.array([c.anchors[i, 0] for c in counts])),
+                "foreground_of_image": _quantiles(by_image_and_level[:, i, 0]),
             }
             for i, (name, row) in enumerate(zip(setting.level_names, by_level.tolist(), strict=True))
         ],
@@ -246,7 +246,7 @@ def _crowding(records: Sequence[Record]) -> dict:
     for record in records:
         boxes = torch.from_numpy(record.boxes[~record.crowd])
         highest.append(pairwise_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1) if len(boxes) else torch.zeros(0))
-    highest = torch.cat(highest)
+    highest = torch.cat([*highest, torch.zeros(0)])
     mean = float(highest.mean()) if len(highest) else math.nan
     return {"mean_max_iou": mean, "objects_overlapping_half": int((highest >= 0.5).sum())}
 
@@ -255,9 +255,9 @@ def _fit(records: Sequence[Record], setting: Setting, threshold: float) -> dict:
     """The best IoU of each object with any anchor, now and with the suggested anchors."""
     boxes = [scaled_boxes(record, setting)[torch.from_numpy(~record.crowd)] for record in records]
     sizes = [torch.tensor([padded_size(r, setting)]).expand(len(b), 2) for r, b in zip(records, boxes, strict=True)]
-    boxes, sizes = torch.cat(boxes), torch.cat(sizes)
-    if not len(boxes):
+    if not any(map(len, boxes)):
         return {"max_iou": None, "anchor_suggestion": None}
+    boxes, sizes = torch.cat(boxes), torch.cat(sizes)
     grid = setting.grid
     now = best_iou(boxes, sizes, grid)
     new_sizes, new_ratios = suggest(boxes, len(grid.sizes), len(grid.sizes[0]), len(grid.ratios))

@@ -137,7 +137,7 @@ def _cumulative(counts: Tensor, losses: Tensor) -> dict[str, list[float]]:
 def _by_size(losses: Tensor) -> Tensor:
     """(2, LOSS_BINS + 1): how many losses have about this logarithm, and their sum."""
     place = losses.clamp(min=0).log10_().sub_(LOWEST).mul_(LOSS_BINS / (HIGHEST - LOWEST)).add_(1)
-    place = place.clamp_(0, LOSS_BINS).int()
+    place = place.clamp_(0, LOSS_BINS).nan_to_num_(LOSS_BINS).int()  # NaN shows in the sum of the highest bin
     return torch.stack([_sum(place, LOSS_BINS + 1, x) for x in (None, losses)])
 
 

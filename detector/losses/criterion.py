@@ -90,7 +90,8 @@ class Criterion(nn.Module):
             predicted, target = decode(predictions.deltas.float(), predictions.anchors), targets.boxes
         else:
             predicted, target = predictions.deltas, encode(targets.boxes, predictions.anchors)
-        by_image, num_images = self.normaliser == "image", len(labels) * num_batches * world_size()
+        num_images = len(labels) * num_batches * world_size()
+        by_image = self.normaliser == "image" and num_images > 0
         counts = foreground.sum(dim=1) if by_image else None
         if by_image and not self.classification.self_normalised:
             qualities = [None] * len(labels) if quality is None else quality

@@ -15,6 +15,7 @@ from detector.structures import IGNORED
 def highest(scores: Tensor, among: Tensor, count: Tensor | int) -> Tensor:
     """Which of the rows (..., R) are the `count` (...) of highest score among those in the mask `among`: bool; of equal
     scores the first."""
+    scores = scores.clamp(min=torch.finfo(scores.dtype).min)  # above the -inf of the others
     order = scores.masked_fill(~among, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     places = torch.arange(scores.shape[-1], device=scores.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(-1, order, places)

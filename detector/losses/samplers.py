@@ -33,7 +33,8 @@ class AllAnchors(AnchorSampler):
 @ANCHOR_SAMPLERS.register("random")
 class RandomAnchors(AnchorSampler):
     """Random under-sampling: `count` anchors an image, at most `foreground_fraction` of them foreground and the rest
-    background (Ren et al. 2015, "Faster R-CNN", section 3.1.3). Drawn from PyTorch's generator of the device."""
+    background (Ren et al. 2015, "Faster R-CNN", section 3.1.3). The number of foreground anchors is rounded down, as
+    torchvision, detectron2 and mmdetection round it. Drawn from PyTorch's generator of the device."""
 
     def __init__(self, num_classes: int, *, count: PositiveInt = 256, foreground_fraction: UnitFloat = 0.5):
         super().__init__(num_classes)
@@ -43,7 +44,7 @@ class RandomAnchors(AnchorSampler):
     def __call__(self, labels: Tensor, logits: Tensor | None) -> Tensor:
         keys = torch.rand(labels.shape, device=labels.device)
         background = labels == self.num_classes
-        foreground = highest(keys, (labels >= 0) & ~background, round(self.count * self.foreground_fraction))
+        foreground = highest(keys, (labels >= 0) & ~background, int(self.count * self.foreground_fraction))
         background = highest(keys, background, self.count - foreground.sum(dim=-1))
         return labels.where(foreground | background, IGNORED)
 
@@ -51,7 +52,7 @@ class RandomAnchors(AnchorSampler):
 @ANCHOR_SAMPLERS.register("hard_negatives")
 class HardNegatives(AnchorSampler):
     """All foreground, and for each foreground anchor of an image `ratio` background anchors, those with the highest
-    score of any class (Liu et al. 2016, "SSD"). An image without objects counts nothing."""
+    score of any class (Liu et al. 2016, "SSD"), rounded down. An image without objects counts nothing."""
 
     needs_logits = True
 

@@ -18,12 +18,21 @@ from torch import Tensor
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
 from detector.errors import UserError
+from detector.models.recognition import refuse_another_detector
 from detector.models.retinanet import IMAGENET_MEAN, IMAGENET_STD
-from detector.models.weight_files import load_arrays, load_tensors, load_tensors_among_others
+from detector.models.weight_files import load_contents, state_of
 
 _TORCHVISION = RetinaNet_ResNet50_FPN_Weights.COCO_V1
 CATEGORIES = tuple(_TORCHVISION.meta["categories"])  # 91: a channel for each COCO id, unused ids among them
 CLASSES = tuple(name for name in CATEGORIES if name not in ("__background__", "N/A"))  # 80
+
+# blocks of each stage, and whether they are bottlenecks
+BACKBONES = {
+    (2, 2, 2, 2, False): "resnet18",
+    (3, 4, 6, 3, False): "resnet34",
+    (3, 4, 6, 3, True): "resnet50",
+    (3, 4, 23, 3, True): "resnet101",
+}
 
 Renaming = tuple[tuple[str, str | Callable[[re.Match], str]], ...]
 
@@ -109,11 +118,11 @@ MMDET: Renaming = (
 
 def import_torchvision(path: Path) -> Imported:
     """The state dict of `retinanet_resnet50_fpn`, of any release."""
-    state = rename(load_tensors(path), TORCHVISION)
+    state = rename(_tensors(path, load_contents(path), "torchvision_retinanet"), TORCHVISION)
     if hashlib.sha256(path.read_bytes()).hexdigest().startswith(Path(_TORCHVISION.url).stem.rpartition("-")[2]):
         # the published weights belong to norms that add nothing to the variance; ours add 1e-5: it is taken off here
         state = {k: v - 1e-5 if k.endswith("running_var") else v for k, v in state.items()}
-    structure = {"stride_in_1x1": False, **_pyramid_top(state), "pyramid_relu": True, "exact_anchors": False}
+    structure = {"stride_in_1x1": False, **_visible_structure(state), "pyramid_relu": True, "exact_anchors": False}
     return Imported(state, CATEGORIES, structure, size_major=False)
 
 
@@ -123,10 +132,7 @@ def import_detectron2(path: Path) -> Imported:
     Its images are BGR minus the mean, not divided by the deviation; the first convolution makes up for both here.
     Raises UserError where the file says that its images were others.
     """
-    contents = load_arrays(path) if path.suffix == ".pkl" else load_tensors(path)
-    tensors = contents.get("model", contents)
-    if not isinstance(tensors, dict):
-        tensors = {}
+    tensors = _tensors(path, load_contents(path), "detectron2_retinanet")
     arrays = {k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items() if _is_of_floats(v)}
     state = rename(tensors | arrays, DETECTRON2)
     state = {k: v for k, v in state.items() if not k.startswith("anchor_generator.")}
@@ -138,7 +144,7 @@ def import_detectron2(path: Path) -> Imported:
     first = state.get("backbone.conv1.weight")
     if first is not None and first.shape[1:2] == (3,):
         state["backbone.conv1.weight"] = first.flip(1) * (own_std / std.flip(0)).view(3, 1, 1)
-    structure = {"stride_in_1x1": True, **_pyramid_top(state), "pyramid_relu": True, "exact_anchors": True}
+    structure = {"stride_in_1x1": True, **_visible_structure(state), "pyramid_relu": True, "exact_anchors": True}
     return Imported(state, CLASSES, structure, size_major=True)
 
 
@@ -146,14 +152,15 @@ def import_mmdet(path: Path) -> Imported:
     """A checkpoint of configs/retinanet/retinanet_r*_fpn_*: `state_dict` and `meta`, of which its classes and config.
 
     Raises UserError for caffe style, whose images and strides are others."""
-    contents = load_tensors_among_others(path)
-    tensors, meta = (v if isinstance(v, dict) else {} for v in map(contents.get, ("state_dict", "meta")))
+    contents = load_contents(path)
+    tensors = _tensors(path, contents, "mmdet_retinanet")
+    meta = contents["meta"] if isinstance(contents.get("meta"), dict) else {}
     config = str(meta.get("config", meta.get("cfg")))  # the text of a Python file, in releases 2 and 3
     if re.search(r"""style\s*=\s*['"]caffe""", config):
         raise UserError(f"{path}: a model of caffe style; of mmdetection's RetinaNets only those of pytorch style fit")
     state = rename(tensors, MMDET)
     relu = re.search(r"relu_before_extra_convs\s*=\s*True", config) is not None
-    structure = {"stride_in_1x1": False, **_pyramid_top(state), "pyramid_relu": relu, "exact_anchors": True}
+    structure = {"stride_in_1x1": False, **_visible_structure(state), "pyramid_relu": relu, "exact_anchors": True}
     described = meta.get("dataset_meta")  # since release 3
     names = next(
         (d[k] for d in (meta, described) for k in ("CLASSES", "classes") if isinstance(d, dict) and k in d), None
@@ -162,16 +169,31 @@ def import_mmdet(path: Path) -> Imported:
     return Imported(state, tuple(names) if named else CLASSES, structure, size_major=False)
 
 
+def _tensors(path: Path, contents: dict, kind: str) -> dict[str, Any]:
+    state = state_of(contents)
+    refuse_another_detector(path, state, kind)
+    return state
+
+
 def _is_of_floats(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind == "f"
 
 
-def _pyramid_top(state: dict[str, Tensor]) -> dict[str, str]:
-    """What P6 is made of shows in its convolution's input channels, if there is one."""
-    weight = state.get("fpn.extra.0.weight")
-    if weight is None or weight.dim() != 4:
-        return {}
-    return {"pyramid_top": "p5" if weight.shape[0] == weight.shape[1] else "c5"}
+def _visible_structure(state: dict[str, Tensor]) -> dict[str, Any]:
+    """The keys of the model section that the tensors show."""
+    structure: dict[str, Any] = {}
+    blocks = [len({n.split(".")[2] for n in state if n.startswith(f"backbone.layer{i}.")}) for i in (1, 2, 3, 4)]
+    backbone = BACKBONES.get((*blocks, "backbone.layer1.0.conv3.weight" in state))
+    if backbone is not None:
+        structure["backbone"] = backbone
+    weights = {name: value for name, value in state.items() if name.endswith(".weight") and value.dim() == 4}
+    if "fpn.lateral.0.weight" in weights:
+        structure["width"] = len(weights["fpn.lateral.0.weight"])
+        structure["head_depth"] = sum(name.startswith("class_head.tower.") for name in weights)
+    if "fpn.extra.0.weight" in weights:  # P6 is made of P5 or of C5, which has other channels
+        outputs, inputs = weights["fpn.extra.0.weight"].shape[:2]
+        structure["pyramid_top"] = "p5" if outputs == inputs else "c5"
+    return structure
 
 
 IMPORTERS: dict[str, Callable[[Path], Imported]] = {

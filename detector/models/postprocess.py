@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detector.geometry.boxes import clip, decode
+from detector.geometry.boxes import clip, decode, is_empty
 from detector.structures import Detections, Predictions
 
 
@@ -40,8 +40,9 @@ def postprocess(
     sizes and original_sizes (B, 2): (height, width) inside the padding and of the file. Of each level's anchors x
     classes with a score above the threshold the best `candidates_per_level` are decoded, clipped and suppressed
     class by class at `nms_iou`; the best `max_detections` of the image remain. Equal scores stay in the order of the
-    anchors and, at one anchor, of the classes, whatever images and padding are beside. NaN passes for above the
-    threshold, so that it shows.
+    anchors and, at one anchor, of the classes, whatever images and padding are beside. A box that has no area inside
+    its image is no detection, as in mmdetection and detectron2; torchvision keeps such boxes. NaN passes for above the
+    threshold, and for a box with area, so that it shows.
     """
     found = best_candidates(predictions, score_threshold, candidates_per_level)
     return suppress(found, sizes, original_sizes, nms_iou=nms_iou, max_detections=max_detections)
@@ -62,20 +63,24 @@ def best_candidates(predictions: Predictions, score_threshold: float, candidates
 def suppress(
     found: Candidates, sizes: Tensor, original_sizes: Tensor, *, nms_iou: float, max_detections: int
 ) -> list[Detections]:
-    """Each image's detections in its original pixels: clipped, suppressed class by class, the best `max_detections`."""
+    """Each image's detections in its original pixels: clipped, without those that then have no area, suppressed class
+    by class, the best `max_detections`."""
     image, label, scores = found.image, found.labels, found.scores
     sizes = sizes.to(found.boxes.dtype)
     boxes = clip(found.boxes, sizes[image, 0], sizes[image, 1])
+    has_area = ~is_empty(boxes)
     # best first over the whole batch; fp64, since it moves each class of each image to a place of its own, far enough
-    # for fp32 to lose parts of a pixel
-    kept = batched_nms(boxes.double(), scores.double(), image * found.num_classes + label, nms_iou).sort().values
+    # for fp32 to lose parts of a pixel; a NaN would move all the others to nowhere
+    places = boxes.double().nan_to_num(0)
+    kept = batched_nms(places, scores.double(), image * found.num_classes + label, nms_iou).sort().values
     kept = kept[scores[kept].argsort(descending=True, stable=True)]
     scale = (original_sizes / sizes).flip(1).repeat(1, 2)
     boxes, scores, label, image = (boxes * scale[image])[kept], scores[kept], label[kept], image[kept]
+    has_area = has_area[kept]  # a box without area overlaps none, so that it may stay until here: no further wait
 
     detections = []
     for i in range(len(sizes)):
-        own = (image == i).nonzero()[:max_detections, 0]
+        own = ((image == i) & has_area).nonzero()[:max_detections, 0]
         detections.append(Detections(boxes[own], scores[own], label[own]))
     return detections
 
@@ -85,11 +90,11 @@ def best_of_levels(
 ) -> tuple[Tensor, Tensor]:
     """Scores and positions (anchor * K + class), (B, N) both, of the best anchors x classes of each image's levels.
     `choose` takes so many of the highest of each row, their values and columns, as `torch.topk` does."""
-    num_images, _, num_classes = predictions.logits.shape
+    num_classes = predictions.logits.shape[2]
     scores, candidates, start = [], [], 0
     for size in predictions.level_sizes:
         # sigmoid after the choice: it is monotone, and only the candidates need it
-        flat = predictions.logits[:, start : start + size].reshape(num_images, -1).float()
+        flat = predictions.logits[:, start : start + size].flatten(1).float()
         best, index = choose(flat, min(candidates_per_level, flat.shape[1]))
         scores.append(best.sigmoid())
         candidates.append(index + start * num_classes)

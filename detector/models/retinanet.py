@@ -68,7 +68,11 @@ class RetinaNet(nn.Module):
             initialise_prior(self.class_head, prior)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
-        self.structure = {  # of which the weights show little or nothing
+        self.structure = {  # what a file of weights must have in common with this model
+            "backbone": backbone,
+            "width": width,
+            "head_depth": head_depth,
+            "head_norm": head_norm,
             "stride_in_1x1": stride_in_1x1,
             "pyramid_top": pyramid_top,
             "pyramid_relu": pyramid_relu,

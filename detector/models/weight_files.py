@@ -23,8 +23,11 @@ def load_tensors(path: Path) -> dict:
     return _load(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
 
 
-def load_tensors_among_others(path: Path) -> dict:
-    """The same where objects of any classes lie beside the tensors: `Foreign` stands in for each of them."""
+def load_contents(path: Path) -> dict:
+    """A file of another project: a plain pickle of arrays (.pkl), or a file saved by torch.save, where objects of any
+    classes may lie beside the tensors: `Foreign` stands in for each of them. Raises UserError where it is neither."""
+    if path.suffix == ".pkl":
+        return load_arrays(path)
 
     def load() -> Any:
         try:
@@ -35,6 +38,11 @@ def load_tensors_among_others(path: Path) -> dict:
             return torch.load(path, map_location="cpu", weights_only=True)
 
     return _load(path, load)
+
+
+def state_of(contents: dict) -> dict:
+    """The state dict in a file: many programs put it under a key beside other things."""
+    return next((contents[key] for key in ("model", "state_dict") if isinstance(contents.get(key), dict)), contents)
 
 
 def load_arrays(path: Path) -> dict:

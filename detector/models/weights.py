@@ -10,8 +10,9 @@ from torchvision.models import get_model_weights
 
 from detector.errors import UserError
 from detector.models.importers import IMPORTERS, Imported
+from detector.models.recognition import refuse_another_detector
 from detector.models.retinanet import RetinaNet
-from detector.models.weight_files import first_line, load_tensors
+from detector.models.weight_files import first_line, load_contents, state_of
 from detector.strict_yaml import read_yaml
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_nam
         known = ", ".join(published.__members__)
         raise UserError(f"model.weights: '{weights}' is neither a file nor one of {backbone}'s published {known}")
     else:
-        state = load_tensors(Path(weights))
+        state = load_contents(Path(weights))
+        refuse_another_detector(Path(weights), state_of(state), "")
     if {"class_names", "config"} <= state.keys() and isinstance(state.get("model"), dict):
         section = read_yaml(state["config"], f"config of {weights}")["model"]
         structure = {key: section[key] for key in model.structure if key in section}
@@ -50,7 +52,7 @@ def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_nam
         _load_imported(model, own, weights, class_names)
         return
     try:
-        model.backbone.load(state)
+        model.backbone.load(state_of(state))
     except RuntimeError as error:
         raise UserError(
             f"model.weights: {weights} does not fit the backbone {backbone} ({first_line(error)}); give weights of "
@@ -100,6 +102,10 @@ def _load_detector(model: RetinaNet, state: dict[str, Tensor], origin: str, keep
     wrong = [n for n in state if n not in own or own[n].shape != state[n].shape]
     if absent or wrong:
         name = sorted(wrong or absent)[0]
-        raise UserError(f"{origin} does not fit this model at '{name}'; use the model section it was trained with")
+        theirs, ours = (f"{tuple(s[name].shape)}" if name in s else "nothing" for s in (state, own))
+        raise UserError(
+            f"{origin} does not fit this model at '{name}': the file has {theirs}, the model {ours}; give the model "
+            "section the levels, anchors and norms that the file was trained with, or other weights"
+        )
     model.load_state_dict(state, strict=False)
     log.info("detector weights from %s", origin)

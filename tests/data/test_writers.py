@@ -4,26 +4,17 @@ from pathlib import Path
 import globox
 import numpy as np
 import pytest
+from conversions import FORMATS, read
 from PIL import Image
 
 from detector.data.coco import CocoDataset
+from detector.data.conversion import convert, what_is_lost
 from detector.data.dataset import DetectionDataset
 from detector.data.findings import Findings
 from detector.data.images import write_image
 from detector.data.voc import VocDataset
-from detector.data.writers import convert, what_is_lost
 from detector.data.yolo import YoloDataset
 from detector.errors import UserError
-from detector.registry import DATASETS
-
-FORMATS = ("coco", "voc", "yolo")
-
-
-def read(spec: dict, folder: Path, classes: tuple[str, ...]) -> DetectionDataset:
-    paths = {k: str(folder / v) for k, v in spec.items() if k in ("images", "annotations")}
-    paths |= {"split": str(folder / spec["split"])} if spec["type"] == "voc" else {}
-    rest = {k: v for k, v in spec.items() if k != "type"}
-    return DATASETS.build(spec["type"], classes, Findings(), **(rest | paths))
 
 
 def without_crowds(dataset: DetectionDataset) -> list[tuple]:

@@ -40,6 +40,38 @@ def test_streamed_numbers_equal_sorting_all_scores():
     assert found["average_precision"] == pytest.approx(precision[order].mean(), abs=2e-4)
 
 
+def auc_by_ranks(scores: np.ndarray, positive: np.ndarray) -> float:
+    """scikit-learn's number, from the ranks: (sum of the positives' ranks - P (P + 1) / 2) / (P N). Equal scores have
+    their mean rank (Mann and Whitney 1947)."""
+    ranks = [(scores < one).sum() + ((scores == one).sum() + 1) / 2 for one in scores]
+    num_positive = positive.sum()
+    above = np.array(ranks)[positive].sum() - num_positive * (num_positive + 1) / 2
+    return above / (num_positive * (~positive).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_infinite_and_large_logits_keep_their_end(dtype: torch.dtype):
+    best = torch.tensor([math.inf, 1e30, 3e9, 23, 1, -1, -23, -5e9, -1e30, -math.inf], dtype=dtype)
+    positive = torch.tensor([1, 1, 0, 1, 0, 1, 0, 1, 0, 0], dtype=torch.bool)
+    for flipped in (False, True):
+        values = -best if flipped else best
+        scores = AnchorScores()
+        scores.update(torch.stack((values, torch.full_like(values, -math.inf)), dim=1), torch.where(positive, 0, 2))
+        expected = auc_by_ranks(values.double().clamp(-24, 24).numpy(), positive.numpy())
+        assert scores.compute()["roc_auc"] == pytest.approx(expected)
+    scores = AnchorScores()
+    scores.update(torch.tensor([[math.inf], [0.0], [-math.inf]]), torch.tensor([0, 1, 1]))
+    assert scores.compute() == {"roc_auc": 1.0, "average_precision": 1.0}
+
+
+def test_a_logit_that_is_not_a_number_shows():
+    scores = AnchorScores()
+    scores.update(torch.tensor([[1.0], [0.0], [math.nan]]), torch.tensor([0, 1, -1]))
+    assert scores.compute()["roc_auc"] == 1.0  # an ignored anchor counts neither way
+    scores.update(torch.tensor([[math.nan]]), torch.tensor([0]))
+    assert all(math.isnan(value) for value in scores.compute().values())
+
+
 @pytest.mark.parametrize("label", [-1, 0, 2])
 def test_one_kind_alone_has_no_curve(label):
     scores = AnchorScores()

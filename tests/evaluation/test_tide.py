@@ -78,6 +78,22 @@ def test_random_sets_agree_with_the_package(seed):
         assert ours[name] == pytest.approx(cost, abs=1e-12), name
 
 
+def test_equal_scores_make_both_depend_on_the_order():
+    """AP50 is equal for the same order; costs are near, and those of the package change with the order themselves."""
+    changes = []
+    for seed in range(4):
+        ground_truth, detections = random_set(seed)
+        for one in detections:
+            one["score"] = round(one["score"], 1)
+        theirs = [reference(ground_truth, order) for order in (detections, detections[::-1])]
+        for order, expected in zip((detections, detections[::-1]), theirs, strict=True):
+            ours = tide(match(ground_truth, order), 4)
+            assert ours["AP50"] == pytest.approx(expected["AP50"], abs=1e-12)
+            assert ours == pytest.approx(expected, abs=0.12)
+        changes += [abs(theirs[0][name] - theirs[1][name]) for name in theirs[0]]
+    assert max(changes) > 1e-3
+
+
 def test_perturbed_real_annotations_agree_with_the_package(shared_data):
     folder = shared_data / "coco_tiny"
     dataset = CocoDataset(images=folder / "val2017", annotations=folder / "annotations/instances_val2017.json")

@@ -302,3 +302,16 @@ def test_a_gpu_assigns_the_same_without_waiting(anchors: Tensor, assigner):
     assert torch.equal(targets.labels.cpu(), expected.labels)
     foreground = (expected.labels >= 0) & (expected.labels < K)
     assert torch.equal(targets.boxes.cpu()[foreground], expected.boxes[foreground])
+
+
+@pytest.mark.parametrize("assigner", [MaxIoUAssigner(K), MaxIoUAssigner(K, background=0.0), ATSSAssigner(K)])
+@pytest.mark.parametrize("shape", [(0, 2, 6), (2, 0, 6), (2, 2, 0), (0, 0, 0)], ids="B{0[0]} G{0[1]} A{0[2]}".format)
+def test_without_images_ground_truths_or_anchors(assigner, shape: tuple[int, int, int]):
+    num_images, num_boxes, num_anchors = shape
+    anchors = torch.tensor([[0.0, 0, 8, 8]]).repeat(num_anchors, 1)
+    boxes = torch.tensor([1.0, 1, 8, 8]).repeat(num_images, num_boxes, 1)
+    labels = torch.zeros(num_images, num_boxes, dtype=torch.int64)
+    targets = assigner(anchors, boxes, labels, torch.zeros_like(labels, dtype=torch.bool), (num_anchors, 0))
+    assert targets.labels.dtype == torch.int64 and targets.boxes.dtype == torch.float32
+    assert torch.equal(targets.labels, torch.full((num_images, num_anchors), K))
+    assert targets.boxes.shape == (num_images, num_anchors, 4) and targets.boxes.isfinite().all()

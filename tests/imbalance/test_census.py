@@ -262,3 +262,25 @@ def test_real_annotations_with_crowds(shared_data):
     assert in_objects[0] == in_objects[1] > 0
     assert in_objects[0] < census["anchors"]["ignored"], "some lie in crowds"
     assert 100 < census["ratio"] < 10_000
+
+
+@pytest.mark.parametrize("assigner", ASSIGNERS, ids=["max_iou", "no ignored background", "atss"])
+def test_a_census_of_nothing_counts_nothing(assigner):
+    names, setting = ["a", "b", "c"], make_setting(assigner)
+    nothing = take_census([], names, setting)
+    empty = take_census([replace(make_record(0), width=96, height=96)] * 2, names, setting)
+    assert nothing.keys() == empty.keys()
+    assert nothing["num_images"] == 0 and nothing["anchors"] == {"foreground": 0, "ignored": 0, "background": 0}
+    assert empty["anchors"] == {"foreground": 0, "ignored": 0, "background": 2 * 6 * (12**2 + 6**2 + 3**2)}
+    for census in (nothing, empty):
+        assert math.isnan(census["ratio"]) and census["num_objects"] == 0
+        assert [row["objects"] for row in census["by_class"]] == [0, 0, 0]
+        assert [row["level"] for row in census["by_level"]] == ["P3", "P4", "P5"]
+
+
+def test_a_box_that_touches_no_anchor_is_unmatched():
+    """The anchors of a local assigner are those that touch a box: here there are none."""
+    record = make_records([[10.0, 10, 10, 10]])[0]
+    for assigner in ASSIGNERS:
+        census = take_census([record], ["a", "b", "c"], make_setting(assigner))
+        assert census["anchors"]["foreground"] == 0 and census["matches"]["unmatched"] == 1

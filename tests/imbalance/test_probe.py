@@ -202,3 +202,24 @@ def test_every_loss_of_the_library_is_scored_with_and_without_objects(labels):
             assert all(share >= 0 for share in found[kind].values())
         if set(labels) == {-1}:
             assert sum(found["gradient"].values()) == 0
+
+
+@pytest.mark.parametrize("shape", [(0, 6, 1), (2, 0, 1)])
+def test_without_images_or_anchors(shape: tuple[int, int, int]):
+    probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("focal", "ghm_c", "rank_sort", "ohem")})
+    anchors = torch.tensor([[0.0, 0, 8, 8]]).repeat(shape[1], 1)
+    predictions = Predictions(torch.zeros(shape), torch.zeros(*shape[:2], 4), anchors, (shape[1],))
+    probe.update(predictions, Targets(torch.ones(shape[:2], dtype=torch.int64), torch.zeros(*shape[:2], 4)))
+    found = probe.compute()
+    assert set(found["rows"].values()) == {0} and set(found["losses"]["focal"]["gradient"].values()) == {0.0}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_logit_that_is_no_finite_number_shows_and_stops_nothing(value: float):
+    probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("focal", "ghm_c", "rank_sort", "ohem")})
+    predictions, targets = batch_of(ANCHORS)
+    predictions.logits[0, 5] = value
+    probe.update(predictions, targets)
+    found = probe.compute()
+    assert found["rows"]["background"] == 6
+    assert math.isnan(found["losses"]["focal"]["loss_foreground"]) == (value is math.nan)

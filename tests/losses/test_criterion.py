@@ -342,3 +342,21 @@ def test_image_leaves_self_normalised_losses_alone(classification: str, box: str
     by_image, whole = (gradients(make_criterion(classification, box, n), WHOLE) for n in ("image", "global"))
     assert by_image[0] == whole[0]
     assert torch.equal(by_image[1], whole[1]) and torch.equal(by_image[2], whole[2])
+
+
+@pytest.mark.parametrize("normaliser", ["global", "local", "image", "ema"])
+@pytest.mark.parametrize(("classification", "box"), [("focal", "smooth_l1"), ("ghm_c", "ghm_r"), ("rank_sort", "giou")])
+@pytest.mark.parametrize("sampler", ["all", "random", "hard_negatives"])
+@pytest.mark.parametrize(("num_images", "num_anchors"), [(0, 5), (2, 0), (0, 0)])
+def test_without_images_or_anchors(
+    num_images: int, num_anchors: int, sampler: str, classification: str, box: str, normaliser: Normaliser
+):
+    criterion = make_criterion(classification, box, normaliser, sampler=sampler)
+    logits, deltas = (torch.zeros(num_images, num_anchors, n, requires_grad=True) for n in (K, 4))
+    targets = Targets(torch.full((num_images, num_anchors), K), torch.zeros(num_images, num_anchors, 4))
+    targets = criterion.sample(targets)
+    predictions = Predictions(logits, deltas, ANCHORS[:num_anchors], (num_anchors,))
+    terms = criterion(predictions, targets, criterion.normalise(criterion.count_foreground([targets])))
+    assert [value.item() for value in terms.values()] == [0, 0, 0, 0]
+    (terms["cls"] + terms["box"]).backward()
+    assert logits.grad.shape == logits.shape and deltas.grad.shape == deltas.shape

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
 from detector.errors import UserError
 from detector.losses import ANCHOR_SAMPLERS
@@ -65,6 +66,17 @@ def test_random_counts(available: tuple[int, int], options: dict, expected: tupl
     sampled = ANCHOR_SAMPLERS.build("random", K, **options)(labels, None)
     assert_only_ignores_more(sampled, labels)
     assert counts(sampled) == expected
+
+
+@pytest.mark.parametrize(("count", "fraction"), [(7, 0.5), (3, 0.5), (1, 0.5), (1, 1.0), (10, 0.25), (9, 0.9)])
+def test_random_foreground_is_torchvisions(count: int, fraction: float):
+    """7 at a half are 3."""
+    labels = draw_labels(50, 50, 3)[None]
+    own = ANCHOR_SAMPLERS.build("random", K, count=count, foreground_fraction=fraction)(labels, None)
+    as_theirs = torch.where(labels == K, 0, torch.where(labels >= 0, 1, -1))
+    foreground, background = BalancedPositiveNegativeSampler(count, fraction)([*as_theirs])
+    assert counts(own) == (int(foreground[0].sum()), int(background[0].sum()))
+    assert counts(own)[0] <= fraction * count
 
 
 def test_random_counts_image_by_image():
@@ -169,6 +181,12 @@ def test_highest_against_sorting(count: Tensor | int):
             n = int(torch.as_tensor(count).expand(2, 2)[i, j])
             expected[i, j, sorted(rows, key=lambda row: -scores[i, j, row])[:n]] = True  # noqa: B023
     assert torch.equal(highest(scores, among, count), expected)
+
+
+def test_the_lowest_score_is_still_among():
+    """A logit of -inf, behind rows that are not among."""
+    scores, among = torch.tensor([-torch.inf, 1, -torch.inf, -torch.inf]), torch.tensor([False, True, True, True])
+    assert highest(scores, among, 2).tolist() == [False, True, True, False]
 
 
 def test_highest_of_nothing():

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from retinanet_references import Detectron2RetinaNet, MMDetRetinaNet, Reference
+import torchvision
+from retinanet_references import BLOCKS, Detectron2RetinaNet, MMDetRetinaNet, Reference
 from torch import Tensor
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
@@ -30,7 +31,7 @@ from detector.models.importers import CLASSES, IMPORTERS
 from detector.models.retinanet import RetinaNet
 from detector.models.weights import load_weights
 
-ROUNDING = {"rtol": 0, "atol": 1e-3}  # of fp32 through 60 layers, on logits whose deviation is 1.5
+ROUNDING = {"rtol": 0, "atol": 1e-3}  # of fp32 through the 60 layers of R50, on logits whose deviation is 1.5
 HEIGHT, WIDTH = 96, 160  # the strides of P6 and P7 do not divide them
 KINDS = ("detectron2", "mmdet")
 
@@ -53,6 +54,14 @@ def refusal(kind: str, file: Path, *overrides: str) -> str:
     message = str(error.value)
     assert "\n" not in message and len(message) < 400 and file.name in message
     return message
+
+
+def refusal_of(weights: str) -> str:
+    model = make_model("mmdet", 80, "backbone=resnet18", "width=32")
+    with pytest.raises(UserError) as error:
+        load_weights(model, "resnet18", weights, CLASSES)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def as_arrays(state: dict[str, Tensor]) -> dict[str, np.ndarray]:
@@ -136,6 +145,32 @@ def test_logits_deltas_anchors_and_boxes_are_the_originals(example: Example, our
     torch.testing.assert_close(said.deltas, deltas, **ROUNDING)
     torch.testing.assert_close(said.anchors, anchors, rtol=1e-6, atol=1e-4)
     torch.testing.assert_close(decode(said.deltas, said.anchors), boxes, rtol=1e-3, atol=0.02)  # up to 1,000 pixels
+
+
+@pytest.mark.parametrize("backbone", BLOCKS)
+@pytest.mark.parametrize("kind", KINDS)
+@torch.no_grad()
+def test_in_float64_the_models_are_equal(kind: str, backbone: str, tmp_path: Path):
+    """Rounding in fp32 hides small faults, and grows with the depth."""
+    images = torch.randint(256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if kind == "detectron2":
+            reference = Detectron2RetinaNet(3, backbone).double()
+            outputs = reference.head.cls_score, reference.head.bbox_pred
+        else:
+            reference = MMDetRetinaNet(3, backbone).double()
+            outputs = reference.bbox_head.retina_cls, reference.bbox_head.retina_reg
+        reference.settle(images.double(), *outputs)
+    state = reference.published_state() if kind == "detectron2" else reference.state_dict()
+    torch.save({"model": state} if kind == "detectron2" else {"state_dict": state}, tmp_path / "model.pth")
+    model = make_model(kind, 3, f"backbone={backbone}").double()
+    load_weights(model, backbone, f"{kind}_retinanet:{tmp_path / 'model.pth'}", CLASSES[:3])
+    logits, deltas, *_ = (ratio_major(kind, values) for values in reference.predict(images.double()))
+    said = model(images)
+    assert said.logits.dtype == torch.float64 and logits.std() > 1
+    torch.testing.assert_close(said.logits, logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(said.deltas, deltas, rtol=0, atol=1e-9)
 
 
 def test_every_published_tensor_has_its_place(example: Example, ours: RetinaNet):
@@ -257,7 +292,74 @@ def test_norms_of_scales_and_shifts_alone_count_as_trained():
     assert not frozen_batch_norm_is_random(backbone.state_dict())
 
 
+def test_the_visible_structure_is_asked_for_in_one_line(example: Example):
+    """Of a model that differs from the file in several keys: each with the file's value."""
+    model = make_model(example.kind, 80, "backbone=resnet18", "width=32", "head_depth=1", "pyramid_top=p5")
+    with pytest.raises(UserError) as error:
+        load_weights(model, "resnet18", f"{example.kind}_retinanet:{example.file}", CLASSES)
+    for setting in ("backbone=resnet50", "width=256", "head_depth=4", "pyramid_top=c5"):
+        assert f"model.{setting}" in str(error.value)
+
+
 # ---- files
+
+
+DETECTION = torchvision.models.detection
+TORCHVISION_DETECTORS = {
+    "v2 RetinaNet": DETECTION.retinanet_resnet50_fpn_v2,
+    "FCOS": DETECTION.fcos_resnet50_fpn,
+    "SSD": DETECTION.ssd300_vgg16,
+    "Faster R-CNN": DETECTION.fasterrcnn_resnet50_fpn,
+    "Mask R-CNN": DETECTION.maskrcnn_resnet50_fpn,
+    "Keypoint R-CNN": DETECTION.keypointrcnn_resnet50_fpn,
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION_DETECTORS)
+def test_another_detector_of_torchvision_is_named_at_once(name: str, tmp_path: Path):
+    with torch.device("meta"):
+        names = TORCHVISION_DETECTORS[name](weights=None, weights_backbone=None).state_dict().keys()
+    path = tmp_path / "other.pth"
+    state = {key: torch.zeros(1) for key in names}
+    for contents in (state, {"model": state, "epoch": 3}):  # as published, and as torchvision's training writes it
+        torch.save(contents, path)
+        for kind in ("torchvision_retinanet:", "detectron2_retinanet:", "mmdet_retinanet:", ""):
+            message = refusal_of(f"{kind}{path}")
+            assert name in message and "set model." not in message
+
+
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        (["backbone.bottom_up.stem.conv1.weight", "proposal_generator.rpn_head.conv.weight"], "detectron2"),
+        (["head.cls_score.weight", "head.ctrness.weight"], "FCOS"),
+        (["backbone.conv1.weight", "rpn_head.rpn_conv.weight", "roi_head.bbox_head.fc_cls.weight"], "mmdetection"),
+        (["bbox_head.atss_cls.weight", "bbox_head.cls_convs.0.conv.weight"], "mmdetection"),
+        (["bbox_head.retina_cls.weight", "bbox_head.cls_convs.0.gn.weight"], "mmdetection"),
+        (["bbox_head.cls_convs.0.0.weight"], "mmdetection"),
+        (["transformer.encoder.layers.0.linear1.weight", "class_embed.weight"], "DETR"),
+        (["model.0.conv.weight", "model.22.cv2.0.0.conv.weight"], "Ultralytics"),
+    ],
+)
+def test_other_detectors_are_named_at_once(keys: list[str], name: str, tmp_path: Path):
+    torch.save({"state_dict": {key: torch.zeros(1) for key in keys}}, tmp_path / "other.pth")
+    for kind in ("torchvision_retinanet:", "detectron2_retinanet:", "mmdet_retinanet:", ""):
+        assert name in refusal_of(f"{kind}{tmp_path / 'other.pth'}")
+
+
+def test_a_file_under_another_prefix_is_told_its_own(example: Example, tmp_path: Path):
+    own = f"{example.kind}_retinanet:{example.file}"
+    for kind in {"torchvision_retinanet:", "detectron2_retinanet:", "mmdet_retinanet:", ""} - {
+        f"{example.kind}_retinanet:"
+    }:
+        assert refusal_of(f"{kind}{example.file}").endswith(f"set model.weights={own}")
+    resnet = tmp_path / "resnet.pth"
+    torch.save({"conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)}, resnet)
+    checkpoint = tmp_path / "best.pt"
+    state = {"class_head.output.weight": torch.zeros(1)}
+    torch.save({"model": state, "config": "model: {}", "class_names": ["a"]}, checkpoint)
+    for file in (resnet, checkpoint):
+        assert refusal_of(f"mmdet_retinanet:{file}").endswith(f"set model.weights={file}")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,51 @@ def test_equal_scores_give_the_same_detections_in_any_batch_and_padding(seed: in
 
 def assert_same(a: Detections, b: Detections) -> None:
     assert torch.equal(a.boxes, b.boxes) and torch.equal(a.scores, b.scores) and torch.equal(a.labels, b.labels)
+
+
+def boxes_as_predictions(boxes: Tensor, scores: Tensor) -> Predictions:
+    """One image, one class: each box is its own anchor."""
+    return Predictions(scores.logit()[None, :, None], torch.zeros(1, len(boxes), 4), boxes, (len(boxes),))
+
+
+def test_boxes_without_area_displace_none():
+    """The best 300 of 400 lie beside the image, above it, or are a line or a point on its edge."""
+    left = torch.arange(100.0) * 4
+    real = torch.stack((left, torch.zeros(100), left + 3, torch.full((100,), 5.0)), dim=1)
+    beside = torch.tensor([[-20.0, 1, -3, 9], [410, 1, 430, 9], [3, -9, 8, -1], [5, 0, 5, 8], [2, 30, 9, 44]])
+    boxes = torch.cat((beside.repeat(60, 1), real))
+    scores = torch.cat((torch.full((300,), 0.9), torch.linspace(0.8, 0.4, 100)))
+    size = torch.tensor([[20, 400]])
+    limits = {"score_threshold": 0.05, "nms_iou": 0.5, "candidates_per_level": 1000, "max_detections": 100}
+    (found,) = postprocess(boxes_as_predictions(boxes, scores), size, 2 * size, **limits)
+    torch.testing.assert_close(found.boxes, 2 * real)
+    torch.testing.assert_close(found.scores, scores[300:])
+    (nothing,) = postprocess(boxes_as_predictions(beside, scores[:5]), size, size, **limits)
+    assert nothing.boxes.shape == (0, 4)
+
+
+def test_a_box_that_is_not_a_number_is_shown():
+    boxes = torch.tensor([[math.nan, 1, 5, 9], [-20, 1, -3, 9]])
+    size = torch.tensor([[20, 400]])
+    (found,) = postprocess(boxes_as_predictions(boxes, torch.tensor([0.9, 0.8])), size, size, **LIMITS)
+    assert found.scores.tolist() == pytest.approx([0.9]) and found.boxes.isnan().any()
+
+
+def test_a_box_that_is_not_a_number_changes_no_other_image():
+    image, broken = levels_of((5, 6), 0), levels_of((5, 6), 1)
+    broken[0][1][2, 3] = math.nan
+    alone = found_in([image], [(5, 6)], (5, 6))[0]
+    assert_same(found_in([broken, image], [(5, 6)] * 2, (5, 6))[1], alone)
+
+
+def test_without_images_anchors_or_classes():
+    for shape in ((0, 6, 3), (2, 0, 3), (2, 6, 0)):
+        num_images, num_anchors, _ = shape
+        anchors = torch.tensor([[0.0, 0, 8, 8]]).repeat(num_anchors, 1)
+        predictions = Predictions(torch.zeros(shape), torch.zeros(*shape[:2], 4), anchors, (num_anchors, 0))
+        sizes = torch.full((num_images, 2), 16)
+        found = postprocess(predictions, sizes, sizes, **LIMITS)
+        assert [one.boxes.shape for one in found] == [(0, 4)] * num_images
 
 
 @pytest.mark.parametrize("share", [1.0, 0.02])
