@@ -16,7 +16,8 @@ class Folder:
     """The files below a folder, sorted, by their path relative to it with `/` as the separator.
 
     Links are followed, as data sets are often shared by links; a link that leads back to a folder above it is not.
-    Hidden files (whose name begins with a dot) are not part of a data set. `broken` holds the links that lead nowhere.
+    Hidden files (whose name begins with a dot) are part of a data set only where annotations name them; hidden folders
+    are not. `broken` holds the links that lead nowhere.
     """
 
     root: Path
@@ -40,9 +41,9 @@ class Folder:
             return
         for entry in entries:
             name = prefix + entry.name
-            if entry.name.startswith("."):
-                continue
             if entry.is_dir():
+                if entry.name.startswith("."):
+                    continue
                 real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
                 if real not in above:
                     self._walk(f"{name}/", (*above, real))
@@ -54,9 +55,13 @@ class Folder:
     def path(self, name: str) -> Path:
         return self.root / name
 
+    def visible(self) -> list[str]:
+        """The names of the files that are not hidden."""
+        return [name for name in self.names if not os.path.basename(name).startswith(".")]
+
     def images(self) -> list[str]:
         """The names of the pictures that can be read."""
-        return [name for name in self.names if suffix(name) in SUFFIXES]
+        return [name for name in self.visible() if suffix(name) in SUFFIXES]
 
     def holds(self, written: str) -> bool:
         """Whether a name in annotations stays in the folder, and neither `..` nor an absolute path leads out of it."""
@@ -111,7 +116,7 @@ def list_unused(folders: Iterable[Folder], used: Iterable[Path], findings: Findi
 def _all_files(folders: Iterable[Folder]) -> Iterator[tuple[str, bool]]:
     for folder in folders:
         root = os.path.abspath(folder.root)
-        yield from ((os.path.join(root, name), False) for name in folder.names)
+        yield from ((os.path.join(root, name), False) for name in folder.visible())
         yield from ((os.path.join(root, name), True) for name in folder.broken)
 
 

@@ -19,6 +19,7 @@ from detector.errors import UserError
 from detector.registry import DATASETS
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+FROM_1 = "counted from 1"  # what <source><coordinates> says in the files that we write
 FRACTIONAL = 0.05  # share of boxes with decimals from which a set does not count whole pixels
 TAGS = {"name", "pose", "truncated", "occluded", "difficult", "ignore", "bndbox", "part", "polygon", "segmentation"}
 
@@ -55,12 +56,14 @@ class VocDataset(DetectionDataset):
         if not annotations.is_dir():
             raise UserError(f"{annotations}: no such folder of VOC annotations; check the path")
         pictures, listed = Folder.read(images), Folder.read(annotations)
-        known = {name.removesuffix(name[-4:]): name for name in listed.names if suffix(name) == ".xml"}
+        known = {name.removesuffix(name[-4:]): name for name in listed.visible() if suffix(name) == ".xml"}
         stems = list(known) if split is None else _read_split(split, known)
         if not known:
             raise UserError(f"{annotations}: the folder holds no .xml file; check the path")
 
         files = {stem: _read_file(annotations / known.get(stem, f"{stem}.xml")) for stem in (*stems, *known)}
+        if one_based == "auto" and all(file.is_from_1 for file in files.values() if not file.error):
+            one_based = True
         if one_based == "auto":
             corners = [each.corners for file in files.values() for each in file.objects if not each.error]
             one_based = is_one_based(np.array(corners, np.float64).reshape(-1, 4), str(annotations), findings)
@@ -145,12 +148,14 @@ class _Object:
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """One XML file. picture: what <filename> says; width and height: None where <size> has no usable number."""
+    """One XML file. picture: what <filename> says; width and height: None where <size> has no usable number; is_from_1:
+    the file itself says that its coordinates count from 1."""
 
     path: Path
     picture: str = ""
     width: int | None = None
     height: int | None = None
+    is_from_1: bool = False
     objects: tuple[_Object, ...] = ()
     tags: frozenset[str] = frozenset()
     error: str = ""
@@ -177,6 +182,7 @@ def _read_file(path: Path) -> _File:
         path,
         (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2],
         *(whole(root.findtext(f"size/{side}")) for side in ("width", "height")),
+        root.findtext("source/coordinates") == FROM_1,
         tuple(map(_read_object, elements)),
         frozenset(child.tag for element in elements for child in element),
     )

@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 
 from detector.data.dataset import DetectionDataset, Record
+from detector.data.voc import FROM_1
 from detector.strict_yaml import Dumper
 
 SLIVER = 1e-3  # pixels
@@ -27,7 +28,7 @@ def write_coco(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, d
 
 def write_voc(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, dict]:
     """Annotations/*.xml, ImageSets/Main/<split>.txt and images under JPEGImages/. Coordinates are counted from 1, with
-    decimals, which `one_based` says to the reader; crowds are `difficult`."""
+    decimals, which <source> says to our reader; crowds are `difficult`."""
     for name in ("Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
     specs = {}
@@ -38,8 +39,7 @@ def write_voc(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, di
             tree.write(folder / "Annotations" / f"{record.path.stem}.xml", encoding="utf-8")
         file = f"ImageSets/Main/{split}.txt"
         (folder / file).write_text("".join(f"{record.path.stem}\n" for record in dataset.records), encoding="utf-8")
-        folders = {"images": "JPEGImages", "annotations": "Annotations"}
-        specs[split] = {"type": "voc", **folders, "split": file, "one_based": True}
+        specs[split] = {"type": "voc", "images": "JPEGImages", "annotations": "Annotations", "split": file}
     return specs
 
 
@@ -82,6 +82,7 @@ def format_line(label: int, box_xyxy: np.ndarray, width: int, height: int) -> st
 def _voc_tree(record: Record, class_names: tuple[str, ...]) -> ElementTree.Element:
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "filename").text = record.path.name
+    ElementTree.SubElement(ElementTree.SubElement(root, "source"), "coordinates").text = FROM_1
     size = ElementTree.SubElement(root, "size")
     for key, value in (("width", record.width), ("height", record.height), ("depth", 3)):
         ElementTree.SubElement(size, key).text = str(value)

@@ -216,7 +216,7 @@ def _account(source: _Source, annotations: Path, findings: Findings) -> None:
     for folder in source.folders:
         used += [folder.path(name) for name in folder.names if Path(name).name == "classes.txt"]
     known = {os.path.abspath(path) for path in used}
-    files = {os.path.abspath(folder.path(name)) for folder in source.folders for name in folder.names}
+    files = {os.path.abspath(folder.path(name)) for folder in source.folders for name in folder.visible()}
     orphans = [Path(path) for path in sorted(files - known) if has_labels(Path(path))]
     findings.add("label_orphan", range(len(orphans)), lambda i: f"{orphans[i]}: these labels have no image")
     list_unused(source.folders, [*used, *orphans], findings)

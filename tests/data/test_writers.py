@@ -138,6 +138,7 @@ def test_turned_images_are_refused_before_anything_is_written(orientation: int, 
     content = {"images": images, "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
     (tmp_path / "a.json").write_text(json.dumps(content))
     (tmp_path / "labels/classes.txt").write_text("cat\n")
+    (tmp_path / "labels/a.txt").write_text("")
     stored = CocoDataset(images=tmp_path / "images", annotations=tmp_path / "a.json")
     shown = YoloDataset(images=tmp_path / "images", annotations=tmp_path / "labels")
     cases = [(stored, "yolo")] + [(shown, target) for target in ("coco", "voc")] * (orientation != 6)
