@@ -25,7 +25,7 @@ from detector.data.transforms import Augment, Resize, target_size
 from detector.distributed import broadcast, gather, rank, world_size
 from detector.engine.evaluate import detect, detect_batch, predict
 from detector.engine.guard import Faults
-from detector.engine.optimization import learning_rate, make_optimizer
+from detector.engine.optimization import fit_warmup, learning_rate, make_optimizer
 from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
 from detector.engine.views import make_views
@@ -351,6 +351,14 @@ def build_trainer(
         settings.meter_every,
         settings.save_every,
     )
+    warmup_steps = fit_warmup(settings.warmup_steps, schedule.num_steps)
+    if warmup_steps < settings.warmup_steps:
+        log.info(
+            "train.warmup_steps: %d steps are more than a tenth of this run's %d; the warm-up takes %d steps",
+            settings.warmup_steps,
+            schedule.num_steps,
+            warmup_steps,
+        )
     return Trainer(
         model,
         build_criterion(config, train).to(device),
@@ -371,7 +379,7 @@ def build_trainer(
             schedule=settings.schedule,
             milestones=settings.milestones,
             step_factor=settings.step_factor,
-            warmup_steps=settings.warmup_steps,
+            warmup_steps=warmup_steps,
             warmup_factor=settings.warmup_factor,
         ),
         evaluate=build_evaluation(config, val, device, dtype),

@@ -189,10 +189,11 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """batch_size: images of a batch, of all processes together; milestones: fractions of the run; compile: the model by
-    torch.compile, once for each bucket's size; evaluate_every: epochs, 0 for at the end alone; log_every: steps;
-    meter_every: steps from one reading of the meters to the next, which costs a part of a step; save_every: steps
-    between checkpoints inside an epoch, 0 for at its end alone; keep_checkpoints: last.pt and how many before it."""
+    """batch_size: images of a batch, of all processes together; milestones: fractions of the run; warmup_steps: at most
+    a tenth of the run's steps; compile: the model by torch.compile, once for each bucket's size; evaluate_every:
+    epochs, 0 for at the end alone; log_every: steps; meter_every: steps from one reading of the meters to the next,
+    which costs a part of a step; save_every: steps between checkpoints inside an epoch, 0 for at its end alone;
+    keep_checkpoints: last.pt and how many before it."""
 
     epochs: PositiveInt = 12
     batch_size: PositiveInt = 16

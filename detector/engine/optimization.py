@@ -36,6 +36,11 @@ def learning_rate(
     return rate
 
 
+def fit_warmup(warmup_steps: int, num_steps: int) -> int:
+    """`warmup_steps`, but at most a tenth of the run's steps, so that the rate reaches its peak in a short run too."""
+    return min(warmup_steps, num_steps // 10)
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Trainable parameters; norms and biases (everything with fewer than two dimensions) do not decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
