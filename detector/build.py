@@ -19,6 +19,7 @@ from detector.data.buckets import Buckets, make_buckets
 from detector.data.cache import CachedDataset
 from detector.data.checks import check_records
 from detector.data.findings import Findings
+from detector.data.fingerprint import fingerprint
 from detector.data.loader import Loader, make_loader
 from detector.data.splitting import stratified_split
 from detector.data.transforms import Augment, Resize, target_size
@@ -387,6 +388,7 @@ def build_trainer(
             "config": to_yaml(config),
             "class_names": list(train.class_names),
             "category_ids": list(train.category_ids),
+            "data": {"train": fingerprint(train), "val": fingerprint(val)},
         },
         folder=folder,
         device=device,

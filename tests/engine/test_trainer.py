@@ -303,22 +303,6 @@ def test_evaluate_every_counts_epochs_and_the_last_is_always_evaluated(tmp_path:
         assert [e + 1 for e in range(5) if trainer.schedule.evaluates_after(e)] == expected
 
 
-def test_a_checkpoint_of_another_run_is_refused_in_one_line(tmp_path: Path):
-    trainer = make_trainer(tmp_path)
-    trainer.save("last")
-    origin = tmp_path / "checkpoints/last.pt"
-    for override, said in (
-        ("data.train.num_classes=7", "was trained on other classes"),
-        ("model.width=24", "does not fit this config"),
-        ("loss.classification=ghm_c", "does not fit this config"),
-    ):
-        with pytest.raises(UserError, match=said) as error:
-            make_trainer(tmp_path, override, *(["data.val.num_classes=7"] if "num_classes" in override else [])).resume(
-                load_checkpoint(origin), origin
-            )
-        assert "\n" not in str(error.value)
-
-
 def test_a_warm_up_longer_than_the_run_lets_the_rate_reach_its_peak(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     trainer = make_trainer(tmp_path, "train.warmup_steps=500", "train.epochs=10")
