@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "structures", "distributed", "machine", "signatures"},
+    {"errors", "structures", "distributed", "machine", "signatures", "torch_errors"},
     {"registry", "command", "tables", "strict_yaml"},
     {"config", "geometry", "kernels"},
     {"losses", "models", "data"},

@@ -12,17 +12,19 @@ from pathlib import Path
 
 import yaml
 
-from detector.command import run
+from detector.command import out_file, run, user_path
 from detector.errors import UserError
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--census", type=Path, required=True, help="what tools/census.py wrote: the file or its folder")
-    parser.add_argument("--probe", type=Path, help="what tools/probe.py wrote: the file or its folder")
+    parser.add_argument(
+        "--census", type=user_path, required=True, help="what tools/census.py wrote: the file or its folder"
+    )
+    parser.add_argument("--probe", type=user_path, help="what tools/probe.py wrote: the file or its folder")
     parser.add_argument("--cfg", required=True, help="the config to improve: a name in configs/, or a path")
     parser.add_argument("--gamma", type=float, default=2.0, help="focal loss's; 0 asks for cross entropy")
-    parser.add_argument("--out", type=Path, default=Path("advice.yaml"), help="the improved config")
+    parser.add_argument("--out", type=out_file, default="advice.yaml", help="the improved config")
     args = parser.parse_args()
     # only now: --help need not wait for them
     from detector.config import CONFIGS, load_config
@@ -34,7 +36,7 @@ def main() -> None:
     load_config(args.cfg)
     probe = read(args.probe, "probe.json") if args.probe else None
     advice = advise(read(args.census, "census.json"), probe, args.gamma)
-    base = Path(args.cfg) if os.path.dirname(args.cfg) else CONFIGS / args.cfg
+    base = user_path(args.cfg) if os.path.dirname(args.cfg) else CONFIGS / args.cfg
     base = base if base.is_file() else Path(f"{base}.yaml")
     lines = [f"# {args.cfg} with the remedies that its census speaks for."]
     for one in advice:

@@ -5,9 +5,8 @@ Example: tools/convert.py --cfg bccd_focal.yaml data.root=DIR --to yolo --out ce
 
 import argparse
 import logging
-from pathlib import Path
 
-from detector.command import run
+from detector.command import out_folder, run
 
 log = logging.getLogger("detector")
 
@@ -16,7 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", default="own_images.yaml", help="a config whose data sections say what to convert")
     parser.add_argument("--to", choices=("coco", "voc", "yolo"), required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--out", type=out_folder, required=True, help="a new folder")
     parser.add_argument("--link", action="store_true", help="hard links to the images in place of copies")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
