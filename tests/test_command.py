@@ -1,4 +1,3 @@
-import json
 import os
 import shutil
 import signal
@@ -188,8 +187,6 @@ def test_every_tool_refuses_a_wrong_out_before_it_does_anything(place: Path, out
 def test_the_data_check_as_json_into_a_pipe_that_is_closed(place: Path):
     (place / "tiny.yaml").write_text(TINY)
     command = [sys.executable, str(REPO / "tools/check_data.py"), "--cfg", "./tiny.yaml", "--json"]
-    whole = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
-    assert json.loads(whole.stdout)["findings"] is not None
     script = f"{' '.join(command)} 2> errors | head -c 1"
     done = subprocess.run([shutil.which("bash"), "-c", script], env=ENVIRONMENT, capture_output=True, timeout=120)
     assert done.stdout == b"{" and "Traceback" not in (place / "errors").read_text()

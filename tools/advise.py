@@ -15,6 +15,8 @@ import yaml
 from detector.command import out_file, run, user_path
 from detector.errors import UserError
 
+OWN_KEYS = {"census.json": "by_level", "probe.json": "losses"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,9 +53,12 @@ def main() -> None:
 def read(path: Path, name: str) -> dict:
     file = path / name if path.is_dir() else path
     try:
-        return json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); give what tools/{name[:-5]}.py wrote") from None
+    if not isinstance(values, dict) or OWN_KEYS[name] not in values:
+        raise UserError(f"{file}: not a {name[:-5]}; give the {name} that tools/{name[:-5]}.py wrote")
+    return values
 
 
 if __name__ == "__main__":

@@ -18,7 +18,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
     parser.add_argument("--out", type=out_folder, help="run folder; default runs/<config>/<time>")
-    parser.add_argument("--resume", help="auto: the last checkpoint of --out, else of the newest run of --cfg; or a file")
+    parser.add_argument(
+        "--resume", help="auto: the last checkpoint of --out, else of the newest run of --cfg; or a file"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for any of them, nor a wrong config for torch
