@@ -19,6 +19,7 @@ from detector.data.buckets import Buckets, make_buckets
 from detector.data.cache import CachedDataset
 from detector.data.checks import check_records
 from detector.data.findings import Findings
+from detector.data.fingerprint import fingerprint
 from detector.data.headers import deep_bits
 from detector.data.loader import Loader, make_loader
 from detector.data.splitting import stratified_split
@@ -26,7 +27,7 @@ from detector.data.transforms import Augment, Resize, target_size
 from detector.distributed import broadcast, gather, rank, world_size
 from detector.engine.evaluate import detect, detect_batch, predict
 from detector.engine.guard import Faults
-from detector.engine.optimization import learning_rate, make_optimizer
+from detector.engine.optimization import fit_warmup, learning_rate, make_optimizer
 from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
 from detector.engine.views import make_views
@@ -83,13 +84,9 @@ def _settle_bits(config: Config, dataset: DetectionDataset, findings: Findings) 
         findings.add("image_deep", range(len(deep)), lambda i: f"{deep[i]}: {text}")
 
 
-def settled(config: Config, train: DetectionDataset) -> Config:
-    """The config with what its training set decides in place of `auto`: the bits of 16-bit images, which the validation
-    set and new pictures follow. Raises UserError where the training set has no object to learn from."""
-    if not train.class_counts().sum():
-        raise UserError(
-            f"data.train: its {len(train)} images have no object to learn from; check where its annotations are"
-        )
+def with_bits(config: Config, train: DetectionDataset) -> Config:
+    """The config with the bits of the training set's 16-bit images in place of `auto`, so that the validation set and
+    new pictures are scaled alike."""
     if config.data.bits != "auto" or not any(record.is_deep for record in train.records):
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"bits": train.bits})})
@@ -352,6 +349,10 @@ def build_trainer(
 ) -> Trainer:
     """Everything a run needs, on its device, before the first step."""
     settings = config.train
+    if not train.class_counts().sum():
+        raise UserError(
+            f"data.train: its {len(train)} images have no object to learn from; check where its annotations are"
+        )
     shared = {record.path for record in train.records} & {record.path for record in val.records}
     if shared:
         log.warning(
@@ -381,6 +382,14 @@ def build_trainer(
         settings.meter_every,
         settings.save_every,
     )
+    warmup_steps = fit_warmup(settings.warmup_steps, schedule.num_steps)
+    if warmup_steps < settings.warmup_steps:
+        log.info(
+            "train.warmup_steps: %d steps are more than a tenth of this run's %d; the warm-up takes %d steps",
+            settings.warmup_steps,
+            schedule.num_steps,
+            warmup_steps,
+        )
     return Trainer(
         model,
         build_criterion(config, train).to(device),
@@ -401,7 +410,7 @@ def build_trainer(
             schedule=settings.schedule,
             milestones=settings.milestones,
             step_factor=settings.step_factor,
-            warmup_steps=settings.warmup_steps,
+            warmup_steps=warmup_steps,
             warmup_factor=settings.warmup_factor,
         ),
         evaluate=build_evaluation(config, val, device, dtype),
@@ -409,6 +418,7 @@ def build_trainer(
             "config": to_yaml(config),
             "class_names": list(train.class_names),
             "category_ids": list(train.category_ids),
+            "data": {"train": fingerprint(train), "val": fingerprint(val)},
         },
         folder=folder,
         device=device,

@@ -8,6 +8,7 @@ relative to the working directory (`base` alone is relative to the file that nam
 import importlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +25,7 @@ from pydantic import (
 )
 
 from detector.errors import UserError
+from detector.overrides import merge, read_overrides
 from detector.registry import (
     ANCHOR_SAMPLERS,
     ASSIGNERS,
@@ -39,6 +41,7 @@ from detector.registry import (
     Registry,
     UnitFloat,
     did_you_mean,
+    expand_home,
     parse,
 )
 from detector.signatures import declare_parts
@@ -87,11 +90,12 @@ def _part(registry: Registry, default: str | None = None, *, optional: bool = Fa
             spec = {"type": default} | spec
         return registry.resolve(spec)
 
-    return Annotated[dict[str, Any] | None, PlainValidator(resolve), Field(validate_default=True)]
+    return Annotated[dict[str, Any] | None, registry, PlainValidator(resolve), Field(validate_default=True)]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+    _home = field_validator("*", mode="after")(expand_home)
 
 
 class AugmentConfig(Section):
@@ -191,10 +195,11 @@ class LossConfig(Section):
 
 
 class TrainConfig(Section):
-    """batch_size: images of a batch, of all processes together; milestones: fractions of the run; compile: the model by
-    torch.compile, once for each bucket's size; evaluate_every: epochs, 0 for at the end alone; log_every: steps;
-    meter_every: steps from one reading of the meters to the next, which costs a part of a step; save_every: steps
-    between checkpoints inside an epoch, 0 for at its end alone; keep_checkpoints: last.pt and how many before it."""
+    """batch_size: images of a batch, of all processes together; milestones: fractions of the run; warmup_steps: at most
+    a tenth of the run's steps; compile: the model by torch.compile, once for each bucket's size; evaluate_every:
+    epochs, 0 for at the end alone; log_every: steps; meter_every: steps from one reading of the meters to the next,
+    which costs a part of a step; save_every: steps between checkpoints inside an epoch, 0 for at its end alone;
+    keep_checkpoints: last.pt and how many before it."""
 
     epochs: PositiveInt = 12
     batch_size: PositiveInt = 16
@@ -282,7 +287,10 @@ def load_config(path_or_name: str, overrides: Sequence[str] = (), search: Path =
 
     A name without a folder is looked up in `search`, and `.yaml` may be left out. Raises UserError.
     """
-    return make_config(merge(read_values(path_or_name, search), _read_overrides(overrides)))
+    values = read_values(path_or_name, search)
+    if {"levels", "variants"} <= values.keys():
+        raise UserError(f"{path_or_name}: a study, not a config; give it to tools/study.py")
+    return _with_overrides(values, overrides)
 
 
 def read_values(path_or_name: str, search: Path = CONFIGS) -> dict[str, Any]:
@@ -292,7 +300,7 @@ def read_values(path_or_name: str, search: Path = CONFIGS) -> dict[str, Any]:
 
 def config_from_text(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
     """The config that `to_yaml` wrote, e.g. into a checkpoint, with overrides above it. Raises UserError."""
-    return make_config(merge(_read_mapping(text, source), _read_overrides(overrides)))
+    return _with_overrides(_read_mapping(text, source), overrides)
 
 
 def make_config(values: dict[str, Any]) -> Config:
@@ -304,30 +312,28 @@ def make_config(values: dict[str, Any]) -> Config:
         raise UserError(error.line("")) from None
 
 
+def _with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> Config:
+    declare_parts()
+    modules = values.get("imports")
+    for module in modules if isinstance(modules, list) else ():  # their parts' parameters may be paths
+        with suppress(ValueError, TypeError, AttributeError):  # which is told with the other problems of the config
+            _import(module)
+    return make_config(merge(values, read_overrides(overrides, Config)))
+
+
 def to_yaml(config: Config) -> str:
     """The config with every default filled in, itself a valid file for `load_config`."""
     values = config.model_dump(mode="json")
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
-def merge(base: Any, update: Any) -> Any:
-    """`update` over `base`, mapping by mapping; a mapping of another `type` replaces the base's whole, since the
-    parameters of one part mean nothing to another."""
-    if not isinstance(update, dict):
-        return update
-    if isinstance(base, str):
-        base = {"type": base}  # the short form of a part
-    if not isinstance(base, dict) or ("type" in base and "type" in update and base["type"] != update["type"]):
-        return update
-    return base | {key: merge(base[key], value) if key in base else value for key, value in update.items()}
-
-
 def _locate(path_or_name: str, search: Path) -> Path:
     folder = os.path.dirname(path_or_name)
-    stem = Path(path_or_name) if folder else search / path_or_name
+    stem = Path(os.path.expanduser(path_or_name)) if folder else search / path_or_name
     for path in (stem, Path(f"{stem}.yaml")):
         if path.is_file():
             return path
+    _refuse_other_things(Path(os.path.expanduser(path_or_name)))
     known = sorted(path.stem for path in stem.parent.glob("*.yaml"))
     raise UserError(
         f"no config {path_or_name!r} in {stem.parent}{did_you_mean(Path(path_or_name).stem, known) or ';'} "
@@ -335,11 +341,23 @@ def _locate(path_or_name: str, search: Path) -> Path:
     )
 
 
+def _refuse_other_things(path: Path) -> None:
+    """Raises UserError where the path is a folder or a checkpoint, with the config that was probably meant."""
+    is_checkpoint = path.is_file() and path.suffix in (".pt", ".pth")
+    if is_checkpoint or path.is_dir():
+        folders = (path, path.parent) if path.is_dir() else (path.parent, path.parent.parent)
+        found = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
+        what = "a checkpoint, not a config" if is_checkpoint else "a folder, not a config"
+        where = found[0] if found else "a YAML file, as the config.yaml of a run"
+        raise UserError(f"{path}: {what}; give {where}" + (f", or --checkpoint {path}" if is_checkpoint else ""))
+
+
 def _read_file(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The values of a file over those of its bases; `below` are the files that led here."""
     files = (*below, path.resolve())
     if path.resolve() in below:
         raise UserError(f"{path}: base files lead back to it: {' -> '.join(file.name for file in files)}")
+    _refuse_other_things(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -352,9 +370,10 @@ def _read_file(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: base: {bases!r} is wrong: should be a file or a list of files")
     merged: dict[str, Any] = {}
     for base in bases:
-        if not (path.parent / base).is_file():
-            raise UserError(f"{path}: base: no file {path.parent / base}")
-        merged = merge(merged, _read_file(path.parent / base, files))
+        file = path.parent / os.path.expanduser(base)
+        if not file.is_file():
+            raise UserError(f"{path}: base: no file {file}")
+        merged = merge(merged, _read_file(file, files))
     return merge(merged, values)
 
 
@@ -364,23 +383,4 @@ def _read_mapping(text: str, source: str) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{source}: should hold keys and values, not {values!r}")
-    return values
-
-
-def _read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Joined before they meet a file, so that their order among each other does not matter."""
-    changes: dict[str, Any] = {}
-    for override in overrides:
-        changes = merge(changes, _read_override(override))
-    return changes
-
-
-def _read_override(override: str) -> dict[str, Any]:
-    key, equals, text = override.partition("=")
-    keys = key.split(".")
-    if not equals or not all(keys):
-        raise UserError(f"override {override!r}: should read key.path=value")
-    values = read_yaml(text, f"override {override!r}")
-    for key in reversed(keys):
-        values = {key: values}
     return values

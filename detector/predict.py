@@ -1,5 +1,6 @@
 """A trained detector as an object: load a checkpoint, give it images, get boxes."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -39,7 +40,7 @@ class Detector:
         `evaluation.flip=true` and `evaluation.scales=[1.0, 1.25]` (test-time augmentation) among them.
 
         Raises UserError for a missing, unreadable, foreign or unfitting file."""
-        path = Path(path)
+        path = Path(os.path.expanduser(path))
         checkpoint = load_checkpoint(path)
         config = (
             config_from_text(checkpoint["config"], f"config of {path}", overrides)

@@ -6,12 +6,14 @@ defaults. Its positional parameters (`num_classes`, say) are injected by whoever
 """
 
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from pydantic_core import ErrorDetails, to_json
 
 from detector.errors import UserError
@@ -53,6 +55,11 @@ def parse(schema: type[Schema], values: dict[str, Any]) -> Schema:
         return schema.model_validate_json(to_json(values, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
         raise InvalidValues(_problems(error, schema, values)) from None
+
+
+def expand_home(value: Any) -> Any:
+    """A path with the home folder for `~`; other values as they are."""
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -146,7 +153,8 @@ class Registry:
                 for parameter in inspect.signature(owner, eval_str=True).parameters.values()
                 if parameter.kind is parameter.KEYWORD_ONLY
             }
-            schema = create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+            validators = {"home": field_validator("*", mode="after")(expand_home)}
+            schema = create_model(name, __config__=ConfigDict(extra="forbid"), __validators__=validators, **fields)
             self._parts[name] = _Part(owner, schema, declared)
             return owner
 

@@ -1,12 +1,20 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tiny import TINY
+from tools_run import run_tool as call_tool
+
+from detector.command import out_file, out_folder, user_path
+from detector.errors import UserError
 
 REPO = Path(__file__).parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": ""}  # "": buffered
+TOOL = "from detector.command import run\nfrom detector.errors import UserError\n\ndef main():\n"
 
 
 def run_tool(folder: Path, body: str) -> subprocess.CompletedProcess[str]:
@@ -63,3 +71,123 @@ def test_an_interrupted_run_exits_with_its_signal(tmp_path):
 
 def test_an_exit_code_of_mains_own_stands(tmp_path):
     assert run_tool(tmp_path, "raise SystemExit(143)").returncode == 143
+
+
+# Errors of the operating system
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        ("import os; os.mkdir('tool.py')", "tool.py"),
+        ("open('tool.py/below', 'w')", "tool.py/below"),
+        ("open('.', 'w')", "."),
+        ("open('x' * 300, 'w')", "x" * 300),
+        ("open('nowhere/file')", "nowhere/file"),
+        ("raise OSError(28, 'No space left on device')", "no space left on device"),
+    ],
+)
+def test_an_error_of_the_operating_system_is_one_line_that_names_the_file(tmp_path, body, names):
+    done = run_tool(tmp_path, f"import os; os.chdir({str(tmp_path)!r})\n{body}")
+    assert done.returncode == 2 and names in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "for _ in range(10**5): print('a line')",
+        "print('a line')",  # which goes out when Python ends
+        "import sys; print('a line'); sys.exit(1)",
+        "print('a line'); raise UserError('a.json: bad')",
+        "from rich.console import Console\nfor _ in range(10**4): Console().print('a line')",
+    ],
+)
+def test_nobody_reading_any_more_is_quiet(tmp_path, body):
+    """As `tool | head` does; here nobody ever reads."""
+    tool = [sys.executable, "-c", TOOL + "\n".join(f"    {line}" for line in body.splitlines()) + "\nrun(main)\n"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as closed:
+        done = subprocess.run(
+            tool, env=ENVIRONMENT, stdout=closed, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert done.returncode != 0 and done.returncode != 120  # 120: of an error while Python shuts down
+    assert done.stderr == ("error: a.json: bad\n" if "UserError" in body else "")
+
+
+# Places to write to
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    return tmp_path
+
+
+@pytest.mark.parametrize("text", ["folder", "new", "new/newer", ".", "folder/new", "new/x.html"])
+def test_a_place_that_can_be_made_is_taken(place: Path, text: str):
+    assert out_folder(text) == Path(text)
+    if text not in ("folder", "."):
+        assert out_file(text) == Path(text)
+    assert sorted(path.name for path in place.rglob("*")) == ["dangling", "file", "folder"], "nothing is made yet"
+
+
+@pytest.mark.parametrize(
+    "text", ["file", "file/x", "file/x/y", "dangling", "dangling/x", "x" * 300, "new/" + "x" * 300]
+)
+def test_a_place_that_cannot_be_a_folder_is_refused_at_once(place: Path, text: str):
+    with pytest.raises((UserError, OSError), match=r"file|dangling|xxx"):
+        out_folder(text)
+
+
+@pytest.mark.parametrize("text", ["folder", ".", "file/x", "file/x/y", "dangling/x", "new/" + "é" * 130])
+def test_a_place_that_cannot_be_a_file_is_refused_at_once(place: Path, text: str):
+    with pytest.raises((UserError, OSError)):
+        out_file(text)
+    assert out_file("file") == Path("file") and (place / "file").read_text() == "kept"
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    found = [user_path(text) for text in ("~/x", "~", "x/~", "./~", "~no_such_user/x")]
+    assert found == [Path(p) for p in ("/somewhere/x", "/somewhere", "x/~", "~", "~no_such_user/x")]
+
+
+WRITERS = {
+    "train": ["--cfg", "./tiny.yaml"],
+    "census": ["--cfg", "./tiny.yaml"],
+    "convert": ["--cfg", "./tiny.yaml", "--to", "coco"],
+    "evaluate": ["--cfg", "./tiny.yaml"],
+    "probe": ["--checkpoint", "x.pt"],
+    "export": ["--checkpoint", "x.pt"],
+    "infer": ["--checkpoint", "x.pt", "x.png"],
+    "report": ["folder"],
+    "advise": ["--cfg", "./tiny.yaml", "--census", "x"],
+    "study": ["--cfg", "losses"],
+    "benchmark": ["census", "--cfg", "./tiny.yaml"],
+}
+
+
+@pytest.mark.parametrize("out", ["file/x", "x" * 300])
+def test_every_tool_refuses_a_wrong_out_before_it_does_anything(place: Path, out: str, capsys: pytest.CaptureFixture):
+    (place / "tiny.yaml").write_text(TINY)
+    assert WRITERS.keys() == {path.stem for path in REPO.glob("tools/*.py") if '"--out"' in path.read_text()}
+    for name, arguments in WRITERS.items():
+        assert call_tool(name, *arguments, "--out", out) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith("error: ") and errors.count("\n") == 1 and out[:9] in errors, name
+    assert sorted(path.name for path in place.iterdir()) == ["dangling", "file", "folder", "tiny.yaml"]
+
+
+@pytest.mark.slow
+def test_the_data_check_as_json_into_a_pipe_that_is_closed(place: Path):
+    (place / "tiny.yaml").write_text(TINY)
+    command = [sys.executable, str(REPO / "tools/check_data.py"), "--cfg", "./tiny.yaml", "--json"]
+    script = f"{' '.join(command)} 2> errors | head -c 1"
+    done = subprocess.run([shutil.which("bash"), "-c", script], env=ENVIRONMENT, capture_output=True, timeout=120)
+    assert done.stdout == b"{" and "Traceback" not in (place / "errors").read_text()
+    assert "BrokenPipe" not in (place / "errors").read_text()

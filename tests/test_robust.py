@@ -354,8 +354,8 @@ CASES = (
     Case(23, "a foreign one resumed", weights(foreign, "--resume", "DIR/x.pt"),
          f"DIR/x.pt: {FOREIGN}, or load weights through model.weights"),
     Case(23, "one of other classes resumed", weights(of_other_classes, "--resume", "DIR/x.pt"),
-         "DIR/x.pt was trained on other classes (cow); resume on its own data, or start a new run from its weights: "
-         "model.weights=DIR/x.pt"),
+         "DIR/x.pt was trained on other classes: class_names: ['cow'] before, ['cat', 'dog'] now; resume on its own "
+         "data, or start a new run from its weights: model.weights=DIR/x.pt"),
     Case(24, "code in a pickle", weights(malicious), UNREADABLE),
     Case(24, "code in a config", yaml_config("imports: !!python/object/apply:os.mkdir [DIR/marker]\n"),
          f"DIR/bad.yaml: line 16: {TAGS}"),

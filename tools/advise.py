@@ -12,17 +12,21 @@ from pathlib import Path
 
 import yaml
 
-from detector.command import run
+from detector.command import out_file, run, user_path
 from detector.errors import UserError
+
+OWN_KEYS = {"census.json": "by_level", "probe.json": "losses"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--census", type=Path, required=True, help="what tools/census.py wrote: the file or its folder")
-    parser.add_argument("--probe", type=Path, help="what tools/probe.py wrote: the file or its folder")
+    parser.add_argument(
+        "--census", type=user_path, required=True, help="what tools/census.py wrote: the file or its folder"
+    )
+    parser.add_argument("--probe", type=user_path, help="what tools/probe.py wrote: the file or its folder")
     parser.add_argument("--cfg", required=True, help="the config to improve: a name in configs/, or a path")
     parser.add_argument("--gamma", type=float, default=2.0, help="focal loss's; 0 asks for cross entropy")
-    parser.add_argument("--out", type=Path, default=Path("advice.yaml"), help="the improved config")
+    parser.add_argument("--out", type=out_file, default="advice.yaml", help="the improved config")
     args = parser.parse_args()
     # only now: --help need not wait for them
     from detector.config import CONFIGS, load_config
@@ -34,7 +38,7 @@ def main() -> None:
     load_config(args.cfg)
     probe = read(args.probe, "probe.json") if args.probe else None
     advice = advise(read(args.census, "census.json"), probe, args.gamma)
-    base = Path(args.cfg) if os.path.dirname(args.cfg) else CONFIGS / args.cfg
+    base = user_path(args.cfg) if os.path.dirname(args.cfg) else CONFIGS / args.cfg
     base = base if base.is_file() else Path(f"{base}.yaml")
     lines = [f"# {args.cfg} with the remedies that its census speaks for."]
     for one in advice:
@@ -49,9 +53,12 @@ def main() -> None:
 def read(path: Path, name: str) -> dict:
     file = path / name if path.is_dir() else path
     try:
-        return json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); give what tools/{name[:-5]}.py wrote") from None
+    if not isinstance(values, dict) or OWN_KEYS[name] not in values:
+        raise UserError(f"{file}: not a {name[:-5]}; give the {name} that tools/{name[:-5]}.py wrote")
+    return values
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ Example: tools/benchmark.py training --out tools/benchmarks/training_cpu.json
 """
 
 import argparse
-from pathlib import Path
 
-from detector.command import run
+from detector.command import out_file, run
 
 
 def main() -> None:
@@ -49,7 +48,7 @@ def main() -> None:
     kind = kinds.add_parser("imbalanced", help="remedies on a binary problem of 1 : 578, as card fraud is")
     kind.add_argument("--seeds", type=int, default=5)
     for kind in kinds.choices.values():
-        kind.add_argument("--out", type=Path, help="JSON file; the table goes beside it as Markdown")
+        kind.add_argument("--out", type=out_file, help="JSON file; the table goes beside it as Markdown")
     args = vars(parser.parse_args())
     # only now: --help need not wait for torch
     from detector.benchmarks import census, evaluation, imbalanced, inference, loader, losses, threads, training

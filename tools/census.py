@@ -7,7 +7,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from detector.command import run
+from detector.command import out_folder, run
 
 log = logging.getLogger("detector")
 
@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
     parser.add_argument("--split", choices=("train", "val"), default="train")
-    parser.add_argument("--out", type=Path, help="folder for census.json; default runs/census/<config>_<split>")
+    parser.add_argument("--out", type=out_folder, help="folder for census.json; default runs/census/<config>_<split>")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for any of them, nor a wrong config for torch
@@ -30,10 +30,10 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
+    folder = out_folder(args.out or f"runs/census/{Path(args.cfg).stem}_{args.split}")
     dataset = build_dataset(config, args.split)
     log.info("counting the anchors of %s", dataset.describe())
     census = {"split": args.split} | build_census(config, dataset)
-    folder = args.out or Path("runs/census") / f"{Path(args.cfg).stem}_{args.split}"
     write_json(folder / "census.json", census)
 
     kinds = ("foreground", "ignored", "background")

@@ -6,9 +6,8 @@ Example: tools/convert.py --cfg bccd_focal.yaml data.root=DIR --to yolo --out ce
 import argparse
 import logging
 import shlex
-from pathlib import Path
 
-from detector.command import run
+from detector.command import out_folder, run
 
 log = logging.getLogger("detector")
 
@@ -17,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", default="own_images.yaml", help="a config whose data sections say what to convert")
     parser.add_argument("--to", choices=("coco", "voc", "yolo"), required=True)
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--out", type=out_folder, required=True, help="a new folder")
     parser.add_argument("--link", action="store_true", help="hard links to the images in place of copies")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
@@ -26,12 +25,12 @@ def main() -> None:
 
     config = load_config(args.cfg, args.overrides)
 
-    from detector.build import build_dataset
+    from detector.build import build_dataset, with_bits
     from detector.data.conversion import plan_conversion
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train = build_dataset(config, "train")
-    splits = {"train": train, "val": build_dataset(config, "val", train.class_names)}
+    splits = {"train": train, "val": build_dataset(with_bits(config, train), "val", train.class_names)}
     plan = plan_conversion(splits, args.to)
     specs = plan.write(args.out, link=args.link)
     for split, dataset in splits.items():

@@ -9,7 +9,7 @@ import logging
 from collections import ChainMap
 from pathlib import Path
 
-from detector.command import run
+from detector.command import out_folder, run, user_path
 from detector.errors import UserError
 
 log = logging.getLogger("detector")
@@ -17,12 +17,14 @@ log = logging.getLogger("detector")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint; without one, the model as --cfg initialises it")
+    parser.add_argument(
+        "--checkpoint", type=user_path, help="a checkpoint; without one, the model as --cfg initialises it"
+    )
     parser.add_argument("--cfg", help="a config's name in configs/, or a path; default the checkpoint's own config")
     parser.add_argument("--split", choices=("train", "val"), default="val")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=out_folder,
         help="folder for metrics.json and detections.json; default evaluation_<split> in the run's folder",
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
@@ -50,6 +52,8 @@ def main() -> None:
         detector = Detector.load(args.checkpoint, cfg=args.cfg, overrides=args.overrides)
         dataset = build_dataset(detector.config, args.split, detector.class_names)
     config, num_classes = detector.config, len(dataset.class_names)
+    run_folder = args.checkpoint.parent.parent if args.checkpoint else Path()
+    folder = out_folder(args.out or run_folder / f"evaluation_{args.split}")
     log.info("evaluating on %s", dataset.describe())
     scores, ratios = AnchorScores(), {}
 
@@ -68,7 +72,6 @@ def main() -> None:
     settings = {"backend": config.evaluation.backend, "max_detections": config.evaluation.max_detections}
     anatomy = make_anatomy(dataset.ground_truth(), detections, metrics, ratios, **settings)
     anatomy["anchor_level"] = anchor_level
-    folder = args.out or (args.checkpoint.parent.parent if args.checkpoint else Path()) / f"evaluation_{args.split}"
     save_evaluation(folder, metrics, detections)
     write_json(folder / "anatomy.json", anatomy)
     log.info("%s\n%s", summary(metrics, detections), describe(anatomy))

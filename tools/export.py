@@ -6,17 +6,16 @@ Example: tools/export.py --checkpoint runs/first/checkpoints/best.pt --nms --siz
 
 import argparse
 import logging
-from pathlib import Path
 
-from detector.command import run
+from detector.command import out_file, run, user_path
 
 log = logging.getLogger("detector")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--out", type=Path, help="X.onnx, or X.pt2 for torch.export; default beside the checkpoint")
+    parser.add_argument("--checkpoint", type=user_path, required=True)
+    parser.add_argument("--out", type=out_file, help="X.onnx, or X.pt2 for torch.export; default beside the checkpoint")
     parser.add_argument("--nms", action="store_true", help="with post-processing: boxes, scores and labels come out")
     size = "of the images in pixels; default a square of evaluation's side"
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
@@ -28,7 +27,7 @@ def main() -> None:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    path = args.out or args.checkpoint.with_suffix(".onnx")
+    path = args.out or out_file(args.checkpoint.with_suffix(".onnx"))
     detector = Detector.load(args.checkpoint, overrides=["train.device=cpu", *args.overrides])
     height, width = export(detector, path, size=args.size and tuple(args.size), nms=args.nms)
     log.info("%s: %d classes, images %d high and %d wide", path, len(detector.class_names), height, width)

@@ -9,7 +9,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from detector.command import run
+from detector.command import out_folder, run, user_path
 from detector.errors import UserError
 
 log = logging.getLogger("detector")
@@ -17,9 +17,9 @@ log = logging.getLogger("detector")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=user_path, required=True)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, glob or a camera's number")
-    parser.add_argument("--out", type=Path, default=Path("detections"), help="folder for pictures and detections")
+    parser.add_argument("--out", type=out_folder, default="detections", help="folder for pictures and detections")
     parser.add_argument("--score", type=float, default=0.3, help="lowest score to report")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these; default all")
     parser.add_argument("--save", nargs="+", choices=("coco", "csv", "yolo"), default=["coco"], help="default coco")

@@ -5,9 +5,8 @@ Example: tools/probe.py --checkpoint runs/first/checkpoints/best.pt
 
 import argparse
 import logging
-from pathlib import Path
 
-from detector.command import run
+from detector.command import out_folder, run, user_path
 from detector.errors import UserError
 
 log = logging.getLogger("detector")
@@ -15,10 +14,12 @@ log = logging.getLogger("detector")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--checkpoint", type=user_path, required=True)
     parser.add_argument("--split", choices=("train", "val"), default="val")
     parser.add_argument("--images", type=int, help="only so many, evenly spread over the split; default all")
-    parser.add_argument("--out", type=Path, help="folder for probe.json; default probe_<split> in the run's folder")
+    parser.add_argument(
+        "--out", type=out_folder, help="folder for probe.json; default probe_<split> in the run's folder"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
@@ -36,12 +37,12 @@ def main() -> None:
         if args.images < 1:
             raise UserError(f"--images {args.images}: should be at least 1")
         dataset = dataset.evenly(args.images)
+    folder = out_folder(args.out or args.checkpoint.parent.parent / f"probe_{args.split}")
     log.info("probing on %s", dataset.describe())
     probe = build_probe(detector.config, dataset, detector.device, detector.dtype)(detector.model)
     trained_with = detector.config.loss.classification
     found = {"split": args.split, "class_names": dataset.class_names, "trained_with": trained_with} | probe.compute()
 
-    folder = args.out or args.checkpoint.parent.parent / f"probe_{args.split}"
     write_json(folder / "probe.json", found)
     elements = [f"{found['elements'][group]:,}" for group in GROUPS]
     rows = [["(elements)", "", *elements]]

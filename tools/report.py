@@ -4,15 +4,16 @@ Example: tools/report.py runs/first runs/second runs/studies/losses --out report
 """
 
 import argparse
-from pathlib import Path
 
-from detector.command import run
+from detector.command import out_file, run, user_path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="RUN", help="folder of a run, probe, census or study")
-    parser.add_argument("--out", type=Path, default=Path("report.html"))
+    parser.add_argument(
+        "folders", nargs="+", type=user_path, metavar="RUN", help="folder of a run, probe, census or study"
+    )
+    parser.add_argument("--out", type=out_file, default="report.html")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
     from detector.engine.run_folder import write_text

@@ -6,9 +6,10 @@ Example: tools/train.py --cfg retina_focal.yaml --out runs/first train.epochs=2 
 import argparse
 import logging
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-from detector.command import run
+from detector.command import out_folder, run
 
 log = logging.getLogger("detector")
 
@@ -16,8 +17,10 @@ log = logging.getLogger("detector")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
-    parser.add_argument("--out", type=Path, help="run folder; default runs/<config>/<time>")
-    parser.add_argument("--resume", help="auto: the run folder's last checkpoint (or the newest run's); or a path")
+    parser.add_argument("--out", type=out_folder, help="run folder; default runs/<config>/<time>")
+    parser.add_argument(
+        "--resume", help="auto: the last checkpoint of --out, else of the newest run of --cfg; or a file"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for any of them, nor a wrong config for torch
@@ -29,23 +32,25 @@ def main() -> None:
         data = config.data.model_copy(update={"num_workers": fastest["workers"]})
         config = config.model_copy(update={"data": data})
 
-    from detector.build import build_dataset, build_model, build_trained_model, build_trainer, settled
+    from detector.build import build_dataset, build_model, build_trained_model, build_trainer, with_bits
     from detector.distributed import broadcast, process_group, rank, world_size
     from detector.engine.checkpoint import load_checkpoint
+    from detector.engine.claim import claim_run
     from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
     from detector.engine.precision import choose_device
-    from detector.engine.run_folder import choose_folder, commit, write_text
+    from detector.engine.run_folder import commit, write_text
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.perf_counter()
 
-    with process_group(choose_device(config.train.device)):
+    with ExitStack() as claims, process_group(choose_device(config.train.device)):
         if rank() > 0:
             logging.getLogger().setLevel(logging.WARNING)
-        folder, resumed = broadcast(choose_folder(Path(args.cfg).stem, args.out, args.resume) if rank() == 0 else None)
+        chosen = claims.enter_context(claim_run(Path(args.cfg).stem, args.out, args.resume)) if rank() == 0 else None
+        folder, resumed = broadcast(chosen)
         checkpoint = load_checkpoint(resumed) if resumed else None
         train = build_dataset(config, "train")
-        config = settled(config, train)
+        config = with_bits(config, train)
         val = build_dataset(config, "val", train.class_names)
         # a checkpoint brings its own weights
         model = (

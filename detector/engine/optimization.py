@@ -7,6 +7,10 @@ from typing import Literal
 import torch
 from torch import nn
 
+from detector.errors import UserError
+
+STATES = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}  # of a parameter
+
 
 def learning_rate(
     step: int,
@@ -36,6 +40,11 @@ def learning_rate(
     return rate
 
 
+def fit_warmup(warmup_steps: int, num_steps: int) -> int:
+    """`warmup_steps`, but at most a tenth of the run's steps, so that the rate reaches its peak in a short run too."""
+    return min(warmup_steps, num_steps // 10)
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Trainable parameters; norms and biases (everything with fewer than two dimensions) do not decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -53,8 +62,33 @@ def make_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True)
     optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
-    if momentum:  # the first step would leave it unset where it is skipped
-        for group in groups:
-            for parameter in group["params"]:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    _start_momenta(optimizer)
     return optimizer
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
+    """Load the state of a run's optimizer. The settings (weight decay, momentum) stay those of `optimizer`.
+
+    Raises UserError where the state is that of another kind of optimizer.
+    """
+    settings = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    known = STATES[type(optimizer)]
+    foreign = {name for state in optimizer.state.values() for name in state.keys() ^ known if state}
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        foreign |= own.keys() - group.keys()
+        group.update(own)
+    if foreign:
+        raise UserError(
+            f"the optimizer's state is not that of {type(optimizer).__name__} ({', '.join(sorted(foreign))}); set "
+            "train.optimizer to the run's own"
+        )
+    if isinstance(optimizer, torch.optim.SGD):
+        _start_momenta(optimizer)
+
+
+def _start_momenta(optimizer: torch.optim.SGD) -> None:
+    """Zeros where there is no momentum yet: the first step would leave it unset where it is skipped."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))

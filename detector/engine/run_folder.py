@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import subprocess
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -15,11 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from detector.engine.checkpoint import generations, newest_whole
-from detector.errors import UserError
-
 log = logging.getLogger(__name__)
-LAST = Path("checkpoints") / "last.pt"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,44 +47,6 @@ def commit() -> str:
         check=False,
     )
     return answer.stdout.strip()
-
-
-def choose_folder(name: str, out: Path | None, resume: str | None) -> tuple[Path, Path | None]:
-    """The run folder, and the checkpoint to continue from.
-
-    `out` defaults to runs/<name>/<time>. `resume` is a checkpoint's path, or `auto`: the newest whole checkpoint in
-    `out`, or without `out` that of the newest run of this name; where there is none, not even a damaged one, the run
-    starts afresh. A run goes on in its own folder, and a folder that holds another is refused.
-    """
-    if resume is not None and resume != "auto":
-        checkpoint = Path(resume)
-        own = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else None
-        if out is not None and own is None:
-            _refuse_a_run(out)
-        elif out is not None and out.resolve() != own.resolve():
-            raise UserError(f"--out {out}: {resume} belongs to the run {own}, which goes on there; leave --out away")
-        return out or own or _new_folder(name), checkpoint
-    if resume == "auto":
-        folders = [out] if out else sorted((Path("runs") / name).glob("*"), reverse=True)
-        for folder in folders:
-            if checkpoint := newest_whole(folder / LAST):
-                return folder, checkpoint
-            if damaged := generations(folder / LAST):
-                names = ", ".join(path.name for path in damaged)
-                raise UserError(f"{folder}: none of its checkpoints is whole ({names}); choose another --out")
-        log.info("nothing to resume in %s: starting afresh", out or Path("runs") / name)
-    elif out is not None:
-        _refuse_a_run(out)
-    return out or _new_folder(name), None
-
-
-def _refuse_a_run(out: Path) -> None:
-    if (out / "metrics.csv").exists():
-        raise UserError(f"{out} holds a run already; continue it with --resume auto, or choose another --out")
-
-
-def _new_folder(name: str) -> Path:
-    return Path("runs") / name / time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
 class StepTable:

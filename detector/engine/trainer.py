@@ -19,10 +19,12 @@ from detector.engine.average import Average
 from detector.engine.checkpoint import VERSION, save_checkpoint
 from detector.engine.guard import Faults, Guard, Kept, batch_norms, is_out_of_memory
 from detector.engine.interrupt import Interrupt
+from detector.engine.optimization import load_optimizer
 from detector.engine.outcome import save_evaluation
 from detector.engine.precision import autocast
 from detector.engine.random_state import random_state, restore_random_state
 from detector.engine.readback import Readback
+from detector.engine.resume import compare_runs, load_criterion
 from detector.engine.run_folder import RunFolder, write_json
 from detector.errors import Interrupted, UserError
 from detector.imbalance.initial import expected_initial_loss
@@ -66,7 +68,7 @@ class Trainer:
 
     `rate(step)` is the learning rate; `evaluate(model)` returns a validation's metrics, `AP` among them, and its
     detections; `prior` is the score that untrained anchors should have; `description` holds what a checkpoint says
-    about its model (config, class_names, category_ids).
+    about its model (config, class_names, category_ids, and data: the fingerprint of each split).
     """
 
     def __init__(
@@ -417,30 +419,28 @@ class Trainer:
         state = checkpoint.get("training")
         if state is None:
             raise UserError(f"{origin} has no training state; resume from checkpoints/last.pt")
-        for key in ("class_names", "category_ids"):
-            if list(checkpoint[key]) != list(self.description[key]):
-                others = ", ".join(map(str, checkpoint[key]))[:80]
-                raise UserError(
-                    f"{origin} was trained on other classes ({others}); resume on its own data, or start a new run "
-                    f"from its weights: model.weights={origin}"
-                )
-        if state["steps_per_epoch"] != self.schedule.steps_per_epoch:
-            raise UserError(
-                f"{origin} counts {state['steps_per_epoch']} steps an epoch, this config "
-                f"{self.schedule.steps_per_epoch}; resume with the run's own data, batch size and accumulation"
-            )
+        changes = compare_runs(checkpoint, self.description, self.schedule.steps_per_epoch, origin)
+        is_of_this_loss = not any(key.partition(".")[0] == "loss" for key in changes)
         try:
             self.model.load_state_dict(state["model"])
             if self.average is not None:
                 self.average.module.load_state_dict(checkpoint["model"])
                 self.average.updates.fill_(state["average_updates"])
-            self.criterion.load_state_dict(state["criterion"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
-            self.guard.load_state_dict(state["guard"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            line = (str(error).splitlines() or [""])[0]
+            fresh = load_criterion(self.criterion, state["criterion"], set(changes))
+            load_optimizer(self.optimizer, state["optimizer"])
+            if state["scaler"]:  # empty where the run was not in fp16
+                self.scaler.load_state_dict(state["scaler"])
+            if is_of_this_loss:  # else its mean is that of another loss
+                self.guard.load_state_dict(state["guard"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise UserError(f"{origin} does not fit this config ({line}); resume with the run's config.yaml") from error
+        except UserError as error:
+            raise UserError(f"{origin}: {error}") from None
+        if changes and rank() == 0:
+            log.warning("warning: going on with other settings than %s: %s", origin, "; ".join(changes.values()))
+        if fresh and rank() == 0:
+            log.warning("warning: %s: what the loss had measured so far does not fit; it starts anew", ", ".join(fresh))
         self.steps_done = state["steps_done"]
         self.epochs_done = state["epochs_done"]
         if (self.folder / "checkpoints" / "best.pt").is_file():

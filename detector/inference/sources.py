@@ -58,7 +58,7 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
     """The images and videos of files, folders and globs, and the cameras of numbers (where no file is called so), each
     once, in order. Raises UserError where an input gives none."""
     files: dict[Path | int, None] = {}
-    for entry in inputs:
+    for entry in map(os.path.expanduser, inputs):
         is_camera = entry.isdecimal() and not Path(entry).exists()
         files |= dict.fromkeys([int(entry)] if is_camera else find_images([entry], (*SUFFIXES, *VIDEO_SUFFIXES)))
     stems = [f"camera_{file}" if isinstance(file, int) else file.stem for file in files]

@@ -17,6 +17,13 @@ UNREADABLE = (  # what torch.load and pickle raise on bytes that are no checkpoi
     *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
 )
 
+OTHER_FILES = {  # by their suffix
+    **dict.fromkeys((".yaml", ".yml"), "a config"),
+    **dict.fromkeys((".onnx", ".pt2"), "an exported model"),
+    **dict.fromkeys((".json", ".csv", ".txt", ".html"), "a text file"),
+    **dict.fromkeys((".jpg", ".jpeg", ".png"), "a picture"),
+}
+
 
 def load_tensors(path: Path) -> dict:
     """A file saved by torch.save, tensors and plain containers only. Raises UserError where there is none."""
@@ -90,8 +97,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _load(path: Path, load: Callable[[], Any]) -> dict:
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file; check model.weights or the path given")
+    if not path.is_file() or path.suffix.lower() in OTHER_FILES:
+        raise UserError(f"{path}: {_what_was_meant(path)}")
     try:
         loaded = load()
     except UNREADABLE as error:
@@ -101,6 +108,19 @@ def _load(path: Path, load: Callable[[], Any]) -> dict:
     if not isinstance(loaded, dict):
         raise UserError(f"{path}: holds a {type(loaded).__name__}, not a state dict; give a file saved by torch.save")
     return loaded
+
+
+def _what_was_meant(path: Path) -> str:
+    """What a path is that is no file of weights, and the file that was probably meant."""
+    if path.is_dir():
+        what, folder = "a folder, not a checkpoint", path
+    elif path.is_file():
+        what, folder = f"{OTHER_FILES[path.suffix.lower()]}, not a checkpoint", path.parent
+    else:
+        return "no such weights file; check model.weights or the path given"
+    inside = [folder / name for name in ("checkpoints/best.pt", "checkpoints/last.pt", "best.pt", "last.pt")]
+    found = [file for file in (*inside, *sorted(folder.glob("*.pt")), *sorted(folder.glob("*.pth"))) if file.is_file()]
+    return f"{what}; give {found[0] if found else 'a file that tools/train.py wrote, as RUN/checkpoints/best.pt'}"
 
 
 def first_line(error: Exception) -> str:

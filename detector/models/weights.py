@@ -1,6 +1,7 @@
 """Weights made elsewhere: torchvision's ImageNet backbones, files, and whole RetinaNets of other projects."""
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_nam
         return
     kind, colon, file = weights.partition(":")
     if colon and kind in IMPORTERS:
-        _load_imported(model, IMPORTERS[kind](Path(file)), file, class_names)
+        _load_imported(model, IMPORTERS[kind](Path(os.path.expanduser(file))), file, class_names)
         return
     published = get_model_weights(backbone)
     if weights in published.__members__:
@@ -43,8 +44,9 @@ def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_nam
         known = ", ".join(published.__members__)
         raise UserError(f"model.weights: '{weights}' is neither a file nor one of {backbone}'s published {known}")
     else:
-        state = load_contents(Path(weights))
-        refuse_another_detector(Path(weights), state_of(state), "")
+        file = Path(weights).expanduser()
+        state = load_contents(file)
+        refuse_another_detector(file, state_of(state), "")
     if {"class_names", "config"} <= state.keys() and isinstance(state.get("model"), dict):
         section = read_yaml(state["config"], f"config of {weights}")["model"]
         structure = {key: section[key] for key in model.structure if key in section}

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from detector.config import CONFIGS, load_config
 from detector.engine.checkpoint import VERSION, is_whole, load_checkpoint, newest_whole, save_checkpoint
 from detector.errors import UserError
+from detector.predict import Detector
+from detector.study.plan import STUDIES, load_study
 
 
 def contents(seed: int = 0) -> dict:
@@ -95,7 +98,7 @@ def _without(key: str) -> Callable[[Path], None]:
     ("write", "said"),
     [
         (lambda path: None, "no such weights file"),
-        (Path.mkdir, "no such weights file"),
+        (Path.mkdir, "a folder, not a checkpoint"),
         (Path.touch, "not a readable checkpoint"),
         (_text, "not a readable checkpoint"),
         (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), "not a readable checkpoint"),
@@ -229,3 +232,55 @@ def test_a_full_device_says_so(tmp_path: Path):
         save_checkpoint(path, contents(1))
     assert error.value.errno == errno.ENOSPC
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# The wrong kind of thing
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    for name in ("best", "last"):
+        save_checkpoint(folder / f"checkpoints/{name}.pt", {})
+    (folder / "config.yaml").write_text("data: {}\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints", "config.yaml"])
+def test_what_is_no_checkpoint_names_the_one_that_was_meant(run: Path, name: str):
+    for load in (load_checkpoint, Detector.load, lambda path: Detector.load(str(path))):
+        with pytest.raises(UserError) as error:
+            load(run / name)
+        line = str(error.value)
+        assert line.startswith(f"{run / name}: ") and str(run / "checkpoints/best.pt") in line
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "metrics.json", "a.jpg", "empty"])
+def test_what_is_no_checkpoint_and_has_none_beside_it(tmp_path: Path, name: str):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / name).touch() if name != "empty" else None
+    with pytest.raises(UserError) as error:
+        load_checkpoint(tmp_path / name)
+    assert "not a checkpoint" in str(error.value) and "best.pt" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints", "checkpoints/best.pt"])
+def test_what_is_no_config_names_the_one_that_was_meant(run: Path, name: str):
+    with pytest.raises(UserError) as error:
+        load_config(str(run / name))
+    line = str(error.value)
+    assert line.startswith(f"{run / name}: ") and str(run / "config.yaml") in line
+    assert ("--checkpoint" in line) == name.endswith(".pt")
+
+
+def test_a_study_and_a_config_are_not_each_other(tmp_path: Path):
+    with pytest.raises(UserError, match=r"tools/study\.py"):
+        load_config(str(STUDIES / "losses.yaml"))
+    with pytest.raises(UserError, match="a config, not a study"):
+        load_study(str(CONFIGS / "retina_focal.yaml"))
+
+
+def test_a_tilde_is_the_home_folder(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(run.parent))
+    with pytest.raises(UserError, match="a foreign checkpoint"):  # it was found
+        Detector.load("~/run/checkpoints/best.pt")

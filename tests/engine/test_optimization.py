@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from detector.engine.optimization import learning_rate, make_optimizer, parameter_groups
+from detector.engine.optimization import fit_warmup, learning_rate, make_optimizer, parameter_groups
 
 rate = partial(
     learning_rate,
@@ -40,6 +40,14 @@ def test_warm_up_is_a_line_from_its_factor_to_one(schedule: str):
     whole = partial(rate, schedule=schedule)
     warm = partial(whole, warmup_steps=10, warmup_factor=0.2)
     assert [warm(step) / whole(step) for step in (0, 5, 9, 10, 99)] == pytest.approx([0.2, 0.6, 0.92, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("warmup_steps", "num_steps", "fitted"),
+    [(0, 30, 0), (500, 30, 3), (500, 5, 0), (3, 30, 3), (50, 2000, 50), (500, 88_000, 500), (100, 999, 99)],
+)
+def test_a_warm_up_takes_at_most_a_tenth_of_the_run(warmup_steps: int, num_steps: int, fitted: int):
+    assert fit_warmup(warmup_steps, num_steps) == fitted
 
 
 @pytest.fixture

@@ -5,75 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from detector.engine.checkpoint import save_checkpoint
 from detector.engine.outcome import load_evaluation, save_evaluation, summary
-from detector.engine.run_folder import RunFolder, choose_folder, commit, write_json, write_text
-from detector.errors import UserError
+from detector.engine.run_folder import RunFolder, commit, write_json
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def make_run(folder: Path, *, checkpoint: bool = True) -> Path:
-    write_text(folder / "metrics.csv", "step,loss\n0,1.0\n")
-    if checkpoint:
-        save_checkpoint(folder / "checkpoints/last.pt", {})
-    return folder
-
-
-def test_a_new_run_gets_a_folder_of_its_own():
-    folder, checkpoint = choose_folder("first", None, None)
-    assert folder.parent == Path("runs/first") and checkpoint is None
-    assert choose_folder("first", Path("mine"), None) == (Path("mine"), None)
-
-
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_a_folder_that_holds_a_run_is_refused(checkpoint: bool):
-    make_run(Path("mine"), checkpoint=checkpoint)
-    with pytest.raises(UserError, match="mine holds a run already; continue it with --resume auto, or choose"):
-        choose_folder("first", Path("mine"), None)
-
-
-def test_resume_auto_takes_the_named_folder_or_the_newest_run_of_the_name(caplog: pytest.LogCaptureFixture):
-    caplog.set_level("INFO")
-    assert choose_folder("first", Path("mine"), "auto") == (Path("mine"), None)
-    assert choose_folder("first", None, "auto")[1] is None
-    assert caplog.text.count("starting afresh") == 2
-    make_run(Path("mine"))
-    assert choose_folder("first", Path("mine"), "auto") == (Path("mine"), Path("mine/checkpoints/last.pt"))
-    make_run(Path("runs/first/2024-01-31_00-00-00"))
-    newest = make_run(Path("runs/first/2024-02-01_00-00-00"))
-    make_run(Path("runs/first/2024-03-01_00-00-00"), checkpoint=False)  # fell over before its first checkpoint
-    make_run(Path("runs/second/2025-01-01_00-00-00"))
-    assert choose_folder("first", None, "auto") == (newest, newest / "checkpoints/last.pt")
-
-
-@pytest.mark.parametrize("names", [["last.pt"], ["last.1.pt"], ["last.pt", "last.2.pt"]])
-def test_resume_auto_refuses_a_folder_whose_checkpoints_are_all_damaged(names: list[str]):
-    folder = make_run(Path("runs/first/2024-01-31_00-00-00"), checkpoint=False)
-    for name in names:
-        write_text(folder / "checkpoints" / name, "cut short")
-    for out in (folder, None):
-        with pytest.raises(UserError, match="none of its checkpoints is whole") as error:
-            choose_folder("first", out, "auto")
-        assert "\n" not in str(error.value) and ", ".join(names) in str(error.value)
-    assert (folder / "metrics.csv").read_text() == "step,loss\n0,1.0\n"
-
-
-def test_resume_path_continues_in_the_checkpoints_own_folder():
-    path = str(make_run(Path("a")) / "checkpoints/last.pt")
-    assert choose_folder("first", None, path) == (Path("a"), Path(path))
-    assert choose_folder("first", Path("a").resolve(), path)[0] == Path("a").resolve()
-    write_text(Path("moved.pt"), "")
-    assert choose_folder("first", None, "moved.pt")[0].parent == Path("runs/first")
-    with pytest.raises(UserError, match="--out b: a/checkpoints/last.pt belongs to the run a"):
-        choose_folder("first", Path("b"), path)
-    make_run(Path("c"))
-    with pytest.raises(UserError, match="c holds a run already"):
-        choose_folder("first", Path("c"), "moved.pt")
 
 
 def test_json_is_strict_and_nan_becomes_null(here: Path):

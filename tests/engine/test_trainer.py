@@ -303,20 +303,17 @@ def test_evaluate_every_counts_epochs_and_the_last_is_always_evaluated(tmp_path:
         assert [e + 1 for e in range(5) if trainer.schedule.evaluates_after(e)] == expected
 
 
-def test_a_checkpoint_of_another_run_is_refused_in_one_line(tmp_path: Path):
-    trainer = make_trainer(tmp_path)
-    trainer.save("last")
-    origin = tmp_path / "checkpoints/last.pt"
-    for override, said in (
-        ("data.train.num_classes=7", "was trained on other classes"),
-        ("model.width=24", "does not fit this config"),
-        ("loss.classification=ghm_c", "does not fit this config"),
-    ):
-        with pytest.raises(UserError, match=said) as error:
-            make_trainer(tmp_path, override, *(["data.val.num_classes=7"] if "num_classes" in override else [])).resume(
-                load_checkpoint(origin), origin
-            )
-        assert "\n" not in str(error.value)
+def test_a_warm_up_longer_than_the_run_lets_the_rate_reach_its_peak(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    trainer = make_trainer(tmp_path, "train.warmup_steps=500", "train.epochs=10")
+    assert trainer.schedule.num_steps == 30
+    rates = [trainer.rate(step) for step in range(30)]
+    assert rates[3:] == [0.01] * 27 and 0 < rates[0] < rates[1] < rates[2] < 0.01
+    (line,) = [record.message for record in caplog.records if "train.warmup_steps" in record.message]
+    assert "500" in line and "30" in line
+    caplog.clear()
+    make_trainer(tmp_path, "train.warmup_steps=3", "train.epochs=10")
+    assert "warmup" not in caplog.text
 
 
 def test_more_accumulation_than_an_epoch_has_batches_is_refused(tmp_path: Path):

@@ -118,6 +118,8 @@ def test_the_advice_is_a_config(lab):
     advised = load_config(str(out))
     assert advised.loss.classification["type"] == "cross_entropy" and advised.anchor_sampler["type"] == "random"
     assert run_tool("advise", *arguments, "--gamma", "-1", "--out", lab / "none.yaml") == 2
+    swapped = ("--census", run_of(lab) / "probe_val/probe.json", "--cfg", lab / "tiny.yaml")
+    assert run_tool("advise", *swapped, "--out", lab / "none.yaml") == 2
     assert not (lab / "none.yaml").exists()
 
 

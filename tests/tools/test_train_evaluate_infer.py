@@ -225,6 +225,24 @@ def test_a_run_ended_by_sigterm_and_resumed_equals_the_uninterrupted_one(run: Pa
         assert (tmp_path / "b" / name).read_text() == (run / name).read_text()
 
 
+@pytest.mark.slow
+def test_a_run_that_is_resumed_with_another_optimizer_stays_as_it_is(run: Path, capsys: pytest.CaptureFixture):
+    before = snapshot(run)
+    command = ("--cfg", run / "config.yaml", "--out", run, "--resume", "auto", "train.optimizer=adamw")
+    assert run_tool("train", *command) == 2
+    assert_one_line(capsys, r"train\.optimizer: sgd before, adamw now")
+    assert snapshot(run) == before
+
+
+def test_batch_norm_over_one_value_is_one_line_with_the_keys(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    overrides = ("model.norm=batch", "train.batch_size=1", "data.short_side=8", "data.train.image_size=8")
+    overrides += ("model.levels=[3, 5]", "model.anchor_sizes=null", "data.train.objects=0", "train.epochs=1")
+    assert run_tool("train", "--cfg", place / "tiny.yaml", "--out", tmp_path / "out", *overrides) == 2
+    assert_one_line(capsys, r"model\.norm.*train\.batch_size.*data\.short_side")
+
+
 def assert_one_line(capsys: pytest.CaptureFixture, said: str) -> None:
     errors = capsys.readouterr().err
     assert re.match(rf"error: .*{said}.*\n$", errors), errors

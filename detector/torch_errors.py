@@ -1,0 +1,33 @@
+"""Errors of PyTorch and its neighbours that come from a config or a machine, as one line that names the keys."""
+
+import re
+
+NO_GPU = "PyTorch finds no GPU of that number here; set train.device=auto or cpu"
+MEMORY = (
+    "out of memory; lower evaluation.batch_size or train.batch_size, data.short_side, evaluation.scales or "
+    "evaluation.candidates_per_level"
+)
+LINES = (  # a pattern of the error's text, and what it means
+    (
+        r"Expected more than 1 value per channel when training",
+        "model.norm: batch norm has one value of each channel alone, which has no variance; raise train.batch_size or "
+        "data.short_side, or set model.norm=group (or frozen, with model.weights)",
+    ),
+    (r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|invalid device ordinal", NO_GPU),
+    (r"out of memory|DefaultCPUAllocator|not enough memory|Insufficient memory|Unable to allocate", MEMORY),
+)
+
+
+def explain(error: Exception) -> str | None:
+    """What the user can do about an error; None where it is none of those that are known."""
+    text = str(error)
+    if isinstance(error, MemoryError):
+        return f"{MEMORY} ({_first_line(text)})" if text else MEMORY
+    for pattern, line in LINES:
+        if re.search(pattern, text):
+            return f"{line} ({_first_line(text)})"
+    return None
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0][:200]

@@ -1,0 +1,206 @@
+"""Which folder a run gets, and that no two processes have one at the same time."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from ranks import environment
+from tiny import TINY
+
+from detector.engine.checkpoint import save_checkpoint
+from detector.engine.claim import claim, claim_run
+from detector.engine.run_folder import write_text
+from detector.errors import UserError
+
+REPO = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def choose(name: str, out: Path | None, resume: str | None) -> tuple[Path, Path | None]:
+    with claim_run(name, out, resume) as chosen:
+        assert chosen[0].is_dir()
+        return chosen
+
+
+def refusal(name: str, out: Path | None, resume: str | None) -> str:
+    with pytest.raises(UserError) as error:
+        choose(name, out, resume)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def make_run(folder: Path, *, checkpoint: bool = True) -> Path:
+    write_text(folder / "metrics.csv", "step,loss\n0,1.0\n")
+    if checkpoint:
+        save_checkpoint(folder / "checkpoints/last.pt", {})
+    return folder
+
+
+def test_a_new_run_gets_a_folder_of_its_own():
+    folder, checkpoint = choose("first", None, None)
+    assert folder.parent == Path("runs/first") and checkpoint is None
+    assert choose("first", Path("mine"), None) == (Path("mine"), None)
+
+
+def test_runs_of_one_second_get_folders_of_their_own():
+    with claim_run("first", None, None) as (one, _), claim_run("first", None, None) as (other, _):
+        assert one != other and one.is_dir() and other.is_dir()
+
+
+@pytest.mark.parametrize("out", [None, Path("a/b/c")])
+def test_a_run_that_writes_nothing_leaves_nothing(here: Path, out: Path | None):
+    with pytest.raises(UserError, match="no data"), claim_run("first", out, None):
+        raise UserError("no data")
+    assert list(here.iterdir()) == []
+
+
+def test_an_empty_folder_of_the_users_own_stays(here: Path):
+    (here / "mine").mkdir()
+    choose("first", Path("mine"), None)
+    assert list(here.iterdir()) == [here / "mine"] and list((here / "mine").iterdir()) == []
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_folder_that_holds_a_run_is_refused(checkpoint: bool):
+    make_run(Path("mine"), checkpoint=checkpoint)
+    assert "--resume auto" in refusal("first", Path("mine"), None)
+
+
+def test_resume_auto_takes_the_named_folder_or_the_newest_run_of_the_name(caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    assert choose("first", Path("mine"), "auto") == (Path("mine"), None)
+    assert choose("first", None, "auto")[1] is None
+    assert caplog.text.count("nothing to resume") == 2
+    make_run(Path("mine"))
+    assert choose("first", Path("mine"), "auto") == (Path("mine"), Path("mine/checkpoints/last.pt"))
+    make_run(Path("runs/first/2024-01-31_00-00-00"))
+    make_run(Path("runs/first/2024-02-01_00-00-00_9"))
+    newest = make_run(Path("runs/first/2024-02-01_00-00-00_10"))
+    make_run(Path("runs/first/2024-03-01_00-00-00"), checkpoint=False)  # ended before its first checkpoint
+    make_run(Path("runs/second/2025-01-01_00-00-00"))
+    caplog.clear()
+    assert choose("first", None, "auto") == (newest, newest / "checkpoints/last.pt")
+    assert str(newest) in caplog.text
+
+
+@pytest.mark.parametrize("names", [["last.pt"], ["last.1.pt"], ["last.pt", "last.2.pt"]])
+def test_resume_auto_refuses_a_folder_whose_checkpoints_are_all_damaged(names: list[str]):
+    folder = make_run(Path("runs/first/2024-01-31_00-00-00"), checkpoint=False)
+    for name in names:
+        write_text(folder / "checkpoints" / name, "cut short")
+    for out in (folder, None):
+        assert ", ".join(names) in refusal("first", out, "auto")
+    assert (folder / "metrics.csv").read_text() == "step,loss\n0,1.0\n"
+
+
+def test_resume_path_continues_in_the_checkpoints_own_folder(here: Path, monkeypatch: pytest.MonkeyPatch):
+    path = str(make_run(Path("a")) / "checkpoints/last.pt")
+    assert choose("first", None, path) == (Path("a"), Path(path))
+    assert choose("first", Path("a").resolve(), path)[0] == Path("a").resolve()
+    monkeypatch.setenv("HOME", str(here))
+    assert choose("first", None, f"~/{path}") == (here / "a", here / path)
+    write_text(Path("moved.pt"), "")
+    assert choose("first", None, "moved.pt")[0].parent == Path("runs/first")
+    assert f"{path} belongs to the run a" in refusal("first", Path("b"), path)
+    make_run(Path("c"))
+    assert "c holds a run already" in refusal("first", Path("c"), "moved.pt")
+
+
+def test_resume_of_a_folder_names_the_checkpoint_in_it():
+    make_run(Path("a"))
+    assert "a/checkpoints/last.pt" in refusal("first", None, "a")
+
+
+# Several processes
+
+HOLD = """
+import os, sys
+from pathlib import Path
+from detector.engine.claim import claim
+with claim(Path(sys.argv[1])):
+    if os.fork() == 0:  # as a loader worker, which outlives its process for a while
+        os.close(1)
+        sys.stdin.read()
+        os._exit(0)
+    print("claimed", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def holder(folder: Path) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment(), text=True, **pipes) as process:
+        assert process.stdout.readline() == "claimed\n"
+        yield process
+        process.stdin.close()
+
+
+@pytest.mark.slow
+def test_the_claim_of_another_process_holds_until_it_ends_and_however_it_ends(here: Path):
+    (here / "mine").mkdir()
+    with holder(here / "mine") as process:
+        assert str(process.pid) in refusal("first", here / "mine", None)
+    with holder(here / "mine") as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        choose("first", here / "mine", "auto")
+    assert list((here / "mine").iterdir()) == []
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from detector.engine.claim import claim_run
+from detector.errors import UserError
+out = Path(sys.argv[1]) if sys.argv[1] else None
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    with claim_run("first", out, None) as (folder, _):
+        (folder / "mine").touch(exist_ok=False)
+        print(folder, flush=True)
+        time.sleep(1)
+except UserError:
+    print("refused", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", ["", "mine"])
+def test_of_processes_that_come_at_once_each_has_a_folder_alone_or_one_line(out: str, here: Path):
+    command = [sys.executable, "-c", RACE, out]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    processes = [subprocess.Popen(command, env=environment(), text=True, **pipes) for _ in range(3)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    found = [process.communicate()[0].strip() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3
+    if out:
+        assert sorted(found) == ["mine", *["refused"] * 2]
+    else:
+        assert len({*found}) == 3 and "refused" not in found
+
+
+@pytest.mark.slow
+def test_a_second_training_with_the_same_out_gets_one_line_and_disturbs_nothing(here: Path):
+    (here / "tiny.yaml").write_text(TINY)
+    tool = [sys.executable, REPO / "tools/train.py", "--cfg", "./tiny.yaml", "--out", "run", "train.epochs=1"]
+    with claim(here / "run"):  # by this process
+        (here / "run/config.yaml").write_text("of the first")
+        second = subprocess.run(tool, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert second.returncode == 2 and second.stderr.count("\n") == 1 and second.stderr.startswith("error: run: ")
+    assert [path.name for path in (here / "run").iterdir()] == ["config.yaml"]
+    assert (here / "run/config.yaml").read_text() == "of the first"

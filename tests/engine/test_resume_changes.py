@@ -1,0 +1,268 @@
+"""A run that continues with another config: what may change, what is told, what stops it, and what then counts."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import STEPS_PER_EPOCH, assert_same, make_trainer, rows_of
+from tiny import TINY
+
+from detector.build import build_dataset
+from detector.config import Config, config_from_text
+from detector.data.fingerprint import fingerprint
+from detector.data.images import write_image
+from detector.engine.checkpoint import load_checkpoint
+from detector.engine.resume import RULES
+from detector.engine.trainer import Trainer
+from detector.errors import UserError
+
+STATEFUL = ("loss.classification={type: ghm_c, bins: 10, momentum: 0.5}", "loss.box=ghm_r", "train.ema_decay=0.9")
+Change = Callable[[dict], object]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a run that has done the first of its two epochs."""
+    folder = tmp_path_factory.mktemp("run")
+    trainer = make_trainer(folder, *STATEFUL)
+    for batches in trainer.batches(0):
+        trainer.step(batches)
+    trainer.epochs_done = 1
+    trainer.save("last")
+    return folder / "checkpoints/last.pt"
+
+
+def resume(origin: Path, *overrides: str, change: Change | None = None) -> Trainer:
+    trainer = make_trainer(origin.parent.parent, *STATEFUL, *overrides)
+    checkpoint = load_checkpoint(origin)
+    if change is not None:
+        change(checkpoint)
+    trainer.resume(checkpoint, origin)
+    assert trainer.steps_done == STEPS_PER_EPOCH
+    return trainer
+
+
+def refusal(origin: Path, *overrides: str, change: Change | None = None) -> str:
+    with pytest.raises(UserError) as error:
+        resume(origin, *overrides, change=change)
+    assert "\n" not in str(error.value) and origin.name in str(error.value)
+    return str(error.value)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(
+            "train.epochs=3",
+            "data.num_workers=1",
+            "train.log_every=1",
+            "train.save_every=3",
+            "train.keep_checkpoints=3",
+        ),
+        *("train.evaluate_every=0", "train.meter_every=7", "train.device=auto", "faults.spike_factor=50"),
+        *("evaluation.score_threshold=0.2", "data.invalid=skip", "data.keep_empty=false", "imports=[json]"),
+    ],
+)
+def test_what_does_not_change_the_run_may_change_silently(run: Path, override: str, caplog: pytest.LogCaptureFixture):
+    resume(run, override)
+    assert warnings_of(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["train.lr=0.003"], ["train.lr", "0.01", "0.003"]),
+        (["train.schedule=cosine"], ["train.schedule", "constant", "cosine"]),
+        (["train.clip_norm=1"], ["train.clip_norm", "null", "1.0"]),
+        (["train.ema_decay=0.99"], ["train.ema_decay", "0.9", "0.99"]),
+        (["train.precision=fp16"], ["train.precision", "fp32", "fp16"]),
+        (["data.augment.hue=0.1"], ["data.augment.hue", "0.0", "0.1"]),
+        (["data.short_side=96"], ["data.short_side", "64", "96"]),
+        (["loss.box_weight=2", "loss.normaliser=ema"], ["loss.box_weight", "1.0", "2.0", "loss.normaliser", "ema"]),
+        (["loss.classification=focal"], ["loss.classification", "ghm_c", "focal"]),
+        (["train.batch_size=1", "train.accumulation=4"], ["train.batch_size", "train.accumulation"]),
+        (["data.root=elsewhere"], ["data.root", "elsewhere"]),
+    ],
+)
+def test_what_changes_the_training_is_told_with_both_values(
+    run: Path, overrides: list[str], told: list[str], caplog: pytest.LogCaptureFixture
+):
+    resume(run, *overrides)
+    line = warnings_of(caplog)[0]
+    assert all(word in line for word in told), line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["train.optimizer=adamw"], ["train.optimizer", "sgd", "adamw"]),
+        (["train.seed=1"], ["train.seed", "0", "1"]),
+        (["train.ema_decay=null"], ["train.ema_decay", "0.9", "null"]),
+        (["model.width=24", "model.norm=batch"], ["model.width", "16", "24", "model.norm", "group", "batch"]),
+        (["model.anchor_sizes=[[12, 18], [26, 44]]"], ["model.anchor_sizes", "40", "44"]),
+        (["model.anchor_ratios=[0.5, 1, 3]"], ["model.anchor_ratios", "2.0", "3.0"]),
+        (["assigner=atss"], ["assigner", "max_iou", "atss"]),
+        (["data.train.distractors=2"], ["data.train.distractors", "1.0", "2.0"]),  # other pictures, the same boxes
+        (["data.val.seed=5"], ["data.val.seed", "0", "5"]),
+        (["data.train.num_images=13"], ["data.train.num_images", "12", "13"]),
+        (["train.batch_size=4"], ["train.batch_size", "2", "4", "3"]),
+        (["train.accumulation=1"], ["train.accumulation", "2", "1", "6"]),
+        (["data.train.num_classes=7", "data.val.num_classes=7"], ["class_names"]),
+        (["train.epochs=1"], ["train.epochs", "2", "1"]),
+    ],
+)
+def test_what_makes_it_another_run_stops_it_with_both_values(run: Path, overrides: list[str], told: list[str]):
+    line = refusal(run, *overrides)
+    assert all(word in line for word in told), line
+
+
+def test_every_rule_is_of_a_key_that_there_is():
+    for key in RULES:
+        section = Config
+        for name in key.split("."):
+            if section is None or name not in getattr(section, "model_fields", {}):
+                assert key in ("data.train.cache", "data.val.cache"), key  # a parameter of a data set
+                break
+            section = section.model_fields[name].annotation
+
+
+def without_data(checkpoint: dict) -> None:
+    del checkpoint["data"]
+
+
+def test_a_checkpoint_of_an_older_release_resumes(run: Path, caplog: pytest.LogCaptureFixture):
+    def older(checkpoint: dict) -> None:
+        without_data(checkpoint)
+        checkpoint["config"] = checkpoint["config"].replace("split_seed: 0, ", "").replace("  split_seed: 0\n", "")
+        assert "split_seed" not in checkpoint["config"]
+
+    resume(run, change=older)
+    assert ["data.split_seed" in line for line in warnings_of(caplog)] == [True]
+    assert "data.root" in refusal(run, "data.root=elsewhere", change=without_data)
+
+
+def write_set(folder: Path, change: Callable[[dict], object] | None = None) -> str:
+    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 64} for i in range(1, 13)]
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [5, 5, 20, 20]} for i in range(1, 13)]
+    contents = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
+    if change is not None:
+        change(contents)
+    folder.mkdir(exist_ok=True)
+    for image in contents["images"]:
+        write_image(folder / image["file_name"], np.zeros((64, 64, 3), dtype=np.uint8))
+    (folder / "set.json").write_text(json.dumps(contents))
+    return f"{{type: coco, images: {folder}, annotations: {folder}/set.json}}"
+
+
+CHANGES = [
+    lambda contents: contents["annotations"][3]["bbox"].__setitem__(2, 21),
+    lambda contents: contents["annotations"][3].update(iscrowd=1),
+    lambda contents: contents["annotations"].pop(),
+    lambda contents: contents["images"][3].update(file_name="other.png"),
+    lambda contents: contents["images"].reverse(),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_annotations_that_changed_behind_the_same_paths_stop_it(tmp_path: Path, split: str, change: Callable):
+    spec = {name: write_set(tmp_path / name) for name in ("train", "val")}
+    overrides = [f"data.{name}={text}" for name, text in spec.items()]
+    make_trainer(tmp_path / "run", *STATEFUL, *overrides).save("last")
+    last = tmp_path / "run/checkpoints/last.pt"
+    make_trainer(tmp_path / "run", *STATEFUL, *overrides).resume(load_checkpoint(last), last)
+    write_set(tmp_path / split, change)
+    assert f"data.{split}" in refusal(last, *overrides)
+
+
+def test_a_data_set_that_moved_has_the_same_fingerprint(tmp_path: Path):
+    found = []
+    for name in ("here", "there"):
+        config = config_from_text(TINY, "TINY", [f"data.train={write_set(tmp_path / name)}"])
+        found.append(fingerprint(build_dataset(config, "train")))
+    assert found[0] == found[1] and (found[0]["images"], found[0]["objects"]) == (12, 12)
+
+
+def test_changed_settings_take_effect(run: Path):
+    trainer = resume(run, "train.lr=0.5", "train.weight_decay=0.25", "train.momentum=0.5")
+    assert [(g["weight_decay"], g["momentum"]) for g in trainer.optimizer.param_groups] == [(0.25, 0.5), (0.0, 0.5)]
+    before = load_checkpoint(run)["training"]["optimizer"]["state"]
+    buffers = [state["momentum_buffer"] for state in trainer.optimizer.state_dict()["state"].values()]
+    assert_same(buffers, [state["momentum_buffer"] for state in before.values()])
+    trainer.step(next(trainer.batches(1)))
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.5}
+
+
+def test_a_run_without_momentum_may_get_one(tmp_path: Path):
+    trainer = make_trainer(tmp_path, *STATEFUL, "train.momentum=0")
+    for batches in trainer.batches(0):
+        trainer.step(batches)
+    trainer.save("last")
+    resumed = resume(tmp_path / "checkpoints/last.pt", "train.momentum=0.9")
+    first = [p.detach().clone() for p in resumed.model.parameters()]
+    assert not resumed.step(next(resumed.batches(1)))["refused"]
+    assert any(not torch.equal(a, b) for a, b in zip(first, resumed.model.parameters(), strict=True))
+
+
+def test_another_loss_starts_with_a_state_of_its_own_and_the_other_keeps_its(
+    run: Path, caplog: pytest.LogCaptureFixture
+):
+    saved = load_checkpoint(run)["training"]["criterion"]
+    assert any(value.any() for value in saved.values())
+    for override in ("loss.classification.bins=20", "loss.classification=focal"):
+        caplog.clear()
+        new = make_trainer(run.parent.parent, *STATEFUL, override).criterion.state_dict()
+        found = resume(run, override).criterion.state_dict()
+        assert found.keys() == new.keys()
+        for name, value in found.items():
+            assert_same(value, saved[name] if name.startswith("box.") else new[name], name)
+        assert any("loss.classification" in line for line in warnings_of(caplog)[1:])
+    kept = resume(run, "loss.classification.momentum=0.25").criterion.state_dict()  # the bins are the same
+    assert_same(dict(kept), dict(saved))
+
+
+def foreign_optimizer(checkpoint: dict) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    checkpoint["training"]["optimizer"] = torch.optim.Adagrad([parameter]).state_dict()
+
+
+def without_momentum(checkpoint: dict) -> None:
+    for group in checkpoint["training"]["optimizer"]["param_groups"]:
+        del group["momentum"]
+
+
+def of_adam(checkpoint: dict) -> None:
+    for state in checkpoint["training"]["optimizer"]["state"].values():
+        state["exp_avg"] = state.pop("momentum_buffer")
+
+
+def nothing_left(checkpoint: dict) -> None:
+    checkpoint["training"]["optimizer"] = {}
+
+
+@pytest.mark.parametrize("change", [foreign_optimizer, without_momentum, of_adam, nothing_left])
+def test_a_state_of_another_optimizer_gets_one_line(run: Path, change: Change):
+    refusal(run, change=change)
+
+
+def test_the_checkpoint_and_the_run_folder_stay_as_they_are_where_it_stops(run: Path):
+    folder = run.parent.parent
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    refusal(run, "train.optimizer=adamw")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_a_run_with_another_loss_goes_on_to_its_end(run: Path, tmp_path: Path):
+    trainer = make_trainer(tmp_path, *STATEFUL, "loss.classification=focal", "train.precision=fp16", "train.lr=0.001")
+    trainer.resume(copy.deepcopy(load_checkpoint(run)), run)
+    trainer.train()
+    assert [int(row["step"]) for row in rows_of(tmp_path)] == list(range(STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH))

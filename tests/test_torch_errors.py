@@ -1,0 +1,64 @@
+"""Errors that PyTorch and its neighbours really raise, provoked."""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from detector.command import run
+from detector.torch_errors import explain
+
+
+def one_value_a_channel() -> None:
+    nn.BatchNorm2d(4)(torch.zeros(1, 4, 1, 1))
+
+
+def no_gpu_of_that_number() -> None:
+    torch.zeros(1).to(torch.device("cuda", 99))
+
+
+def too_much_for_torch() -> None:
+    torch.empty(2**55)
+
+
+def too_much_for_numpy() -> None:
+    np.empty(2**55)
+
+
+def too_much_for_opencv() -> None:
+    cv2.resize(np.zeros((8, 8, 3), np.uint8), (2**19, 2**19))
+
+
+@pytest.mark.parametrize(
+    ("cause", "keys"),
+    [
+        (one_value_a_channel, ["model.norm", "train.batch_size", "data.short_side"]),
+        (no_gpu_of_that_number, ["train.device"]),
+        (too_much_for_torch, ["evaluation.batch_size", "data.short_side"]),
+        (too_much_for_numpy, ["evaluation.batch_size", "data.short_side"]),
+        (too_much_for_opencv, ["evaluation.scales", "data.short_side"]),
+    ],
+)
+def test_an_error_of_the_config_or_the_machine_is_one_line_with_the_keys(
+    cause: Callable[[], None], keys: list[str], capsys: pytest.CaptureFixture
+):
+    with pytest.raises(SystemExit) as stopped:
+        run(cause)
+    errors = capsys.readouterr().err
+    assert stopped.value.code == 2 and errors.startswith("error: ") and errors.count("\n") == 1
+    assert all(key in errors for key in keys)
+
+
+def test_memory_that_ran_out_without_a_word_is_known():
+    assert "data.short_side" in explain(MemoryError())
+    assert "data.short_side" in explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("shape mismatch"), KeyError("momentum")])
+def test_other_errors_are_bugs(error: Exception):
+    assert explain(error) is None
+    with pytest.raises(type(error)):
+        run(lambda: (_ for _ in ()).throw(error))
