@@ -9,8 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "structures", "distributed", "machine", "signatures"},
-    {"registry", "command", "tables", "strict_yaml"},
+    {"errors", "structures", "distributed", "signatures"},
+    {"files", "registry", "command", "tables", "strict_yaml"},
+    {"machine"},
     {"config", "geometry", "kernels"},
     {"losses", "models", "data"},
     {"evaluation", "drawing"},

@@ -32,9 +32,9 @@ def main() -> None:
     from detector.config import load_config
     from detector.distributed import gather, process_group, rank
     from detector.engine.outcome import save_evaluation, summary
-    from detector.engine.run_folder import write_json
     from detector.evaluation.anatomy import background_per_foreground, describe, make_anatomy
     from detector.evaluation.anchor_scores import AnchorScores
+    from detector.files import write_json
     from detector.predict import Detector
     from detector.structures import Batch, Predictions, Targets
 

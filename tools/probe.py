@@ -23,7 +23,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
     from detector.build import build_dataset, build_probe
-    from detector.engine.run_folder import write_json
+    from detector.files import write_json
     from detector.imbalance.vocabulary import GROUPS
     from detector.predict import Detector
     from detector.tables import show

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from detector.command import run
+from detector.files import write_text
 
 
 def main() -> None:
@@ -15,7 +16,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("report.html"))
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
-    from detector.engine.run_folder import write_text
     from detector.report.page import make_page
     from detector.report.sources import read_source
 

@@ -34,7 +34,8 @@ def main() -> None:
     from detector.engine.checkpoint import load_checkpoint
     from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
     from detector.engine.precision import choose_device
-    from detector.engine.run_folder import choose_folder, commit, write_text
+    from detector.engine.run_folder import choose_folder, commit
+    from detector.files import write_text
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.perf_counter()

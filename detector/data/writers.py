@@ -24,7 +24,7 @@ def write_coco(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, d
     specs = {}
     for split, dataset in splits.items():
         file = f"annotations/instances_{split}.json"
-        (folder / file).write_text(json.dumps(dataset.ground_truth()))
+        (folder / file).write_text(json.dumps(dataset.ground_truth()), encoding="utf-8")
         specs[split] = {"type": "coco", "images": split, "annotations": file}
     return specs
 
@@ -58,7 +58,7 @@ def write_yolo(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, d
                 if not crowd
             ]
             text = "".join(f"{line}\n" for line in lines)
-            (folder / "labels" / split / f"{record.path.stem}.txt").write_text(text)
+            (folder / "labels" / split / f"{record.path.stem}.txt").write_text(text, encoding="utf-8")
         specs[split] = {"type": "yolo", "annotations": "data.yaml", "split": split}
     names = dict(enumerate(next(iter(splits.values())).class_names))
     content = {"path": ".", **{split: f"images/{split}" for split in splits}, "names": names}

@@ -1,7 +1,6 @@
 """What an evaluation leaves in a folder: numbers, detections, pictures."""
 
 import csv
-import json
 import math
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
 from detector.drawing import draw_boxes
-from detector.engine.run_folder import write_json
+from detector.files import read_json, write_json
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -28,7 +27,7 @@ def save_evaluation(folder: Path, metrics: dict, detections: list[dict]) -> None
 
 def load_evaluation(folder: Path) -> tuple[dict, list[dict]]:
     """What `save_evaluation` wrote; null is NaN again."""
-    metrics, detections = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "detections"))
+    metrics, detections = (read_json(folder / f"{name}.json") for name in ("metrics", "detections"))
     classes = {name: {k: _number(v) for k, v in values.items()} for name, values in metrics.pop("per_class").items()}
     return {k: _number(v) for k, v in metrics.items()} | {"per_class": classes}, detections
 
@@ -58,7 +57,7 @@ def save_pictures(folder: Path, dataset: DetectionDataset, detections: list[dict
 
 def save_curves(folder: Path) -> None:
     """curves.png of metrics.csv: the loss, its foreground and background parts, the foreground's gradient share."""
-    with (folder / "metrics.csv").open(newline="") as file:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
     figure, (losses, share) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 6), layout="constrained")

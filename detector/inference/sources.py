@@ -1,10 +1,11 @@
 """What there is to look at: image files, videos frame by frame, cameras."""
 
+import glob
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import cv2
@@ -12,8 +13,12 @@ import numpy as np
 
 from detector.data.images import SUFFIXES, find_images, read_image
 from detector.errors import UserError
+from detector.files import unique_names
 
+log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+READABLE = (*SUFFIXES, *VIDEO_SUFFIXES)
+WRITABLE = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")  # by OpenCV; a copy of another image is a PNG
 USUAL_RATE = 25.0  # frames/s, where a video or a camera does not say
 
 # what cannot be read is said once, by us
@@ -39,7 +44,9 @@ class Source:
     @property
     def drawing(self) -> str:
         """The file name of its annotated copy."""
-        return self.name + (".mp4" if self.is_video else self.file.suffix)
+        if self.is_video:
+            return self.name + ".mp4"
+        return self.name + (self.file.suffix if self.file.suffix.lower() in WRITABLE else ".png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +63,44 @@ class Picture:
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """The images and videos of files, folders and globs, and the cameras of numbers (where no file is called so), each
-    once, in order. Raises UserError where an input gives none."""
+    once, in order. The log accounts for what a folder or a glob holds beside them. Raises UserError where an input
+    gives none."""
     files: dict[Path | int, None] = {}
     for entry in inputs:
-        is_camera = entry.isdecimal() and not Path(entry).exists()
-        files |= dict.fromkeys([int(entry)] if is_camera else find_images([entry], (*SUFFIXES, *VIDEO_SUFFIXES)))
+        if entry.isdecimal() and not Path(entry).exists():
+            files[int(entry)] = None
+        else:
+            _log_unused(entry)
+            files |= dict.fromkeys(find_images([entry], READABLE))
     stems = [f"camera_{file}" if isinstance(file, int) else file.stem for file in files]
-    return [Source(*pair) for pair in zip(files, _unique(stems), strict=True)]
+    return [Source(*pair) for pair in zip(files, unique_names(stems), strict=True)]
 
 
-def _unique(names: Sequence[str]) -> list[str]:
-    """Names that were there before get a number."""
-    taken: dict[str, None] = {}
-    for name in names:
-        candidates = (name if i == 1 else f"{name}_{i}" for i in count(1))
-        taken[next(candidate for candidate in candidates if candidate not in taken)] = None
-    return list(taken)
+def _log_unused(entry: str) -> None:
+    """A line for each reason why something in a folder, or a file that a glob matches, is not used."""
+    path = Path(entry)
+    if path.is_file():
+        return
+    found = path.iterdir() if path.is_dir() else (p for p in map(Path, glob.glob(entry, recursive=True)) if p.is_file())
+    unused: dict[str, list[Path]] = {}
+    for one in sorted(found):
+        if reason := _why_unused(one):
+            unused.setdefault(reason, []).append(one)
+    for reason, paths in unused.items():
+        log.info("%s: %d not used, %s (first: %s)", entry, len(paths), reason, paths[0].name)
+
+
+def _why_unused(path: Path) -> str | None:
+    """None where the path is an image or a video by its name."""
+    if path.is_dir():
+        return "subfolders; name them as inputs, or give a pattern such as 'FOLDER/**/*.jpg'"
+    if not path.is_file():
+        return "links that lead nowhere, or devices"
+    if path.suffix.lower() in READABLE:
+        return None
+    if path.name.startswith("."):
+        return "hidden files"
+    return f"neither images nor videos by their names ({' '.join(READABLE)})"
 
 
 def read_pictures(

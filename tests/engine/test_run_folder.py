@@ -7,8 +7,9 @@ import pytest
 
 from detector.engine.checkpoint import save_checkpoint
 from detector.engine.outcome import load_evaluation, save_evaluation, summary
-from detector.engine.run_folder import RunFolder, choose_folder, commit, write_json, write_text
+from detector.engine.run_folder import RunFolder, choose_folder, commit
 from detector.errors import UserError
+from detector.files import write_json, write_text
 
 
 @pytest.fixture(autouse=True)
