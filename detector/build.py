@@ -26,7 +26,7 @@ from detector.distributed import broadcast, gather, rank, world_size
 from detector.engine.evaluate import detect, detect_batch, predict
 from detector.engine.guard import Faults
 from detector.engine.optimization import learning_rate, make_optimizer
-from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
+from detector.engine.precision import choose_device, choose_dtype, choose_inference_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
 from detector.engine.views import make_views
 from detector.errors import UserError
@@ -316,10 +316,22 @@ def build_evaluation(
     return evaluate
 
 
-def place(model: nn.Module, config: Config) -> tuple[nn.Module, torch.device, torch.dtype]:
-    """The model on the config's device and in its memory format; the device; the format to compute in."""
-    device = choose_device(config.train.device)
-    dtype = choose_dtype(config.train.precision, device)
+def place(
+    model: nn.Module, config: Config, inference_device: str | None = None
+) -> tuple[nn.Module, torch.device, torch.dtype]:
+    """The model on its device and in its memory format; the device; the format to compute in.
+
+    They are those of the config's training. With `inference_device` (auto, cpu or cuda), a training on another machine
+    decides neither the device nor a format that the device does not multiply. Raises UserError for cuda without a GPU.
+    """
+    if inference_device is None:
+        device = choose_device(config.train.device)
+        dtype = choose_dtype(config.train.precision, device)
+    else:
+        device = choose_device(inference_device, "device")
+        dtype = choose_inference_dtype(config.train.precision, device)
+        if config.train.device not in ("auto", device.type):
+            log.info("running on %s; train.device=%s is for training alone", device, config.train.device)
     layout = choose_memory_format(config.train.channels_last, device, dtype)
     return model.to(device, memory_format=layout), device, dtype
 

@@ -45,9 +45,12 @@ from detector.signatures import declare_parts
 from detector.strict_yaml import Dumper, read_yaml
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+FOR_INFERENCE = "for inference"  # validation context: the user's own parts are not built, and stay as they are
 
 
-def _import(module: str) -> str:
+def _import(module: str, info: ValidationInfo) -> str:
+    if info.context == FOR_INFERENCE:
+        return module
     if not all(name.isidentifier() for name in module.split(".")):
         raise ValueError("should be the dotted name of a module")
     try:
@@ -80,11 +83,13 @@ def _part(registry: Registry, default: str | None = None, *, optional: bool = Fa
     """The type of a spec `{type: NAME, ...}`, whose type may be left out where there is a default; its parameters'
     defaults are filled in. `optional`: or of null."""
 
-    def resolve(spec: Any) -> dict[str, Any] | None:
+    def resolve(spec: Any, info: ValidationInfo) -> dict[str, Any] | None:
         if spec is None and optional:
             return None
         if default is not None and isinstance(spec, dict):
             spec = {"type": default} | spec
+        if info.context == FOR_INFERENCE and registry.lacks(spec):
+            return spec if isinstance(spec, dict) else {"type": spec}
         return registry.resolve(spec)
 
     return Annotated[dict[str, Any] | None, PlainValidator(resolve), Field(validate_default=True)]
@@ -262,7 +267,9 @@ class Config(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @model_validator(mode="after")
-    def _sensible_together(self) -> Self:
+    def _sensible_together(self, info: ValidationInfo) -> Self:
+        if info.context == FOR_INFERENCE:
+            return self
         loss, sampler = self.loss.classification["type"], self.anchor_sampler["type"]
         if getattr(CLASSIFICATION_LOSSES.get(loss), "mines", False) and sampler != "all":
             reason = f"{loss} chooses its anchors itself, by their loss; set anchor_sampler: all, or another loss"
@@ -275,12 +282,14 @@ class Config(Section):
         return self
 
 
-def load_config(path_or_name: str, overrides: Sequence[str] = (), search: Path = CONFIGS) -> Config:
+def load_config(
+    path_or_name: str, overrides: Sequence[str] = (), search: Path = CONFIGS, *, for_inference: bool = False
+) -> Config:
     """The config of a file with its `base` files below it and the overrides `key.path=value` above it.
 
-    A name without a folder is looked up in `search`, and `.yaml` may be left out. Raises UserError.
+    A name without a folder is looked up in `search`, and `.yaml` may be left out. See `make_config`. Raises UserError.
     """
-    return make_config(merge(read_values(path_or_name, search), _read_overrides(overrides)))
+    return make_config(merge(read_values(path_or_name, search), _read_overrides(overrides)), for_inference)
 
 
 def read_values(path_or_name: str, search: Path = CONFIGS) -> dict[str, Any]:
@@ -288,18 +297,36 @@ def read_values(path_or_name: str, search: Path = CONFIGS) -> dict[str, Any]:
     return _read_file(_locate(path_or_name, search))
 
 
-def config_from_text(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
-    """The config that `to_yaml` wrote, e.g. into a checkpoint, with overrides above it. Raises UserError."""
-    return make_config(merge(_read_mapping(text, source), _read_overrides(overrides)))
+def config_from_text(text: str, source: str, overrides: Sequence[str] = (), *, for_inference: bool = False) -> Config:
+    """The config that `to_yaml` wrote, e.g. into a checkpoint, with overrides above it. See `make_config`. Raises
+    UserError."""
+    return make_config(merge(_read_mapping(text, source), _read_overrides(overrides)), for_inference)
 
 
-def make_config(values: dict[str, Any]) -> Config:
-    """The config that nested plain values make, e.g. those of a checkpoint. Raises UserError."""
+def make_config(values: dict[str, Any], for_inference: bool = False) -> Config:
+    """The config that nested plain values make, e.g. those of a checkpoint.
+
+    `for_inference`: the modules of `imports` are not imported, and parts (data sets, assigner, losses) that only they
+    have stay unchecked. `with_parts` gives a config whose parts can be built. Raises UserError.
+    """
     declare_parts()
     try:
-        return parse(Config, values)
+        return parse(Config, values, FOR_INFERENCE if for_inference else None)
     except InvalidValues as error:
         raise UserError(error.line("")) from None
+
+
+def with_parts(config: Config, split: str, *, losses: bool = False) -> Config:
+    """A config made for inference, whose data set of `split`, assigner and, if asked for, losses can be built.
+
+    The modules of `imports` are imported where these parts need them. Raises UserError where a module is missing."""
+    data = config.data.train if config.data.split or split == "train" else config.data.val
+    parts = [(DATASETS, data), (ASSIGNERS, config.assigner)]
+    if losses:
+        parts.append((CLASSIFICATION_LOSSES, config.loss.classification))
+    if all(spec["type"] in registry for registry, spec in parts):
+        return config
+    return make_config(config.model_dump(mode="json"))
 
 
 def to_yaml(config: Config) -> str:

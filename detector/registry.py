@@ -45,12 +45,12 @@ class InvalidValues(ValueError):
         return f"{key}: {text}" + (f" (and {len(others)} more)" if others else "")
 
 
-def parse(schema: type[Schema], values: dict[str, Any]) -> Schema:
+def parse(schema: type[Schema], values: dict[str, Any], context: Any = None) -> Schema:
     """Validate values as a YAML file gives them: a list may become a tuple and a string a path, but no string or
-    boolean becomes a number. Raises InvalidValues."""
+    boolean becomes a number. Validators of the schema see `context`. Raises InvalidValues."""
     try:
         # Strict JSON is exactly that reading; strict Python would refuse the lists and the strings as well.
-        return schema.model_validate_json(to_json(values, inf_nan_mode="constants"), strict=True)
+        return schema.model_validate_json(to_json(values, inf_nan_mode="constants"), strict=True, context=context)
     except ValidationError as error:
         raise InvalidValues(_problems(error, schema, values)) from None
 
@@ -154,6 +154,14 @@ class Registry:
 
     def names(self) -> list[str]:
         return sorted(self._parts)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._parts
+
+    def lacks(self, spec: Any) -> bool:
+        """Whether a spec `{type: NAME, ...}` or `NAME` names a part that is not registered."""
+        name = spec.get("type") if isinstance(spec, dict) else spec
+        return isinstance(name, str) and name not in self
 
     def get(self, name: str) -> Callable[..., Any]:
         """The class or function of that name. Raises UserError, with the known names, where there is none."""
