@@ -1,6 +1,7 @@
 """The one place where a config becomes objects."""
 
 import logging
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +20,7 @@ from detector.data.buckets import Buckets, make_buckets
 from detector.data.cache import CachedDataset
 from detector.data.checks import check_records
 from detector.data.findings import Findings
+from detector.data.images import MAX_PIXELS
 from detector.data.loader import Loader, make_loader
 from detector.data.splitting import stratified_split
 from detector.data.transforms import Augment, Resize, target_size
@@ -271,8 +273,18 @@ def evaluation_side(config: Config) -> int:
 
 
 def build_detection(config: Config, device: torch.device, dtype: torch.dtype) -> Callable[..., list[Detections]]:
-    """`detect_batch` with all of `config.evaluation`: a function from a model and a batch to detections."""
+    """`detect_batch` with all of `config.evaluation`: a function from a model and a batch to detections.
+
+    Raises UserError where the sizes of the config make even a square image larger than any that can be read."""
     settings = config.evaluation
+    side, largest = min(evaluation_side(config), config.data.long_side), math.isqrt(MAX_PIXELS)
+    if side * max(settings.scales) > largest:
+        key, value, limit = (
+            ("data.short_side", side, largest)
+            if side > largest
+            else ("evaluation.scales", max(settings.scales), largest / side)
+        )
+        raise UserError(f"{key}: {value:g} makes images of over {MAX_PIXELS} pixels; give at most {limit:.5g}")
     return partial(
         detect_batch,
         device=device,

@@ -229,6 +229,32 @@ def test_unknown_classes_are_named_with_the_known_ones(detector: Detector):
         detector.predict([], classes=["square", "dsic"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["evaluation.scales=[1.0, 300.0]"], "evaluation.scales"),
+        (["data.short_side=20000", "data.long_side=20000"], "data.short_side"),
+    ],
+)
+def test_sizes_that_no_image_may_have_are_refused_before_one_is_seen(checkpoint: Path, overrides: list[str], key: str):
+    with pytest.raises(UserError, match=f"^{key}"):
+        Detector.load(checkpoint, overrides=overrides)
+    # a long side alone makes no image larger, nor does a scale that the limit allows
+    Detector.load(checkpoint, overrides=["data.long_side=1000000", "evaluation.scales=[1.0, 200.0]"])
+
+
+def test_out_of_memory_names_the_keys_to_lower(checkpoint: Path):
+    detector = Detector.load(checkpoint)
+    detector.model.register_forward_pre_hook(lambda *_: torch.empty(2**50, dtype=torch.uint8))
+    with pytest.raises(UserError, match="out of memory at 2 images of 64x64 pixels") as error:
+        detector.predict([np.zeros((64, 64, 3), np.uint8)] * 2)
+    for key in ("evaluation.batch_size", "evaluation.scales", "data.short_side"):
+        assert key in str(error.value)
+    dataset = build_dataset(detector.config, "val")
+    with pytest.raises(UserError, match="out of memory"):
+        build_evaluation(detector.config, dataset, detector.device, detector.dtype)(detector.model)
+
+
 @pytest.mark.parametrize("views", [[], ["evaluation.flip=true", "evaluation.scales=[1.0, 1.5]"]])
 def test_an_evaluation_finds_the_same(checkpoint: Path, views: list[str]):
     detector = Detector.load(checkpoint, overrides=views)
