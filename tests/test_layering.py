@@ -14,7 +14,7 @@ LAYERS = (
     {"machine"},
     {"config", "geometry", "kernels"},
     {"losses", "models", "data"},
-    {"evaluation", "drawing"},
+    {"evaluation", "drawing", "plotting"},
     {"imbalance"},
     {"engine"},
     {"build"},

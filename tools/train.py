@@ -68,9 +68,9 @@ def main() -> None:
             return
 
     metrics, detections = load_evaluation(folder)
+    log.info("%s", summary(metrics, detections))
     save_pictures(folder, val, detections, count=8, score=0.3)
     save_curves(folder)
-    log.info("%s", summary(metrics, detections))
     log.info(
         "done in %.0f s. %s: metrics.json (the numbers above), metrics.csv (each step), curves.png, pictures/, "
         "checkpoints/best.pt (AP %.3f) and last.pt; tensorboard --logdir %s",
