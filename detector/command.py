@@ -1,6 +1,7 @@
 """How a tool ends: its exit code and, where the user is at fault, its one line on stderr."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,9 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPER
 
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main` and exit: 0 done, 2 the user's input is at fault, 130 or 143 interrupted (bugs: a traceback)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the locale's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except UserError as error:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from detector.errors import UserError
@@ -55,6 +56,23 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 def write_json(path: Path, value: object) -> None:
     """Replace `path` whole by strict JSON; a number that is not finite becomes null."""
     write_text(path, json.dumps(_without_nan(value), indent=1, allow_nan=False))
+
+
+@contextmanager
+def utf8_path(path: Path) -> Iterator[str]:
+    """As a context: a path whose name is UTF-8, for libraries that crash at another: `path`, or a link to it."""
+    if is_utf8(path):
+        yield str(path)
+        return
+    with TemporaryDirectory() as folder:
+        link = Path(folder) / f"link{path.suffix if is_utf8(path.suffix) else ''}"
+        link.symlink_to(path.absolute())
+        yield str(link)
+
+
+def is_utf8(path: Path | str) -> bool:
+    """Whether the path can be given to a library that takes UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in str(path))
 
 
 def read_json(path: Path) -> Any:

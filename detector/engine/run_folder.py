@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from detector.engine.checkpoint import generations, newest_whole
 from detector.errors import UserError
-from detector.files import WRITE_TEXT, csv_line, write_text
+from detector.files import WRITE_TEXT, csv_line, is_utf8, write_text
 
 log = logging.getLogger(__name__)
 LAST = Path("checkpoints") / "last.pt"
@@ -106,6 +106,10 @@ class RunFolder:
     events, and a progress bar (plain lines where there is no terminal)."""
 
     def __init__(self, path: Path, *, num_steps: int, first_step: int):
+        if not is_utf8(path):
+            raise UserError(
+                f"{path.absolute()}: the run folder's path is not UTF-8, which TensorBoard needs; choose another --out"
+            )
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         self._metrics = StepTable(path / "metrics.csv", first_step)

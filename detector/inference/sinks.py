@@ -13,7 +13,7 @@ from detector.data.writers import format_line
 from detector.drawing import draw_boxes
 from detector.errors import UserError, one_line
 from detector.evaluation.coco import to_coco_results
-from detector.files import WRITE_TEXT, csv_line, replacing
+from detector.files import WRITE_TEXT, csv_line, replacing, utf8_path
 from detector.inference.sources import Picture, Source
 from detector.structures import Detections
 
@@ -117,9 +117,9 @@ class Drawings:
         height, width = drawn.shape[:2]
         drawn = cv2.copyMakeBorder(drawn, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._video is None:
-            self._video = cv2.VideoWriter(
-                str(path), cv2.VideoWriter_fourcc(*"mp4v"), picture.rate, (drawn.shape[1], drawn.shape[0])
-            )
+            size = drawn.shape[1], drawn.shape[0]
+            with utf8_path(path) as name:
+                self._video = cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), picture.rate, size)
             if not self._video.isOpened():
                 raise UserError(f"{path}: no video can be written there; check the folder and the disk's space")
         self._video.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))

@@ -13,7 +13,7 @@ import numpy as np
 
 from detector.data.images import SUFFIXES, find_images, read_image
 from detector.errors import UserError
-from detector.files import unique_names
+from detector.files import unique_names, utf8_path
 
 log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
@@ -125,7 +125,11 @@ def read_pictures(
 
 @contextmanager
 def _opened(source: Source) -> Iterator[cv2.VideoCapture]:
-    capture = cv2.VideoCapture(source.file if isinstance(source.file, int) else str(source.file))
+    if isinstance(source.file, int):
+        capture = cv2.VideoCapture(source.file)
+    else:
+        with utf8_path(source.file) as path:
+            capture = cv2.VideoCapture(path)
     try:
         if not capture.isOpened():
             remedy = "check that it is connected and free" if isinstance(source.file, int) else "replace or remove it"
