@@ -1,6 +1,7 @@
 """The one place where a config becomes objects."""
 
 import logging
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ from detector.data.checks import check_records
 from detector.data.findings import Findings
 from detector.data.fingerprint import fingerprint
 from detector.data.headers import deep_bits
+from detector.data.images import MAX_PIXELS
 from detector.data.loader import Loader, make_loader
 from detector.data.splitting import stratified_split
 from detector.data.transforms import Augment, Resize, target_size
@@ -28,7 +30,7 @@ from detector.distributed import broadcast, gather, rank, world_size
 from detector.engine.evaluate import detect, detect_batch, predict
 from detector.engine.guard import Faults
 from detector.engine.optimization import fit_warmup, learning_rate, make_optimizer
-from detector.engine.precision import choose_device, choose_dtype, choose_memory_format
+from detector.engine.precision import choose_device, choose_dtype, choose_inference_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
 from detector.engine.views import make_views
 from detector.errors import UserError
@@ -291,8 +293,18 @@ def evaluation_side(config: Config) -> int:
 
 
 def build_detection(config: Config, device: torch.device, dtype: torch.dtype) -> Callable[..., list[Detections]]:
-    """`detect_batch` with all of `config.evaluation`: a function from a model and a batch to detections."""
+    """`detect_batch` with all of `config.evaluation`: a function from a model and a batch to detections.
+
+    Raises UserError where the sizes of the config make even a square image larger than any that can be read."""
     settings = config.evaluation
+    side, largest = min(evaluation_side(config), config.data.long_side), math.isqrt(MAX_PIXELS)
+    if side * max(settings.scales) > largest:
+        key, value, limit = (
+            ("data.short_side", side, largest)
+            if side > largest
+            else ("evaluation.scales", max(settings.scales), largest / side)
+        )
+        raise UserError(f"{key}: {value:g} makes images of over {MAX_PIXELS} pixels; give at most {limit:.5g}")
     return partial(
         detect_batch,
         device=device,
@@ -336,10 +348,22 @@ def build_evaluation(
     return evaluate
 
 
-def place(model: nn.Module, config: Config) -> tuple[nn.Module, torch.device, torch.dtype]:
-    """The model on the config's device and in its memory format; the device; the format to compute in."""
-    device = choose_device(config.train.device)
-    dtype = choose_dtype(config.train.precision, device)
+def place(
+    model: nn.Module, config: Config, inference_device: str | None = None
+) -> tuple[nn.Module, torch.device, torch.dtype]:
+    """The model on its device and in its memory format; the device; the format to compute in.
+
+    They are those of the config's training. With `inference_device` (auto, cpu or cuda), a training on another machine
+    decides neither the device nor a format that the device does not multiply. Raises UserError for cuda without a GPU.
+    """
+    if inference_device is None:
+        device = choose_device(config.train.device)
+        dtype = choose_dtype(config.train.precision, device)
+    else:
+        device = choose_device(inference_device, "device")
+        dtype = choose_inference_dtype(config.train.precision, device)
+        if config.train.device not in ("auto", device.type):
+            log.info("running on %s; train.device=%s is for training alone", device, config.train.device)
     layout = choose_memory_format(config.train.channels_last, device, dtype)
     return model.to(device, memory_format=layout), device, dtype
 

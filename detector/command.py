@@ -1,6 +1,7 @@
 """What all tools share: the paths among their arguments, their exit codes and their one line on stderr."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -23,6 +24,9 @@ TEMPORARY = ".tmp"  # behind the name of a file that is being written
 def run(main: Callable[[], None]) -> NoReturn:
     """Call `main` and exit: 0 done, 2 the user's input is at fault, 130 or 143 interrupted, 141 nobody reads the output
     any more (bugs: a traceback)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the locale's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = _call(main)
         sys.stdout.flush()

@@ -48,9 +48,12 @@ from detector.signatures import declare_parts
 from detector.strict_yaml import Dumper, read_yaml
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+FOR_INFERENCE = "for inference"  # validation context: the user's own parts are not built, and stay as they are
 
 
-def _import(module: str) -> str:
+def _import(module: str, info: ValidationInfo) -> str:
+    if info.context == FOR_INFERENCE:
+        return module
     if not all(name.isidentifier() for name in module.split(".")):
         raise ValueError("should be the dotted name of a module")
     try:
@@ -83,11 +86,13 @@ def _part(registry: Registry, default: str | None = None, *, optional: bool = Fa
     """The type of a spec `{type: NAME, ...}`, whose type may be left out where there is a default; its parameters'
     defaults are filled in. `optional`: or of null."""
 
-    def resolve(spec: Any) -> dict[str, Any] | None:
+    def resolve(spec: Any, info: ValidationInfo) -> dict[str, Any] | None:
         if spec is None and optional:
             return None
         if default is not None and isinstance(spec, dict):
             spec = {"type": default} | spec
+        if info.context == FOR_INFERENCE and registry.lacks(spec):
+            return spec if isinstance(spec, dict) else {"type": spec}
         return registry.resolve(spec)
 
     return Annotated[dict[str, Any] | None, registry, PlainValidator(resolve), Field(validate_default=True)]
@@ -269,7 +274,9 @@ class Config(Section):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     @model_validator(mode="after")
-    def _sensible_together(self) -> Self:
+    def _sensible_together(self, info: ValidationInfo) -> Self:
+        if info.context == FOR_INFERENCE:
+            return self
         loss, sampler = self.loss.classification["type"], self.anchor_sampler["type"]
         if getattr(CLASSIFICATION_LOSSES.get(loss), "mines", False) and sampler != "all":
             reason = f"{loss} chooses its anchors itself, by their loss; set anchor_sampler: all, or another loss"
@@ -282,15 +289,17 @@ class Config(Section):
         return self
 
 
-def load_config(path_or_name: str, overrides: Sequence[str] = (), search: Path = CONFIGS) -> Config:
+def load_config(
+    path_or_name: str, overrides: Sequence[str] = (), search: Path = CONFIGS, *, for_inference: bool = False
+) -> Config:
     """The config of a file with its `base` files below it and the overrides `key.path=value` above it.
 
-    A name without a folder is looked up in `search`, and `.yaml` may be left out. Raises UserError.
+    A name without a folder is looked up in `search`, and `.yaml` may be left out. See `make_config`. Raises UserError.
     """
     values = read_values(path_or_name, search)
     if {"levels", "variants"} <= values.keys():
         raise UserError(f"{path_or_name}: a study, not a config; give it to tools/study.py")
-    return _with_overrides(values, overrides)
+    return _with_overrides(values, overrides, for_inference)
 
 
 def read_values(path_or_name: str, search: Path = CONFIGS) -> dict[str, Any]:
@@ -298,27 +307,45 @@ def read_values(path_or_name: str, search: Path = CONFIGS) -> dict[str, Any]:
     return _read_file(_locate(path_or_name, search))
 
 
-def config_from_text(text: str, source: str, overrides: Sequence[str] = ()) -> Config:
-    """The config that `to_yaml` wrote, e.g. into a checkpoint, with overrides above it. Raises UserError."""
-    return _with_overrides(_read_mapping(text, source), overrides)
+def config_from_text(text: str, source: str, overrides: Sequence[str] = (), *, for_inference: bool = False) -> Config:
+    """The config that `to_yaml` wrote, e.g. into a checkpoint, with overrides above it. See `make_config`. Raises
+    UserError."""
+    return _with_overrides(_read_mapping(text, source), overrides, for_inference)
 
 
-def make_config(values: dict[str, Any]) -> Config:
-    """The config that nested plain values make, e.g. those of a checkpoint. Raises UserError."""
+def make_config(values: dict[str, Any], for_inference: bool = False) -> Config:
+    """The config that nested plain values make, e.g. those of a checkpoint.
+
+    `for_inference`: the modules of `imports` are not imported, and parts (data sets, assigner, losses) that only they
+    have stay unchecked. `with_parts` gives a config whose parts can be built. Raises UserError.
+    """
     declare_parts()
     try:
-        return parse(Config, values)
+        return parse(Config, values, FOR_INFERENCE if for_inference else None)
     except InvalidValues as error:
         raise UserError(error.line("")) from None
 
 
-def _with_overrides(values: dict[str, Any], overrides: Sequence[str]) -> Config:
+def _with_overrides(values: dict[str, Any], overrides: Sequence[str], for_inference: bool) -> Config:
     declare_parts()
     modules = values.get("imports")
     for module in modules if isinstance(modules, list) else ():  # their parts' parameters may be paths
         with suppress(ValueError, TypeError, AttributeError):  # which is told with the other problems of the config
             _import(module)
-    return make_config(merge(values, read_overrides(overrides, Config)))
+    return make_config(merge(values, read_overrides(overrides, Config)), for_inference)
+
+
+def with_parts(config: Config, split: str, *, losses: bool = False) -> Config:
+    """A config made for inference, whose data set of `split`, assigner and, if asked for, losses can be built.
+
+    The modules of `imports` are imported where these parts need them. Raises UserError where a module is missing."""
+    data = config.data.train if config.data.split or split == "train" else config.data.val
+    parts = [(DATASETS, data), (ASSIGNERS, config.assigner)]
+    if losses:
+        parts.append((CLASSIFICATION_LOSSES, config.loss.classification))
+    if all(spec["type"] in registry for registry, spec in parts):
+        return config
+    return make_config(config.model_dump(mode="json"))
 
 
 def to_yaml(config: Config) -> str:

@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from detector.errors import one_line
+
 Colour = tuple[int, int, int]
 
 _FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # has more than ASCII, unlike OpenCV's fonts
@@ -37,7 +39,7 @@ def draw_boxes(
     for index in best_last:
         canvas.rectangle(corners[index], outline=colours[index], width=thickness)
     for index in best_last:
-        text = class_names[labels[index]] + ("" if scores is None else f" {scores[index]:.2f}")
+        text = one_line(class_names[labels[index]]) + ("" if scores is None else f" {scores[index]:.2f}")
         _draw_label(canvas, corners[index][:2], picture.width, text, colours[index], font)
     return np.array(picture)
 

@@ -8,7 +8,6 @@ import copy
 import importlib.util
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from detector.data.buckets import round_up
 from detector.data.transforms import PADDING_COLOUR
 from detector.engine.views import PLAIN, make_views
 from detector.errors import UserError
+from detector.files import replacing, utf8_path
 from detector.geometry.boxes import clip, decode, is_empty
 from detector.models.postprocess import best_of_levels
 from detector.models.retinanet import RetinaNet, size_divisor
@@ -71,14 +71,11 @@ def export(
         "padding_colour": PADDING_COLOUR,
     } | rule
     graph = DetectionGraph(model, **rule) if nms else RawGraph(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_stem(f"{path.stem}.tmp")
-    with _quiet():
+    with _quiet(), replacing(path) as temporary, utf8_path(temporary) as name:
         example = torch.zeros(EXAMPLE_BATCH, 3, *rounded, dtype=torch.uint8), torch.full((EXAMPLE_BATCH, 2), divisor)
         example = example[: len(graph.inputs)]
         program = torch.export.export(graph, example, dynamic_shapes=({0: BATCH},) * len(example))
-        WRITERS[path.suffix](program, graph, temporary, metadata)
-    os.replace(temporary, path)
+        WRITERS[path.suffix](program, graph, Path(name), metadata)
     return rounded
 
 

@@ -1,13 +1,14 @@
 """The machine that a process runs on, and what was measured to be fastest there. OpenMP reads its settings once, when
 torch is imported, so nothing here imports that."""
 
-import json
 import os
 import platform
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from detector.files import read_json, write_json
 
 OPENMP = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
 
@@ -26,16 +27,13 @@ def keep_fastest(cfg: str, workers: int, openmp: dict[str, str]) -> Path:
     """From now on, trainings of the config `cfg` on this machine start with so many loader workers and these of the
     variables OPENMP (see `take_fastest`). The file that says so."""
     path = cache_folder() / "fastest.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     known = _read(path)
     known.setdefault(_name(), {})[Path(cfg).stem] = {
         "workers": workers,
         "openmp": openmp,
         "measured": str(date.today()),
     }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(known, indent=1))
-    os.replace(temporary, path)
+    write_json(path, known)
     return path
 
 
@@ -51,7 +49,7 @@ def take_fastest(cfg: str) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except (OSError, ValueError):
         return {}  # a cache: what cannot be read was not measured
 
@@ -59,7 +57,7 @@ def _read(path: Path) -> dict:
 def _name() -> str:
     """Another processor, number of cores or PyTorch is another machine."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         processor = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         processor = platform.processor() or platform.machine()

@@ -47,12 +47,14 @@ class InvalidValues(ValueError):
         return f"{key}: {text}" + (f" (and {len(others)} more)" if others else "")
 
 
-def parse(schema: type[Schema], values: dict[str, Any]) -> Schema:
+def parse(schema: type[Schema], values: dict[str, Any], context: Any = None) -> Schema:
     """Validate values as a YAML file gives them: a list may become a tuple and a string a path, but no string or
-    boolean becomes a number. Raises InvalidValues."""
+    boolean becomes a number. Validators of the schema see `context`. Raises InvalidValues."""
+    if where := _not_utf8(values, ()):
+        raise InvalidValues({where: "is not UTF-8; rename the file or folder that it names"})
     try:
         # Strict JSON is exactly that reading; strict Python would refuse the lists and the strings as well.
-        return schema.model_validate_json(to_json(values, inf_nan_mode="constants"), strict=True)
+        return schema.model_validate_json(to_json(values, inf_nan_mode="constants"), strict=True, context=context)
     except ValidationError as error:
         raise InvalidValues(_problems(error, schema, values)) from None
 
@@ -66,6 +68,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'NAME'?`, or nothing where no known name is close."""
     close = get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _not_utf8(value: Any, path: KeyPath) -> KeyPath | None:
+    """The place of a text with lone surrogates, as the names of files that are not UTF-8 have."""
+    if isinstance(value, str):
+        return path if any("\ud800" <= character <= "\udfff" for character in value) else None
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next((found for key, item in items if (found := _not_utf8(item, (*path, key)))), None)
 
 
 def _problems(error: ValidationError, schema: type[BaseModel], values: dict[str, Any]) -> dict[KeyPath, str]:
@@ -162,6 +172,14 @@ class Registry:
 
     def names(self) -> list[str]:
         return sorted(self._parts)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._parts
+
+    def lacks(self, spec: Any) -> bool:
+        """Whether a spec `{type: NAME, ...}` or `NAME` names a part that is not registered."""
+        name = spec.get("type") if isinstance(spec, dict) else spec
+        return isinstance(name, str) and name not in self
 
     def get(self, name: str) -> Callable[..., Any]:
         """The class or function of that name. Raises UserError, with the known names, where there is none."""

@@ -9,12 +9,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "structures", "distributed", "machine", "signatures", "torch_errors"},
-    {"registry", "command", "tables", "strict_yaml"},
+    {"errors", "structures", "distributed", "signatures", "torch_errors"},
+    {"files", "registry", "command", "tables", "strict_yaml"},
+    {"machine"},
     {"overrides", "geometry", "kernels"},
     {"config"},
     {"losses", "models", "data"},
-    {"evaluation", "drawing"},
+    {"evaluation", "drawing", "plotting"},
     {"imbalance"},
     {"engine"},
     {"build"},

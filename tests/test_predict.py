@@ -103,9 +103,74 @@ def test_a_single_image_is_not_several(detector: Detector, image: object):
         detector.predict(image)
 
 
-def test_a_batch_has_an_image_at_least(detector: Detector):
-    with pytest.raises(UserError, match="batch_size: 0 images at once; give 1 or more"):
-        detector.predict([np.zeros((8, 8, 3), np.uint8)], batch_size=0)
+def unread() -> Iterator[np.ndarray]:
+    """Images that must not be asked for."""
+    raise AssertionError("an image was read")
+    yield
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("batch_size", value) for value in (0, -1, 1.5, 2.0, "2", True, [2], np.float32(2), float("nan"))),
+        *(("score_threshold", value) for value in (float("nan"), np.float32("nan"), -0.1, 1.1, "0.5", True, [0.5])),
+        *(("score_threshold", value) for value in (float("inf"), 0.5j, np.array([0.5, 0.5]))),
+        *(("classes", value) for value in ("disc", 3, [0], ["disc", None], [b"disc"], ["Disc"])),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named_before_an_image_is_read(detector: Detector, key: str, value: object):
+    with pytest.raises(UserError, match="class" if key == "classes" else key):
+        detector.predict(unread(), **{key: value})
+
+
+def test_numbers_of_every_kind_are_fine(detector: Detector):
+    image = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    (expected,) = detector.predict([image], score_threshold=0.75, batch_size=1, classes=["disc", "star"])
+    assert len(expected.boxes)
+    for score, size in ((np.float32(0.75), np.int64(1)), (np.float64(0.75), np.uint8(1))):
+        names = iter(np.array(["star", "disc"]))  # read once
+        (found,) = detector.predict([image], score_threshold=score, batch_size=size, classes=names)
+        assert same(found, expected)
+    for score in (0, 1, np.int32(1)):
+        detector.predict([image], score_threshold=score)
+
+
+@pytest.mark.parametrize("classes", ["disc", 3, [0], [None]])
+def test_labels_of_takes_names_alone(detector: Detector, classes: object):
+    with pytest.raises(UserError, match="classes"):
+        detector.labels_of(classes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("path", value) for value in (3, None, b"tiny.pt")),
+        *(("cfg", value) for value in (3, {"data": {}})),
+        *(("overrides", value) for value in ("evaluation.flip=true", 3, {"evaluation.flip": True}, [True])),
+        *(("device", value) for value in ("gpu", "", 0, None, ["cpu"], torch.device("cpu"))),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_of_load_are_named(checkpoint: Path, key: str, value: object):
+    with pytest.raises(UserError, match=f"^{key}"):
+        Detector.load(**{"path": checkpoint, key: value})
+
+
+def test_a_checkpoint_of_a_gpu_in_half_precision_predicts_on_a_cpu(
+    checkpoint: Path, tmp_path: Path, detector: Detector
+):
+    trained = save_tiny_checkpoint(
+        tmp_path, "train.device=cuda", "train.precision=fp16", "evaluation.score_threshold=0.5"
+    )
+    image = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
+    found = Detector.load(trained, device="cpu")
+    assert found.device.type == "cpu" and found.dtype == torch.float32
+    assert same(found.predict([image])[0], detector.predict([image])[0])
+    if not torch.cuda.is_available():
+        assert Detector.load(trained).device.type == "cpu"
+        with pytest.raises(UserError, match="^device"):
+            Detector.load(checkpoint, device="cuda")
 
 
 def test_batches_are_of_like_shape_and_answers_in_the_order_of_the_images(detector: Detector):
@@ -162,6 +227,32 @@ def test_unknown_classes_are_named_with_the_known_ones(detector: Detector):
         match=re.escape("no class 'dsic'; did you mean 'disc'? known: disc, square, triangle, star, cross, ring"),
     ):
         detector.predict([], classes=["square", "dsic"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["evaluation.scales=[1.0, 300.0]"], "evaluation.scales"),
+        (["data.short_side=20000", "data.long_side=20000"], "data.short_side"),
+    ],
+)
+def test_sizes_that_no_image_may_have_are_refused_before_one_is_seen(checkpoint: Path, overrides: list[str], key: str):
+    with pytest.raises(UserError, match=f"^{key}"):
+        Detector.load(checkpoint, overrides=overrides)
+    # a long side alone makes no image larger, nor does a scale that the limit allows
+    Detector.load(checkpoint, overrides=["data.long_side=1000000", "evaluation.scales=[1.0, 200.0]"])
+
+
+def test_out_of_memory_names_the_keys_to_lower(checkpoint: Path):
+    detector = Detector.load(checkpoint)
+    detector.model.register_forward_pre_hook(lambda *_: torch.empty(2**50, dtype=torch.uint8))
+    with pytest.raises(UserError, match="out of memory at 2 images of 64x64 pixels") as error:
+        detector.predict([np.zeros((64, 64, 3), np.uint8)] * 2)
+    for key in ("evaluation.batch_size", "evaluation.scales", "data.short_side"):
+        assert key in str(error.value)
+    dataset = build_dataset(detector.config, "val")
+    with pytest.raises(UserError, match="out of memory"):
+        build_evaluation(detector.config, dataset, detector.device, detector.dtype)(detector.model)
 
 
 @pytest.mark.parametrize("views", [[], ["evaluation.flip=true", "evaluation.scales=[1.0, 1.5]"]])

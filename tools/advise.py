@@ -4,7 +4,6 @@ Example: tools/advise.py --census runs/census/bccd_focal_train --cfg bccd_focal.
 """
 
 import argparse
-import json
 import math
 import os
 import textwrap
@@ -14,6 +13,7 @@ import yaml
 
 from detector.command import out_file, run, user_path
 from detector.errors import UserError
+from detector.files import read_json, write_text
 
 OWN_KEYS = {"census.json": "by_level", "probe.json": "losses"}
 
@@ -30,7 +30,6 @@ def main() -> None:
     args = parser.parse_args()
     # only now: --help need not wait for them
     from detector.config import CONFIGS, load_config
-    from detector.engine.run_folder import write_text
     from detector.imbalance.advisor import advise, overlay
 
     if not 0 <= args.gamma < math.inf:
@@ -53,7 +52,7 @@ def main() -> None:
 def read(path: Path, name: str) -> dict:
     file = path / name if path.is_dir() else path
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: cannot be read ({error}); give what tools/{name[:-5]}.py wrote") from None
     if not isinstance(values, dict) or OWN_KEYS[name] not in values:

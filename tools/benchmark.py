@@ -53,7 +53,7 @@ def main() -> None:
     # only now: --help need not wait for torch
     from detector.benchmarks import census, evaluation, imbalanced, inference, loader, losses, threads, training
     from detector.benchmarks.timing import machine
-    from detector.engine.run_folder import write_json, write_text
+    from detector.files import write_json, write_text
     from detector.tables import markdown, show
 
     kind, out = args.pop("kind"), args.pop("out")

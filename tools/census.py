@@ -25,7 +25,7 @@ def main() -> None:
     config = load_config(args.cfg, args.overrides)
 
     from detector.build import build_census, build_dataset
-    from detector.engine.run_folder import write_json
+    from detector.files import write_json
     from detector.tables import show
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")

@@ -27,16 +27,17 @@ def main() -> None:
         type=out_folder,
         help="folder for metrics.json and detections.json; default evaluation_<split> in the run's folder",
     )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
     from detector.build import build_dataset, build_evaluation, build_trained_model, with_targets
-    from detector.config import load_config
+    from detector.config import load_config, with_parts
     from detector.distributed import gather, process_group, rank
     from detector.engine.outcome import save_evaluation, summary
-    from detector.engine.run_folder import write_json
     from detector.evaluation.anatomy import background_per_foreground, describe, make_anatomy
     from detector.evaluation.anchor_scores import AnchorScores
+    from detector.files import write_json
     from detector.predict import Detector
     from detector.structures import Batch, Predictions, Targets
 
@@ -47,11 +48,13 @@ def main() -> None:
     if args.checkpoint is None:
         config = load_config(args.cfg, args.overrides)
         dataset = build_dataset(config, args.split)
-        detector = Detector(build_trained_model(config, dataset), config, dataset.class_names, dataset.category_ids)
+        model = build_trained_model(config, dataset)
+        detector = Detector(model, config, dataset.class_names, dataset.category_ids, args.device)
     else:
-        detector = Detector.load(args.checkpoint, cfg=args.cfg, overrides=args.overrides)
-        dataset = build_dataset(detector.config, args.split, detector.class_names)
-    config, num_classes = detector.config, len(dataset.class_names)
+        detector = Detector.load(args.checkpoint, cfg=args.cfg, overrides=args.overrides, device=args.device)
+        config = with_parts(detector.config, args.split)
+        dataset = build_dataset(config, args.split, detector.class_names)
+    num_classes = len(dataset.class_names)
     run_folder = args.checkpoint.parent.parent if args.checkpoint else Path()
     folder = out_folder(args.out or run_folder / f"evaluation_{args.split}")
     log.info("evaluating on %s", dataset.describe())

@@ -28,7 +28,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     path = args.out or out_file(args.checkpoint.with_suffix(".onnx"))
-    detector = Detector.load(args.checkpoint, overrides=["train.device=cpu", *args.overrides])
+    detector = Detector.load(args.checkpoint, overrides=args.overrides, device="cpu")
     height, width = export(detector, path, size=args.size and tuple(args.size), nms=args.nms)
     log.info("%s: %d classes, images %d high and %d wide", path, len(detector.class_names), height, width)
 

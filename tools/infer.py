@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="pictures at once; default the config's evaluation.batch_size")
     parser.add_argument("--flip", action="store_true", help="see every picture mirrored too (twice the work)")
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="see it at these sizes, e.g. 0.8 1.0 1.25")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
     from detector.inference import loop
@@ -49,7 +50,7 @@ def main() -> None:
         overrides.append("evaluation.flip=true")
     if args.scales is not None:
         overrides.append(f"evaluation.scales={args.scales}")
-    detector = Detector.load(args.checkpoint, overrides=overrides)
+    detector = Detector.load(args.checkpoint, overrides=overrides, device=args.device)
     detector.labels_of(args.classes or ())  # an unknown one is refused before anything is written
     args.out.mkdir(parents=True, exist_ok=True)
     names = detector.class_names, detector.category_ids

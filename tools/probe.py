@@ -20,27 +20,30 @@ def main() -> None:
     parser.add_argument(
         "--out", type=out_folder, help="folder for probe.json; default probe_<split> in the run's folder"
     )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
     from detector.build import build_dataset, build_probe
-    from detector.engine.run_folder import write_json
+    from detector.config import with_parts
+    from detector.files import write_json
     from detector.imbalance.vocabulary import GROUPS
     from detector.predict import Detector
     from detector.tables import show
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    detector = Detector.load(args.checkpoint, overrides=args.overrides)
-    dataset = build_dataset(detector.config, args.split, detector.class_names)
+    detector = Detector.load(args.checkpoint, overrides=args.overrides, device=args.device)
+    config = with_parts(detector.config, args.split, losses=True)
+    dataset = build_dataset(config, args.split, detector.class_names)
     if args.images is not None:
         if args.images < 1:
             raise UserError(f"--images {args.images}: should be at least 1")
         dataset = dataset.evenly(args.images)
     folder = out_folder(args.out or args.checkpoint.parent.parent / f"probe_{args.split}")
     log.info("probing on %s", dataset.describe())
-    probe = build_probe(detector.config, dataset, detector.device, detector.dtype)(detector.model)
-    trained_with = detector.config.loss.classification
+    probe = build_probe(config, dataset, detector.device, detector.dtype)(detector.model)
+    trained_with = config.loss.classification
     found = {"split": args.split, "class_names": dataset.class_names, "trained_with": trained_with} | probe.compute()
 
     write_json(folder / "probe.json", found)

@@ -6,6 +6,7 @@ Example: tools/report.py runs/first runs/second runs/studies/losses --out report
 import argparse
 
 from detector.command import out_file, run, user_path
+from detector.files import write_text
 
 
 def main() -> None:
@@ -16,7 +17,6 @@ def main() -> None:
     parser.add_argument("--out", type=out_file, default="report.html")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
-    from detector.engine.run_folder import write_text
     from detector.report.page import make_page
     from detector.report.sources import read_source
 

@@ -26,7 +26,7 @@ def main() -> None:
     # only now: --help need not wait for torch
     import detector.build  # noqa: F401  (registers the parts that a config names)
     from detector.engine.claim import claim
-    from detector.engine.run_folder import write_json, write_text
+    from detector.files import write_json, write_text
     from detector.study.plan import load_study, make_runs
     from detector.study.plots import save_plots
     from detector.study.results import difference_cells, make_tables, mean_cells, read_results

@@ -38,7 +38,8 @@ def main() -> None:
     from detector.engine.claim import claim_run
     from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
     from detector.engine.precision import choose_device
-    from detector.engine.run_folder import commit, write_text
+    from detector.engine.run_folder import commit
+    from detector.files import write_text
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     started = time.perf_counter()
@@ -73,9 +74,9 @@ def main() -> None:
             return
 
     metrics, detections = load_evaluation(folder)
+    log.info("%s", summary(metrics, detections))
     save_pictures(folder, val, detections, count=8, score=0.3)
     save_curves(folder)
-    log.info("%s", summary(metrics, detections))
     log.info(
         "done in %.0f s. %s: metrics.json (the numbers above), metrics.csv (each step), curves.png, pictures/, "
         "checkpoints/best.pt (AP %.3f) and last.pt; tensorboard --logdir %s",

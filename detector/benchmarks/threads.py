@@ -1,7 +1,6 @@
 """How many threads, how they wait for each other, and whether loader workers pay: settings that OpenMP reads once,
 before torch is imported, so that each has processes of its own, which take turns."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+from detector.files import read_json
 from detector.machine import OPENMP, keep_fastest, num_cores
 
 TOOL = Path(__file__).parents[2] / "tools/benchmark.py"
@@ -25,7 +25,7 @@ def training_rate(cfg: str, overrides: list[str], steps: int, workers: int, open
         options = ["--workers", str(workers), "--steps", str(steps), "--rounds", "1", "--out", str(out)]
         command = [sys.executable, str(TOOL), "loader", "--cfg", cfg, *options, *overrides]
         subprocess.run(command, env=others | openmp, check=True, stdout=subprocess.DEVNULL)
-        rows = json.loads(out.read_text())["rows"]
+        rows = read_json(out)["rows"]
     return next(row["images_s"] for row in rows if row["name"].startswith("both"))
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from detector.data.dataset import DetectionDataset, make_sample
 from detector.data.transforms import resize, resize_boxes, target_size
 from detector.errors import UserError
+from detector.files import write_bytes
 from detector.structures import Sample
 
 
@@ -46,14 +46,11 @@ class CachedDataset(DetectionDataset):
             boxes = resize_boxes(record.boxes, (record.height, record.width), (height, width))
             return make_sample(replace(record, boxes=boxes), image, (record.height, record.width))
         sample = resize(super().__getitem__(index), height, width)
-        temporary = file.with_suffix(f".{os.getpid()}")
         content = io.BytesIO()  # NumPy, given a file, overlooks a disk that fills up
         np.save(content, sample.image)
         try:
-            temporary.write_bytes(content.getbuffer())
-            os.replace(temporary, file)
+            write_bytes(file, content.getbuffer())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise UserError(
                 f"data.cache: {self.folder}: {error.strerror or error}; free space there or set data.cache=null"
             ) from None

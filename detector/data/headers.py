@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import TypeVar
 
 from detector.data.images import Header, bits_of, read_header
 from detector.errors import UserError
+from detector.files import read_json, write_json
 from detector.machine import cache_folder, num_cores
 
 Answer = TypeVar("Answer")
@@ -87,21 +87,14 @@ def look_at_files(
         answers = list(pool.map(answer, paths))
     if any(key not in known for key, _ in answers):
         content = {key: dump(result) for key, result in (*known.items(), *answers) if key is not None}
-        with contextlib.suppress(OSError):  # a cache that cannot be kept costs time alone
-            _save(cache, {key: kept for key, kept in content.items() if kept is not None})
+        with contextlib.suppress(OSError, UserError):  # a cache that cannot be kept costs time alone
+            write_json(cache, {key: kept for key, kept in content.items() if kept is not None})
     return [result for _, result in answers]
-
-
-def _save(cache: Path, content: dict) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(temporary, cache)
 
 
 def _load(cache: Path, load: Callable) -> dict:
     """Nothing from a file that is not there or has another form: it holds what can be had again."""
     try:
-        return {key: load(kept) for key, kept in json.loads(cache.read_text(encoding="utf-8")).items()}
+        return {key: load(kept) for key, kept in read_json(cache).items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from detector.data.loader import Loader
+from detector.engine.guard import inference_within_memory
 from detector.engine.precision import autocast
 from detector.engine.views import PLAIN, View, join
 from detector.evaluation.coco import to_coco_results
@@ -25,7 +26,7 @@ def predict(
     model.eval()
     for batch in loader:
         batch = batch.to(device)
-        with autocast(device, dtype):
+        with inference_within_memory(batch.images), autocast(device, dtype):
             predictions = model(batch.images)
         yield batch, predictions
     model.train(was_training)
@@ -49,25 +50,26 @@ def detect_batch(
 ) -> list[Detections]:
     """The detections of each image in its original pixels, on `device`: `postprocess` of all views' candidates together
     (see `join`). With `labels`, as if the model knew no other classes. `observe` sees the batch and what the model says
-    of it in the plain view."""
-    batch = batch.to(device)
-    of_views = []
-    for view in views:
-        with autocast(device, dtype):
-            predictions = model(view.see(batch.images, batch.sizes, size_divisor))
-        if observe is not None and view == PLAIN:
-            observe(batch, predictions)
+    of it in the plain view. Raises UserError where the memory does not suffice."""
+    with inference_within_memory(batch.images):
+        batch = batch.to(device)
+        of_views = []
+        for view in views:
+            with autocast(device, dtype):
+                predictions = model(view.see(batch.images, batch.sizes, size_divisor))
+            if observe is not None and view == PLAIN:
+                observe(batch, predictions)
+            if labels is not None:
+                predictions = replace(predictions, logits=predictions.logits[..., list(labels)])
+            found = best_candidates(predictions, score_threshold, candidates_per_level)
+            of_views.append(view.bring_back(found, batch.images.shape[2:], batch.sizes))
+        detections = suppress(
+            join(of_views), batch.sizes, batch.original_sizes, nms_iou=nms_iou, max_detections=max_detections
+        )
         if labels is not None:
-            predictions = replace(predictions, logits=predictions.logits[..., list(labels)])
-        found = best_candidates(predictions, score_threshold, candidates_per_level)
-        of_views.append(view.bring_back(found, batch.images.shape[2:], batch.sizes))
-    detections = suppress(
-        join(of_views), batch.sizes, batch.original_sizes, nms_iou=nms_iou, max_detections=max_detections
-    )
-    if labels is not None:
-        names = torch.tensor(labels, dtype=torch.int64, device=device)
-        detections = [replace(found, labels=names[found.labels]) for found in detections]
-    return detections
+            names = torch.tensor(labels, dtype=torch.int64, device=device)
+            detections = [replace(found, labels=names[found.labels]) for found in detections]
+        return detections
 
 
 def detect(

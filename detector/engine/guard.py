@@ -1,5 +1,7 @@
 """Steps that must not be taken: the loss or its gradient is no finite number, or the loss leaps."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -7,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from detector.errors import UserError
 from detector.losses.base import running_mean
 
 MOMENTUM = 0.98
@@ -66,6 +69,24 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """A GPU's memory, or the host's."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def inference_within_memory(images: torch.Tensor) -> Iterator[None]:
+    """As a context: raises UserError, with the keys to lower, where the memory does not suffice for images (B, 3, H, W)
+    in any view."""
+    try:
+        yield
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else "no memory"
+    count, _, height, width = images.shape
+    raise UserError(
+        f"out of memory at {count} images of {width}x{height} pixels ({reason}); lower evaluation.batch_size (of infer "
+        "--batch-size, of predict batch_size), evaluation.scales (--scales) or data.short_side"
+    )

@@ -1,22 +1,23 @@
 """What an evaluation leaves in a folder: numbers, detections, pictures."""
 
 import csv
-import json
 import math
 from pathlib import Path
 
-import matplotlib
+import cv2
 import numpy as np
+from matplotlib import pyplot
 
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
 from detector.drawing import draw_boxes
-from detector.engine.run_folder import write_json
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
+from detector.errors import one_line
+from detector.files import read_json, unique_names, write_json
+from detector.plotting import optional, plotting
 
 MIN_PICTURE_SIDE = 320
+MAX_PICTURE_SIDE = 4000  # of pictures that are enlarged
+MAX_JPEG_SIDE = 65_500
 MAX_NAMES = 5  # of classes in a line
 
 
@@ -28,7 +29,7 @@ def save_evaluation(folder: Path, metrics: dict, detections: list[dict]) -> None
 
 def load_evaluation(folder: Path) -> tuple[dict, list[dict]]:
     """What `save_evaluation` wrote; null is NaN again."""
-    metrics, detections = (json.loads((folder / f"{name}.json").read_text()) for name in ("metrics", "detections"))
+    metrics, detections = (read_json(folder / f"{name}.json") for name in ("metrics", "detections"))
     classes = {name: {k: _number(v) for k, v in values.items()} for name, values in metrics.pop("per_class").items()}
     return {k: _number(v) for k, v in metrics.items()} | {"per_class": classes}, detections
 
@@ -38,27 +39,45 @@ def _number(value: float | None) -> float:
 
 
 def save_pictures(folder: Path, dataset: DetectionDataset, detections: list[dict], *, count: int, score: float) -> None:
-    """The first `count` images with their detections of at least `score`, under pictures/."""
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    """The first `count` images with their detections of at least `score`, under pictures/. A picture that cannot be
+    drawn is a line of the log."""
+    names = unique_names([record.path.stem for record in dataset.records[:count]])
+    for index, name in enumerate(names):
+        path = folder / "pictures" / f"{name}.jpg"
+        with optional(f"{path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_image(path, _picture(dataset, index, [d for d in detections if d["score"] >= score]))
+
+
+def _picture(dataset: DetectionDataset, index: int, detections: list[dict]) -> np.ndarray:
+    """The image with its detections, enlarged where it is small, for labels to leave something to see."""
+    sample = dataset[index]
+    own = [d for d in detections if d["image_id"] == sample.image_id]
+    height, width = sample.image.shape[:2]
+    short, long = sorted((height, width))
+    factor = max(1, min(round(MIN_PICTURE_SIDE / short), MAX_PICTURE_SIDE // long))
+    factor = min(factor, MAX_JPEG_SIDE / long)
+    size = [max(1, int(side * factor)) for side in (width, height)]
+    xywh = factor * np.array([d["bbox"] for d in own], dtype=np.float32).reshape(-1, 4)
     label_of = {category: k for k, category in enumerate(dataset.category_ids)}
-    for index in range(min(count, len(dataset))):
-        sample = dataset[index]
-        own = [d for d in detections if d["image_id"] == sample.image_id and d["score"] >= score]
-        enlarge = max(1, round(MIN_PICTURE_SIDE / min(sample.image.shape[:2])))  # for labels to leave something to see
-        xywh = enlarge * np.array([d["bbox"] for d in own], dtype=np.float32).reshape(-1, 4)
-        picture = draw_boxes(
-            sample.image.repeat(enlarge, axis=0).repeat(enlarge, axis=1),
-            np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1),
-            np.array([label_of[d["category_id"]] for d in own], dtype=np.int64),
-            dataset.class_names,
-            np.array([d["score"] for d in own], dtype=np.float32),
-        )
-        write_image(folder / "pictures" / f"{Path(sample.file_name).stem}.jpg", picture)
+    return draw_boxes(
+        cv2.resize(sample.image, size, interpolation=cv2.INTER_NEAREST),
+        np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1),
+        np.array([label_of[d["category_id"]] for d in own], dtype=np.int64),
+        dataset.class_names,
+        np.array([d["score"] for d in own], dtype=np.float32),
+    )
 
 
 def save_curves(folder: Path) -> None:
-    """curves.png of metrics.csv: the loss, its foreground and background parts, the foreground's gradient share."""
-    with (folder / "metrics.csv").open(newline="") as file:
+    """curves.png of metrics.csv: the loss, its foreground and background parts, the foreground's gradient share. Curves
+    that cannot be drawn are a line of the log."""
+    with optional(f"{folder / 'curves.png'}"), plotting():
+        _draw_curves(folder)
+
+
+def _draw_curves(folder: Path) -> None:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in rows]
     figure, (losses, share) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 6), layout="constrained")
@@ -81,8 +100,9 @@ def summary(metrics: dict, detections: list[dict]) -> str:
     """COCO's numbers and each class's AP as lines of text; in words, what a nan or a 0 of everything comes from."""
     numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
     lines = ["  ".join(f"{name} {value:.3f}" for name, value in numbers.items())]
-    width = max((len(name) for name in metrics["per_class"]), default=0)
-    lines += [f"  {n:<{width}}  AP {v['AP']:.3f}  AP50 {v['AP50']:.3f}" for n, v in metrics["per_class"].items()]
+    per_class = [(one_line(name), values) for name, values in metrics["per_class"].items()]
+    width = max((len(name) for name, _ in per_class), default=0)
+    lines += [f"  {n:<{width}}  AP {v['AP']:.3f}  AP50 {v['AP50']:.3f}" for n, v in per_class]
     missing = _missing(metrics)
     if missing:
         lines.append(f"nan: the split has no {' and no '.join(missing)} (crowd regions aside)")
@@ -97,7 +117,7 @@ def _missing(metrics: dict) -> list[str]:
         return ["objects"]
     sizes = {"small": "s", "medium": "m", "large": "l"}
     missing = [f"{size} objects (AP{s}, AR{s})" for size, s in sizes.items() if math.isnan(metrics[f"AP{s}"])]
-    classes = [name for name, values in metrics["per_class"].items() if math.isnan(values["AP"])]
+    classes = [one_line(name) for name, values in metrics["per_class"].items() if math.isnan(values["AP"])]
     if classes:
         few = len(classes) <= MAX_NAMES
         missing.append(f"objects of {', '.join(classes) if few else f'{len(classes)} of the classes'}")

@@ -1,11 +1,7 @@
 """The run folder: everything a run leaves behind, and its progress on the console."""
 
 import csv
-import io
-import json
 import logging
-import math
-import os
 import subprocess
 from pathlib import Path
 
@@ -14,28 +10,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from detector.errors import UserError
+from detector.files import WRITE_TEXT, csv_line, is_utf8, write_text
+
 log = logging.getLogger(__name__)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace `path` whole: a reader sees the old text or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Strict JSON; NaN (no ground truth) becomes null."""
-    write_text(path, json.dumps(_without_nan(value), indent=1, allow_nan=False))
-
-
-def _without_nan(value: object) -> object:
-    if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def commit() -> str:
@@ -62,26 +40,24 @@ class StepTable:
 
     def _drop_from(self, first_step: int) -> None:
         """Drops rows of steps that a resumed run takes again."""
-        with self.file.open(newline="") as lines:
+        with self.file.open(newline="", encoding="utf-8") as lines:
             reader = csv.DictReader(lines)
             columns = list(reader.fieldnames or [])
             # a line that a killed process did not finish has too few values; it is of a step to come
             rows = [row for row in reader if None not in row.values() and int(row["step"]) < first_step]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writerows([dict(zip(columns, columns, strict=True)), *rows] if columns else [])
-        write_text(self.file, text.getvalue())
+        kept = [columns, *([row[column] for column in columns] for row in rows)] if columns else []
+        write_text(self.file, "".join(map(csv_line, kept)))
         self._columns = columns or None
 
     def add(self, rows: list[dict]) -> None:
         """Rows of the same columns; None is an empty cell."""
         if not rows:
             return
-        with self.file.open("a", newline="") as file:
+        with self.file.open("a", newline="", **WRITE_TEXT) as file:
             if self._columns is None:
                 self._columns = list(rows[0])
-                file.write(",".join(self._columns) + "\n")
-            csv.DictWriter(file, self._columns, lineterminator="\n").writerows(rows)
+                file.write(csv_line(self._columns))
+            file.writelines(csv_line([row.get(column) for column in self._columns]) for row in rows)
 
 
 class RunFolder:
@@ -89,6 +65,10 @@ class RunFolder:
     events, and a progress bar (plain lines where there is no terminal)."""
 
     def __init__(self, path: Path, *, num_steps: int, first_step: int):
+        if not is_utf8(path):
+            raise UserError(
+                f"{path.absolute()}: the run folder's path is not UTF-8, which TensorBoard needs; choose another --out"
+            )
         self.path = path
         path.mkdir(parents=True, exist_ok=True)
         self._metrics = StepTable(path / "metrics.csv", first_step)
@@ -97,12 +77,12 @@ class RunFolder:
         self._num_steps = num_steps
         console = Console()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )

@@ -25,8 +25,9 @@ from detector.engine.precision import autocast
 from detector.engine.random_state import random_state, restore_random_state
 from detector.engine.readback import Readback
 from detector.engine.resume import compare_runs, load_criterion
-from detector.engine.run_folder import RunFolder, write_json
+from detector.engine.run_folder import RunFolder
 from detector.errors import Interrupted, UserError
+from detector.files import write_json
 from detector.imbalance.initial import expected_initial_loss
 from detector.imbalance.meters import gradient_sums, measure, meter_names, ratio, read, warnings
 from detector.losses.criterion import Criterion

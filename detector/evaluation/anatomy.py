@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from detector.errors import one_line
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.tide import FOREGROUND_IOU, RECALLS, Matches, by_image, iou_xywh, match, precision_curve, tide
 
@@ -196,7 +197,7 @@ def describe(anatomy: dict) -> str:
         f"best F1 {best['f1']:.3f} at score {best['score']:.2f} (precision {best['precision']:.3f}, recall "
         f"{best['recall']:.3f}); calibration error {anatomy['calibration']['ece']:.3f}"
     )
-    names, counts = anatomy["confusion"]["names"], anatomy["confusion"]["counts"]
+    names, counts = [one_line(name) for name in anatomy["confusion"]["names"]], anatomy["confusion"]["counts"]
     wrong = [
         (counts[i][j], f"{truth} taken for {taken} {counts[i][j]}")
         for i, truth in enumerate(names)

@@ -116,6 +116,9 @@ def _evaluate(
         | {"iscrowd": annotation.get("iscrowd", 0)}
         for annotation in ground_truth["annotations"]
     ]
+    # without names, which need not be UTF-8
+    images = [{"id": image["id"], "file_name": ""} for image in ground_truth["images"]]
+    categories = [{"id": category["id"], "name": str(category["id"])} for category in ground_truth["categories"]]
     found = [
         {**detection, "area": detection["bbox"][2] * detection["bbox"][3], "iscrowd": 0} for detection in detections
     ]
@@ -124,9 +127,8 @@ def _evaluate(
         for annotations in (objects, found):
             index = make_index()
             # numbered from 1, since pycocotools takes a match with id 0 for none
-            index.dataset = ground_truth | {
-                "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
-            }
+            numbered = [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
+            index.dataset = {"images": images, "categories": categories, "annotations": numbered}
             index.createIndex()
             indices.append(index)
         evaluation = make_evaluation(*indices, "bbox")

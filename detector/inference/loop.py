@@ -27,17 +27,20 @@ def run(
 
     Raises Interrupted, or UserError at the end where a source was left out.
     """
-    left_out: list[str] = []
+    left_out: dict[str, None] = {}  # each line once
     num_pictures, started = 0, time.perf_counter()
     try:
         with Interrupt() as interrupt:
-            pictures = read_pictures(sources, max_frames, lambda error: left_out.append(str(error)))
+            pictures = read_pictures(sources, max_frames, lambda error: left_out.setdefault(str(error)))
             pictures = takewhile(lambda _: interrupt.exit_code is None, pictures)
             while batch := list(islice(pictures, detector.config.evaluation.batch_size)):
                 detections = detector.predict([picture.image for picture in batch], classes=classes)
                 for picture, found in zip(batch, detections, strict=True):
                     for sink in sinks:
-                        sink.write(picture, found)
+                        try:
+                            sink.write(picture, found)
+                        except UserError as error:  # the picture itself is what a sink cannot take
+                            left_out.setdefault(str(error))
                     if picture.frame is None:
                         log.info("%s: %d objects", picture.source, len(found.boxes))
                     elif picture.frame % FRAMES_PER_LINE == 0:

@@ -1,9 +1,8 @@
 """What is left of detections: COCO results, a table, YOLO labels, annotated pictures and videos."""
 
-import csv
 import json
-import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol
 
@@ -12,8 +11,9 @@ import cv2
 from detector.data.images import write_image
 from detector.data.writers import format_line
 from detector.drawing import draw_boxes
-from detector.errors import UserError
+from detector.errors import UserError, one_line
 from detector.evaluation.coco import to_coco_results
+from detector.files import WRITE_TEXT, csv_line, replacing, utf8_path
 from detector.inference.sources import Picture, Source
 from detector.structures import Detections
 
@@ -31,11 +31,11 @@ class CocoResults:
     frame. Written beside and renamed by `close`."""
 
     def __init__(self, folder: Path, class_names: Sequence[str], category_ids: Sequence[int]):
-        self.path = folder / "detections.json"
         self.class_names = dict(zip(category_ids, class_names, strict=True))
         self.category_ids = category_ids
-        self._temporary = self.path.with_name("detections.json.tmp")
-        self._file = self._temporary.open("w", encoding="utf-8")
+        self._open = ExitStack()
+        temporary = self._open.enter_context(replacing(folder / "detections.json"))
+        self._file = self._open.enter_context(temporary.open("w", **WRITE_TEXT))
         self._before = "["
 
     def write(self, picture: Picture, found: Detections) -> None:
@@ -47,8 +47,7 @@ class CocoResults:
 
     def close(self) -> None:
         self._file.write("[]\n" if self._before == "[" else "\n]\n")
-        self._file.close()
-        os.replace(self._temporary, self.path)
+        self._open.close()
 
 
 class Table:
@@ -57,15 +56,14 @@ class Table:
     def __init__(self, folder: Path, class_names: Sequence[str], category_ids: Sequence[int]):
         self.class_names = class_names
         # line by line, so that a run can be followed
-        self._file = (folder / "detections.csv").open("w", newline="", encoding="utf-8", buffering=1)
-        self._rows = csv.writer(self._file, lineterminator="\n")
-        self._rows.writerow(("file", "frame", "class", "score", "x1", "y1", "x2", "y2"))
+        self._file = (folder / "detections.csv").open("w", newline="", buffering=1, **WRITE_TEXT)
+        self._file.write(csv_line(("file", "frame", "class", "score", "x1", "y1", "x2", "y2")))
 
     def write(self, picture: Picture, found: Detections) -> None:
         frame = "" if picture.frame is None else picture.frame
         for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
             numbers = (f"{number:.9g}" for number in (score, *box))
-            self._rows.writerow((picture.source, frame, self.class_names[label], *numbers))
+            self._file.write(csv_line((picture.source, frame, self.class_names[label], *numbers)))
 
     def close(self) -> None:
         self._file.close()
@@ -78,7 +76,8 @@ class YoloLabels:
     def __init__(self, folder: Path, class_names: Sequence[str], category_ids: Sequence[int]):
         self.folder = folder / "yolo"
         self.folder.mkdir(exist_ok=True)
-        (self.folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
+        lines = [f"{one_line(name)}\n" for name in class_names]  # a line break in a name would shift the numbers
+        (self.folder / "classes.txt").write_text("".join(lines), **WRITE_TEXT)
 
     def write(self, picture: Picture, found: Detections) -> None:
         height, width = picture.image.shape[:2]
@@ -89,7 +88,7 @@ class YoloLabels:
         if picture.frame is not None:
             path.mkdir(exist_ok=True)
             path /= f"{picture.frame:06}"
-        path.with_name(f"{path.name}.txt").write_text("".join(lines), encoding="utf-8")
+        path.with_name(f"{path.name}.txt").write_text("".join(lines), **WRITE_TEXT)
 
     def close(self) -> None:
         pass
@@ -118,9 +117,9 @@ class Drawings:
         height, width = drawn.shape[:2]
         drawn = cv2.copyMakeBorder(drawn, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._video is None:
-            self._video = cv2.VideoWriter(
-                str(path), cv2.VideoWriter_fourcc(*"mp4v"), picture.rate, (drawn.shape[1], drawn.shape[0])
-            )
+            size = drawn.shape[1], drawn.shape[0]
+            with utf8_path(path) as name:
+                self._video = cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), picture.rate, size)
             if not self._video.isOpened():
                 raise UserError(f"{path}: no video can be written there; check the folder and the disk's space")
         self._video.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))

@@ -1,19 +1,23 @@
 """What there is to look at: image files, videos frame by frame, cameras."""
 
+import glob
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from detector.data.images import SUFFIXES, find_images, read_image
+from detector.data.images import SUFFIXES, WRITTEN_SUFFIXES, find_images, read_image
 from detector.errors import UserError
+from detector.files import unique_names, utf8_path
 
+log = logging.getLogger(__name__)
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
+READABLE = (*SUFFIXES, *VIDEO_SUFFIXES)
 USUAL_RATE = 25.0  # frames/s, where a video or a camera does not say
 
 # what cannot be read is said once, by us
@@ -39,7 +43,9 @@ class Source:
     @property
     def drawing(self) -> str:
         """The file name of its annotated copy."""
-        return self.name + (".mp4" if self.is_video else self.file.suffix)
+        if self.is_video:
+            return self.name + ".mp4"
+        return self.name + (self.file.suffix if self.file.suffix.lower() in WRITTEN_SUFFIXES else ".png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,35 +62,66 @@ class Picture:
 
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """The images and videos of files, folders and globs, and the cameras of numbers (where no file is called so), each
-    once, in order. Raises UserError where an input gives none."""
+    once, in order. The log accounts for what a folder or a glob holds beside them. Raises UserError where an input
+    gives none."""
     files: dict[Path | int, None] = {}
     for entry in map(os.path.expanduser, inputs):
-        is_camera = entry.isdecimal() and not Path(entry).exists()
-        files |= dict.fromkeys([int(entry)] if is_camera else find_images([entry], (*SUFFIXES, *VIDEO_SUFFIXES)))
+        if entry.isdecimal() and not Path(entry).exists():
+            files[int(entry)] = None
+        else:
+            _log_unused(entry)
+            files |= dict.fromkeys(find_images([entry], READABLE))
     stems = [f"camera_{file}" if isinstance(file, int) else file.stem for file in files]
-    return [Source(*pair) for pair in zip(files, _unique(stems), strict=True)]
+    return [Source(*pair) for pair in zip(files, unique_names(stems), strict=True)]
 
 
-def _unique(names: Sequence[str]) -> list[str]:
-    """Names that were there before get a number."""
-    taken: dict[str, None] = {}
-    for name in names:
-        candidates = (name if i == 1 else f"{name}_{i}" for i in count(1))
-        taken[next(candidate for candidate in candidates if candidate not in taken)] = None
-    return list(taken)
+def _log_unused(entry: str) -> None:
+    """A line for each reason why something in a folder, or a file that a glob matches, is not used."""
+    path = Path(entry)
+    if path.is_file():
+        return
+    found = path.iterdir() if path.is_dir() else (p for p in map(Path, glob.glob(entry, recursive=True)) if p.is_file())
+    unused: dict[str, list[Path]] = {}
+    for one in sorted(found):
+        if reason := _why_unused(one):
+            unused.setdefault(reason, []).append(one)
+    for reason, paths in unused.items():
+        log.info("%s: %d not used, %s (first: %s)", entry, len(paths), reason, paths[0].name)
+
+
+def _why_unused(path: Path) -> str | None:
+    """None where the path is an image or a video by its name."""
+    if path.is_dir():
+        return "subfolders; name them as inputs, or give a pattern such as 'FOLDER/**/*.jpg'"
+    if not path.is_file():
+        return "links that lead nowhere, or devices"
+    if path.suffix.lower() in READABLE:
+        return None
+    if path.name.startswith("."):
+        return "hidden files"
+    return f"neither images nor videos by their names ({' '.join(READABLE)})"
 
 
 def read_pictures(
-    sources: Sequence[Source], max_frames: int | None, leave_out: Callable[[UserError], None]
+    sources: Sequence[Source],
+    max_frames: int | None,
+    leave_out: Callable[[UserError], None],
+    bits: int | None = None,
 ) -> Iterator[Picture]:
-    """One after the other, at most `max_frames` of each video and camera; `leave_out` is told what cannot be read, or
-    not to its end."""
+    """Give one picture after the other.
+
+    Args:
+        sources: where the pictures come from.
+        max_frames: at most so many of each video and camera.
+        leave_out: is told what cannot be read, or not to its end.
+        bits: what scales pictures of 16 bits (see `read_image`).
+    """
     image_id = 0
     for source in sources:
         try:
             if not source.is_video:
                 image_id += 1  # whether it can be read or not
-                yield Picture(source, image_id, read_image(source.file, upright=True))
+                yield Picture(source, image_id, read_image(source.file, upright=True, bits=bits))
                 continue
             with _opened(source) as capture:
                 for frame, image in enumerate(_frames(capture, source, max_frames)):
@@ -96,7 +133,11 @@ def read_pictures(
 
 @contextmanager
 def _opened(source: Source) -> Iterator[cv2.VideoCapture]:
-    capture = cv2.VideoCapture(source.file if isinstance(source.file, int) else str(source.file))
+    if isinstance(source.file, int):
+        capture = cv2.VideoCapture(source.file)
+    else:
+        with utf8_path(source.file) as path:
+            capture = cv2.VideoCapture(path)
     try:
         if not capture.isOpened():
             remedy = "check that it is connected and free" if isinstance(source.file, int) else "replace or remove it"

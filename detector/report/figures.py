@@ -14,6 +14,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from detector.imbalance.vocabulary import GROUPS
+from detector.plotting import plain, plotting
 from detector.study.plots import draw_differences, draw_levels, panels
 
 INK = "#010203"  # stands for the page's own colour
@@ -52,7 +53,7 @@ class Figure:
 
 def draw(title: str, caption: str, plot: Callable, *, rows: int = 1, columns: int = 1, height: float = 3.4) -> Figure:
     """`plot(*axes)` as a figure."""
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": title}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": title}), plotting():
         figure, axes = pyplot.subplots(rows, columns, figsize=(7.2, height * rows), layout="constrained", squeeze=False)
         plot(*axes.flat)
         text = io.StringIO()
@@ -60,8 +61,7 @@ def draw(title: str, caption: str, plot: Callable, *, rows: int = 1, columns: in
         pyplot.close(figure)
     svg = re.sub(r"<metadata>.*?</metadata>", "", text.getvalue(), flags=re.DOTALL)
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    label = escape(title)
-    return Figure(title, Markup(re.sub(r"<svg ", f'<svg role="img" aria-label="{label}" ', svg, count=1)), caption)
+    return Figure(title, Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{escape(title)}" ', 1)), caption)
 
 
 def training(steps: list[dict[str, float]], parts: list[dict]) -> list[Figure]:
@@ -142,7 +142,7 @@ def draw_shares(parts: list[dict], kind: str, *axes: Axes) -> None:
         for name, colour in zip(ranked, COLOURS, strict=False):
             layers += [fg[name], bg[name]]
             colours += [colour, matplotlib.colors.to_rgba(colour, 0.4)]
-            labels += [name, "_"]
+            labels += [plain(name), "_"]
         if others := ranked[len(COLOURS) :]:
             layers.append(sum(fg[name] + bg[name] for name in others))
             colours.append("#9a9a9a")
@@ -157,7 +157,8 @@ def draw_ratios(parts: list[dict], *axes: Axes) -> None:
     for ax, rows in zip(axes, _levels_and_classes(parts), strict=True):
         fg, bg = ({name: sum(row[f"num_{side}"] for row in own) for name, own in rows.items()} for side in ("fg", "bg"))
         ratios = sorted((bg[name] / fg[name] if fg[name] else 0, name) for name in rows)[-15:]
-        ax.barh([name for _, name in ratios], [ratio for ratio, _ in ratios], color=COLOURS[0])
+        ax.barh(range(len(ratios)), [ratio for ratio, _ in ratios], color=COLOURS[0])
+        ax.set_yticks(range(len(ratios)), [plain(name) for _, name in ratios])
         ax.set(xscale="symlog", xlabel="background per foreground")
 
 
@@ -193,7 +194,7 @@ def census(census: dict) -> list[Figure]:
         place = np.arange(len(rows))
         axes.barh(place + 0.2, [row["objects"] for row in rows], height=0.4, label="objects")
         axes.barh(place - 0.2, [row["foreground"] for row in rows], height=0.4, label="foreground anchors")
-        axes.set_yticks(place, [row["name"] for row in rows])
+        axes.set_yticks(place, [plain(row["name"]) for row in rows])
         axes.set(xscale="symlog", xlabel="number (logarithmic)")
         axes.legend()
 
@@ -226,7 +227,7 @@ def probe(probe: dict) -> list[Figure]:
         for axes, kind in ((fg, "foreground"), (bg, "background")):
             for name, loss in losses.items():
                 curve = loss["cumulative"][kind]
-                axes.plot(curve["elements"], curve["loss"], label=name, linewidth=1.1)
+                axes.plot(curve["elements"], curve["loss"], label=plain(name), linewidth=1.1)
             axes.set(title=kind, xlabel="fraction of the elements, easy first", ylabel="fraction of the loss")
         fg.legend(fontsize=7)
 
@@ -235,8 +236,9 @@ def probe(probe: dict) -> list[Figure]:
         left = np.zeros(len(names))
         for group, colour in zip(GROUPS, (COLOURS[0], COLOURS[5], "#9a9a9a", COLOURS[4], COLOURS[1]), strict=True):
             share = np.array([losses[name]["gradient"][group] for name in names])
-            axes.barh(names, share, left=left, label=group.replace("_", " "), color=colour)
+            axes.barh(range(len(names)), share, left=left, label=group.replace("_", " "), color=colour)
             left += share
+        axes.set_yticks(range(len(names)), map(plain, names))
         axes.set(xlabel="share of |gradient|", xlim=(0, 1))
         axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3, fontsize=8)
 
@@ -248,7 +250,7 @@ def probe(probe: dict) -> list[Figure]:
         axes.set(yscale="log", xlabel="gradient norm |p − target|", ylabel="elements")
         axes.legend()
         for name, loss in losses.items():
-            weighted.plot((np.array(edges[:-1]) + edges[1:]) / 2, loss["reweighted"], label=name, linewidth=1.1)
+            weighted.plot((np.array(edges[:-1]) + edges[1:]) / 2, loss["reweighted"], label=plain(name), linewidth=1.1)
         weighted.set(xlabel="gradient norm |p − target|", ylabel="share of the loss's |gradient|")
         weighted.legend(fontsize=7)
 
@@ -256,7 +258,7 @@ def probe(probe: dict) -> list[Figure]:
         for axes, kind in ((fg, "foreground"), (bg, "background")):
             for name, loss in losses.items():
                 values = [np.nan if v is None or v <= 0 else v for v in loss["loss_by_p"][kind]]
-                axes.plot(loss["loss_by_p"]["p"], values, marker=".", linewidth=1, label=name)
+                axes.plot(loss["loss_by_p"]["p"], values, marker=".", linewidth=1, label=plain(name))
             axes.set(title=kind, xlabel="score p", ylabel="mean loss of an element", yscale="log")
         fg.legend(fontsize=7)
 
@@ -288,8 +290,8 @@ def anatomy(anatomy: dict) -> list[Figure]:
         if len(names) <= 12:
             for (i, j), count in np.ndenumerate(counts):
                 axes.text(j, i, f"{count:.0f}", ha="center", va="center")
-        axes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 6 else 0)
-        axes.set_yticks(range(len(names)), names)
+        axes.set_xticks(range(len(names)), map(plain, names), rotation=90 if len(names) > 6 else 0)
+        axes.set_yticks(range(len(names)), map(plain, names))
         axes.set(xlabel="taken for", ylabel="truth")
 
     def curves(threshold, recall) -> None:
@@ -300,7 +302,7 @@ def anatomy(anatomy: dict) -> list[Figure]:
         threshold.set(xlabel="score threshold", ylim=(0, 1.02))
         threshold.legend()
         for name, curve in list(values["pr"].items())[:10]:
-            recall.plot(curve["recall"], curve["precision"], label=name, linewidth=1.1)
+            recall.plot(curve["recall"], curve["precision"], label=plain(name), linewidth=1.1)
         recall.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02))
         recall.legend(fontsize=7)
 
@@ -344,7 +346,7 @@ def bars(names: Sequence[str], sources: Sequence[dict], keys: Sequence[str]) -> 
     def plot(axes) -> None:
         width = 0.8 / len(names)
         for i, (name, metrics) in enumerate(zip(names, sources, strict=True)):
-            axes.bar(np.arange(len(keys)) + i * width, [metrics.get(k) or 0 for k in keys], width, label=name)
+            axes.bar(np.arange(len(keys)) + i * width, [metrics.get(k) or 0 for k in keys], width, label=plain(name))
         axes.set_xticks(np.arange(len(keys)) + 0.4 - width / 2, keys)
         axes.legend(fontsize=8)
 

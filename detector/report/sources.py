@@ -1,13 +1,13 @@
 """What a folder holds for a report."""
 
 import csv
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
 from detector.errors import UserError
+from detector.files import read_json
 from detector.study.results import with_nan
 
 KINDS = ("metrics.json", "metrics.csv", "census.json", "probe.json", "anatomy.json", "tables.json")
@@ -41,7 +41,7 @@ def read_source(folder: Path) -> Source:
     config = found["config.yaml"]
     return Source(
         name=folder.resolve().name,
-        config=yaml.safe_load(config.read_text()) if config else {},
+        config=yaml.safe_load(config.read_text(encoding="utf-8")) if config else {},
         metrics=_json(found["metrics.json"]),
         steps=_rows(found["metrics.csv"]),
         parts=_rows(found["parts.csv"]),
@@ -63,7 +63,7 @@ def _json(file: Path | None) -> dict | None:
     if file is None:
         return None
     try:
-        values = json.loads(file.read_text())
+        values = read_json(file)
     except ValueError as error:
         raise UserError(f"{file}: no JSON ({error}); write it again with the tool that made it") from None
     if not isinstance(values, dict):
@@ -75,7 +75,7 @@ def _rows(file: Path | None) -> list[dict]:
     if file is None:
         return []
     rows = []
-    with file.open(newline="") as lines:
+    with file.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             try:
                 rows.append({k: v if k == "part" else float(v) for k, v in row.items() if v})

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+
+from detector.plotting import optional, plain, plotting
 
 
 def draw_levels(tables: dict, axes: Axes) -> None:
@@ -17,8 +16,8 @@ def draw_levels(tables: dict, axes: Axes) -> None:
         x = [levels.index(row["level"]) + (i - (len(variants) - 1) / 2) * 0.08 for row in own]
         half = [max(0.0, row["mean"] - row["low"]) if row["n"] > 1 else 0 for row in own]
         means = [row["mean"] for row in own]
-        axes.errorbar(x, means, yerr=half, marker="o", markersize=4, capsize=3, linewidth=1, label=variant)
-    axes.set_xticks(range(len(levels)), levels)
+        axes.errorbar(x, means, yerr=half, marker="o", markersize=4, capsize=3, linewidth=1, label=plain(variant))
+    axes.set_xticks(range(len(levels)), map(plain, levels))
     axes.set(ylabel=tables["metric"], xlabel="imbalance", ylim=(0, None))
     axes.legend(fontsize="small")
 
@@ -37,18 +36,22 @@ def draw_differences(tables: dict, *axes: Axes) -> None:
             if test["pairs"] > 1:
                 ax.plot([test["low"], test["high"]], [y, y], color=dot.get_color(), linewidth=1.5)
         ax.axvline(0, color="grey", linewidth=0.8)
-        ax.set_yticks(range(len(tests)), [test["variant"] for test in tests] if ax is axes[0] else [])
-        ax.set_title(panel, fontsize="small")
-    axes[0].figure.supxlabel(f"{tables['metric']} minus that of {tables['tests'][0]['against']}", fontsize="small")
+        ax.set_yticks(range(len(tests)), [plain(test["variant"]) for test in tests] if ax is axes[0] else [])
+        ax.set_title(plain(panel), fontsize="small")
+    against = plain(tables["tests"][0]["against"])
+    axes[0].figure.supxlabel(f"{tables['metric']} minus that of {against}", fontsize="small")
 
 
 def save_plots(tables: dict, folder: Path) -> None:
-    """levels.png and differences.png."""
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    draw_levels(tables, axes)
-    figure.savefig(folder / "levels.png", dpi=110)
-    count, height = len(panels(tables)), 0.5 * len(tables["variants"]) + 1.2
-    figure, axes = pyplot.subplots(1, count, figsize=(3 * count, height), layout="constrained", squeeze=False)
-    draw_differences(tables, *axes.flat)
-    figure.savefig(folder / "differences.png", dpi=110)
-    pyplot.close("all")
+    """levels.png and differences.png. A plot that cannot be drawn is a line of the log."""
+    with optional(f"{folder / 'levels.png'}"), plotting():
+        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+        draw_levels(tables, axes)
+        figure.savefig(folder / "levels.png", dpi=110)
+        pyplot.close(figure)
+    with optional(f"{folder / 'differences.png'}"), plotting():
+        count, height = len(panels(tables)), 0.5 * len(tables["variants"]) + 1.2
+        figure, axes = pyplot.subplots(1, count, figsize=(3 * count, height), layout="constrained", squeeze=False)
+        draw_differences(tables, *axes.flat)
+        figure.savefig(folder / "differences.png", dpi=110)
+        pyplot.close(figure)

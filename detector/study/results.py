@@ -1,13 +1,12 @@
 """results.csv, a row a finished run, and the tables that follow from it."""
 
 import csv
-import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
 
-from detector.engine.run_folder import write_text
 from detector.errors import UserError
+from detector.files import csv_line, write_text
 from detector.study.plan import Run, Study
 from detector.study.statistics import holm, mean_interval, paired_p_value
 
@@ -19,17 +18,14 @@ Row = dict[str, str]
 def read_results(file: Path) -> list[Row]:
     if not file.exists():
         return []
-    with file.open(newline="") as lines:
+    with file.open(newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
 
 
 def write_results(file: Path, rows: Iterable[Row]) -> None:
     """The whole file anew, so that it never holds half a row."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(file, text.getvalue())
+    lines = [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)]
+    write_text(file, "".join(map(csv_line, lines)))
 
 
 def result_row(run: Run, metrics: dict[str, float], seconds: float, error: str = "") -> Row:

@@ -1,6 +1,5 @@
 """Runs the grid, each run a training process of its own: what one run does to memory or threads, no other notices."""
 
-import json
 import logging
 import math
 import os
@@ -17,8 +16,8 @@ import torch
 
 from detector.config import to_yaml
 from detector.engine.interrupt import Interrupt
-from detector.engine.run_folder import write_text
 from detector.errors import Interrupted
+from detector.files import read_json, write_text
 from detector.machine import num_cores
 from detector.study.plan import Run
 from detector.study.results import is_row_of, pending, read_results, result_row, write_results
@@ -112,10 +111,10 @@ def _start(run: Run, folder: Path, command: Command, threads: int) -> _Active:
 def _finish(one: _Active, keep_checkpoints: bool) -> dict[str, str]:
     seconds = time.perf_counter() - one.started
     if one.process.returncode != 0:
-        lines = (one.folder / "log.txt").read_text(errors="replace").strip().splitlines()
+        lines = (one.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         error = lines[-1] if lines else f"exit code {one.process.returncode}"
         return result_row(one.run, {}, seconds, error)
-    metrics = json.loads((one.folder / "metrics.json").read_text())
+    metrics = read_json(one.folder / "metrics.json")
     if not keep_checkpoints:
         shutil.rmtree(one.folder / "checkpoints", ignore_errors=True)
     numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}

@@ -1,7 +1,15 @@
 import pytest
 import torch
 
-from detector.engine.precision import DTYPES, autocast, choose_device, choose_dtype, choose_memory_format
+from detector.engine.precision import (
+    DTYPES,
+    autocast,
+    choose_device,
+    choose_dtype,
+    choose_inference_dtype,
+    choose_memory_format,
+)
+from detector.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -15,7 +23,32 @@ def test_named_precisions_and_devices():
 
 def test_each_process_of_several_has_the_gpu_of_its_rank(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert choose_device("cuda") == torch.device("cuda:3") and choose_device("cpu") == CPU
+    assert choose_device("cpu") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert choose_device("cuda") == torch.device("cuda:3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match=r"train\.device"):
+        choose_device("cuda")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line():
+    with pytest.raises(UserError, match=r"train\.device"):
+        choose_device("cuda")
+    with pytest.raises(UserError, match="^device"):
+        choose_device("cuda", "device")
+    with pytest.raises(UserError, match="^device.*tpu"):
+        choose_device("tpu", "device")
+
+
+def test_inference_computes_in_what_the_device_multiplies(monkeypatch: pytest.MonkeyPatch):
+    assert choose_inference_dtype("fp16", CPU) == choose_inference_dtype("fp32", CPU) == torch.float32
+    for is_fast in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda is_fast=is_fast: is_fast)
+        expected = torch.bfloat16 if is_fast else torch.float32
+        assert choose_inference_dtype("bf16", CPU) == choose_inference_dtype("auto", CPU) == expected
 
 
 def test_auto_on_the_cpu_is_bf16_only_where_the_processor_multiplies_it():

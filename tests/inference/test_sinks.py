@@ -1,6 +1,7 @@
 """What the tool's tests (tests/tools/test_infer.py) cannot bring about."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,17 @@ def test_frames_of_odd_sides_grow_by_a_pixel_and_lose_none(tmp_path: Path):
 def test_a_video_that_cannot_be_written_is_one_line(tmp_path: Path):
     with pytest.raises(UserError, match=r"camera_0\.mp4: no video can be written there"):
         Drawings(tmp_path / "gone", ["a", "b"]).write(make_picture(CAMERA, 0), FOUND)
+
+
+def test_a_video_goes_to_a_folder_whose_name_is_not_utf8(tmp_path: Path):
+    folder = tmp_path / os.fsdecode(b"f\xe9")
+    folder.mkdir()
+    sink = Drawings(folder, ["a", "b"])
+    sink.write(make_picture(CAMERA, 0), FOUND)
+    sink.close()
+    assert os.listdir(folder) == ["camera_0.mp4"] and (folder / "camera_0.mp4").stat().st_size > 100
+    (folder / "camera_0.mp4").rename(tmp_path / "a.mp4")
+    assert len(read_video(tmp_path / "a.mp4")) == 1
 
 
 def test_results_appear_whole(tmp_path: Path):

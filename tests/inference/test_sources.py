@@ -1,5 +1,6 @@
 """What inputs name, and what comes of them: real image files and videos written by OpenCV."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from videos import write_video
 
 from detector.data.images import write_image
 from detector.errors import UserError
-from detector.inference.sources import Picture, find_sources, read_pictures
+from detector.inference.sources import Picture, Source, find_sources, read_pictures
 
 
 def read(*inputs: Path | str, max_frames: int | None = None) -> tuple[list[Picture], list[str]]:
@@ -34,6 +35,45 @@ def test_files_folders_globs_and_cameras_each_once_and_with_a_name_of_its_own(tm
     for entry in ("notes.txt", "gone.mp4", "*.webm"):
         with pytest.raises(UserError, match=r"image.*\.mp4"):
             find_sources([entry])
+
+
+def test_every_file_of_a_folder_is_used_or_listed_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    for name in ("a.jpg", "b.mp4", "c.heif", "d.txt", ".hidden", "deep/e.jpg", "empty/f"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"any")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "linked.jpg").symlink_to(tmp_path / "deep/e.jpg")
+    found = find_sources([str(tmp_path)])
+    assert [source.file.name for source in found] == ["a.jpg", "b.mp4", "linked.jpg"]
+    # the reason with its number and its first example
+    assert len(caplog.messages) == 4 and all(str(tmp_path) in line for line in caplog.messages)
+    for count, example in ((1, ".hidden"), (2, "c.heif"), (2, "deep"), (1, "gone.jpg")):
+        (line,) = (line for line in caplog.messages if example in line)
+        assert f": {count} " in line
+    caplog.clear()
+    find_sources([str(tmp_path / "[a-d]*.*")])  # of what a pattern matches, files alone
+    assert len(caplog.messages) == 1 and "c.heif" in caplog.text
+    caplog.clear()
+    find_sources([str(tmp_path / "a.jpg"), str(tmp_path / "deep")])
+    assert not caplog.messages
+    with pytest.raises(UserError):
+        find_sources([str(tmp_path / "empty")])
+    assert caplog.messages  # what is there instead
+
+
+def test_copies_of_images_that_cannot_be_written_are_pngs():
+    drawings = [Source(Path(name), "a").drawing for name in ("a.gif", "a.JFIF", "a.heic", "a.JPG", "a.webp", "a.mov")]
+    assert drawings == ["a.png", "a.png", "a.png", "a.JPG", "a.webp", "a.mp4"]
+
+
+def test_videos_whose_names_are_not_utf8(tmp_path: Path):
+    """OpenCV ends the process at them."""
+    name = os.fsdecode(b"v\xe9.avi")
+    write_video(tmp_path / "a.avi", 3)
+    (tmp_path / "a.avi").rename(tmp_path / name)
+    pictures, left_out = read(tmp_path)
+    assert len(pictures) == 3 and not left_out
 
 
 @pytest.mark.parametrize(

@@ -115,9 +115,17 @@ def test_chosen_classes_and_augmentation(checkpoint, shared_data, tmp_path):
         (["--classes", "squre"], "no class 'squre'; did you mean 'square'[?] known: disc, square, triangle"),
         (["--scales", 0.8], "evaluation.scales: .* should have 1.0 among them"),
         (["--scales", 1, -1], "evaluation.scales.1: -1.0 is wrong"),
+        (["--scales", 1, 1000], "evaluation.scales: "),
+        (["--scales", 1, "nan"], "evaluation.scales"),
+        (["--scales", 1, "inf"], "evaluation.scales"),
         (["--batch-size", 0], "evaluation.batch_size: 0 is wrong"),
+        (["--batch-size", -3], "evaluation.batch_size"),
         (["--score", 1.5], "evaluation.score_threshold: 1.5 is wrong"),
+        (["--score", "nan"], "evaluation.score_threshold"),
+        (["--score", "inf"], "evaluation.score_threshold"),
+        (["--score", -0.1], "evaluation.score_threshold"),
         (["--frames", 0], "--frames 0: should be at least 1"),
+        (["--frames", -1], "--frames"),
         (["--out", "."], "the pictures would overwrite the images themselves"),
     ],
 )
@@ -168,3 +176,16 @@ def test_ctrl_c_keeps_what_was_found(checkpoint, tmp_path):
     assert len(results) == len(rows) > 100 and not (out / "detections.json.tmp").exists()
     last = max(result["frame"] for result in results)
     assert len(read_video(out / "long.mp4")) >= last + 1 and last < 19_999
+
+
+def test_a_copy_that_cannot_be_written_ends_nothing(checkpoint, tmp_path, capfd):
+    """WebP ends at 16383 pixels a side, and the picture is a larger PNG under a name of WebP."""
+    pixels = np.random.default_rng(0).integers(256, size=(8, 20_000, 3), dtype=np.uint8)
+    write_image(tmp_path / "a.png", pixels)
+    (tmp_path / "a.png").rename(tmp_path / "a.webp")
+    write_image(tmp_path / "b.png", pixels[:, :64])
+    inputs = (tmp_path / "a.webp", tmp_path / "b.png")
+    assert run_tool("infer", "--checkpoint", checkpoint, *inputs, "--out", tmp_path / "out", "--score", 0.01) == 2
+    assert_one_line(capfd, "1 of 2 inputs left out, whole or in part: .*a.webp: ")
+    assert {result["file_name"] for result in results_of(tmp_path / "out")} == set(map(str, inputs))
+    assert (tmp_path / "out/b.png").is_file() and not (tmp_path / "out/a.webp").exists()
