@@ -24,6 +24,9 @@ RULES = {
     "data.cache": FREE,
     "data.train.cache": FREE,
     "data.val.cache": FREE,
+    "data.train.one_based": WARN,  # the boxes are compared themselves
+    "data.val.one_based": WARN,
+    "data.bits": WARN,
     "data.sampler": WARN,
     "data.short_side": WARN,
     "data.long_side": WARN,

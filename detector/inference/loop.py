@@ -31,7 +31,7 @@ def run(
     num_pictures, started = 0, time.perf_counter()
     try:
         with Interrupt() as interrupt:
-            pictures = read_pictures(sources, max_frames, lambda error: left_out.setdefault(str(error)))
+            pictures = read_pictures(sources, max_frames, lambda error: left_out.setdefault(str(error)), detector.bits)
             pictures = takewhile(lambda _: interrupt.exit_code is None, pictures)
             while batch := list(islice(pictures, detector.config.evaluation.batch_size)):
                 detections = detector.predict([picture.image for picture in batch], classes=classes)
