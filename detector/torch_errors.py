@@ -14,6 +14,10 @@ LINES = (  # a pattern of the error's text, and what it means
         "data.short_side, or set model.norm=group (or frozen, with model.weights)",
     ),
     (r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|invalid device ordinal", NO_GPU),
+    (
+        r"DataLoader worker .*(killed by signal|exited unexpectedly)|shared memory",
+        "data.num_workers: a loader worker was ended, most often for want of memory; lower it, or train.batch_size",
+    ),
     (r"out of memory|DefaultCPUAllocator|not enough memory|Insufficient memory|Unable to allocate", MEMORY),
 )
 

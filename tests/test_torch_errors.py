@@ -1,5 +1,7 @@
 """Errors that PyTorch and its neighbours really raise, provoked."""
 
+import os
+import signal
 from collections.abc import Callable
 
 import cv2
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from detector.command import run
 from detector.torch_errors import explain
@@ -32,9 +35,23 @@ def too_much_for_opencv() -> None:
     cv2.resize(np.zeros((8, 8, 3), np.uint8), (2**19, 2**19))
 
 
+class Killed(Dataset):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return index
+
+
+def a_worker_is_killed() -> None:
+    list(DataLoader(Killed(), num_workers=1))
+
+
 @pytest.mark.parametrize(
     ("cause", "keys"),
     [
+        (a_worker_is_killed, ["data.num_workers"]),
         (one_value_a_channel, ["model.norm", "train.batch_size", "data.short_side"]),
         (no_gpu_of_that_number, ["train.device"]),
         (too_much_for_torch, ["evaluation.batch_size", "data.short_side"]),
