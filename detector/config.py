@@ -51,9 +51,11 @@ CONFIGS = Path(__file__).parent.parent / "configs"
 FOR_INFERENCE = "for inference"  # validation context: the user's own parts are not built, and stay as they are
 
 
-def _import(module: str, info: ValidationInfo) -> str:
-    if info.context == FOR_INFERENCE:
-        return module
+def _import_unless_for_inference(module: str, info: ValidationInfo) -> str:
+    return module if info.context == FOR_INFERENCE else _import(module)
+
+
+def _import(module: str) -> str:
     if not all(name.isidentifier() for name in module.split(".")):
         raise ValueError("should be the dotted name of a module")
     try:
@@ -75,7 +77,7 @@ def _in_order(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
-Module = Annotated[str, AfterValidator(_import)]
+Module = Annotated[str, AfterValidator(_import_unless_for_inference)]
 Switch = Annotated[bool, Field(strict=True)]
 BackboneLevel = Annotated[int, Field(strict=True, ge=3, le=5)]
 PyramidLevel = Annotated[PositiveInt, Field(ge=3, le=7)]
@@ -329,7 +331,9 @@ def make_config(values: dict[str, Any], for_inference: bool = False) -> Config:
 def _with_overrides(values: dict[str, Any], overrides: Sequence[str], for_inference: bool) -> Config:
     declare_parts()
     modules = values.get("imports")
-    for module in modules if isinstance(modules, list) else ():  # their parts' parameters may be paths
+    for module in (
+        modules if isinstance(modules, list) and not for_inference else ()
+    ):  # their parts' parameters may be paths
         with suppress(ValueError, TypeError, AttributeError):  # which is told with the other problems of the config
             _import(module)
     return make_config(merge(values, read_overrides(overrides, Config)), for_inference)

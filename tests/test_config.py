@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,30 +22,44 @@ from detector.registry import (
 REPO = Path(__file__).parent.parent
 
 
-# Parts of these tests alone, under names that no real part has.
-@DATASETS.register("test_folder")
+# Parts of these tests alone, under names that no real part has: see `PARTS`.
 class Folder:
     def __init__(self, *, images: Path, limit: PositiveInt | None = None, sides: tuple[int, ...] = (1, 2)): ...
 
 
-@CLASSIFICATION_LOSSES.register("test_sharp")
 class Sharp:
     def __init__(self, num_classes: int, *, gamma: NonNegativeFloat = 2.0, alpha: UnitFloat = 0.25): ...
 
 
-@CLASSIFICATION_LOSSES.register("test_binned")
 class Binned:
     def __init__(self, *, bins: PositiveInt = 30): ...
 
 
-@BOX_LOSSES.register("test_box")
 class BoxLoss:
     def __init__(self, *, beta: UnitFloat = 0.1): ...
 
 
-@ASSIGNERS.register("test_assigner")
 class Assigner:
     def __init__(self, *, threshold: UnitFloat = 0.5): ...
+
+
+PARTS = (
+    (DATASETS, "test_folder", Folder),
+    (CLASSIFICATION_LOSSES, "test_sharp", Sharp),
+    (CLASSIFICATION_LOSSES, "test_binned", Binned),
+    (BOX_LOSSES, "test_box", BoxLoss),
+    (ASSIGNERS, "test_assigner", Assigner),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def parts() -> Iterator[None]:
+    """Registered as long as these tests run: a probe builds every loss there is."""
+    for registry, name, owner in PARTS:
+        registry.register(name)(owner)
+    yield
+    for registry, name, _ in PARTS:
+        del registry._parts[name]
 
 
 BASE = """\

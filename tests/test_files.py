@@ -12,7 +12,6 @@ from detector.errors import UserError
 from detector.files import csv_line, replacing, unique_names, write_bytes, write_json, write_text
 
 ROOT = Path(__file__).parents[1]
-LEFT_OUT = {"detector/data/inspection.py"}  # goes over to detector.files
 SOURCES = [*ROOT.glob("detector/**/*.py"), *ROOT.glob("tools/*.py")]
 NOT_UTF8 = os.fsdecode(b"caf\xe9.png")
 
@@ -91,8 +90,7 @@ def without_encoding(source: str) -> list[int]:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_text_file_has_the_encoding_of_the_locale(path: Path):
-    if str(path.relative_to(ROOT)) not in LEFT_OUT:
-        assert without_encoding(path.read_text(encoding="utf-8")) == []
+    assert without_encoding(path.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize("source", ["open('a')", "p.open('w')", "p.read_text()", "p.write_text('b')", "open(p, 'a')"])

@@ -132,7 +132,7 @@ def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[
     return groups
 
 
-def read_text(path: Path, what: str) -> str:
+def read_unicode(path: Path, what: str) -> str:
     """Read a text file in UTF-8, or in UTF-16 with its mark (as Windows' shell writes lists).
 
     Args:
@@ -160,5 +160,5 @@ def decode(data: bytes, errors: str = "strict") -> str:
 
 
 def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of `read_text` that are not blank, without blanks at their ends."""
-    return [line.strip() for line in read_text(path, what).splitlines() if line.strip()]
+    """The lines of `read_unicode` that are not blank, without blanks at their ends."""
+    return [line.strip() for line in read_unicode(path, what).splitlines() if line.strip()]

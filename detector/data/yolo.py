@@ -9,11 +9,11 @@ from typing import Literal
 from detector.data.dataset import DetectionDataset
 from detector.data.entries import parse_coco
 from detector.data.findings import Findings
-from detector.data.folders import Folder, list_unused, read_lines, read_text, suffix
+from detector.data.folders import Folder, list_unused, read_lines, read_unicode, suffix
 from detector.data.headers import read_headers
 from detector.data.images import SUFFIXES
 from detector.data.numbers import whole
-from detector.data.yolo_rows import Line, Rows, has_labels, numbered_lines, read_objects
+from detector.data.yolo_rows import Line, has_labels, numbered_lines, read_objects
 from detector.errors import UserError
 from detector.registry import DATASETS
 from detector.strict_yaml import read_yaml
@@ -51,7 +51,7 @@ class YoloDataset(DetectionDataset):
         annotations: Path,
         images: Path | None = None,
         split: Literal["train", "val", "test"] | None = None,
-        rows: Rows = "auto",
+        rows: Literal["auto", "box", "polygon"] = "auto",
     ):
         findings = findings or Findings()
         if annotations.is_dir():
@@ -133,7 +133,7 @@ def _pictures(path: Path) -> Folder:
 
 
 def _read_data_yaml(file: Path, split: str, findings: Findings) -> _Source:
-    content = read_yaml(read_text(file, "the data set's file"), str(file), as_text=True)
+    content = read_yaml(read_unicode(file, "the data set's file"), str(file), as_text=True)
     names = content.get("names") if isinstance(content, dict) else None
     if isinstance(names, dict):
         names = [names.get(str(number)) for number in range(len(names))]

@@ -39,7 +39,7 @@ def test_files_folders_globs_and_cameras_each_once_and_with_a_name_of_its_own(tm
 
 def test_every_file_of_a_folder_is_used_or_listed_by_reason(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
-    for name in ("a.jpg", "b.mp4", "c.heif", "d.txt", ".hidden", "deep/e.jpg", "empty/f"):
+    for name in ("a.jpg", "b.mp4", "c.psd", "d.txt", ".hidden", "deep/e.jpg", "empty/f"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"any")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
@@ -48,12 +48,12 @@ def test_every_file_of_a_folder_is_used_or_listed_by_reason(tmp_path: Path, capl
     assert [source.file.name for source in found] == ["a.jpg", "b.mp4", "linked.jpg"]
     # the reason with its number and its first example
     assert len(caplog.messages) == 4 and all(str(tmp_path) in line for line in caplog.messages)
-    for count, example in ((1, ".hidden"), (2, "c.heif"), (2, "deep"), (1, "gone.jpg")):
+    for count, example in ((1, ".hidden"), (2, "c.psd"), (2, "deep"), (1, "gone.jpg")):
         (line,) = (line for line in caplog.messages if example in line)
         assert f": {count} " in line
     caplog.clear()
     find_sources([str(tmp_path / "[a-d]*.*")])  # of what a pattern matches, files alone
-    assert len(caplog.messages) == 1 and "c.heif" in caplog.text
+    assert len(caplog.messages) == 1 and "c.psd" in caplog.text
     caplog.clear()
     find_sources([str(tmp_path / "a.jpg"), str(tmp_path / "deep")])
     assert not caplog.messages

@@ -474,7 +474,7 @@ def test_no_weights_leave_the_model_as_it_is():
 def test_missing_files_and_unknown_names(tmp_path: Path):
     assert "no such" in refusal(str(tmp_path / "absent.pth"))
     assert "no such" in refusal(f"torchvision_retinanet:{tmp_path}/absent.pth")
-    assert "no such" in refusal(str(tmp_path) + "/")
+    assert str(tmp_path) in refusal(str(tmp_path) + "/")
     message = refusal("IMAGENET_V1")
     assert "model.weights" in message and "IMAGENET1K_V1" in message
 
