@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from detector import registry
 from detector.machine import num_cores
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: teams that share cores wait for each other
@@ -26,3 +27,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered_parts() -> Iterator[None]:
+    """Parts that the tests of a file register are known to them alone: a probe builds every loss there is."""
+    known = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+    before = [dict(each._parts) for each in known]
+    yield
+    for each, parts in zip(known, before, strict=True):
+        each._parts = parts

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,13 +52,9 @@ PARTS = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def parts() -> Iterator[None]:
-    """Registered as long as these tests run: a probe builds every loss there is."""
+def parts(registered_parts: None) -> None:
     for registry, name, owner in PARTS:
         registry.register(name)(owner)
-    yield
-    for registry, name, _ in PARTS:
-        del registry._parts[name]
 
 
 BASE = """\
