@@ -47,7 +47,8 @@ from detector.registry import (
 from detector.signatures import declare_parts
 from detector.strict_yaml import Dumper, read_yaml
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+PACKAGED = Path(__file__).parent / "configs"  # in a wheel; in a clone the folder stands beside the package
+CONFIGS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parent.parent / "configs"
 FOR_INFERENCE = "for inference"  # validation context: the user's own parts are not built, and stay as they are
 
 
@@ -300,7 +301,7 @@ def load_config(
     """
     values = read_values(path_or_name, search)
     if {"levels", "variants"} <= values.keys():
-        raise UserError(f"{path_or_name}: a study, not a config; give it to tools/study.py")
+        raise UserError(f"{path_or_name}: a study, not a config; give it to `detector study`")
     return _with_overrides(values, overrides, for_inference)
 
 

@@ -47,7 +47,7 @@ class Detector:
     def load(
         cls, path: Path | str, cfg: Path | str | None = None, overrides: Sequence[str] = (), device: str = "auto"
     ) -> "Detector":
-        """Load a checkpoint of tools/train.py.
+        """Load a checkpoint of `detector train`.
 
         Nothing that only training needs has to be there: not its GPU, nor the modules of its `imports`.
 

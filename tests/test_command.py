@@ -175,7 +175,7 @@ WRITERS = {
 @pytest.mark.parametrize("out", ["file/x", "x" * 300])
 def test_every_tool_refuses_a_wrong_out_before_it_does_anything(place: Path, out: str, capsys: pytest.CaptureFixture):
     (place / "tiny.yaml").write_text(TINY)
-    assert WRITERS.keys() == {path.stem for path in REPO.glob("tools/*.py") if '"--out"' in path.read_text()}
+    assert WRITERS.keys() == {path.stem for path in REPO.glob("detector/cli/*.py") if '"--out"' in path.read_text()}
     for name, arguments in WRITERS.items():
         assert call_tool(name, *arguments, "--out", out) == 2
         errors = capsys.readouterr().err

@@ -269,7 +269,7 @@ def one_image(place: Place) -> list[str]:
 
 JSON, THIRD, FIFTH = "DIR/train.json", "DIR/train/3.jpg", "DIR/train.json: annotation 5 of image '3.png'"
 FOREIGN = (
-    "a foreign checkpoint (no category_ids, class_names, config, model, version); give one written by tools/train.py"
+    "a foreign checkpoint (no category_ids, class_names, config, model, version); give one written by `detector train`"
 )
 UNREADABLE = (
     "DIR/x.pt: not a readable checkpoint: damaged, or not what torch.save writes of tensors alone; give another"

@@ -1,37 +1,5 @@
-"""A checkpoint as a file for other programs: ONNX, or a program of torch.export. Images are padded to one size; batches
-may be of any. detector/export.py says what goes in and comes out.
+"""The same as `detector export`."""
 
-Example: tools/export.py --checkpoint runs/first/checkpoints/best.pt --nms --size 512 672 evaluation.score_threshold=0.3
-"""
+from detector.cli import run
 
-import argparse
-import logging
-
-from detector.command import out_file, run, user_path
-
-log = logging.getLogger("detector")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=user_path, required=True)
-    parser.add_argument("--out", type=out_file, help="X.onnx, or X.pt2 for torch.export; default beside the checkpoint")
-    parser.add_argument("--nms", action="store_true", help="with post-processing: boxes, scores and labels come out")
-    size = "of the images in pixels; default a square of evaluation's side"
-    parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
-    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    args = parser.parse_intermixed_args()
-    # only now: --help need not wait for torch
-    from detector.export import export
-    from detector.predict import Detector
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-
-    path = args.out or out_file(args.checkpoint.with_suffix(".onnx"))
-    detector = Detector.load(args.checkpoint, overrides=args.overrides, device="cpu")
-    height, width = export(detector, path, size=args.size and tuple(args.size), nms=args.nms)
-    log.info("%s: %d classes, images %d high and %d wide", path, len(detector.class_names), height, width)
-
-
-if __name__ == "__main__":
-    run(main)
+run("export")

@@ -1,28 +1,5 @@
-"""One self-contained HTML page of runs, probes, censuses and studies, side by side.
+"""The same as `detector report`."""
 
-Example: tools/report.py runs/first runs/second runs/studies/losses --out report.html
-"""
+from detector.cli import run
 
-import argparse
-
-from detector.command import out_file, run, user_path
-from detector.files import write_text
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "folders", nargs="+", type=user_path, metavar="RUN", help="folder of a run, probe, census or study"
-    )
-    parser.add_argument("--out", type=out_file, default="report.html")
-    args = parser.parse_intermixed_args()
-    # only now: --help need not wait for torch
-    from detector.report.page import make_page
-    from detector.report.sources import read_source
-
-    write_text(args.out, make_page([read_source(folder) for folder in args.folders]))
-    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
-
-
-if __name__ == "__main__":
-    run(main)
+run("report")

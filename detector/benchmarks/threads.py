@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from detector.files import read_json
 from detector.machine import OPENMP, keep_fastest, num_cores
 
-TOOL = Path(__file__).parents[2] / "tools/benchmark.py"
 # between two pieces of work, threads spin for a while and then sleep (what OpenMP does untold), spin, or sleep
 WAITING = {"untold": {}, "active": {"OMP_WAIT_POLICY": "active"}, "passive": {"OMP_WAIT_POLICY": "passive"}}
 
@@ -23,7 +22,7 @@ def training_rate(cfg: str, overrides: list[str], steps: int, workers: int, open
     with TemporaryDirectory() as folder:
         out = Path(folder) / "loader.json"
         options = ["--workers", str(workers), "--steps", str(steps), "--rounds", "1", "--out", str(out)]
-        command = [sys.executable, str(TOOL), "loader", "--cfg", cfg, *options, *overrides]
+        command = [sys.executable, "-m", "detector", "benchmark", "loader", "--cfg", cfg, *options, *overrides]
         subprocess.run(command, env=others | openmp, check=True, stdout=subprocess.DEVNULL)
         rows = read_json(out)["rows"]
     return next(row["images_s"] for row in rows if row["name"].startswith("both"))

@@ -99,7 +99,7 @@ def load_checkpoint(path: Path) -> dict:
     if not contents.keys() >= MODEL_KEYS:
         raise UserError(
             f"{path}: a foreign checkpoint (no {', '.join(sorted(MODEL_KEYS - contents.keys()))}); give one written by "
-            "tools/train.py, or load weights through model.weights"
+            "`detector train`, or load weights through model.weights"
         )
     if contents["version"] != VERSION:
         raise UserError(f"{path}: checkpoint version {contents['version']}, this release reads {VERSION}")

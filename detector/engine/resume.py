@@ -90,7 +90,7 @@ def compare_runs(checkpoint: dict[str, Any], own: dict[str, Any], steps_per_epoc
     if done >= epochs != before["train"]["epochs"]:
         raise UserError(
             f"{origin}: train.epochs: {before['train']['epochs']} before, {epochs} now, and {done} are done already; "
-            "give a higher number, or evaluate the checkpoint with tools/evaluate.py"
+            "give a higher number, or evaluate the checkpoint with `detector evaluate`"
         )
     for split, old in checkpoint.get("data", {}).items():
         new = own["data"][split]

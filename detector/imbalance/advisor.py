@@ -35,7 +35,7 @@ class Advice:
 
 def advise(census: dict, probe: dict | None, gamma: float) -> list[Advice]:
     """The most important first; nothing that already fits is mentioned, but the loss always is. census and probe as
-    tools/census.py and tools/probe.py write them; gamma is focal loss's, and 0, cross entropy, calls for
+    `detector census` and `detector probe` write them; gamma is focal loss's, and 0, cross entropy, calls for
     under-sampling."""
     loss = _loss(census, probe, gamma)
     takes_weights = any(one.key == "loss.classification" and one.value["type"] in WEIGHTED for one in loss)

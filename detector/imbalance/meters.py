@@ -114,7 +114,7 @@ def warnings(row: dict[str, float]) -> dict[str, str]:
         side = "background" if row["fg_gradient_share"] < low else "foreground"
         found[side] = (
             f"the {side} has {max(row['fg_gradient_share'], 1 - row['fg_gradient_share']):.1%} of the classification "
-            "gradient; tools/advise.py says which alpha balances it"
+            "gradient; `detector advise` says which alpha balances it"
         )
     return found
 

@@ -120,7 +120,7 @@ def _what_was_meant(path: Path) -> str:
         return "no such weights file; check model.weights or the path given"
     inside = [folder / name for name in ("checkpoints/best.pt", "checkpoints/last.pt", "best.pt", "last.pt")]
     found = [file for file in (*inside, *sorted(folder.glob("*.pt")), *sorted(folder.glob("*.pth"))) if file.is_file()]
-    return f"{what}; give {found[0] if found else 'a file that tools/train.py wrote, as RUN/checkpoints/best.pt'}"
+    return f"{what}; give {found[0] if found else 'a file that `detector train` wrote, as RUN/checkpoints/best.pt'}"
 
 
 def first_line(error: Exception) -> str:

@@ -1,0 +1,60 @@
+"""Remedies for the imbalance that a census, and a probe if there is one, have found: a config with the reasons.
+
+Example: detector advise --census runs/census/bccd_focal_train --cfg bccd_focal.yaml --out advice.yaml
+"""
+
+import argparse
+import math
+import os
+import textwrap
+from pathlib import Path
+
+import yaml
+
+from detector.command import out_file, user_path
+from detector.errors import UserError
+from detector.files import read_json, write_text
+
+OWN_KEYS = {"census.json": "by_level", "probe.json": "losses"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--census", type=user_path, required=True, help="what detector census wrote: the file or its folder"
+    )
+    parser.add_argument("--probe", type=user_path, help="what detector probe wrote: the file or its folder")
+    parser.add_argument("--cfg", required=True, help="the config to improve: a name in configs/, or a path")
+    parser.add_argument("--gamma", type=float, default=2.0, help="focal loss's; 0 asks for cross entropy")
+    parser.add_argument("--out", type=out_file, default="advice.yaml", help="the improved config")
+    args = parser.parse_args()
+    # only now: --help need not wait for them
+    from detector.config import CONFIGS, load_config
+    from detector.imbalance.advisor import advise, overlay
+
+    if not 0 <= args.gamma < math.inf:
+        raise UserError(f"--gamma {args.gamma:g}: should be a number from 0 on")
+    load_config(args.cfg)
+    probe = read(args.probe, "probe.json") if args.probe else None
+    advice = advise(read(args.census, "census.json"), probe, args.gamma)
+    base = user_path(args.cfg) if os.path.dirname(args.cfg) else CONFIGS / args.cfg
+    base = base if base.is_file() else Path(f"{base}.yaml")
+    lines = [f"# {args.cfg} with the remedies that its census speaks for."]
+    for one in advice:
+        print(f"{one.key}: {one.value}\n{textwrap.indent(textwrap.fill(one.reason, 100), '    ')}")
+        lines += textwrap.wrap(f"{one.key}: {one.reason}", 116, initial_indent="# ", subsequent_indent="#   ")
+    values = {"base": os.path.relpath(base, args.out.parent)} | overlay(advice)
+    write_text(args.out, "\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
+    load_config(str(args.out.resolve()))
+    print(f"{args.out} has it: detector train --cfg {args.out if os.path.dirname(args.out) else f'./{args.out}'}")
+
+
+def read(path: Path, name: str) -> dict:
+    file = path / name if path.is_dir() else path
+    try:
+        values = read_json(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); give what `detector {name[:-5]}` wrote") from None
+    if not isinstance(values, dict) or OWN_KEYS[name] not in values:
+        raise UserError(f"{file}: not a {name[:-5]}; give the {name} that `detector {name[:-5]}` wrote")
+    return values

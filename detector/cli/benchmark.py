@@ -1,0 +1,78 @@
+"""Speeds, as ratios measured side by side in one process (A B A B, medians), and what remedies for imbalance do.
+
+Example: detector benchmark training --out tools/benchmarks/training_cpu.json
+"""
+
+import argparse
+
+from detector.command import out_file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for name, text in (("training", "a training step"), ("inference", "images to boxes")):
+        kind = kinds.add_parser(name, help=f"{text} against torchvision's RetinaNet, R50")
+        kind.add_argument("--side", type=int, default=512, help="image side in pixels")
+        kind.add_argument("--batch-size", type=int, default=2)
+        kind.add_argument("--rounds", type=int, default=7)
+        kind.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
+    compiling = "also what torch.compile makes"
+    kinds.choices["training"].add_argument("--compile", dest="with_compile", action="store_true", help=compiling)
+    for name, text in (
+        ("loader", "whether images come as fast as a config's training step takes them"),
+        (
+            "threads",
+            "loader workers, threads and their way to wait; the config's trainings take the fastest",
+        ),
+    ):
+        kind = kinds.add_parser(name, help=text)
+        kind.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
+        kind.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of loader workers")
+        kind.add_argument("--steps", type=int, default=20)
+        kind.add_argument("--rounds", type=int, default=3)
+        kind.add_argument("overrides", nargs="*", metavar="key.path=value")
+    kind = kinds.add_parser("evaluation", help="COCO's scoring by hotcoco and by pycocotools")
+    kind.add_argument("--images", type=int, default=5000)
+    kind.add_argument("--detections", type=int, default=100, help="an image")
+    kind.add_argument("--rounds", type=int, default=3)
+    kind = kinds.add_parser("census", help="a census of COCO-size annotations, in seconds")
+    kind.add_argument("--images", type=int, default=5000)
+    kind.add_argument("--cfg", default="coco_focal_r50_1x.yaml", help="a config's name in configs/, or a path")
+    kind = kinds.add_parser("losses", help="forward and backward of each loss on 120,000 anchors x 80 classes an image")
+    kind.add_argument("--batch-sizes", type=int, nargs="+", help="images; default 1, and 16 on a GPU")
+    kind.add_argument("--precisions", choices=("fp32", "bf16", "fp16"), nargs="+", default=["fp32", "bf16"])
+    kind.add_argument("--rounds", type=int, default=7)
+    kind.add_argument("--compile", dest="with_compile", action="store_true", help=compiling)
+    kind.add_argument("--only", default="", help="losses whose name contains this text")
+    kind = kinds.add_parser("imbalanced", help="remedies on a binary problem of 1 : 578, as card fraud is")
+    kind.add_argument("--seeds", type=int, default=5)
+    for kind in kinds.choices.values():
+        kind.add_argument("--out", type=out_file, help="JSON file; the table goes beside it as Markdown")
+    args = vars(parser.parse_args())
+    # only now: --help need not wait for torch
+    from detector.benchmarks import census, evaluation, imbalanced, inference, loader, losses, threads, training
+    from detector.benchmarks.timing import machine
+    from detector.files import write_json, write_text
+    from detector.tables import markdown, show
+
+    kind, out = args.pop("kind"), args.pop("out")
+    kinds = (census, evaluation, imbalanced, inference, loader, losses, threads, training)
+    result = next(module for module in kinds if module.__name__.endswith(kind)).run(**args) | {"machine": machine()}
+    title = ", ".join(f"{key} {value}" for key, value in result.items() if key not in ("rows", "machine"))
+    columns, rows = cells(result["rows"])
+    show(columns, rows, f"{title}\n{result['machine']}")
+    if out:
+        write_json(out, result)
+        write_text(out.with_suffix(".md"), f"{title}\n\n{result['machine']}\n\n{markdown(columns, rows)}")
+
+
+def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
+    """Column names and texts; a value `x` with a deviation `x_std` shares its cell with it."""
+    columns = [name for name in max(rows, key=len) if not name.endswith("_std")]
+
+    def text(row: dict, name: str) -> str:
+        values = [row[key] for key in (name, f"{name}_std") if key in row]
+        return " ± ".join(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)
+
+    return columns, [[text(row, name) for name in columns] for row in rows]

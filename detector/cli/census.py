@@ -1,0 +1,55 @@
+"""What a data set and the anchors do to each other, before any training: how many anchors are foreground, and whose.
+
+Example: detector census --cfg bccd_focal.yaml data.root=DIR
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from detector.command import out_folder
+
+log = logging.getLogger("detector")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
+    parser.add_argument("--split", choices=("train", "val"), default="train")
+    parser.add_argument("--out", type=out_folder, help="folder for census.json; default runs/census/<config>_<split>")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for any of them, nor a wrong config for torch
+    from detector.config import load_config
+
+    config = load_config(args.cfg, args.overrides)
+
+    from detector.build import build_census, build_dataset
+    from detector.files import write_json
+    from detector.tables import show
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    folder = out_folder(args.out or f"runs/census/{Path(args.cfg).stem}_{args.split}")
+    dataset = build_dataset(config, args.split)
+    log.info("counting the anchors of %s", dataset.describe())
+    census = {"split": args.split} | build_census(config, dataset)
+    write_json(folder / "census.json", census)
+
+    kinds = ("foreground", "ignored", "background")
+    levels = [[row["level"], *(f"{row[kind]:,}" for kind in kinds)] for row in census["by_level"]]
+    show(["level", *kinds], [*levels, ["all", *(f"{census['anchors'][kind]:,}" for kind in kinds)]], "anchors")
+    classes = sorted(census["by_class"], key=lambda row: -row["objects"])
+    columns = ("objects", "images", "foreground")
+    show(["class", *columns[:2], "foreground anchors"], [[c["name"], *(f"{c[k]:,}" for k in columns)] for c in classes])
+    columns = ("objects", "foreground", "unmatched", "low_quality")
+    titles = ["size", "objects", "foreground anchors", "without anchor", "low quality only"]
+    show(titles, [[s["name"], *(f"{s[k]:,}" for k in columns)] for s in census["by_size"]])
+    quantiles = census["by_image"]["background_per_foreground"]["quantiles"]
+    log.info("background anchors per foreground anchor: %.0f", census["ratio"])
+    log.info("image by image: %s", ", ".join(f"{v:.0f} at {q}%" for q, v in quantiles.items()))
+    if fit := census["anchor_suggestion"]:
+        recall, sizes = fit["recall"], [[round(s) for s in level] for level in fit["sizes"]]
+        log.info("objects that some anchor overlaps enough: %.1f%%; with anchor_sizes %s and anchor_ratios %s: %.1f%%",
+                 100 * recall["now"], sizes, fit["ratios"], 100 * recall["suggested"])  # fmt: skip
+    log.info("%s/census.json; detector advise and detector report read it", folder)

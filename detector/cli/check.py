@@ -1,0 +1,84 @@
+"""What is wrong or odd with a data set: annotations and every image file. Reads only; exit code 1 where something would
+stop a training.
+
+Example: detector check --cfg bccd_focal.yaml data.root=DIR
+         detector check 'data.train={type: voc, images: photos, annotations: labels}'
+"""
+
+import argparse
+import json
+import logging
+import sys
+
+log = logging.getLogger("detector")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", default="own_images.yaml", help="a config's name in configs/, or a path")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.add_argument("--fast", action="store_true", help="do not open the images")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for any of them, nor a wrong config for torch
+    from detector.config import load_config
+
+    config = load_config(args.cfg, args.overrides)
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from detector.build import divide, read_dataset
+    from detector.data.findings import KINDS, Findings
+    from detector.data.inspection import look_at_all, report_files, report_leaks, report_overlaps
+    from detector.errors import UserError
+    from detector.machine import cache_folder
+    from detector.tables import show
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    splits = ["train"] if config.data.val is None else ["train", "val"]
+    found, datasets = {split: Findings("skip") for split in splits}, {}
+    for split in splits:
+        try:
+            classes = datasets["train"].class_names if "train" in datasets else None
+            datasets[split] = read_dataset(config, split, found[split], classes)
+        except UserError as error:
+            found[split].add("data_set", [0], lambda _, error=error: str(error))
+    for split, dataset in datasets.items():
+        report_overlaps(dataset.records, dataset.class_names, found[split])
+    if not args.fast:
+        paths = list(dict.fromkeys(record.path for dataset in datasets.values() for record in dataset.records))
+        cache = cache_folder() / "images.json"
+        with Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("images", total=len(paths))
+            verdicts = look_at_all(paths, cache, lambda: progress.advance(task))
+        for split, dataset in datasets.items():
+            report_files(dataset.records, verdicts, found[split])
+        parts = divide(config, datasets["train"]) if config.data.split and datasets else datasets
+        if len(parts) == 2 and all(map(len, parts.values())):
+            report_leaks(parts["train"].records, parts["val"].records, verdicts, found[splits[-1]])
+
+    stopping = {"fatal"} if config.data.invalid == "skip" else {"fatal", "invalid"}
+    rows = [
+        {"split": split, "kind": kind, "stops": KINDS[kind].level in stopping, "count": finding.count,
+         "what": KINDS[kind].what, "becomes": KINDS[kind].becomes, "remedy": KINDS[kind].remedy,
+         "examples": finding.examples}
+        for split in splits for kind, finding in found[split].found.items()
+    ]  # fmt: skip
+    rows.sort(key=lambda row: (splits.index(row["split"]), not row["stops"]))
+    if args.json:
+        print(json.dumps({"images": {s: len(d) for s, d in datasets.items()}, "findings": rows}, indent=1))
+    else:
+        for split, dataset in datasets.items():
+            log.info("data.%s: %s", split, dataset.describe())
+        text = [
+            [row["split"], f"{row['count']:,}", row["what"], "stops it" if row["stops"] else row["becomes"]]
+            for row in rows
+        ]
+        show(["split", "count", "what", "in a training"], text, "findings")
+        for row in rows:
+            log.info("%s, %s: %s", row["split"], row["what"], row["remedy"])
+            log.info("%s", "\n".join(f"    {example}" for example in row["examples"]))
+    if any(row["stops"] for row in rows):
+        log.info("a training would stop; correct the data, or see data.invalid and faults.max_unreadable")
+        sys.exit(1)

@@ -1,0 +1,46 @@
+"""A data set in another format: COCO, Pascal VOC or YOLO, with its images.
+
+Example: detector convert --cfg bccd_focal.yaml data.root=DIR --to yolo --out cells
+"""
+
+import argparse
+import logging
+import shlex
+
+from detector.command import out_folder
+
+log = logging.getLogger("detector")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", default="own_images.yaml", help="a config whose data sections say what to convert")
+    parser.add_argument("--to", choices=("coco", "voc", "yolo"), required=True)
+    parser.add_argument("--out", type=out_folder, required=True, help="a new folder")
+    parser.add_argument("--link", action="store_true", help="hard links to the images in place of copies")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for any of them, nor a wrong config for torch
+    from detector.config import load_config
+
+    config = load_config(args.cfg, args.overrides)
+
+    from detector.build import build_dataset, with_bits
+    from detector.data.conversion import plan_conversion
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train = build_dataset(config, "train")
+    splits = {"train": train, "val": build_dataset(with_bits(config, train), "val", train.class_names)}
+    plan = plan_conversion(splits, args.to)
+    specs = plan.write(args.out, link=args.link)
+    for split, dataset in splits.items():
+        log.info("%s: %s", split, dataset.describe())
+    for lost in plan.lost:
+        log.warning("%s has no place for %s", args.to, lost)
+    for changed in plan.changed:
+        log.warning("%s", changed)
+    sections = [
+        f"data.{split}={{{', '.join(f'{key}: {value}' for key, value in spec.items())}}}"
+        for split, spec in specs.items()
+    ]
+    log.info("to train on it: %s", shlex.join([f"data.root={args.out}", "data.split=null", *sections]))

@@ -1,0 +1,81 @@
+"""COCO's numbers of a trained detector on a data set, and where they are lost: TIDE's errors, confusion, calibration.
+
+Examples: detector evaluate --checkpoint runs/first/checkpoints/best.pt
+          detector evaluate --cfg coco_focal_r50_1x.yaml model.weights=torchvision_retinanet:FILE
+"""
+
+import argparse
+import logging
+from collections import ChainMap
+from pathlib import Path
+
+from detector.command import out_folder, user_path
+from detector.errors import UserError
+
+log = logging.getLogger("detector")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--checkpoint", type=user_path, help="a checkpoint; without one, the model as --cfg initialises it"
+    )
+    parser.add_argument("--cfg", help="a config's name in configs/, or a path; default the checkpoint's own config")
+    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument(
+        "--out",
+        type=out_folder,
+        help="folder for metrics.json and detections.json; default evaluation_<split> in the run's folder",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for torch
+    from detector.build import build_dataset, build_evaluation, build_trained_model, with_targets
+    from detector.config import load_config, with_parts
+    from detector.distributed import gather, process_group, rank
+    from detector.engine.outcome import save_evaluation, summary
+    from detector.evaluation.anatomy import background_per_foreground, describe, make_anatomy
+    from detector.evaluation.anchor_scores import AnchorScores
+    from detector.files import write_json
+    from detector.predict import Detector
+    from detector.structures import Batch, Predictions, Targets
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    if args.checkpoint is None and args.cfg is None:
+        raise UserError("nothing to evaluate: give --checkpoint PATH, or --cfg with model.weights")
+    if args.checkpoint is None:
+        config = load_config(args.cfg, args.overrides)
+        dataset = build_dataset(config, args.split)
+        model = build_trained_model(config, dataset)
+        detector = Detector(model, config, dataset.class_names, dataset.category_ids, args.device)
+    else:
+        detector = Detector.load(args.checkpoint, cfg=args.cfg, overrides=args.overrides, device=args.device)
+        config = with_parts(detector.config, args.split)
+        dataset = build_dataset(config, args.split, detector.class_names)
+    num_classes = len(dataset.class_names)
+    run_folder = args.checkpoint.parent.parent if args.checkpoint else Path()
+    folder = out_folder(args.out or run_folder / f"evaluation_{args.split}")
+    log.info("evaluating on %s", dataset.describe())
+    scores, ratios = AnchorScores(), {}
+
+    def see(batch: Batch, predictions: Predictions, targets: Targets) -> None:
+        scores.update(predictions.logits, targets.labels)
+        ratios.update(zip(batch.image_ids, background_per_foreground(targets.labels, num_classes), strict=True))
+
+    with process_group(detector.device):
+        evaluate = build_evaluation(
+            config, dataset, detector.device, detector.dtype, with_targets(config, num_classes, see)
+        )
+        metrics, detections = evaluate(detector.model)
+        anchor_level, ratios = scores.compute(), dict(ChainMap(*gather(ratios)))
+        if rank() > 0:
+            return
+    settings = {"backend": config.evaluation.backend, "max_detections": config.evaluation.max_detections}
+    anatomy = make_anatomy(dataset.ground_truth(), detections, metrics, ratios, **settings)
+    anatomy["anchor_level"] = anchor_level
+    save_evaluation(folder, metrics, detections)
+    write_json(folder / "anatomy.json", anatomy)
+    log.info("%s\n%s", summary(metrics, detections), describe(anatomy))
+    log.info("%s: metrics.json, anatomy.json, detections.json; detector report %s draws them", folder, folder)

@@ -1,0 +1,65 @@
+"""Detect objects in images, videos and what a camera sees: draws the labelled boxes and writes detections.json.
+
+Examples: detector infer --checkpoint runs/first/checkpoints/best.pt photos/ 'more/*.jpg' --out found --score 0.4
+          detector infer --checkpoint runs/first/checkpoints/best.pt clip.mp4 --classes disc ring --save csv yolo
+          detector infer --checkpoint runs/first/checkpoints/best.pt 0 --frames 500
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from detector.command import out_folder, user_path
+from detector.errors import UserError
+
+log = logging.getLogger("detector")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=user_path, required=True)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, glob or a camera's number")
+    parser.add_argument("--out", type=out_folder, default="detections", help="folder for pictures and detections")
+    parser.add_argument("--score", type=float, default=0.3, help="lowest score to report")
+    parser.add_argument("--classes", nargs="+", metavar="NAME", help="only these; default all")
+    parser.add_argument("--save", nargs="+", choices=("coco", "csv", "yolo"), default=["coco"], help="default coco")
+    parser.add_argument("--frames", type=int, help="at most so many of each video and camera; default all")
+    parser.add_argument("--batch-size", type=int, help="pictures at once; default the config's evaluation.batch_size")
+    parser.add_argument("--flip", action="store_true", help="see every picture mirrored too (twice the work)")
+    parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="see it at these sizes, e.g. 0.8 1.0 1.25")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for torch
+    from detector.inference import loop
+    from detector.inference.sinks import FORMATS, Drawings
+    from detector.inference.sources import find_sources
+    from detector.predict import Detector
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    if args.frames is not None and args.frames < 1:
+        raise UserError(f"--frames {args.frames}: should be at least 1")
+    sources = find_sources(args.inputs)
+    inputs = {source.file.resolve() for source in sources if isinstance(source.file, Path)}
+    if inputs & {(args.out / source.drawing).resolve() for source in sources}:
+        raise UserError(f"--out {args.out}: the pictures would overwrite the images themselves; choose another folder")
+    overrides = [f"evaluation.score_threshold={args.score}"]
+    if args.batch_size is not None:
+        overrides.append(f"evaluation.batch_size={args.batch_size}")
+    if args.flip:
+        overrides.append("evaluation.flip=true")
+    if args.scales is not None:
+        overrides.append(f"evaluation.scales={args.scales}")
+    detector = Detector.load(args.checkpoint, overrides=overrides, device=args.device)
+    detector.labels_of(args.classes or ())  # an unknown one is refused before anything is written
+    args.out.mkdir(parents=True, exist_ok=True)
+    names = detector.class_names, detector.category_ids
+    sinks = [FORMATS[name](args.out, *names) for name in dict.fromkeys(args.save)]
+    log.info("pictures and detections (%s) go to %s", ", ".join(dict.fromkeys(args.save)), args.out)
+    loop.run(
+        detector,
+        sources,
+        [*sinks, Drawings(args.out, detector.class_names)],
+        classes=args.classes,
+        max_frames=args.frames,
+    )

@@ -1,0 +1,59 @@
+"""What each loss makes of a trained model: who gets the gradient, and where the loss comes from, on the same scores.
+
+Example: detector probe --checkpoint runs/first/checkpoints/best.pt
+"""
+
+import argparse
+import logging
+
+from detector.command import out_folder, user_path
+from detector.errors import UserError
+
+log = logging.getLogger("detector")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", type=user_path, required=True)
+    parser.add_argument("--split", choices=("train", "val"), default="val")
+    parser.add_argument("--images", type=int, help="only so many, evenly spread over the split; default all")
+    parser.add_argument(
+        "--out", type=out_folder, help="folder for probe.json; default probe_<split> in the run's folder"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for torch
+    from detector.build import build_dataset, build_probe
+    from detector.config import with_parts
+    from detector.files import write_json
+    from detector.imbalance.vocabulary import GROUPS
+    from detector.predict import Detector
+    from detector.tables import show
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    detector = Detector.load(args.checkpoint, overrides=args.overrides, device=args.device)
+    config = with_parts(detector.config, args.split, losses=True)
+    dataset = build_dataset(config, args.split, detector.class_names)
+    if args.images is not None:
+        if args.images < 1:
+            raise UserError(f"--images {args.images}: should be at least 1")
+        dataset = dataset.evenly(args.images)
+    folder = out_folder(args.out or args.checkpoint.parent.parent / f"probe_{args.split}")
+    log.info("probing on %s", dataset.describe())
+    probe = build_probe(config, dataset, detector.device, detector.dtype)(detector.model)
+    trained_with = config.loss.classification
+    found = {"split": args.split, "class_names": dataset.class_names, "trained_with": trained_with} | probe.compute()
+
+    write_json(folder / "probe.json", found)
+    elements = [f"{found['elements'][group]:,}" for group in GROUPS]
+    rows = [["(elements)", "", *elements]]
+    for name, loss in sorted(found["losses"].items(), key=lambda item: -item[1]["gradient_foreground"]):
+        shares = [f"{loss['gradient'][group]:.1%}" for group in GROUPS]
+        rows.append([name, f"{loss['loss_foreground']:.1%}", *shares])
+    short = [group.replace("_", " ").replace("foreground", "fg").replace("background", "bg") for group in GROUPS]
+    show(["loss", "fg's loss", *short], rows, "share of the gradient, of foreground (fg) and background (bg) elements")
+    scores = found["anchor_level"]
+    log.info("anchors: ROC-AUC %.4f, average precision %.4f", scores["roc_auc"], scores["average_precision"])
+    log.info("%s/probe.json; detector report %s draws it", folder, folder)

@@ -1,0 +1,58 @@
+"""Train a grid of variants x levels of imbalance x seeds, and tell what holds up: 95% intervals and paired tests.
+
+Interrupt it whenever you like: the same command goes on where it stopped.
+
+Example: detector study --cfg losses.yaml --out runs/studies/losses
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import yaml
+
+from detector.command import out_folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, help="a study's name in configs/studies/, or a path")
+    parser.add_argument("--out", type=out_folder, help="folder of the study; default runs/studies/<name>")
+    parser.add_argument("--jobs", type=int, help="runs at once; default one a core, on a GPU by its free memory")
+    parser.add_argument("--tables", action="store_true", help="only the tables of what there is")
+    parser.add_argument("--keep-checkpoints", action="store_true")
+    args = parser.parse_args()
+    # only now: --help need not wait for torch
+    import detector.build  # noqa: F401  (registers the parts that a config names)
+    from detector.engine.claim import claim
+    from detector.files import write_json, write_text
+    from detector.study.plan import load_study, make_runs
+    from detector.study.plots import save_plots
+    from detector.study.results import difference_cells, make_tables, mean_cells, read_results
+    from detector.study.runner import choose_jobs, run_all
+    from detector.tables import markdown, show
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    study = load_study(args.cfg)
+    runs = make_runs(study)
+    folder = out_folder(args.out or f"runs/studies/{Path(args.cfg).stem}")
+    write_text(folder / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
+    if not args.tables:
+        train = [sys.executable, "-m", "detector", "train"]
+        with claim(folder):
+            run_all(
+                runs,
+                folder,
+                jobs=args.jobs or choose_jobs(),
+                command=lambda config, out: [*train, "--cfg", str(config), "--out", str(out), "--resume", "auto"],
+                keep_checkpoints=args.keep_checkpoints,
+            )
+    tables = make_tables(study, read_results(folder / "results.csv"))
+    write_json(folder / "tables.json", tables)
+    save_plots(tables, folder)
+    means, tests = mean_cells(tables), difference_cells(tables)
+    write_text(folder / "tables.md", f"{markdown(*means)}\n{markdown(*tests)}")
+    show(*means, title=f"{tables['metric']}, mean ± half its 95% interval")
+    show(*tests, title="paired by level and seed")

@@ -1,0 +1,38 @@
+"""Train a detector, evaluate it and leave a run folder.
+
+Example: detector train --cfg retina_focal.yaml --out runs/first train.epochs=2 loss.classification.gamma=1.0
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from detector.command import out_folder
+
+log = logging.getLogger("detector")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
+    parser.add_argument("--out", type=out_folder, help="run folder; default runs/<config>/<time>")
+    parser.add_argument(
+        "--resume", help="auto: the last checkpoint of --out, else of the newest run of --cfg; or a file"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    args = parser.parse_intermixed_args()
+    # only now: --help need not wait for any of them, nor a wrong config for torch
+    from detector.config import load_config
+    from detector.machine import take_fastest
+
+    config = load_config(args.cfg, args.overrides)
+    if (fastest := take_fastest(args.cfg)) and config.data.num_workers == "auto":
+        data = config.data.model_copy(update={"num_workers": fastest["workers"]})
+        config = config.model_copy(update={"data": data})
+
+    from detector.training import train_config
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if fastest:
+        log.info("as measured here on %(measured)s: %(workers)s loader workers, %(openmp)s", fastest)
+    train_config(config, Path(args.cfg).stem, args.out, args.resume)

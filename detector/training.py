@@ -1,0 +1,101 @@
+"""Train from Python or the command line: data sets, model and trainer from a config, then the run's results."""
+
+import logging
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from detector.build import build_dataset, build_model, build_trained_model, build_trainer, with_bits
+from detector.config import Config, load_config, to_yaml
+from detector.distributed import broadcast, process_group, rank, world_size
+from detector.engine.checkpoint import load_checkpoint
+from detector.engine.claim import claim_run
+from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
+from detector.engine.precision import choose_device
+from detector.engine.run_folder import commit
+from detector.files import write_text
+from detector.predict import Detector
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainedRun:
+    """What a training leaves: its folder and the metrics of the last evaluation (COCO's names; `per_class`)."""
+
+    folder: Path
+    metrics: dict[str, Any] = field(repr=False)
+
+    @cached_property
+    def detector(self) -> Detector:
+        """The model with the best AP."""
+        return Detector.load(self.folder / "checkpoints" / "best.pt")
+
+
+def train(
+    cfg: str | Path, *overrides: str, out: str | Path | None = None, resume: str | Path | None = None
+) -> TrainedRun | None:
+    """Train the detector of a config, evaluate it and leave a run folder.
+
+    Args:
+        cfg: a config's name, or the path of a file.
+        overrides: `key.path=value` each.
+        out: the run folder; default runs/<config>/<time> in the working directory.
+        resume: `auto` for the last checkpoint of `out` or of the newest run of `cfg`, or a checkpoint's path.
+
+    Returns:
+        The run; None in processes of a distributed training other than the first.
+
+    Raises:
+        UserError: the config, the data or an argument is at fault.
+        Interrupted: a signal ended the run, which was saved.
+    """
+    config = load_config(str(cfg), overrides)
+    return train_config(config, Path(cfg).stem, None if out is None else Path(out), resume and str(resume))
+
+
+def train_config(config: Config, name: str, out: Path | None, resume: str | None) -> TrainedRun | None:
+    """Train as `train` does, for a config that is called `name`."""
+    started = time.perf_counter()
+    with ExitStack() as claims, process_group(choose_device(config.train.device)):
+        if rank() > 0:
+            logging.getLogger().setLevel(logging.WARNING)
+        chosen = claims.enter_context(claim_run(name, out, resume)) if rank() == 0 else None
+        folder, resumed = broadcast(chosen)
+        checkpoint = load_checkpoint(resumed) if resumed else None
+        train_set = build_dataset(config, "train")
+        config = with_bits(config, train_set)
+        val_set = build_dataset(config, "val", train_set.class_names)
+        # a checkpoint brings its own weights
+        if checkpoint is None:
+            model = build_trained_model(config, train_set)
+        else:
+            model = build_model(config, len(train_set.class_names))
+        trainer = build_trainer(config, model, train_set, val_set, folder)
+        if checkpoint is not None:
+            trainer.resume(checkpoint, resumed)
+            log.info("continuing %s after step %d", resumed, trainer.steps_done)
+        log.info("training on %s", train_set.describe())
+        log.info("validating on %s", val_set.describe())
+        log.info("%s, %s, %d processes; run folder %s", trainer.device, trainer.dtype, world_size(), folder)
+        if rank() == 0:
+            write_text(folder / "config.yaml", f"# detector at commit {commit() or 'unknown'}\n" + to_yaml(config))
+        trainer.train()
+        if rank() > 0:
+            return None
+    metrics, detections = load_evaluation(folder)
+    log.info("%s", summary(metrics, detections))
+    save_pictures(folder, val_set, detections, count=8, score=0.3)
+    save_curves(folder)
+    log.info(
+        "done in %.0f s. %s: metrics.json (the numbers above), metrics.csv (each step), curves.png, pictures/, "
+        "checkpoints/best.pt (AP %.3f) and last.pt; tensorboard --logdir %s",
+        time.perf_counter() - started,
+        folder,
+        trainer.best_ap,
+        folder,
+    )
+    return TrainedRun(folder, metrics)

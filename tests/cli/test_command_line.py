@@ -1,0 +1,57 @@
+"""The command `detector`: its subcommands, which start at once, and the scripts in tools/ that are the same."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from detector.cli import COMMANDS, DISTRIBUTION
+
+REPO = Path(__file__).parents[2]
+
+
+def detector(*arguments: str, cwd: Path = REPO) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-X", "importtime", "-m", "detector", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
+
+
+def imported(done: subprocess.CompletedProcess) -> set[str]:
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+
+
+def test_the_commands_are_listed_without_waiting_for_torch():
+    done = detector("--help")
+    assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in COMMANDS)
+    assert not imported(done) & {"torch", "numpy", "pydantic"}
+
+
+def test_the_version_is_that_of_the_package():
+    assert version(DISTRIBUTION) in detector("--version").stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_has_its_help_and_its_script(name: str):
+    done = detector(name, "--help")
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: detector {name} ") and "Example" in done.stdout
+    assert "torch" not in imported(done)
+    script = REPO / "tools" / ("check_data.py" if name == "check" else f"{name}.py")
+    assert re.search(r'^run\("(\w+)"\)$', script.read_text(encoding="utf-8"), re.MULTILINE)[1] == name
+
+
+def test_every_module_and_script_is_a_command():
+    modules = {path.stem for path in REPO.glob("detector/cli/*.py")} - {"__init__"}
+    scripts = {path.stem.removesuffix("_data") for path in REPO.glob("tools/*.py")}
+    assert modules == scripts == COMMANDS.keys()
+
+
+@pytest.mark.parametrize("arguments", [(), ("trian",), ("train",), ("train", "--nope"), ("train", "--cfg", "nope")])
+def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...]):
+    assert detector(*arguments).returncode == 2
+
+
+def test_a_config_is_found_from_any_folder(tmp_path: Path):
+    done = detector("train", "--cfg", "retina_focal.yaml", "train.epoch=1", cwd=tmp_path)
+    assert done.returncode == 2 and "train.epoch" in done.stderr  # the config was read; the key is wrong
