@@ -32,7 +32,14 @@ def main() -> None:
         data = config.data.model_copy(update={"num_workers": fastest["workers"]})
         config = config.model_copy(update={"data": data})
 
-    from detector.build import build_dataset, build_model, build_trained_model, build_trainer, with_bits
+    from detector.build import (
+        build_dataset,
+        build_model,
+        build_trained_model,
+        build_trainer,
+        require_objects,
+        with_bits,
+    )
     from detector.distributed import broadcast, process_group, rank, world_size
     from detector.engine.checkpoint import load_checkpoint
     from detector.engine.claim import claim_run
@@ -51,6 +58,7 @@ def main() -> None:
         folder, resumed = broadcast(chosen)
         checkpoint = load_checkpoint(resumed) if resumed else None
         train = build_dataset(config, "train")
+        require_objects(train)
         config = with_bits(config, train)
         val = build_dataset(config, "val", train.class_names)
         # a checkpoint brings its own weights
