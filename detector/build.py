@@ -86,6 +86,14 @@ def _settle_bits(config: Config, dataset: DetectionDataset, findings: Findings) 
         findings.add("image_deep", range(len(deep)), lambda i: f"{deep[i]}: {text}")
 
 
+def require_objects(train: DetectionDataset) -> None:
+    """Raise UserError where a training set has no object to learn from."""
+    if not train.class_counts().sum():
+        raise UserError(
+            f"data.train: its {len(train)} images have no object to learn from; check where its annotations are"
+        )
+
+
 def with_bits(config: Config, train: DetectionDataset) -> Config:
     """The config with the bits of the training set's 16-bit images in place of `auto`, so that the validation set and
     new pictures are scaled alike."""
@@ -373,10 +381,6 @@ def build_trainer(
 ) -> Trainer:
     """Everything a run needs, on its device, before the first step."""
     settings = config.train
-    if not train.class_counts().sum():
-        raise UserError(
-            f"data.train: its {len(train)} images have no object to learn from; check where its annotations are"
-        )
     shared = {record.path for record in train.records} & {record.path for record in val.records}
     if shared:
         log.warning(

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from detector.build import build_dataset, build_model, build_trained_model, build_trainer, with_bits
+from detector.build import build_dataset, build_model, build_trained_model, build_trainer, require_objects, with_bits
 from detector.config import Config, load_config, to_yaml
 from detector.distributed import broadcast, process_group, rank, world_size
 from detector.engine.checkpoint import load_checkpoint
@@ -67,6 +67,7 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
         folder, resumed = broadcast(chosen)
         checkpoint = load_checkpoint(resumed) if resumed else None
         train_set = build_dataset(config, "train")
+        require_objects(train_set)
         config = with_bits(config, train_set)
         val_set = build_dataset(config, "val", train_set.class_names)
         # a checkpoint brings its own weights

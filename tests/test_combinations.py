@@ -133,7 +133,6 @@ def test_another_number_of_classes_is_refused(scenes: Path):
     assert line == "loss.classification.num_classes: 99, but the data set has 6"
 
 
-@CLASSIFICATION_LOSSES.register("test_counting")
 class Counting(ClassificationLoss):
     """A user's own, with counts for something else than class weights."""
 
@@ -143,6 +142,7 @@ class Counting(ClassificationLoss):
 
 
 def test_a_loss_of_ones_own_gets_the_counts_too(scenes: Path):
+    CLASSIFICATION_LOSSES.register("test_counting")(Counting)
     loss = criterion_of(scenes, "loss.classification=test_counting").classification
     counts = build_dataset(tiny_config(scenes), "train").class_counts().tolist()
     assert loss.class_counts == counts and sum(counts) > 6

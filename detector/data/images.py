@@ -5,6 +5,7 @@ import glob
 import io
 import os
 import re
+import threading
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,9 @@ DECODED_BY_PILLOW = ("GIF", "HEIF")
 MAX_PIXELS = 178_000_000  # half a gigabyte as RGB
 ORIENTATION = ExifTags.Base.Orientation
 FULL_BITS = 16  # of a deep picture whose values use the whole range
+
+FIRST_BYTES = 1 << 16
+_WARNINGS = threading.Lock()  # Python's filters of warnings are those of all threads
 
 ImageInput = str | Path | np.ndarray | Image.Image | Tensor
 
@@ -231,8 +235,10 @@ def _parse_header(path: Path, file: BinaryIO) -> Header:
     if file.seek(0, os.SEEK_END) == 0:
         raise UserError(f"{path}: the image file is empty; replace or remove it")
     file.seek(0)
+    file.read(FIRST_BYTES)  # from the disk, which threads do side by side
+    file.seek(0)
     try:
-        with warnings.catch_warnings():
+        with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of corrupt metadata, and of sizes that are checked below
             image = Image.open(file)
             is_deep = ";16" in str(image.tile) or image.mode[0] == "I"

@@ -237,8 +237,8 @@ def test_a_run_that_is_resumed_with_another_optimizer_stays_as_it_is(run: Path, 
 def test_batch_norm_over_one_value_is_one_line_with_the_keys(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    overrides = ("model.norm=batch", "train.batch_size=1", "data.short_side=8", "data.train.image_size=8")
-    overrides += ("model.levels=[3, 5]", "model.anchor_sizes=null", "data.train.objects=0", "train.epochs=1")
+    overrides = ("model.norm=batch", "train.batch_size=1", "data.short_side=8", "train.epochs=1")
+    overrides += ("model.levels=[3, 5]", "model.anchor_sizes=null")
     assert run_tool("train", "--cfg", place / "tiny.yaml", "--out", tmp_path / "out", *overrides) == 2
     assert_one_line(capsys, r"model\.norm.*train\.batch_size.*data\.short_side")
 
