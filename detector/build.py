@@ -235,7 +235,7 @@ def with_targets(
         see(
             batch,
             predictions,
-            assigner(predictions.anchors, batch.boxes, batch.labels, batch.ignore, predictions.level_sizes),
+            assigner(predictions.priors, batch.boxes, batch.labels, batch.ignore, predictions.level_sizes),
         )
 
     return observe

@@ -26,7 +26,7 @@ from detector.data.transforms import PADDING_COLOUR
 from detector.engine.views import PLAIN, make_views
 from detector.errors import UserError
 from detector.files import replacing, utf8_path
-from detector.geometry.boxes import clip, decode, is_empty
+from detector.geometry.boxes import clip, is_empty
 from detector.models.postprocess import best_of_levels
 from detector.models.retinanet import RetinaNet, size_divisor
 from detector.predict import Detector
@@ -80,7 +80,7 @@ def export(
 
 
 class RawGraph(nn.Module):
-    """images -> logits (B, A, K), deltas (B, A, 4), anchors (A, 4); `geometry.boxes.decode` makes boxes of them."""
+    """images -> logits (B, A, K), deltas (B, A, 4), anchors (A, 4); the model's box coder makes boxes of them."""
 
     inputs = ("images",)
     outputs = ("logits", "deltas", "anchors")
@@ -91,7 +91,7 @@ class RawGraph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         said = self.model(images)
-        return said.logits, said.deltas, said.anchors
+        return said.logits, said.raw, said.priors
 
 
 class DetectionGraph(nn.Module):
@@ -124,7 +124,8 @@ class DetectionGraph(nn.Module):
         scores, candidates = best_of_levels(said, self.candidates_per_level, torch.topk)
         num_classes = said.logits.shape[2]
         anchor, labels = candidates // num_classes, candidates % num_classes
-        boxes = decode(said.deltas.gather(1, anchor[..., None].expand(-1, -1, 4)), said.anchors[anchor])
+        raw = said.raw.gather(1, anchor[..., None].expand(-1, -1, said.raw.shape[2]))
+        boxes = said.coder.decode(raw, said.priors[anchor])
         sizes = sizes.to(boxes.dtype)
         boxes = clip(boxes, sizes[:, :1], sizes[:, 1:]).nan_to_num(0)  # NaN becomes a box without area
         scores = scores.masked_fill(is_empty(boxes), 0)

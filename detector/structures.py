@@ -6,10 +6,12 @@ Boxes are always `xyxy` (x1, y1, x2, y2) in pixels, continuous coordinates, x to
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
-from torch import Tensor, device
+from torch import Tensor, device, set_grad_enabled
 
 IGNORED = -1  # label of an anchor that counts neither way, and of a padded ground truth
 
@@ -75,14 +77,38 @@ class Batch:
         return replace(self, **{name: change(getattr(self, name)) for name in tensors})
 
 
-@dataclass(frozen=True, slots=True)
+class BoxCoder(Protocol):
+    """Between boxes and the `num_outputs` numbers (R) that a head gives for each prior."""
+
+    num_outputs: int
+
+    def encode(self, boxes: Tensor, priors: Tensor) -> Tensor:
+        """Turn boxes (..., 4) xyxy into what a head should give, (..., R)."""
+
+    def decode(self, raw: Tensor, priors: Tensor) -> Tensor:
+        """Turn what a head gives, (..., R), into boxes (..., 4) xyxy."""
+
+
+@dataclass(frozen=True)
 class Predictions:
-    """What the model says: logits (B, A, K), deltas (B, A, 4), anchors (A, 4) xyxy, anchors of each pyramid level."""
+    """What the model predicts.
+
+    logits (B, A, K); raw (B, A, R), the head's numbers for the boxes; priors (A, 4) xyxy; level_sizes, the priors of
+    each pyramid level; coder, which makes boxes of `raw`.
+    """
 
     logits: Tensor
-    deltas: Tensor
-    anchors: Tensor
+    raw: Tensor
+    priors: Tensor
     level_sizes: tuple[int, ...]
+    coder: BoxCoder
+
+    @cached_property
+    def boxes(self) -> Tensor:
+        """(B, A, 4) xyxy fp32, decoded when they are first asked for."""
+        # also where that is under no_grad: a loss that asks later needs their gradient
+        with set_grad_enabled(self.raw.requires_grad):
+            return self.coder.decode(self.raw.float(), self.priors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ def make_detector(folder: Path, *overrides: str) -> Detector:
             buffer.uniform_(0.5, 1.5)
     with torch.no_grad():
         said = model.eval()(images)
-        for head, values, deviation in ((model.class_head, said.logits, 1.0), (model.box_head, said.deltas, 0.3)):
+        for head, values, deviation in ((model.class_head, said.logits, 1.0), (model.box_head, said.raw, 0.3)):
             head.output.weight *= deviation / values.std()
     return Detector(model, config, NAMES, IDS)
 
@@ -124,11 +124,11 @@ def test_what_the_model_says(raw: Exported, batches: list[Batch]):
     for batch in batches:
         with torch.no_grad():
             said = raw.detector.model(batch.images)
-        assert said.logits.std() > 0.3 and said.deltas.std() > 0.1
+        assert said.logits.std() > 0.3 and said.raw.std() > 0.1
         logits, deltas, anchors = raw.run(batch.images)
         torch.testing.assert_close(logits, said.logits, **close)
-        torch.testing.assert_close(deltas, said.deltas, **close)
-        assert torch.equal(anchors, said.anchors)
+        torch.testing.assert_close(deltas, said.raw, **close)
+        assert torch.equal(anchors, said.priors)
     assert sum(raw.metadata()["level_sizes"]) == len(anchors)
 
 

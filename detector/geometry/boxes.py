@@ -1,11 +1,7 @@
-"""Boxes as tensors (..., 4), xyxy in pixels: overlap, offsets to anchors, clipping."""
-
-import math
+"""Boxes as tensors (..., 4), xyxy in pixels: overlap and clipping."""
 
 import torch
 from torch import Tensor
-
-MAX_LOG_SCALE = math.log(1000 / 16)  # a decoded side is at most 62.5 times its anchor's: exp() stays finite
 
 
 def box_area(boxes: Tensor) -> Tensor:
@@ -47,25 +43,6 @@ def overlap(intersection: Tensor, area: Tensor, other_area: Tensor) -> Tensor:
     """Intersection over union from areas that broadcast, 0 where the union is empty."""
     union = (area + other_area).sub_(intersection)
     return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
-
-
-def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Offsets of boxes from their anchors, (..., 4) each: ((x-xa)/wa, (y-ya)/ha, log(w/wa), log(h/ha)) of centres and
-    sides (R-CNN, Girshick et al. 2014). Sides are taken as at least a thousandth of a pixel, so nothing is infinite.
-    """
-    anchor_sides = anchors[..., 2:] - anchors[..., :2]
-    anchor_centres = anchors[..., :2] + 0.5 * anchor_sides
-    sides = boxes[..., 2:] - boxes[..., :2]
-    centres = boxes[..., :2] + 0.5 * sides
-    return torch.cat(((centres - anchor_centres) / anchor_sides, (sides.clamp(min=1e-3) / anchor_sides).log()), dim=-1)
-
-
-def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Inverse of `encode`; log-scales are capped at log(1000/16)."""
-    anchor_sides = anchors[..., 2:] - anchors[..., :2]
-    centres = deltas[..., :2] * anchor_sides + (anchors[..., :2] + 0.5 * anchor_sides)
-    half_sides = 0.5 * deltas[..., 2:].clamp(max=MAX_LOG_SCALE).exp() * anchor_sides
-    return torch.cat((centres - half_sides, centres + half_sides), dim=-1)
 
 
 def clip(boxes: Tensor, heights: Tensor, widths: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from detector.geometry.coders import DeltaCoder
 from detector.losses.criterion import Criterion
 from detector.structures import Predictions, Targets
 
@@ -36,5 +37,5 @@ def expected_initial_loss(
         counts = torch.bincount(labels[labels >= 0], minlength=num_classes + 1)
         return (losses * counts).sum() / num_fg.clamp(min=1)
     logits = torch.full((*labels.shape, num_classes), logit, device=labels.device)
-    predictions = Predictions(logits, torch.zeros_like(targets.boxes), anchors, level_sizes)
+    predictions = Predictions(logits, torch.zeros_like(targets.boxes), anchors, level_sizes, DeltaCoder())
     return copy.deepcopy(criterion)(predictions, targets, num_fg, num_batches)["cls"]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from detector.evaluation.anchor_scores import AnchorScores
-from detector.geometry.boxes import decode, paired_iou
+from detector.geometry.boxes import paired_iou
 from detector.imbalance.vocabulary import GROUPS, by_group
 from detector.kernels.reference import binary_targets
 from detector.losses.base import ClassificationLoss
@@ -51,7 +51,7 @@ class Probe:
         self.anchor_scores.update(logits, labels)
         self.num_images += len(labels)
         with torch.no_grad():
-            quality = paired_iou(decode(predictions.deltas.float().clone(), predictions.anchors), targets.boxes.clone())
+            quality = paired_iou(predictions.boxes.clone(), targets.boxes.clone())
         for histograms in self.losses.values():
             histograms.update(logits, labels, predictions.level_sizes, quality, place)
 

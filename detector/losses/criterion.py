@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.distributed import sum_over_ranks, world_size
-from detector.geometry.boxes import decode, encode, paired_iou
+from detector.geometry.boxes import paired_iou
 from detector.losses.base import BoxLoss, ClassificationLoss, running_mean
 from detector.losses.samplers import AnchorSampler
 from detector.structures import Predictions, Targets
@@ -74,7 +74,7 @@ class Criterion(nn.Module):
         """(B, A) the IoU of predicted and matched box, for the losses that use it."""
         if not self.classification.use_quality:
             return None
-        return paired_iou(decode(predictions.deltas.float(), predictions.anchors), targets.boxes)
+        return paired_iou(predictions.boxes.detach(), targets.boxes)
 
     def forward(
         self, predictions: Predictions, targets: Targets, num_fg: Tensor, num_batches: int = 1
@@ -87,9 +87,9 @@ class Criterion(nn.Module):
         foreground = self.is_foreground(labels)
         quality = self.quality(predictions, targets)
         if self.box.on_boxes:
-            predicted, target = decode(predictions.deltas.float(), predictions.anchors), targets.boxes
+            predicted, target = predictions.boxes, targets.boxes
         else:
-            predicted, target = predictions.deltas, encode(targets.boxes, predictions.anchors)
+            predicted, target = predictions.raw, predictions.coder.encode(targets.boxes, predictions.priors)
         num_images = len(labels) * num_batches * world_size()
         by_image = self.normaliser == "image" and num_images > 0
         counts = foreground.sum(dim=1) if by_image else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from detector.geometry.boxes import clip, decode, is_empty
+from detector.geometry.boxes import clip, is_empty
 from detector.structures import Detections, Predictions
 
 
@@ -56,7 +56,7 @@ def best_candidates(predictions: Predictions, score_threshold: float, candidates
     scores, candidates = scores[image, column], candidates[image, column]
     num_classes = predictions.logits.shape[2]
     anchor, label = candidates // num_classes, candidates % num_classes
-    boxes = decode(predictions.deltas[image, anchor].float(), predictions.anchors[anchor])
+    boxes = predictions.coder.decode(predictions.raw[image, anchor].float(), predictions.priors[anchor])
     return Candidates(boxes, scores, label, image, num_classes)
 
 

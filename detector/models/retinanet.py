@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from detector.geometry.anchors import AnchorGrid, default_sizes
+from detector.geometry.coders import DeltaCoder
 from detector.models.backbone import Norm, ResNetBackbone
 from detector.models.fpn import FPN, PyramidTop
 from detector.models.heads import Head, HeadNorm, initialise_prior
@@ -63,7 +64,8 @@ class RetinaNet(nn.Module):
             raise ValueError("the heads are shared: each pyramid level needs the same number of anchor sizes")
         (num_anchors,) = num_anchors
         self.class_head = Head(width, head_depth, num_anchors, num_classes, head_norm)
-        self.box_head = Head(width, head_depth, num_anchors, 4, head_norm)
+        self.coder = DeltaCoder()
+        self.box_head = Head(width, head_depth, num_anchors, self.coder.num_outputs, head_norm)
         if prior is not None:
             initialise_prior(self.class_head, prior)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
@@ -87,7 +89,7 @@ class RetinaNet(nn.Module):
         # a channels-last image would keep every feature map so, whatever the weights' layout
         images = images.contiguous(memory_format=self.memory_format)
         levels = self.fpn(self.backbone(images))
-        return Predictions(self.class_head(levels), self.box_head(levels), anchors, level_sizes)
+        return Predictions(self.class_head(levels), self.box_head(levels), anchors, level_sizes, self.coder)
 
     @property
     def memory_format(self) -> torch.memory_format:

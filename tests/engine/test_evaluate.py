@@ -12,7 +12,10 @@ from detector.build import build_dataset, build_evaluation
 from detector.config import config_from_text
 from detector.data.images import write_image
 from detector.errors import UserError
+from detector.geometry.coders import DeltaCoder
 from detector.structures import Predictions
+
+DELTAS = DeltaCoder()
 
 # file size and the size it is resized to at short_side 64 and long_side 128, each (width, height), worked out by hand
 SIZES = [
@@ -58,7 +61,7 @@ class Oracle(nn.Module):
                 deltas[b, a, 2] = np.log(w * sx / (ax2 - ax1))
                 deltas[b, a, 3] = np.log(h * sy / (ay2 - ay1))
                 logits[b, a, self.labels[category]] = 3.0 - a  # distinct scores, in the order of the annotations
-        return Predictions(logits, deltas, self.anchors, (2, num_anchors - 2))
+        return Predictions(logits, deltas, self.anchors, (2, num_anchors - 2), DELTAS)
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ def test_num_fg_and_the_foreground_gradient_share_by_hand(tmp_path: Path):
             predictions = trainer.model(batch.images)
         logits = predictions.logits.double().numpy()
         num_classes = logits.shape[-1]
-        labels = [labels_by_hand(predictions.anchors, batch, i, num_classes) for i in range(len(logits))]
+        labels = [labels_by_hand(predictions.priors, batch, i, num_classes) for i in range(len(logits))]
         labels = torch.stack(labels).numpy()
         targets = labels[..., None] == np.arange(num_classes)
         gradient = np.abs(1 / (1 + np.exp(-logits)) - targets) * (labels >= 0)[..., None]

@@ -1,12 +1,9 @@
-import math
-
 import pytest
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_iou
 
-from detector.geometry.boxes import box_area, clip, decode, encode, paired_iou, pairwise_intersection, pairwise_iou
+from detector.geometry.boxes import box_area, clip, paired_iou, pairwise_intersection, pairwise_iou
 
 
 def random_boxes(*shape: int, seed: int = 0) -> Tensor:
@@ -58,35 +55,6 @@ def test_paired_iou_with_empty_boxes_is_zero():
     assert paired_iou(a, b).tolist() == [0, 0, 0]
 
 
-def test_offsets_of_a_known_box():
-    anchor = torch.tensor([[10.0, 20, 30, 60]])  # centre 20, 40; sides 20, 40
-    box = torch.tensor([[20.0, 30, 60, 40]])  # centre 40, 35; sides 40, 10
-    expected = torch.tensor([[1.0, -0.125, math.log(2), math.log(0.25)]])
-    torch.testing.assert_close(encode(box, anchor), expected)
-
-
-def test_encode_and_decode_equal_torchvision():
-    coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
-    anchors, boxes = random_boxes(200), random_boxes(200, seed=1)
-    torch.testing.assert_close(encode(boxes, anchors), coder.encode_single(boxes, anchors), rtol=1e-5, atol=1e-5)
-    deltas = torch.randn(200, 4, generator=torch.Generator().manual_seed(2)) * 3
-    deltas[0, 2:] = 50  # capped
-    torch.testing.assert_close(decode(deltas, anchors), coder.decode_single(deltas, anchors), rtol=1e-5, atol=1e-3)
-
-
-def test_decode_inverts_encode():
-    anchors, boxes = random_boxes(50), random_boxes(4, 50, seed=1)  # a batch against one set of anchors
-    torch.testing.assert_close(decode(encode(boxes, anchors), anchors), boxes, rtol=1e-5, atol=1e-3)
-
-
-def test_degenerate_boxes_stay_finite():
-    anchors = random_boxes(3)
-    boxes = torch.tensor([[7.0, 7, 7, 7], [7, 7, 7, 90], [0, 0, 0, 0]])
-    assert encode(boxes, anchors).isfinite().all()
-    torch.testing.assert_close(decode(encode(boxes, anchors), anchors), boxes, rtol=0, atol=2e-3)
-    assert decode(torch.full((3, 4), 1e4), anchors).isfinite().all()
-
-
 def test_clip_moves_corners_inside_each_image():
     boxes = torch.tensor([[-5.0, -1, 200, 50], [3, 4, 5, 6], [120, 90, 130, 99]])
     heights, widths = torch.tensor([40.0, 40, 80]), torch.tensor([100.0, 100, 110])
@@ -97,5 +65,5 @@ def test_clip_moves_corners_inside_each_image():
 def test_dtype_stays(dtype: torch.dtype):
     boxes = random_boxes(4).to(dtype)
     side = torch.tensor(50, dtype=dtype)
-    results = (pairwise_iou(boxes, boxes), encode(boxes, boxes), decode(boxes, boxes), clip(boxes, side, side))
+    results = (pairwise_iou(boxes, boxes), clip(boxes, side, side))
     assert all(result.dtype == dtype for result in results)

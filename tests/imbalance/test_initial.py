@@ -12,11 +12,14 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from detector.engine.trainer import Trainer
+from detector.geometry.coders import DeltaCoder
 from detector.imbalance.initial import expected_initial_loss
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.base import ElementwiseLoss
 from detector.losses.criterion import Criterion, Normaliser
 from detector.structures import IGNORED, Predictions, Targets
+
+DELTAS = DeltaCoder()
 
 K, A = 4, 300
 LEVEL_SIZES = (250, 50)
@@ -154,7 +157,9 @@ def test_a_loss_that_averages_where_it_should_sum_is_found_out():
     criterion = make_criterion(Averaging())
     logits = torch.full((3, A, K), math.log(0.01 / 0.99))
     num_fg = criterion.count_foreground([targets])
-    observed = criterion(Predictions(logits, torch.zeros(3, A, 4), anchors, LEVEL_SIZES), targets, num_fg)["cls"].item()
+    observed = criterion(Predictions(logits, torch.zeros(3, A, 4), anchors, LEVEL_SIZES, DELTAS), targets, num_fg)[
+        "cls"
+    ].item()
     assert expected(criterion, 0.01) > 10 * observed
 
 
@@ -166,7 +171,7 @@ def test_nothing_is_remembered(name: str, training: bool, normaliser: Normaliser
     targets, anchors = draw_step()
     logits = torch.randn(3, A, K, generator=torch.Generator().manual_seed(1))
     num_fg = criterion.normalise(criterion.count_foreground([targets]))
-    criterion(Predictions(logits, torch.zeros(3, A, 4), anchors, LEVEL_SIZES), targets, num_fg)  # a history
+    criterion(Predictions(logits, torch.zeros(3, A, 4), anchors, LEVEL_SIZES, DELTAS), targets, num_fg)  # a history
     criterion.train(training)
     before = copy.deepcopy(criterion.state_dict())
     expected_initial_loss(criterion, targets, anchors, LEVEL_SIZES, num_fg, 0.01, 1)

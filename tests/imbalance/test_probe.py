@@ -8,10 +8,13 @@ import torch
 from tiny import names_of_the_library, tiny_config
 
 from detector.build import build_dataset, build_probe, build_trained_model, place
+from detector.geometry.coders import DeltaCoder
 from detector.imbalance.probe import NORM_BINS, SCORE_BINS, Probe
 from detector.imbalance.vocabulary import GROUPS
 from detector.losses import CLASSIFICATION_LOSSES
 from detector.structures import Predictions, Targets
+
+DELTAS = DeltaCoder()
 
 # Ten anchors, one class: score, label (0 foreground, 1 background, -1 ignored)
 ANCHORS = [
@@ -24,7 +27,7 @@ ANCHORS = [
 def batch_of(anchors) -> tuple[Predictions, Targets]:
     logits = torch.tensor([[math.log(p / (1 - p))] for p, _ in anchors])[None]
     boxes = torch.tensor([0.0, 0, 8, 8]).expand(len(anchors), 4)
-    predictions = Predictions(logits, torch.zeros(1, len(anchors), 4), boxes, (len(anchors),))
+    predictions = Predictions(logits, torch.zeros(1, len(anchors), 4), boxes, (len(anchors),), DELTAS)
     return predictions, Targets(torch.tensor([[label for _, label in anchors]]), boxes[None])
 
 
@@ -143,7 +146,9 @@ def test_cumulative_curve_of_many_elements_equals_sorting_them():
     labels = (torch.rand(1, 100_000, generator=generator) > 0.02).long()
     boxes = torch.tensor([0.0, 0, 8, 8]).expand(100_000, 4)
     probe = Probe({"focal": CLASSIFICATION_LOSSES.build("focal")})
-    probe.update(Predictions(logits, torch.zeros(1, 100_000, 4), boxes, (100_000,)), Targets(labels, boxes[None]))
+    probe.update(
+        Predictions(logits, torch.zeros(1, 100_000, 4), boxes, (100_000,), DELTAS), Targets(labels, boxes[None])
+    )
     found = probe.compute()["losses"]["focal"]["cumulative"]
     for kind, label in (("foreground", 0), ("background", 1)):
         p = logits[0, :, 0].double().sigmoid()[labels[0] == label]
@@ -208,7 +213,7 @@ def test_every_loss_of_the_library_is_scored_with_and_without_objects(labels):
 def test_without_images_or_anchors(shape: tuple[int, int, int]):
     probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("focal", "ghm_c", "rank_sort", "ohem")})
     anchors = torch.tensor([[0.0, 0, 8, 8]]).repeat(shape[1], 1)
-    predictions = Predictions(torch.zeros(shape), torch.zeros(*shape[:2], 4), anchors, (shape[1],))
+    predictions = Predictions(torch.zeros(shape), torch.zeros(*shape[:2], 4), anchors, (shape[1],), DELTAS)
     probe.update(predictions, Targets(torch.ones(shape[:2], dtype=torch.int64), torch.zeros(*shape[:2], 4)))
     found = probe.compute()
     assert set(found["rows"].values()) == {0} and set(found["losses"]["focal"]["gradient"].values()) == {0.0}

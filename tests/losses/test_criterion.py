@@ -10,11 +10,13 @@ from tiny import tiny_trainer
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detector.geometry.boxes import decode
+from detector.geometry.coders import DeltaCoder
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.base import BoxLoss
 from detector.losses.criterion import Criterion, Normaliser
 from detector.structures import IGNORED, Predictions, Targets
+
+DELTAS = DeltaCoder()
 
 K = 3
 ANCHORS = torch.tensor([[0.0, 0, 10, 20], [10, 0, 30, 10], [0, 0, 40, 40], [5, 5, 15, 15], [20, 20, 60, 30]])
@@ -46,7 +48,7 @@ def hand_made() -> tuple[Predictions, Targets]:
     widths = ANCHORS[:, 2] - ANCHORS[:, 0]
     boxes = ANCHORS + 0.5 * torch.stack((widths, 0 * widths, widths, 0 * widths), dim=1)
     zeros = torch.zeros(2, 5, K, requires_grad=True), torch.zeros(2, 5, 4, requires_grad=True)
-    return Predictions(*zeros, ANCHORS, (5,)), Targets(labels, boxes.expand(2, 5, 4))
+    return Predictions(*zeros, ANCHORS, (5,), DELTAS), Targets(labels, boxes.expand(2, 5, 4))
 
 
 @pytest.mark.parametrize(
@@ -214,7 +216,7 @@ def gradients(criterion: Criterion, parts: list[slice]) -> tuple[float, Tensor, 
     num_fg = criterion.normalise(criterion.count_foreground(batches))
     loss = 0.0
     for part, batch in zip(parts, batches, strict=True):
-        predictions = Predictions(logits[part], deltas[part], ANCHORS.repeat(8, 1), (30, 10))
+        predictions = Predictions(logits[part], deltas[part], ANCHORS.repeat(8, 1), (30, 10), DELTAS)
         terms = criterion(predictions, batch, num_fg, num_batches=len(parts))
         (terms["cls"] + terms["box"]).backward()
         loss += (terms["cls"] + terms["box"]).item()
@@ -254,7 +256,7 @@ def test_no_foreground(classification: str, box: str, normaliser: Normaliser):
     targets = Targets(torch.full_like(targets.labels, K), torch.zeros_like(targets.boxes))
     criterion = make_criterion(classification, box, normaliser)
     num_fg = criterion.normalise(criterion.count_foreground([targets]))
-    terms = criterion(Predictions(logits, deltas, ANCHORS.repeat(8, 1), (30, 10)), targets, num_fg)
+    terms = criterion(Predictions(logits, deltas, ANCHORS.repeat(8, 1), (30, 10), DELTAS), targets, num_fg)
     (terms["cls"] + terms["box"]).backward()
     assert num_fg == (normaliser == "local") and terms["box"] == 0 and terms["cls_fg"] == 0
     assert terms["cls"].isfinite() and terms["cls"] > 0
@@ -279,9 +281,11 @@ def test_a_loss_on_boxes_gets_them_decoded():
         normaliser="global",
     )
     anchors = ANCHORS.repeat(8, 1)
-    terms = criterion(Predictions(logits, deltas, anchors, (40,)), targets, criterion.count_foreground([targets]))
+    terms = criterion(
+        Predictions(logits, deltas, anchors, (40,), DELTAS), targets, criterion.count_foreground([targets])
+    )
     foreground = (targets.labels != K) & (targets.labels != IGNORED)
-    distance = (decode(deltas, anchors) - targets.boxes)[foreground].abs().sum()
+    distance = (DELTAS.decode(deltas, anchors) - targets.boxes)[foreground].abs().sum()
     torch.testing.assert_close(terms["box"], distance / 9)
 
 
@@ -290,7 +294,7 @@ def shifted_predictions() -> tuple[Predictions, Targets]:
     predicted at their anchors, by 0.5 / 1.5 = 1/3."""
     predictions, targets = hand_made()
     with torch.no_grad():
-        predictions.deltas[0, :, 0] = 0.25
+        predictions.raw[0, :, 0] = 0.25
     return predictions, targets
 
 
@@ -307,7 +311,7 @@ def test_quality_is_the_iou_of_the_predicted_box_with_its_truth(normaliser: Norm
     terms = criterion(predictions, targets, criterion.count_foreground([targets]))
     assert terms["cls"].item() == pytest.approx(expected * math.log(2), rel=1e-5)
     terms["cls"].backward()
-    assert predictions.deltas.grad is None  # the quality is a target, not a way to the boxes
+    assert predictions.raw.grad is None  # the quality is a target, not a way to the boxes
 
 
 @pytest.mark.parametrize("normaliser", ["global", "image"])
@@ -317,10 +321,12 @@ def test_every_quality_loss_gets_it_whatever_the_box_loss(name: str, box: str, n
     logits, deltas, targets = random_step()
     anchors = ANCHORS.repeat(8, 1)
     quality = torch.stack(
-        [box_iou(*image).diag() for image in zip(decode(deltas, anchors), targets.boxes, strict=True)]
+        [box_iou(*image).diag() for image in zip(DELTAS.decode(deltas, anchors), targets.boxes, strict=True)]
     )
     criterion, loss = make_criterion(name, box, normaliser), CLASSIFICATION_LOSSES.build(name)
-    terms = criterion(Predictions(logits, deltas, anchors, (40,)), targets, criterion.count_foreground([targets]))
+    terms = criterion(
+        Predictions(logits, deltas, anchors, (40,), DELTAS), targets, criterion.count_foreground([targets])
+    )
     if normaliser == "global" or loss.self_normalised:
         expected = loss(logits, targets.labels, 9, quality=quality)
     else:
@@ -331,7 +337,7 @@ def test_every_quality_loss_gets_it_whatever_the_box_loss(name: str, box: str, n
 
 def test_half_precision_predictions_give_fp32_losses():
     predictions, targets = hand_made()
-    half = Predictions(predictions.logits.bfloat16(), predictions.deltas.bfloat16(), ANCHORS, (5,))
+    half = Predictions(predictions.logits.bfloat16(), predictions.raw.bfloat16(), ANCHORS, (5,), DELTAS)
     criterion = make_criterion("focal")
     terms = criterion(half, targets, criterion.count_foreground([targets]))
     assert terms["cls"].dtype == terms["box"].dtype == torch.float32
@@ -355,7 +361,7 @@ def test_without_images_or_anchors(
     logits, deltas = (torch.zeros(num_images, num_anchors, n, requires_grad=True) for n in (K, 4))
     targets = Targets(torch.full((num_images, num_anchors), K), torch.zeros(num_images, num_anchors, 4))
     targets = criterion.sample(targets)
-    predictions = Predictions(logits, deltas, ANCHORS[:num_anchors], (num_anchors,))
+    predictions = Predictions(logits, deltas, ANCHORS[:num_anchors], (num_anchors,), DELTAS)
     terms = criterion(predictions, targets, criterion.normalise(criterion.count_foreground([targets])))
     assert [value.item() for value in terms.values()] == [0, 0, 0, 0]
     (terms["cls"] + terms["box"]).backward()

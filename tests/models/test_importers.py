@@ -25,11 +25,13 @@ from detector.build import build_dataset, build_model, build_trained_model
 from detector.config import load_config
 from detector.data.images import read_image
 from detector.errors import UserError
-from detector.geometry.boxes import decode
+from detector.geometry.coders import DeltaCoder
 from detector.models.backbone import frozen_batch_norm_is_random
 from detector.models.importers import CLASSES, IMPORTERS
 from detector.models.retinanet import RetinaNet
 from detector.models.weights import load_weights
+
+DELTAS = DeltaCoder()
 
 ROUNDING = {"rtol": 0, "atol": 1e-3}  # of fp32 through the 60 layers of R50, on logits whose deviation is 1.5
 HEIGHT, WIDTH = 96, 160  # the strides of P6 and P7 do not divide them
@@ -142,9 +144,9 @@ def test_logits_deltas_anchors_and_boxes_are_the_originals(example: Example, our
     assert logits.std() > 1 and deltas.std() > 0.1 and (logits.sigmoid() > 0.05).any()  # it says something
     said = ours(example.images)
     torch.testing.assert_close(said.logits, logits, **ROUNDING)
-    torch.testing.assert_close(said.deltas, deltas, **ROUNDING)
-    torch.testing.assert_close(said.anchors, anchors, rtol=1e-6, atol=1e-4)
-    torch.testing.assert_close(decode(said.deltas, said.anchors), boxes, rtol=1e-3, atol=0.02)  # up to 1,000 pixels
+    torch.testing.assert_close(said.raw, deltas, **ROUNDING)
+    torch.testing.assert_close(said.priors, anchors, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(DELTAS.decode(said.raw, said.priors), boxes, rtol=1e-3, atol=0.02)  # up to 1,000 pixels
 
 
 @pytest.mark.parametrize("backbone", BLOCKS)
@@ -170,7 +172,7 @@ def test_in_float64_the_models_are_equal(kind: str, backbone: str, tmp_path: Pat
     said = model(images)
     assert said.logits.dtype == torch.float64 and logits.std() > 1
     torch.testing.assert_close(said.logits, logits, rtol=0, atol=1e-9)
-    torch.testing.assert_close(said.deltas, deltas, rtol=0, atol=1e-9)
+    torch.testing.assert_close(said.raw, deltas, rtol=0, atol=1e-9)
 
 
 def test_every_published_tensor_has_its_place(example: Example, ours: RetinaNet):

@@ -23,6 +23,7 @@ from detector.build import build_model
 from detector.config import Config, to_yaml
 from detector.errors import UserError
 from detector.geometry.assignment import MaxIoUAssigner
+from detector.geometry.coders import DeltaCoder
 from detector.losses.criterion import Criterion
 from detector.losses.focal import FocalLoss
 from detector.losses.samplers import AllAnchors
@@ -33,6 +34,8 @@ from detector.models.postprocess import postprocess
 from detector.models.retinanet import RetinaNet
 from detector.models.weights import load_weights
 from detector.structures import Predictions
+
+DELTAS = DeltaCoder()
 
 RATIOS = (0.5, 1.0, 2.0)
 
@@ -133,7 +136,7 @@ def ours(reference: Reference) -> RetinaNet:
 def as_predictions(reference: Reference, ours: RetinaNet) -> Predictions:
     """torchvision's own outputs, whose gradients can be asked for."""
     logits, deltas = (reference.outputs[k].clone().requires_grad_() for k in ("cls_logits", "bbox_regression"))
-    return Predictions(logits, deltas, *ours.anchors(reference.images.shape[-2:], torch.device("cpu")))
+    return Predictions(logits, deltas, *ours.anchors(reference.images.shape[-2:], torch.device("cpu")), DELTAS)
 
 
 @torch.no_grad()
@@ -142,9 +145,9 @@ def test_logits_deltas_and_anchors_equal_torchvision(reference: Reference, ours:
     logits, deltas = reference.outputs["cls_logits"], reference.outputs["bbox_regression"]
     assert logits.std() > 1 and deltas.std() > 0.1  # it says something
     torch.testing.assert_close(said.logits, logits, **ROUNDING)
-    torch.testing.assert_close(said.deltas, deltas, **ROUNDING)
-    assert torch.equal(said.anchors, reference.anchors[0])
-    assert sum(said.level_sizes) == len(said.anchors) == logits.shape[1]
+    torch.testing.assert_close(said.raw, deltas, **ROUNDING)
+    assert torch.equal(said.priors, reference.anchors[0])
+    assert sum(said.level_sizes) == len(said.priors) == logits.shape[1]
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
@@ -172,7 +175,7 @@ def test_in_float64_the_models_are_equal(backbone: str, tmp_path: Path):
     said, outputs = model(images), reference.head(levels)
     assert said.logits.dtype == torch.float64 and outputs["cls_logits"].std() > 1
     torch.testing.assert_close(said.logits, outputs["cls_logits"], rtol=0, atol=1e-9)
-    torch.testing.assert_close(said.deltas, outputs["bbox_regression"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(said.raw, outputs["bbox_regression"], rtol=0, atol=1e-9)
 
 
 @torch.no_grad()
@@ -203,7 +206,7 @@ def test_losses_and_their_gradients_equal_torchvision(reference: Reference, ours
     theirs = as_predictions(reference, ours)
     expected = reference.model.compute_loss(
         [{"boxes": boxes[i, :n], "labels": labels[i, :n]} for i, n in enumerate(counts)],
-        {"cls_logits": theirs.logits, "bbox_regression": theirs.deltas},
+        {"cls_logits": theirs.logits, "bbox_regression": theirs.raw},
         reference.anchors,
     )
     sum(expected.values()).backward()
@@ -217,17 +220,15 @@ def test_losses_and_their_gradients_equal_torchvision(reference: Reference, ours
         box_weight=1.0,
         normaliser="image",
     )
-    targets = MaxIoUAssigner(91)(
-        own.anchors, boxes, labels, torch.zeros_like(labels, dtype=torch.bool), own.level_sizes
-    )
+    targets = MaxIoUAssigner(91)(own.priors, boxes, labels, torch.zeros_like(labels, dtype=torch.bool), own.level_sizes)
     terms = criterion(own, targets, criterion.count_foreground([targets]))
     (terms["cls"] + terms["box"]).backward()
 
     torch.testing.assert_close(terms["cls"], expected["classification"], rtol=1e-5, atol=0)
     torch.testing.assert_close(terms["box"], expected["bbox_regression"], rtol=1e-5, atol=0)
     torch.testing.assert_close(own.logits.grad, theirs.logits.grad, rtol=1e-4, atol=1e-8)
-    torch.testing.assert_close(own.deltas.grad, theirs.deltas.grad, rtol=1e-5, atol=1e-9)
-    assert own.deltas.grad.any()
+    torch.testing.assert_close(own.raw.grad, theirs.raw.grad, rtol=1e-5, atol=1e-9)
+    assert own.raw.grad.any()
 
 
 def by_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
@@ -356,8 +357,8 @@ def test_every_anchor_has_its_logits(levels: tuple[int, int], norm: str):
         expected = [9 * -(-height // 2**p) * -(-width // 2**p) for p in range(levels[0], levels[1] + 1)]
         assert list(said.level_sizes) == expected
         assert said.logits.shape == (2, sum(expected), 3)
-        assert said.deltas.shape == (2, sum(expected), 4)
-        assert said.anchors.shape == (sum(expected), 4)
+        assert said.raw.shape == (2, sum(expected), 4)
+        assert said.priors.shape == (sum(expected), 4)
     assert model.anchors((96, 160), torch.device("cpu"))[0] is model.anchors((96, 160), torch.device("cpu"))[0]
 
 
@@ -387,7 +388,7 @@ def test_gradient_reaches_every_trainable_parameter_and_no_frozen_one(trainable:
         torch.manual_seed(0)
         model = make_model(trainable_stages=trainable, head_norm=head_norm, prior=0.3)
         said = model(torch.randn(2, 3, 128, 128))
-    (said.logits.square().sum() + said.deltas.sin().sum()).backward()
+    (said.logits.square().sum() + said.raw.sin().sum()).backward()
     stages = ["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]
     frozen = tuple(f"backbone.{name}." for stage in stages[: 5 - trainable] for name in stage)
     for name, parameter in model.named_parameters():

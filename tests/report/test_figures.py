@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 
 from detector.evaluation.anatomy import make_anatomy
 from detector.evaluation.coco import coco_metrics
+from detector.geometry.coders import DeltaCoder
 from detector.imbalance.probe import NORM_BINS, Probe
 from detector.losses import CLASSIFICATION_LOSSES
 from detector.report import figures
@@ -19,6 +20,8 @@ from detector.report.sources import read_source
 from detector.structures import Predictions, Targets
 from detector.study.plan import Study
 from detector.study.results import METRICS, make_tables
+
+DELTAS = DeltaCoder()
 
 
 @pytest.fixture
@@ -45,7 +48,7 @@ def ten() -> dict:
     boxes = torch.tensor([0.0, 0, 8, 8]).expand(len(ANCHORS), 4)
     probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("cross_entropy", "focal")})
     targets = Targets(torch.tensor([[label for _, label in ANCHORS]]), boxes[None])
-    probe.update(Predictions(logits, torch.zeros(1, len(ANCHORS), 4), boxes, (len(ANCHORS),)), targets)
+    probe.update(Predictions(logits, torch.zeros(1, len(ANCHORS), 4), boxes, (len(ANCHORS),), DELTAS), targets)
     return probe.compute()
 
 

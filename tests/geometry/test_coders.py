@@ -1,0 +1,68 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
+
+from detector.geometry.coders import DeltaCoder
+from detector.structures import Predictions
+
+DELTAS = DeltaCoder()
+
+
+def random_boxes(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(*shape, 2, generator=generator) * 300
+    return torch.cat((corners, corners + 1 + torch.rand(*shape, 2, generator=generator) * 200), dim=-1)
+
+
+def test_offsets_of_a_known_box():
+    anchor = torch.tensor([[10.0, 20, 30, 60]])  # centre 20, 40; sides 20, 40
+    box = torch.tensor([[20.0, 30, 60, 40]])  # centre 40, 35; sides 40, 10
+    expected = torch.tensor([[1.0, -0.125, math.log(2), math.log(0.25)]])
+    torch.testing.assert_close(DELTAS.encode(box, anchor), expected)
+
+
+def test_encode_and_decode_equal_torchvision():
+    coder = BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
+    anchors, boxes = random_boxes(200), random_boxes(200, seed=1)
+    torch.testing.assert_close(DELTAS.encode(boxes, anchors), coder.encode_single(boxes, anchors), rtol=1e-5, atol=1e-5)
+    deltas = torch.randn(200, 4, generator=torch.Generator().manual_seed(2)) * 3
+    deltas[0, 2:] = 50  # capped
+    torch.testing.assert_close(
+        DELTAS.decode(deltas, anchors), coder.decode_single(deltas, anchors), rtol=1e-5, atol=1e-3
+    )
+
+
+def test_decode_inverts_encode():
+    anchors, boxes = random_boxes(50), random_boxes(4, 50, seed=1)  # a batch against one set of anchors
+    torch.testing.assert_close(DELTAS.decode(DELTAS.encode(boxes, anchors), anchors), boxes, rtol=1e-5, atol=1e-3)
+
+
+def test_degenerate_boxes_stay_finite():
+    anchors = random_boxes(3)
+    boxes = torch.tensor([[7.0, 7, 7, 7], [7, 7, 7, 90], [0, 0, 0, 0]])
+    assert DELTAS.encode(boxes, anchors).isfinite().all()
+    torch.testing.assert_close(DELTAS.decode(DELTAS.encode(boxes, anchors), anchors), boxes, rtol=0, atol=2e-3)
+    assert DELTAS.decode(torch.full((3, 4), 1e4), anchors).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_stays(dtype: torch.dtype):
+    boxes = random_boxes(4).to(dtype)
+    assert DELTAS.encode(boxes, boxes).dtype == DELTAS.decode(boxes, boxes).dtype == dtype
+
+
+def test_boxes_are_decoded_once_and_keep_their_gradient():
+    anchors = random_boxes(3)
+    raw = torch.zeros(1, 3, 4, dtype=torch.bfloat16, requires_grad=True)
+    predictions = Predictions(torch.zeros(1, 3, 2), raw, anchors, (3,), DELTAS)
+    with torch.no_grad():
+        assert predictions.boxes.dtype == torch.float32  # whoever asks first
+    torch.testing.assert_close(predictions.boxes[0], anchors)
+    assert predictions.boxes is predictions.boxes
+    predictions.boxes.sum().backward()
+    assert raw.grad.any()
+    with torch.inference_mode():
+        assert not Predictions(torch.zeros(1, 3, 2), raw.detach(), anchors, (3,), DELTAS).boxes.requires_grad
