@@ -90,7 +90,7 @@ def require_objects(train: DetectionDataset) -> None:
     """Raise UserError where a training set has no object to learn from."""
     if not train.class_counts().sum():
         raise UserError(
-            f"data.train: its {len(train)} images have no object to learn from; check where its annotations are"
+            f"data.train: its {len(train)} images have no object to learn from", "check where its annotations are"
         )
 
 
@@ -119,8 +119,8 @@ def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | Non
         dataset = dataset.subset(kept)
     if not len(dataset):
         raise UserError(
-            f"data.{split}: no image is left of the data set; check its paths, data.split, data.keep_empty and what "
-            "data.invalid=skip left out"
+            f"data.{split}: no image is left of the data set",
+            "check its paths, data.split, data.keep_empty and what data.invalid=skip left out",
         )
     return dataset
 
@@ -151,8 +151,8 @@ def build_trained_model(config: Config, dataset: DetectionDataset) -> RetinaNet:
     load_weights(model, config.model.backbone, config.model.weights, dataset.class_names)
     if config.model.norm == "frozen" and frozen_batch_norm_is_random(model.backbone.state_dict()):
         raise UserError(
-            "model.norm: frozen batch norm normalises nothing without pretrained weights; set model.weights (e.g. "
-            "IMAGENET1K_V1), or model.norm=group or batch to train from scratch"
+            "model.norm: frozen batch norm normalises nothing without pretrained weights",
+            "set model.weights (e.g. IMAGENET1K_V1), or model.norm=group or batch to train from scratch",
         )
     return model
 
@@ -312,7 +312,7 @@ def build_detection(config: Config, device: torch.device, dtype: torch.dtype) ->
             if side > largest
             else ("evaluation.scales", max(settings.scales), largest / side)
         )
-        raise UserError(f"{key}: {value:g} makes images of over {MAX_PIXELS} pixels; give at most {limit:.5g}")
+        raise UserError(f"{key}: {value:g} makes images of over {MAX_PIXELS} pixels", f"give at most {limit:.5g}")
     return partial(
         detect_batch,
         device=device,
@@ -391,15 +391,15 @@ def build_trainer(
     model, device, dtype = place(model, config)
     if config.model.norm == "sync" and device.type == "cpu" and world_size() > 1:
         raise UserError(
-            f"model.norm: sync shares statistics between GPUs, and these {world_size()} processes are on a CPU; set "
-            "model.norm=group, or batch for statistics of each process's own"
+            f"model.norm: sync shares statistics between GPUs, and these {world_size()} processes are on a CPU",
+            "set model.norm=group, or batch for statistics of each process's own",
         )
     loader = build_train_loader(config, train)
     steps_per_epoch = len(loader) // settings.accumulation
     if steps_per_epoch == 0:
         raise UserError(
-            f"train.accumulation: {settings.accumulation} batches a step, but an epoch has only {len(loader)}; lower "
-            "it or train.batch_size"
+            f"train.accumulation: {settings.accumulation} batches a step, but an epoch has only {len(loader)}",
+            "lower it or train.batch_size",
         )
     schedule = Schedule(
         settings.epochs,

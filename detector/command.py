@@ -84,7 +84,7 @@ def out_file(text: str | Path) -> Path:
     """An argument that is a file to write. Raises UserError where it cannot be made."""
     file = user_path(text)
     if file.is_dir():
-        raise UserError(f"{text}: a folder; give the file to write in it")
+        raise UserError(f"{text}: a folder", "give the file to write in it")
     _check_place(file.with_name(file.name + TEMPORARY), is_folder=False)
     return file
 
@@ -95,12 +95,12 @@ def _check_place(place: Path, *, is_folder: bool = True) -> None:
         os.lstat(place)  # raises where the whole path is too long
     present = next((p for p in (place, *place.parents) if os.path.lexists(p)), Path())
     if not present.is_dir() and (is_folder or present != place):
-        raise UserError(f"{place}: {present} is not a folder; choose another place")
+        raise UserError(f"{place}: {present} is not a folder", "choose another place")
     longest = max((len(os.fsencode(part)) for part in place.parts), default=0)
     limit = os.pathconf(present if present.is_dir() else place.parent, "PC_NAME_MAX")
     if 0 < limit < longest:
-        raise UserError(f"{place}: the name is too long for the file system ({longest} bytes); choose a shorter one")
+        raise UserError(f"{place}: the name is too long for the file system ({longest} bytes)", "choose a shorter one")
     if not os.access(present, os.W_OK):
         is_read_only = os.statvfs(present).f_flag & os.ST_RDONLY
         what = "is on a read-only file system" if is_read_only else "may not be written to by this user"
-        raise UserError(f"{place}: {present} {what}; choose another place, or correct that")
+        raise UserError(f"{place}: {present} {what}", "choose another place, or correct that")

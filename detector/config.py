@@ -301,7 +301,7 @@ def load_config(
     """
     values = read_values(path_or_name, search)
     if {"levels", "variants"} <= values.keys():
-        raise UserError(f"{path_or_name}: a study, not a config; give it to `detector study`")
+        raise UserError(f"{path_or_name}: a study, not a config", "give it to `detector study`")
     return _with_overrides(values, overrides, for_inference)
 
 

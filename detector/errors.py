@@ -10,14 +10,20 @@ def one_line(text: str) -> str:
 
 
 class UserError(Exception):
-    """The user's input is at fault. The message is one line: what is wrong, where, and the remedy.
+    """The user's input is at fault: `problem` says what is wrong and where, `remedy` what to do (empty where the
+    problem says it). As text it is one line, `problem; remedy`.
 
     Libraries raise it; tools turn it into that line on stderr and exit code 2 (`detector.command`).
     """
 
-    def __init__(self, message: str):
-        # a loader worker's error arrives behind the worker's traceback
-        super().__init__(one_line(message.rpartition(f"{__name__}.UserError: ")[2]))
+    def __init__(self, problem: str, remedy: str = ""):
+        # a loader worker's error arrives as one text behind the worker's traceback
+        self.problem = one_line(problem.rpartition(f"{__name__}.UserError: ")[2])
+        self.remedy = one_line(remedy)
+        super().__init__(self.problem, self.remedy)
+
+    def __str__(self) -> str:
+        return one_line(f"{self.problem}; {self.remedy}" if self.remedy else self.problem)
 
 
 class Interrupted(Exception):

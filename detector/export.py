@@ -47,7 +47,7 @@ def export(
     Raises UserError for another suffix, a size that does not suit the model or, for ONNX, a missing package.
     """
     if path.suffix not in WRITERS:
-        raise UserError(f"{path}: cannot export to '{path.suffix}'; name it .onnx, or .pt2 for torch.export")
+        raise UserError(f"{path}: cannot export to '{path.suffix}'", "name it .onnx, or .pt2 for torch.export")
     if path.suffix == ".onnx":
         require("onnx", "onnxscript")
     model = copy.deepcopy(detector.model).to("cpu", memory_format=torch.contiguous_format).requires_grad_(False)
@@ -56,12 +56,14 @@ def export(
     rounded = tuple(round_up((height, width), divisor).tolist())
     if size is not None and (size != rounded or min(size) <= 0):
         good = " ".join(str(max(side, divisor)) for side in rounded)
-        raise UserError(f"size {height} {width}: the model takes sides that are multiples of {divisor}; take {good}")
+        raise UserError(f"size {height} {width}: the model takes sides that are multiples of {divisor}", f"take {good}")
     # kept by the model, the anchors become a constant of the graph: the reason why the sides are fixed
     _, level_sizes = model.anchors(rounded, torch.device("cpu"))
     evaluation = detector.config.evaluation
     if nms and make_views(evaluation.flip, evaluation.scales) != [PLAIN]:
-        raise UserError("evaluation.flip, evaluation.scales: a file sees an image once; set false and [1.0], or no nms")
+        raise UserError(
+            "evaluation.flip, evaluation.scales: a file sees an image once", "set false and [1.0], or no nms"
+        )
     rule = evaluation.postprocessing
     metadata = {
         "class_names": detector.class_names,
@@ -200,8 +202,8 @@ def require(*packages: str) -> None:
     for package in packages:
         if importlib.util.find_spec(package) is None:
             raise UserError(
-                f"{package} is not installed, which ONNX needs; uv sync --extra onnx, or "
-                "pip install 'imbalance-detector[onnx]'"
+                f"{package} is not installed, which ONNX needs",
+                "uv sync --extra onnx, or pip install 'imbalance-detector[onnx]'",
             )
 
 

@@ -30,7 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises UserError where `path` is a folder.
     """
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the path of a file")
+        raise UserError(f"{path}: is a folder", "give the path of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:

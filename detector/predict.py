@@ -76,7 +76,7 @@ class Detector:
         except RuntimeError as error:
             line = str(error).splitlines()[-1].strip()
             raise UserError(
-                f"{path} does not fit its config ({line}); leave --cfg away or mend its model section"
+                f"{path} does not fit its config ({line})", "leave --cfg away or mend its model section"
             ) from error
         return cls(model, config, checkpoint["class_names"], checkpoint["category_ids"], device)
 
@@ -99,7 +99,7 @@ class Detector:
         out of range, these before any image is read.
         """
         if isinstance(images, str | Path) or getattr(images, "ndim", 4) < 4 or not isinstance(images, Iterable):
-            raise UserError("images: should be several, of any kind; put a single one into a list")
+            raise UserError("images: should be several, of any kind", "put a single one into a list")
         settings = self.config.evaluation
         size = settings.batch_size if batch_size is None else _checked_batch_size(batch_size)
         score = settings.score_threshold if score_threshold is None else _checked_score(score_threshold)
@@ -125,11 +125,11 @@ class Detector:
     def labels_of(self, classes: Iterable[str]) -> list[int]:
         """The labels of these class names, ascending. Raises UserError for an unknown one."""
         if isinstance(classes, str) or not isinstance(classes, Iterable):
-            raise UserError(f"classes: {classes!r} should be several class names; put a single one into a list")
+            raise UserError(f"classes: {classes!r} should be several class names", "put a single one into a list")
         classes = list(classes)
         for name in classes:
             if not isinstance(name, str):
-                raise UserError(f"classes: {name!r} is not a class's name; detector.class_names has the names")
+                raise UserError(f"classes: {name!r} is not a class's name", "detector.class_names has the names")
             if name not in self.class_names:
                 known = ", ".join(self.class_names)
                 raise UserError(f"no class {name!r}{did_you_mean(name, self.class_names) or ';'} known: {known}")
@@ -159,7 +159,7 @@ def _check_arguments(path: Any, cfg: Any, overrides: Any, device: Any) -> None:
     if cfg is not None and not isinstance(cfg, str | Path):
         raise UserError(f"cfg: {cfg!r} should be a config's name or path")
     if isinstance(overrides, str) or not isinstance(overrides, Sequence):
-        raise UserError(f"overrides: {overrides!r} should be several texts; put a single one into a list")
+        raise UserError(f"overrides: {overrides!r} should be several texts", "put a single one into a list")
     for override in overrides:
         if not isinstance(override, str):
             raise UserError(f"overrides: {override!r} should be a text, key.path=value")
@@ -168,11 +168,11 @@ def _check_arguments(path: Any, cfg: Any, overrides: Any, device: Any) -> None:
 
 def _checked_batch_size(value: Any) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise UserError(f"batch_size: {value!r} images at once; give a whole number of 1 or more")
+        raise UserError(f"batch_size: {value!r} images at once", "give a whole number of 1 or more")
     return int(value)
 
 
 def _checked_score(value: Any) -> float:
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise UserError(f"score_threshold: {value!r} is wrong; give a number from 0 to 1")
+        raise UserError(f"score_threshold: {value!r} is wrong", "give a number from 0 to 1")
     return float(value)

@@ -1,4 +1,5 @@
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -191,3 +192,15 @@ def test_the_data_check_as_json_into_a_pipe_that_is_closed(place: Path):
     done = subprocess.run([shutil.which("bash"), "-c", script], env=ENVIRONMENT, capture_output=True, timeout=120)
     assert done.stdout == b"{" and "Traceback" not in (place / "errors").read_text()
     assert "BrokenPipe" not in (place / "errors").read_text()
+
+
+def test_an_error_has_a_problem_and_a_remedy():
+    error = UserError("a.yaml: no\nsuch key; really", "remove it")
+    assert (error.problem, error.remedy, str(error)) == (
+        "a.yaml: no such key; really",
+        "remove it",
+        "a.yaml: no such key; really; remove it",
+    )
+    assert str(UserError("only this")) == "only this"
+    copied = pickle.loads(pickle.dumps(error))  # as between processes
+    assert (copied.problem, copied.remedy) == (error.problem, error.remedy)

@@ -54,7 +54,7 @@ def read(path: Path, name: str) -> dict:
     try:
         values = read_json(file)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); give what `detector {name[:-5]}` wrote") from None
+        raise UserError(f"{file}: cannot be read ({error})", f"give what `detector {name[:-5]}` wrote") from None
     if not isinstance(values, dict) or OWN_KEYS[name] not in values:
-        raise UserError(f"{file}: not a {name[:-5]}; give the {name} that `detector {name[:-5]}` wrote")
+        raise UserError(f"{file}: not a {name[:-5]}", f"give the {name} that `detector {name[:-5]}` wrote")
     return values

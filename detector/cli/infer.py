@@ -42,7 +42,9 @@ def main() -> None:
     sources = find_sources(args.inputs)
     inputs = {source.file.resolve() for source in sources if isinstance(source.file, Path)}
     if inputs & {(args.out / source.drawing).resolve() for source in sources}:
-        raise UserError(f"--out {args.out}: the pictures would overwrite the images themselves; choose another folder")
+        raise UserError(
+            f"--out {args.out}: the pictures would overwrite the images themselves", "choose another folder"
+        )
     overrides = [f"evaluation.score_threshold={args.score}"]
     if args.batch_size is not None:
         overrides.append(f"evaluation.batch_size={args.batch_size}")

@@ -52,7 +52,7 @@ class CachedDataset(DetectionDataset):
             write_bytes(file, content.getbuffer())
         except OSError as error:
             raise UserError(
-                f"data.cache: {self.folder}: {error.strerror or error}; free space there or set data.cache=null"
+                f"data.cache: {self.folder}: {error.strerror or error}", "free space there or set data.cache=null"
             ) from None
         return sample
 

@@ -21,12 +21,12 @@ def unique_ids(entries: list[Entry], section: str, source: Path) -> list[int]:
         value = whole(entry.get("id"))
         if value is None:
             what = f"is {entry['id']!r}" if "id" in entry else "is missing"
-            raise UserError(f"{source}: {section}[{index}].id {what}; give a whole number")
+            raise UserError(f"{source}: {section}[{index}].id {what}", "give a whole number")
         if value in ids:
-            raise UserError(f"{source}: id {value} occurs twice in '{section}'; give each entry its own")
+            raise UserError(f"{source}: id {value} occurs twice in '{section}'", "give each entry its own")
         if not 0 <= value <= MAX_ID:
             what = "negative" if value < 0 else "too large"
-            raise UserError(f"{source}: id {value} in '{section}' is {what}; number the entries from 1")
+            raise UserError(f"{source}: id {value} in '{section}' is {what}", "number the entries from 1")
         ids[value] = None
     return list(ids)
 
@@ -54,14 +54,14 @@ def classes_of(
         name = category.get("name")
         if not isinstance(name, str | int) or isinstance(name, bool):
             what = f"is {name!r}" if "name" in category else "is missing"
-            raise UserError(f"{source}: categories[{index}].name {what}; give a text")
+            raise UserError(f"{source}: categories[{index}].name {what}", "give a text")
         names.append(str(name))
     roots = _roots(categories, names, set(used.tolist()))
     findings.add("category_root", roots, lambda i: f"{source}: category {ids[i]}, '{names[i]}'")
     id_of: dict[str, int] = {}
     for index, name in enumerate(names):
         if index not in roots and id_of.setdefault(name, ids[index]) != ids[index]:
-            raise UserError(f"{source}: two categories are named '{name}'; give each its own name")
+            raise UserError(f"{source}: two categories are named '{name}'", "give each its own name")
     class_names = tuple(sorted(id_of, key=id_of.__getitem__) if classes is None else classes)
     _note_alike(class_names, source, findings)
 

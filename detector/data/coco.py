@@ -42,11 +42,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         dictionary = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path}: cannot read the annotations ({error.strerror}); check the path") from None
+        raise UserError(f"{path}: cannot read the annotations ({error.strerror})", "check the path") from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
-        raise UserError(f"{path}: not valid JSON ({reason}); correct or replace the file") from None
+        raise UserError(f"{path}: not valid JSON ({reason})", "correct or replace the file") from None
     if not isinstance(dictionary, dict):
         kind = type(dictionary).__name__
-        raise UserError(f"{path}: holds a {kind}, not one JSON object; give an instances file in COCO format")
+        raise UserError(f"{path}: holds a {kind}, not one JSON object", "give an instances file in COCO format")
     return dictionary

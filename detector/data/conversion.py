@@ -60,14 +60,14 @@ class Plan:
         unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
         try:
             if folder.exists() and any(folder.iterdir()):
-                raise UserError(f"--out {folder}: not empty; choose a new folder")
+                raise UserError(f"--out {folder}: not empty", "choose a new folder")
             unfinished.mkdir(parents=True)
             specs = self._write(unfinished, link)
             unfinished.replace(folder)
         except OSError as error:
             raise UserError(
-                f"--out {folder}: cannot write {error.filename or 'the data set'} ({error.strerror}); choose another "
-                "folder or make room"
+                f"--out {folder}: cannot write {error.filename or 'the data set'} ({error.strerror})",
+                "choose another folder or make room",
             ) from None
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -110,9 +110,9 @@ def plan_conversion(splits: dict[str, DetectionDataset], target: str) -> Plan:
     of YOLO turn it, those of the other formats do not."""
     for split, dataset in splits.items():
         if not len(dataset):
-            raise UserError(f"{split}: no image to convert; give a set with images")
+            raise UserError(f"{split}: no image to convert", "give a set with images")
         if dataset.class_names != next(iter(splits.values())).class_names:
-            raise UserError(f"{split}: other classes than the first set's; read all sets with the same classes")
+            raise UserError(f"{split}: other classes than the first set's", "read all sets with the same classes")
         _check_class_names(dataset.class_names, target)
     stems = {_key(_sound_stem(r.path.stem)) for dataset in splits.values() for r in dataset.records}
     taken: set[str] = set()
@@ -161,7 +161,8 @@ def _check_class_names(names: Sequence[str], target: str) -> None:
         if not name or name != name.strip() or any(map(_breaks_text, name)):
             raise UserError(
                 f"class {name!r}: readers of {target} would not take this name as it is (it is empty, has blanks at an "
-                "end, or holds a line break or a control character); rename the class"
+                "end, or holds a line break or a control character)",
+                "rename the class",
             )
 
 
@@ -205,8 +206,8 @@ def _suffix(path: Path, header: Header, is_encoded: bool) -> str:
 def _check_size(record: Record, header: Header) -> None:
     if (record.width, record.height) not in ((header.width, header.height), header.upright_size()):
         raise UserError(
-            f"{record.path}: {header.width}x{header.height} pixels, its annotations say "
-            f"{record.width}x{record.height}; correct the wrong one, or remove the image"
+            f"{record.path}: {header.width}x{header.height} pixels, its annotations say {record.width}x{record.height}",
+            "correct the wrong one, or remove the image",
         )
 
 
@@ -216,8 +217,9 @@ def _refuse_turned(record: Record, header: Header, target: str) -> None:
     if header.orientation != 1 and (record.width, record.height) == (header.width, header.height):
         way = "shown" if record.upright else "stored"
         raise UserError(
-            f"{record.path}: marked as turned (EXIF {header.orientation}) and annotated as {way}; readers of {target} "
-            "would take it the other way, and boxes would miss their objects: store it upright first"
+            f"{record.path}: marked as turned (EXIF {header.orientation}) and annotated as {way}, while readers of "
+            f"{target} would take it the other way and boxes would miss their objects",
+            "store it upright first",
         )
 
 

@@ -64,7 +64,8 @@ class DetectionDataset(Sequence[Sample]):
         if image.shape[:2] != size:
             raise UserError(
                 f"{record.path}: {image.shape[1]}x{image.shape[0]} pixels, its annotations say "
-                f"{record.width}x{record.height}; correct the one that is wrong"
+                f"{record.width}x{record.height}",
+                "correct the one that is wrong",
             )
         return make_sample(record, image, size)
 

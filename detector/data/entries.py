@@ -106,9 +106,9 @@ def parse_coco(
 def _section(dictionary: Entry, name: str, source: Path) -> list[Entry]:
     entries = dictionary.get(name)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"{source}: '{name}' is missing or no list of objects; give an instances file in COCO format")
+        raise UserError(f"{source}: '{name}' is missing or no list of objects", "give an instances file in COCO format")
     if not entries and name != "annotations":
-        raise UserError(f"{source}: '{name}' is empty; give at least one")
+        raise UserError(f"{source}: '{name}' is empty", "give at least one")
     return entries
 
 
@@ -120,7 +120,7 @@ def _file_name(entry: Entry, index: int, folder: Folder, source: Path) -> str:
         name = next((n for n in ("/".join(parts[-2:]), parts[-1]) if folder.find(n) is not None), parts[-1])
     if not isinstance(name, str) or not name.strip():
         what = f"is {name!r}" if "file_name" in entry else "is missing"
-        raise UserError(f"{source}: images[{index}].file_name {what}; give the name of the image's file")
+        raise UserError(f"{source}: images[{index}].file_name {what}", "give the name of the image's file")
     return name
 
 

@@ -208,7 +208,7 @@ class Findings:
             return
         if KINDS[kind].level == "invalid" and self.invalid == "error":
             raise UserError(
-                f"{describe(which[0])}; {KINDS[kind].remedy}, or set data.invalid=skip ({len(which)} such in all)"
+                describe(which[0]), f"{KINDS[kind].remedy}, or set data.invalid=skip ({len(which)} such in all)"
             )
         finding = self.found.setdefault(kind, Finding())
         finding.count += len(which)

@@ -146,11 +146,11 @@ def read_unicode(path: Path, what: str) -> str:
         data = path.read_bytes()
     except (OSError, ValueError) as error:  # a ValueError comes of a path with a null byte
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot read {what} ({reason}); check the path") from None
+        raise UserError(f"{path}: cannot read {what} ({reason})", "check the path") from None
     try:
         return decode(data)
     except UnicodeDecodeError:
-        raise UserError(f"{path}: {what} is not UTF-8 text; save the file as UTF-8") from None
+        raise UserError(f"{path}: {what} is not UTF-8 text", "save the file as UTF-8") from None
 
 
 def decode(data: bytes, errors: str = "strict") -> str:

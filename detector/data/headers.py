@@ -38,7 +38,7 @@ def _header_or_error(path: Path) -> Header | str:
     try:
         return read_header(path)
     except UserError as error:
-        return str(error).rpartition("; ")[0].removeprefix(f"{path}: ")
+        return error.problem.removeprefix(f"{path}: ")
 
 
 def deep_bits(deep: Sequence[Path]) -> int:

@@ -51,7 +51,7 @@ def check_images(
     """
     found = [folder.find(name) if folder.holds(name) else None for name in written]
     if not any(name is not None or not folder.holds(w) for name, w in zip(found, written, strict=True)):
-        raise UserError(f"{folder.path(written[0])}: no such image, yet {source} lists it; check the images folder")
+        raise UserError(f"{folder.path(written[0])}: no such image, yet {source} lists it", "check the images folder")
     usable = np.ones(len(written), dtype=bool)
     reasons: list[str] = []
 
@@ -108,7 +108,7 @@ def check_images(
         ),
     )
     if not usable.any():
-        raise UserError(f"{source}: none of its images can be used ({reasons[0]}); check the images folder")
+        raise UserError(f"{source}: none of its images can be used ({reasons[0]})", "check the images folder")
     annotated[~usable] = 0
     names = [name or w for name, w in zip(found, written, strict=True)]
     return CheckedImages(names, usable, annotated, is_deep)

@@ -134,7 +134,7 @@ def _decode(path: Path, data: bytes, *, upright: bool, deep: bool) -> np.ndarray
     except cv2.error:
         image = None
     if image is None or image.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path}: the image cannot be decoded; replace or remove it")
+        raise UserError(f"{path}: the image cannot be decoded", "replace or remove it")
     return image
 
 
@@ -164,13 +164,14 @@ def as_rgb(image: ImageInput, name: str, bits: int | None = None) -> np.ndarray:
             return np.ascontiguousarray(image)
         what = f"an array of {image.dtype} and shape {image.shape}"
     raise UserError(
-        f"{name}: {what} is no image; give uint8 RGB as an array (H, W, 3) or a tensor (3, H, W), a PIL image or a path"
+        f"{name}: {what} is no image",
+        "give uint8 RGB as an array (H, W, 3) or a tensor (3, H, W), a PIL image or a path",
     )
 
 
 def _from_pillow(image: Image.Image, name: str, bits: int | None) -> np.ndarray:
     if image.mode == "F":
-        raise UserError(f"{name}: a PIL image of floats, whose range is unknown; scale it to 0..255, mode L")
+        raise UserError(f"{name}: a PIL image of floats, whose range is unknown", "scale it to 0..255, mode L")
     try:
         if image.mode.startswith("I"):
             image = Image.fromarray(to_8_bits(np.asarray(image).astype(np.int64), bits))
@@ -178,7 +179,7 @@ def _from_pillow(image: Image.Image, name: str, bits: int | None) -> np.ndarray:
             image = image.convert("RGBA")
         return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # pixels are read only now
-        raise UserError(f"{name}: the image cannot be decoded ({error}); replace or remove it") from None
+        raise UserError(f"{name}: the image cannot be decoded ({error})", "replace or remove it") from None
 
 
 def write_image(path: Path, rgb: np.ndarray) -> None:
@@ -187,7 +188,7 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
     _check_suffix(path, WRITTEN_SUFFIXES)
     written, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     if not written:
-        raise UserError(f"{path}: {rgb.shape[1]}x{rgb.shape[0]} pixels do not fit the format; choose another suffix")
+        raise UserError(f"{path}: {rgb.shape[1]}x{rgb.shape[0]} pixels do not fit the format", "choose another suffix")
     path.write_bytes(data.tobytes())
 
 
@@ -208,13 +209,13 @@ def _find(entry: str, suffixes: Sequence[str]) -> list[Path]:
     found = sorted(p for p in candidates if p.suffix.lower() in suffixes and p.is_file())
     if not found:
         what = "the folder holds" if path.is_dir() else "there is no such file, and as a pattern it matches"
-        raise UserError(f"{entry}: {what} no image ({' '.join(suffixes)}); check the path")
+        raise UserError(f"{entry}: {what} no image ({' '.join(suffixes)})", "check the path")
     return found
 
 
 def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
     if path.suffix.lower() not in suffixes:
-        raise UserError(f"{path}: '{path.suffix}' is not an image suffix; use one of {' '.join(suffixes)}")
+        raise UserError(f"{path}: '{path.suffix}' is not an image suffix", f"use one of {' '.join(suffixes)}")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -227,13 +228,13 @@ def _read_bytes(path: Path) -> bytes:
 def _cannot_read(path: Path, error: OSError | ValueError) -> UserError:
     """A ValueError comes of a path with a null byte."""
     reason = error.strerror if isinstance(error, OSError) else error
-    return UserError(f"{path}: cannot read the image ({reason}); check the path")
+    return UserError(f"{path}: cannot read the image ({reason})", "check the path")
 
 
 def _parse_header(path: Path, file: BinaryIO) -> Header:
     """Refuse, before any memory is taken for pixels, what decoders would take without a word."""
     if file.seek(0, os.SEEK_END) == 0:
-        raise UserError(f"{path}: the image file is empty; replace or remove it")
+        raise UserError(f"{path}: the image file is empty", "replace or remove it")
     file.seek(0)
     file.read(FIRST_BYTES)  # from the disk, which threads do side by side
     file.seek(0)
@@ -244,17 +245,17 @@ def _parse_header(path: Path, file: BinaryIO) -> Header:
             is_deep = ";16" in str(image.tile) or image.mode[0] == "I"
             header = Header(*image.size, image.format, image.mode, is_deep, _orientation(image))
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: the image is too large ({error}); scale it down") from None
+        raise UserError(f"{path}: the image is too large ({error})", "scale it down") from None
     except (OSError, ValueError, SyntaxError):
-        raise UserError(f"{path}: not an image, or a damaged one; replace or remove it") from None
+        raise UserError(f"{path}: not an image, or a damaged one", "replace or remove it") from None
     if header.width * header.height > MAX_PIXELS:
         raise UserError(
-            f"{path}: {header.width}x{header.height} pixels are over the limit of {MAX_PIXELS}; scale the image down"
+            f"{path}: {header.width}x{header.height} pixels are over the limit of {MAX_PIXELS}", "scale the image down"
         )
     if header.mode == "F":
-        raise UserError(f"{path}: the pixels are floats, whose range is unknown; convert the image to 8 or 16 bits")
+        raise UserError(f"{path}: the pixels are floats, whose range is unknown", "convert the image to 8 or 16 bits")
     if header.format in ("JPEG", "MPO") and not _jpeg_has_end(file):
-        raise UserError(f"{path}: the JPEG is cut short (no end-of-image marker); replace or remove it")
+        raise UserError(f"{path}: the JPEG is cut short (no end-of-image marker)", "replace or remove it")
     return header
 
 

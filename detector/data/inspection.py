@@ -41,7 +41,7 @@ def look(path: Path) -> Verdict:
         header = read_header(path)
         grey = cv2.cvtColor(read_image(path, upright=True), cv2.COLOR_RGB2GRAY)
     except UserError as error:
-        return Verdict(None, str(error).rpartition("; ")[0], digest, "")
+        return Verdict(None, error.problem, digest, "")
     except OSError as error:
         return Verdict(None, f"{path}: cannot be read ({error.strerror})", "", "")
     thumbnail = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)

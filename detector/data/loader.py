@@ -95,8 +95,8 @@ class EpochBatches:
         self.first_batch = 0  # a resumed epoch starts here
         if sampler is not None and self.batch_size % num_ranks:
             raise UserError(
-                f"train.batch_size: {self.batch_size} images cannot be dealt out equally to {num_ranks} processes; "
-                "choose a multiple of their number (it is the batch of all of them together)"
+                f"train.batch_size: {self.batch_size} images cannot be dealt out equally to {num_ranks} processes",
+                "choose a multiple of their number (it is the batch of all of them together)",
             )
 
     def __len__(self) -> int:
@@ -228,8 +228,8 @@ class Loader:
                 self.deaths += 1
                 if self.deaths > MAX_DEATHS:
                     raise UserError(
-                        f"data.num_workers: loader workers died {self.deaths} times (the last: {error}); where the "
-                        "machine ran out of memory, use fewer"
+                        f"data.num_workers: loader workers died {self.deaths} times (the last: {error})",
+                        "where the machine ran out of memory, use fewer",
                     ) from None
                 log.warning("a loader worker died (%s); others continue with batch %d", error, first_batch)
                 self._loader = self._make()

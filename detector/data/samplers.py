@@ -72,7 +72,7 @@ class ClassBalancedSampler:
         self.num_images = len(labels_by_image)
         self.classes, self.images = occurrences(labels_by_image)
         if not len(self.classes):
-            raise UserError("data.sampler: class_balanced draws by objects, and no image has any; choose uniform")
+            raise UserError("data.sampler: class_balanced draws by objects, and no image has any", "choose uniform")
         self.weights = 1 / np.bincount(self.classes, minlength=num_classes)[self.classes]
 
     def __len__(self) -> int:

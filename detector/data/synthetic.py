@@ -90,7 +90,7 @@ class SyntheticDataset(CocoDataset):
     ):
         if not 0 < object_size[0] <= object_size[1]:
             raise UserError(
-                f"object_size: {list(object_size)} is no range of sizes; give [smallest, largest], both above 0"
+                f"object_size: {list(object_size)} is no range of sizes", "give [smallest, largest], both above 0"
             )
         settings = SceneSettings(
             image_size, num_classes, objects, tuple(object_size), rotation, distractors, zipf, seed, split
@@ -101,7 +101,7 @@ class SyntheticDataset(CocoDataset):
             annotations = _cached_annotations(folder, settings, (noise_missed, noise_jittered, noise_mislabelled))
         except OSError as error:
             raise UserError(
-                f"cache: synthetic scenes cannot be written to {cache} ({error.strerror}); name a writable folder"
+                f"cache: synthetic scenes cannot be written to {cache} ({error.strerror})", "name a writable folder"
             ) from error
         super().__init__(classes, findings, images=folder / "images", annotations=annotations)
 

@@ -54,12 +54,12 @@ class VocDataset(DetectionDataset):
     ):
         findings = findings or Findings()
         if not annotations.is_dir():
-            raise UserError(f"{annotations}: no such folder of VOC annotations; check the path")
+            raise UserError(f"{annotations}: no such folder of VOC annotations", "check the path")
         pictures, listed = Folder.read(images), Folder.read(annotations)
         known = {name.removesuffix(name[-4:]): name for name in listed.visible() if suffix(name) == ".xml"}
         stems = list(known) if split is None else _read_split(split, known)
         if not known:
-            raise UserError(f"{annotations}: the folder holds no .xml file; check the path")
+            raise UserError(f"{annotations}: the folder holds no .xml file", "check the path")
 
         files = {stem: _read_file(annotations / known.get(stem, f"{stem}.xml")) for stem in (*stems, *known)}
         if one_based == "auto" and all(file.is_from_1 for file in files.values() if not file.error):
@@ -92,12 +92,12 @@ class VocDataset(DetectionDataset):
         findings.add("image_ambiguous", range(len(ambiguous)), ambiguous.__getitem__)
         findings.add("key_unknown", range(len(tags)), lambda i: f"{annotations}: <{tags[i]}> in <object>")
         if not entries:
-            raise UserError(f"{annotations}: none of its files can be used ({bad[0]}); check the folders")
+            raise UserError(f"{annotations}: none of its files can be used ({bad[0]})", "check the folders")
 
         names = list(classes or ())
         names += sorted({name for name, _ in objects} - set(names))
         if not names:
-            raise UserError(f"{annotations}: none of its files has an object to learn from; check the folder")
+            raise UserError(f"{annotations}: none of its files has an object to learn from", "check the folder")
         category_ids = {name: index for index, name in enumerate(names, 1)}
         dictionary = {
             "images": entries,
@@ -241,8 +241,8 @@ def _read_split(split: Path, known: dict[str, str]) -> list[str]:
 
     stems = list(map(stem, read_lines(split, "the split")))
     if not stems:
-        raise UserError(f"{split}: the split is empty; write one image id a line")
+        raise UserError(f"{split}: the split is empty", "write one image id a line")
     if len(set(stems)) < len(stems):
         twice = next(stem for stem in stems if stems.count(stem) > 1)
-        raise UserError(f"{split}: '{twice}' occurs twice; remove one of the lines")
+        raise UserError(f"{split}: '{twice}' occurs twice", "remove one of the lines")
     return stems

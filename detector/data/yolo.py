@@ -57,7 +57,7 @@ class YoloDataset(DetectionDataset):
         if annotations.is_dir():
             source = _read_folder(annotations, images)
         elif split is None:
-            raise UserError(f"{annotations}: a data.yaml has several sets; say which by split: train, val or test")
+            raise UserError(f"{annotations}: a data.yaml has several sets", "say which by split: train, val or test")
         else:
             source = _read_data_yaml(annotations, split, findings)
         root = Path(*_common(path.parent for path, _ in source.pairs))
@@ -116,7 +116,7 @@ def _common(folders: Iterator[Path]) -> tuple[str, ...]:
 
 def _read_folder(labels: Path, images: Path | None) -> _Source:
     if images is None:
-        raise UserError(f"{labels}: a folder of labels needs its folder of images: give `images` too")
+        raise UserError(f"{labels}: a folder of labels needs its folder of images", "give `images` too")
     listed = labels / "classes.txt"
     names = read_lines(listed, "the list of class names, one a line")
     pictures = _pictures(images)
@@ -128,7 +128,7 @@ def _pictures(path: Path) -> Folder:
     folder = Folder.read(path)
     if not folder.images():
         what = "the folder holds no image" if path.is_dir() else "no such folder"
-        raise UserError(f"{path}: {what} ({' '.join(SUFFIXES)}); check the path")
+        raise UserError(f"{path}: {what} ({' '.join(SUFFIXES)})", "check the path")
     return folder
 
 
@@ -146,7 +146,7 @@ def _read_data_yaml(file: Path, split: str, findings: Findings) -> _Source:
     entries = content.get(split)
     if not entries:
         known = ", ".join(key for key in ("train", "val", "test") if content.get(key))
-        raise UserError(f"{file}: there is no '{split}' entry; known: {known or 'none'}")
+        raise UserError(f"{file}: there is no '{split}' entry", f"known: {known or 'none'}")
     entries = entries if isinstance(entries, list) else [entries]
     folder = content.get("path") or "."
     for value in (folder, *entries):
@@ -190,7 +190,7 @@ def _images(root: Path, entry: str, folders: dict[Path, Folder]) -> list[Path]:
     foreign = [line for line in lines if suffix(line) not in SUFFIXES]
     if foreign or not lines:
         what = f"lists {foreign[0]}" if foreign else "the list is empty"
-        raise UserError(f"{path}: {what}; write the path of an image a line ({' '.join(SUFFIXES)})")
+        raise UserError(f"{path}: {what}", f"write the path of an image a line ({' '.join(SUFFIXES)})")
     return [_listed(path.parent, line) for line in lines]
 
 
@@ -206,7 +206,8 @@ def _account(source: _Source, annotations: Path, findings: Findings) -> None:
     if len(missing) == len(source.pairs):
         raise UserError(
             f"{annotations}: none of the {len(missing)} images has a label file (the first one's would be "
-            f"{missing[0][1]}); check where the labels are"
+            f"{missing[0][1]})",
+            "check where the labels are",
         )
     findings.add("image_unlabelled", range(len(missing)), lambda i: f"{missing[i][0]}: no {missing[i][1]}")
     first: dict[Path, Path] = {}

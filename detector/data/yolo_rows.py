@@ -44,7 +44,7 @@ def numbered_lines(labels: Path) -> Iterator[tuple[int, str]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"{labels}: cannot read the labels ({error.strerror}); check the path") from None
+        raise UserError(f"{labels}: cannot read the labels ({error.strerror})", "check the path") from None
     yield from ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
 
 

@@ -98,11 +98,11 @@ def load_checkpoint(path: Path) -> dict:
     contents = load_tensors(path)
     if not contents.keys() >= MODEL_KEYS:
         raise UserError(
-            f"{path}: a foreign checkpoint (no {', '.join(sorted(MODEL_KEYS - contents.keys()))}); give one written by "
-            "`detector train`, or load weights through model.weights"
+            f"{path}: a foreign checkpoint (no {', '.join(sorted(MODEL_KEYS - contents.keys()))})",
+            "give one written by `detector train`, or load weights through model.weights",
         )
     if contents["version"] != VERSION:
         raise UserError(f"{path}: checkpoint version {contents['version']}, this release reads {VERSION}")
     if not is_whole(path):
-        raise UserError(f"{path}: a damaged checkpoint, its content is not what was written; take an older one")
+        raise UserError(f"{path}: a damaged checkpoint, its content is not what was written", "take an older one")
     return contents

@@ -39,7 +39,7 @@ def claim_run(name: str, out: Path | None, resume: str | None) -> Iterator[tuple
             checkpoint = newest_whole(folder / LAST)
             if checkpoint is None and (damaged := generations(folder / LAST)):
                 names = ", ".join(path.name for path in damaged)
-                raise UserError(f"{folder}: none of its checkpoints is whole ({names}); choose another --out")
+                raise UserError(f"{folder}: none of its checkpoints is whole ({names})", "choose another --out")
             if checkpoint is None:
                 log.info("nothing to resume in %s: a new run starts in %s", out or Path("runs") / name, folder)
             elif out is None:
@@ -80,7 +80,8 @@ def _lock(folder: Path) -> int:
             owner = os.read(lock, 200).decode(errors="replace")
             os.close(lock)
             raise UserError(
-                f"{folder}: another process writes to this folder ({owner}); wait for its end, or choose another --out"
+                f"{folder}: another process writes to this folder ({owner})",
+                "wait for its end, or choose another --out",
             ) from None
         except OSError as error:
             log.warning("%s: this file system has no locks (%s); start no second run there", folder, error.strerror)
@@ -101,13 +102,14 @@ def _choose(name: str, out: Path | None, resume: str | None) -> Path | None:
     checkpoint = Path(resume)
     if checkpoint.is_dir():
         raise UserError(
-            f"--resume {resume}: a folder; give a checkpoint, as {checkpoint / LAST}, or --out {resume} --resume auto"
+            f"--resume {resume}: a folder",
+            f"give a checkpoint, as {checkpoint / LAST}, or --out {resume} --resume auto",
         )
     if _owner(checkpoint) is None:
         return out
     own = checkpoint.parent.parent
     if out is not None and out.resolve() != own.resolve():
-        raise UserError(f"--out {out}: {resume} belongs to the run {own}, which goes on there; leave --out away")
+        raise UserError(f"--out {out}: {resume} belongs to the run {own}, which goes on there", "leave --out away")
     return out or own
 
 
@@ -124,7 +126,7 @@ def _newest_run(name: str) -> Path | None:
 
 def _refuse_a_run(out: Path) -> None:
     if (out / "metrics.csv").exists():
-        raise UserError(f"{out} holds a run already; continue it with --resume auto, or choose another --out")
+        raise UserError(f"{out} holds a run already", "continue it with --resume auto, or choose another --out")
 
 
 def _new_folder(name: str) -> Path:

@@ -87,6 +87,7 @@ def inference_within_memory(images: torch.Tensor) -> Iterator[None]:
         reason = str(error).splitlines()[0] if str(error) else "no memory"
     count, _, height, width = images.shape
     raise UserError(
-        f"out of memory at {count} images of {width}x{height} pixels ({reason}); lower evaluation.batch_size (of infer "
-        "--batch-size, of predict batch_size), evaluation.scales (--scales) or data.short_side"
+        f"out of memory at {count} images of {width}x{height} pixels ({reason})",
+        "lower evaluation.batch_size (of infer "
+        "--batch-size, of predict batch_size), evaluation.scales (--scales) or data.short_side",
     )

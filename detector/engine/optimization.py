@@ -80,8 +80,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
         group.update(own)
     if foreign:
         raise UserError(
-            f"the optimizer's state is not that of {type(optimizer).__name__} ({', '.join(sorted(foreign))}); set "
-            "train.optimizer to the run's own"
+            f"the optimizer's state is not that of {type(optimizer).__name__} ({', '.join(sorted(foreign))})",
+            "set train.optimizer to the run's own",
         )
     if isinstance(optimizer, torch.optim.SGD):
         _start_momenta(optimizer)

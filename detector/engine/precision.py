@@ -17,16 +17,16 @@ def choose_device(name: Literal["auto", "cpu", "cuda"], key: str = "train.device
 
     Raises UserError, which names `key`, for another name, and for `cuda` where PyTorch has no GPU for this process."""
     if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"{key}: {name!r} is wrong; give 'auto', 'cpu' or 'cuda'")
+        raise UserError(f"{key}: {name!r} is wrong", "give 'auto', 'cpu' or 'cuda'")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device(name)
     local_rank, num_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if not torch.cuda.is_available():
-        raise UserError(f"{key}: cuda, but PyTorch finds no GPU here; give auto or cpu, or install a driver")
+        raise UserError(f"{key}: cuda, but PyTorch finds no GPU here", "give auto or cpu, or install a driver")
     if local_rank >= num_gpus:
-        raise UserError(f"{key}: no GPU is left for process {local_rank} of this machine; start {num_gpus}")
+        raise UserError(f"{key}: no GPU is left for process {local_rank} of this machine", f"start {num_gpus}")
     return torch.device(name, local_rank)
 
 

@@ -76,36 +76,37 @@ def compare_runs(checkpoint: dict[str, Any], own: dict[str, Any], steps_per_epoc
         if list(checkpoint[key]) != list(own[key]):
             raise UserError(
                 f"{origin} was trained on other classes: {key}: {_short(list(checkpoint[key]))} before, "
-                f"{_short(list(own[key]))} now; resume on its own data, or {other}"
+                f"{_short(list(own[key]))} now",
+                f"resume on its own data, or {other}",
             )
     rules = RULES if "data" in checkpoint else RULES | {"data.root": STOP}  # an older release did not keep it
     before, now = (read_yaml(one["config"], f"config of {origin}") for one in (checkpoint, own))
     warned, stopped = _compare(before, now, rules)
     if stopped:
         raise UserError(
-            f"{origin} comes from a run with other settings: {'; '.join(stopped.values())}; continue with the run's "
-            f"own, or {other}"
+            f"{origin} comes from a run with other settings: {'; '.join(stopped.values())}",
+            f"continue with the run's own, or {other}",
         )
     done, epochs = checkpoint["training"]["epochs_done"], now["train"]["epochs"]
     if done >= epochs != before["train"]["epochs"]:
         raise UserError(
-            f"{origin}: train.epochs: {before['train']['epochs']} before, {epochs} now, and {done} are done already; "
-            "give a higher number, or evaluate the checkpoint with `detector evaluate`"
+            f"{origin}: train.epochs: {before['train']['epochs']} before, {epochs} now, and {done} are done already",
+            "give a higher number, or evaluate the checkpoint with `detector evaluate`",
         )
     for split, old in checkpoint.get("data", {}).items():
         new = own["data"][split]
         if new != old:
             raise UserError(
                 f"data.{split} is not what {origin} was trained with: {old['images']} images with {old['objects']} "
-                f"objects before, {new['images']} with {new['objects']} now, and their names, sizes or boxes differ; "
-                f"restore the files, or {other}"
+                f"objects before, {new['images']} with {new['objects']} now, and their names, sizes or boxes differ",
+                f"restore the files, or {other}",
             )
     steps = checkpoint["training"]["steps_per_epoch"]
     if steps != steps_per_epoch:
         changed = f" ({'; '.join(warned.values())})" if warned else ""
         raise UserError(
-            f"{origin} counts {steps} steps an epoch, this config {steps_per_epoch}{changed}; resume with the run's "
-            "own data, train.batch_size and train.accumulation"
+            f"{origin} counts {steps} steps an epoch, this config {steps_per_epoch}{changed}",
+            "resume with the run's own data, train.batch_size and train.accumulation",
         )
     return warned
 

@@ -67,7 +67,8 @@ class RunFolder:
     def __init__(self, path: Path, *, num_steps: int, first_step: int):
         if not is_utf8(path):
             raise UserError(
-                f"{path.absolute()}: the run folder's path is not UTF-8, which TensorBoard needs; choose another --out"
+                f"{path.absolute()}: the run folder's path is not UTF-8, which TensorBoard needs",
+                "choose another --out",
             )
         self.path = path
         path.mkdir(parents=True, exist_ok=True)

@@ -310,7 +310,10 @@ class Trainer:
                 self.unreadable[error] = None
         if len(self.unreadable) > self.faults.max_unreadable:
             last = list(self.unreadable)[-1]
-            raise UserError(f"faults.max_unreadable: {len(self.unreadable)} images cannot be read; the last: {last}")
+            raise UserError(
+                f"faults.max_unreadable: {len(self.unreadable)} images cannot be read (the last: {last})",
+                "replace them",
+            )
 
     def _receive(self, rows: list[dict], everything: bool = False) -> bool:
         """Adds the steps whose numbers have come to `rows`; whether a process was told to stop."""
@@ -346,9 +349,9 @@ class Trainer:
         what += f" on {', '.join(about['file_names'])}; see {path}"
         remedy = "lower train.lr, set train.clip_norm or train.precision=fp32, and continue with --resume auto"
         if self.faults.bad_step == "stop":
-            raise RefusedStep(f"{what}; {remedy}, or skip such steps by faults.bad_step=skip")
+            raise RefusedStep(what, f"{remedy}, or skip such steps by faults.bad_step=skip")
         if self.refused_in_a_row > MAX_REFUSED:
-            raise RefusedStep(f"{what}; so were the {MAX_REFUSED} before it; {remedy}")
+            raise RefusedStep(f"{what}; so were the {MAX_REFUSED} before it", remedy)
         log.warning("%s: skipped, the weights are as before", what)
 
     def _log(self, epoch: int, rows: list[dict], steps_per_s: float, folder: RunFolder) -> None:
@@ -419,7 +422,7 @@ class Trainer:
         """Continue from a checkpoint's training state. Raises UserError where it has none or it belongs elsewhere."""
         state = checkpoint.get("training")
         if state is None:
-            raise UserError(f"{origin} has no training state; resume from checkpoints/last.pt")
+            raise UserError(f"{origin} has no training state", "resume from checkpoints/last.pt")
         changes = compare_runs(checkpoint, self.description, self.schedule.steps_per_epoch, origin)
         is_of_this_loss = not any(key.partition(".")[0] == "loss" for key in changes)
         try:
@@ -435,7 +438,9 @@ class Trainer:
                 self.guard.load_state_dict(state["guard"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            raise UserError(f"{origin} does not fit this config ({line}); resume with the run's config.yaml") from error
+            raise UserError(
+                f"{origin} does not fit this config ({line})", "resume with the run's config.yaml"
+            ) from error
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
         if changes and rank() == 0:

@@ -91,7 +91,8 @@ def check_finite(detections: Sequence[dict[str, Any]]) -> None:
         if not all(map(math.isfinite, (*box, score))) or box[2] < 0 or box[3] < 0:
             raise UserError(
                 f"image {detection['image_id']}: a detection is not finite or has a negative side (x, y, w, h {box}, "
-                f"score {score}); if it is a model's, try train.precision=fp32 or an earlier checkpoint"
+                f"score {score})",
+                "if it is a model's, try train.precision=fp32 or an earlier checkpoint",
             )
 
 

@@ -121,7 +121,7 @@ class Drawings:
             with utf8_path(path) as name:
                 self._video = cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), picture.rate, size)
             if not self._video.isOpened():
-                raise UserError(f"{path}: no video can be written there; check the folder and the disk's space")
+                raise UserError(f"{path}: no video can be written there", "check the folder and the disk's space")
         self._video.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:

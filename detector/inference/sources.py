@@ -141,7 +141,7 @@ def _opened(source: Source) -> Iterator[cv2.VideoCapture]:
     try:
         if not capture.isOpened():
             remedy = "check that it is connected and free" if isinstance(source.file, int) else "replace or remove it"
-            raise UserError(f"{source}: cannot be opened as a video; {remedy}")
+            raise UserError(f"{source}: cannot be opened as a video", f"{remedy}")
         yield capture
     finally:
         capture.release()
@@ -159,10 +159,10 @@ def _frames(capture: cv2.VideoCapture, source: Source, max_frames: int | None) -
     else:
         return
     if isinstance(source.file, int) or done == 0:
-        raise UserError(f"{source}: no frame can be read after {done}; check the file or the camera")
+        raise UserError(f"{source}: no frame can be read after {done}", "check the file or the camera")
     promised = round(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     if done < promised - _rate(capture):  # some containers estimate the number
-        raise UserError(f"{source}: only {done} of {promised} frames can be read; the file is damaged or cut short")
+        raise UserError(f"{source}: only {done} of {promised} frames can be read", "the file is damaged or cut short")
 
 
 def _rate(capture: cv2.VideoCapture) -> float:

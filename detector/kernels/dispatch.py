@@ -26,14 +26,14 @@ def _default(device: str) -> str:
 def _backend(name: str, device: str) -> ModuleType:
     """The module behind a name, known to serve the device; logged the first time."""
     if name not in BACKENDS:
-        raise UserError(f"kernel backend '{name}' is unknown; choose one of {', '.join(BACKENDS)}")
+        raise UserError(f"kernel backend '{name}' is unknown", f"choose one of {', '.join(BACKENDS)}")
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if (name == "cpu" and device != "cpu") or (name == "triton" and device != "cuda" and not interpreted):
-        raise UserError(f"kernel backend '{name}' was given logits on {device}; choose '{_default(device)}'")
+        raise UserError(f"kernel backend '{name}' was given logits on {device}", f"choose '{_default(device)}'")
     try:
         module = importlib.import_module(f"detector.kernels.{name}")
     except ImportError as error:
-        raise UserError(f"kernel backend '{name}': {error}; install it, or choose 'reference'") from None
+        raise UserError(f"kernel backend '{name}': {error}", "install it, or choose 'reference'") from None
     logging.getLogger(__name__).info("loss kernels on %s: %s", device, name)
     return module
 

@@ -140,7 +140,7 @@ def import_detectron2(path: Path) -> Imported:
     mean = state.pop("pixel_mean", own_mean.flip(0)).flatten().float()
     std = state.pop("pixel_std", torch.ones(3)).flatten().float()
     if not (mean.shape == std.shape == own_mean.shape and torch.allclose(mean.flip(0), own_mean, atol=0.01)):
-        raise UserError(f"{path}: its pixel_mean {mean.tolist()} is not detectron2's BGR one; it cannot be imported")
+        raise UserError(f"{path}: its pixel_mean {mean.tolist()} is not detectron2's BGR one", "it cannot be imported")
     first = state.get("backbone.conv1.weight")
     if first is not None and first.shape[1:2] == (3,):
         state["backbone.conv1.weight"] = first.flip(1) * (own_std / std.flip(0)).view(3, 1, 1)
@@ -157,7 +157,9 @@ def import_mmdet(path: Path) -> Imported:
     meta = contents["meta"] if isinstance(contents.get("meta"), dict) else {}
     config = str(meta.get("config", meta.get("cfg")))  # the text of a Python file, in releases 2 and 3
     if re.search(r"""style\s*=\s*['"]caffe""", config):
-        raise UserError(f"{path}: a model of caffe style; of mmdetection's RetinaNets only those of pytorch style fit")
+        raise UserError(
+            f"{path}: a model of caffe style", "of mmdetection's RetinaNets only those of pytorch style fit"
+        )
     state = rename(tensors, MMDET)
     relu = re.search(r"relu_before_extra_convs\s*=\s*True", config) is not None
     structure = {"stride_in_1x1": False, **_visible_structure(state), "pyramid_relu": relu, "exact_anchors": True}

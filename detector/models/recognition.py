@@ -42,12 +42,13 @@ def refuse_another_detector(path: Path, names: Iterable[Any], kind: str) -> None
     for pattern, what in FOREIGN:
         if has(pattern):
             raise UserError(
-                f"{path}: this is {what}, which this release cannot load; give RetinaNet weights of torchvision "
-                "(retinanet_resnet50_fpn), detectron2 or mmdetection, or those of a backbone"
+                f"{path}: this is {what}, which this release cannot load",
+                "give RetinaNet weights of torchvision "
+                "(retinanet_resnet50_fpn), detectron2 or mmdetection, or those of a backbone",
             )
     if has(LOADABLE[kind][1]):
         return
     for other, (what, pattern) in LOADABLE.items():
         if has(pattern):
             weights = f"{other}:{path}" if other else path
-            raise UserError(f"{path}: this is {what}; set model.weights={weights}")
+            raise UserError(f"{path}: this is {what}", f"set model.weights={weights}")

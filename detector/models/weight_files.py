@@ -103,10 +103,11 @@ def _load(path: Path, load: Callable[[], Any]) -> dict:
         loaded = load()
     except UNREADABLE as error:
         raise UserError(
-            f"{path}: not a readable checkpoint: damaged, or not what torch.save writes of tensors alone; give another"
+            f"{path}: not a readable checkpoint: damaged, or not what torch.save writes of tensors alone",
+            "give another",
         ) from error
     if not isinstance(loaded, dict):
-        raise UserError(f"{path}: holds a {type(loaded).__name__}, not a state dict; give a file saved by torch.save")
+        raise UserError(f"{path}: holds a {type(loaded).__name__}, not a state dict", "give a file saved by torch.save")
     return loaded
 
 

@@ -37,8 +37,8 @@ def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_nam
             state = published[weights].get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError) as error:
             raise UserError(
-                f"model.weights: cannot download {published[weights].url} ({first_line(error)}); put the file into "
-                f"{torch.hub.get_dir()}/checkpoints or give its path"
+                f"model.weights: cannot download {published[weights].url} ({first_line(error)})",
+                f"put the file into {torch.hub.get_dir()}/checkpoints or give its path",
             ) from error
     elif "/" not in weights and not Path(weights).suffix:
         known = ", ".join(published.__members__)
@@ -57,8 +57,8 @@ def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_nam
         model.backbone.load(state_of(state))
     except RuntimeError as error:
         raise UserError(
-            f"model.weights: {weights} does not fit the backbone {backbone} ({first_line(error)}); give weights of "
-            "that backbone, or set model.backbone to theirs"
+            f"model.weights: {weights} does not fit the backbone {backbone} ({first_line(error)})",
+            "give weights of that backbone, or set model.backbone to theirs",
         ) from error
     log.info("backbone weights from %s", weights)
 
@@ -68,11 +68,13 @@ def _load_imported(model: RetinaNet, imported: Imported, origin: str, class_name
     outputs = [f"{head}.output.{name}" for head in ("class_head", "box_head") for name in ("weight", "bias")]
     missing = [name for name in outputs if name not in state]
     if missing:
-        raise UserError(f"{origin}: not a RetinaNet of this kind: it has no values for {missing[0]}; give another file")
+        raise UserError(
+            f"{origin}: not a RetinaNet of this kind: it has no values for {missing[0]}", "give another file"
+        )
     wrong = {key: value for key, value in imported.structure.items() if model.structure[key] != value}
     if wrong:
         keys = " ".join(f"model.{key}={str(value).lower()}" for key, value in wrong.items())
-        raise UserError(f"{origin}: its model is of another structure than this one; set {keys}")
+        raise UserError(f"{origin}: its model is of another structure than this one", f"set {keys}")
     num_anchors = model.class_head.output.out_channels // model.num_classes
     num_channels = state["class_head.output.bias"].numel()
     try:
@@ -106,8 +108,8 @@ def _load_detector(model: RetinaNet, state: dict[str, Tensor], origin: str, keep
         name = sorted(wrong or absent)[0]
         theirs, ours = (f"{tuple(s[name].shape)}" if name in s else "nothing" for s in (state, own))
         raise UserError(
-            f"{origin} does not fit this model at '{name}': the file has {theirs}, the model {ours}; give the model "
-            "section the levels, anchors and norms that the file was trained with, or other weights"
+            f"{origin} does not fit this model at '{name}': the file has {theirs}, the model {ours}",
+            "give the model section the levels, anchors and norms that the file was trained with, or other weights",
         )
     model.load_state_dict(state, strict=False)
     log.info("detector weights from %s", origin)

@@ -34,10 +34,10 @@ class Source:
 def read_source(folder: Path) -> Source:
     """The files in `folder` and, where it lacks one, in the folders directly below it. Raises UserError."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give a run's, a probe's, a census's or a study's")
+        raise UserError(f"{folder}: no such folder", "give a run's, a probe's, a census's or a study's")
     found = {name: _find(folder, name) for name in (*KINDS, "parts.csv", "config.yaml")}
     if not any(found[name] for name in KINDS):
-        raise UserError(f"{folder}: nothing to report; looked for {', '.join(KINDS)}")
+        raise UserError(f"{folder}: nothing to report", f"looked for {', '.join(KINDS)}")
     config = found["config.yaml"]
     return Source(
         name=folder.resolve().name,
@@ -65,7 +65,7 @@ def _json(file: Path | None) -> dict | None:
     try:
         values = read_json(file)
     except ValueError as error:
-        raise UserError(f"{file}: no JSON ({error}); write it again with the tool that made it") from None
+        raise UserError(f"{file}: no JSON ({error})", "write it again with the tool that made it") from None
     if not isinstance(values, dict):
         raise UserError(f"{file}: should hold an object, not {type(values).__name__}")
     return values

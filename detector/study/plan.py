@@ -60,7 +60,7 @@ def load_study(path_or_name: str) -> Study:
     """A file, or a name in configs/studies. Raises UserError."""
     values = read_values(path_or_name, STUDIES)
     if "data" in values:
-        raise UserError(f"{path_or_name}: a config, not a study; give a study with it as its `config`")
+        raise UserError(f"{path_or_name}: a config, not a study", "give a study with it as its `config`")
     try:
         return parse(Study, values)
     except InvalidValues as error:

@@ -53,8 +53,8 @@ def pending(runs: list[Run], rows: list[Row]) -> list[Run]:
         row = next((row for row in rows if is_row_of(row, run)), None)
         if row is not None and row["fingerprint"] != run.fingerprint:
             raise UserError(
-                f"results.csv has {run.level!r}, {run.variant!r}, seed {run.seed} from another config; give the "
-                "changed study a folder of its own with --out, or delete the row"
+                f"results.csv has {run.level!r}, {run.variant!r}, seed {run.seed} from another config",
+                "give the changed study a folder of its own with --out, or delete the row",
             )
         if row is None or row["error"]:
             left.append(run)

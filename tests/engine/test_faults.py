@@ -378,5 +378,5 @@ def test_others_stand_in_for_unreadable_images_and_they_are_counted(
 
 
 def test_more_unreadable_images_than_allowed_stop_the_run(pictures: Callable[..., Trainer]):
-    with pytest.raises(UserError, match=r"faults\.max_unreadable: 2 images cannot be read; the last: .*[37]\.png"):
+    with pytest.raises(UserError, match=r"faults\.max_unreadable.*[37]\.png"):
         pictures("faults.max_unreadable=1", broken=(3, 7)).train()
