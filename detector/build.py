@@ -94,12 +94,17 @@ def require_objects(train: DetectionDataset) -> None:
         )
 
 
-def with_bits(config: Config, train: DetectionDataset) -> Config:
-    """The config with the bits of the training set's 16-bit images in place of `auto`, so that the validation set and
-    new pictures are scaled alike."""
-    if config.data.bits != "auto" or not any(record.is_deep for record in train.records):
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"bits": train.bits})})
+def with_decisions(config: Config, train: DetectionDataset) -> Config:
+    """The config with what the training set decides in place of `auto`, so that the validation set and new pictures are
+    read alike: the bits of 16-bit images, and the parameters of a data set of the same type."""
+    data, update = config.data, {}
+    if data.bits == "auto" and any(record.is_deep for record in train.records):
+        update["bits"] = train.bits
+    for split in ("train", "val"):
+        spec = getattr(data, split)
+        if spec is not None and spec["type"] == data.train["type"]:
+            update[split] = spec | {key: v for key, v in train.decided.items() if spec.get(key) == "auto"}
+    return config.model_copy(update={"data": data.model_copy(update=update)})
 
 
 def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:
@@ -381,7 +386,7 @@ def build_trainer(
 ) -> Trainer:
     """Everything a run needs, on its device, before the first step."""
     settings = config.train
-    shared = {record.path for record in train.records} & {record.path for record in val.records}
+    shared = {record.path.resolve() for record in train.records} & {record.path.resolve() for record in val.records}
     if shared:
         log.warning(
             "data.val: %d of its %d images are in data.train as well (first: %s), so its scores will be too good; "

@@ -8,7 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from detector.build import build_dataset, build_model, build_trained_model, build_trainer, require_objects, with_bits
+from detector.build import (
+    build_dataset,
+    build_model,
+    build_trained_model,
+    build_trainer,
+    require_objects,
+    with_decisions,
+)
 from detector.config import Config, load_config, to_yaml
 from detector.distributed import broadcast, process_group, rank, world_size
 from detector.engine.checkpoint import load_checkpoint
@@ -68,7 +75,7 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
         checkpoint = load_checkpoint(resumed) if resumed else None
         train_set = build_dataset(config, "train")
         require_objects(train_set)
-        config = with_bits(config, train_set)
+        config = with_decisions(config, train_set)
         val_set = build_dataset(config, "val", train_set.class_names)
         # a checkpoint brings its own weights
         if checkpoint is None:

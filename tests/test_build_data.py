@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import TINY
 
-from detector.build import build_dataset, build_trained_model, build_trainer
+from detector.build import build_dataset, build_trained_model, build_trainer, with_decisions
 from detector.config import config_from_text
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
@@ -119,6 +119,24 @@ def test_the_findings_of_a_divided_set_are_said_once(tmp_path: Path, caplog: pyt
     for split in ("train", "val"):
         build(split, *data)
     assert caplog.text.count("images without objects:") == 1
+
+
+def test_the_training_set_decides_for_both(tmp_path: Path):
+    """Whether coordinates count from 1, where each set has a folder of its own (Roboflow's layout)."""
+    for split, box in (("train", (0, 0, 9, 9)), ("val", (5, 5, 20, 20))):
+        (tmp_path / split).mkdir()
+        write_image(tmp_path / split / "a.png", np.zeros((64, 64, 3), dtype=np.uint8))
+        corners = "".join(f"<{k}>{v}</{k}>" for k, v in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True))
+        text = f"<annotation><object><name>cat</name><bndbox>{corners}</bndbox></object></annotation>"
+        (tmp_path / split / "a.xml").write_text(text)
+    data = [
+        f"data.{split}={{type: voc, images: {tmp_path / split}, annotations: {tmp_path / split}}}"
+        for split in ("train", "val")
+    ]
+    config = config_from_text(TINY, "TINY", data)
+    train = build_dataset(config, "train")
+    val = build_dataset(with_decisions(config, train), "val", train.class_names)
+    assert train.records[0].boxes.tolist() == [[0, 0, 9, 9]] and val.records[0].boxes.tolist() == [[5, 5, 20, 20]]
 
 
 def test_images_of_both_sets_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture):

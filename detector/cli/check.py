@@ -28,7 +28,7 @@ def main() -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from detector.build import divide, read_dataset
+    from detector.build import divide, read_dataset, with_decisions
     from detector.data.findings import KINDS, Findings
     from detector.data.inspection import look_at_all, report_files, report_leaks, report_overlaps
     from detector.errors import UserError
@@ -42,6 +42,7 @@ def main() -> None:
         try:
             classes = datasets["train"].class_names if "train" in datasets else None
             datasets[split] = read_dataset(config, split, found[split], classes)
+            config = with_decisions(config, datasets["train"]) if split == "train" else config
         except UserError as error:
             found[split].add("data_set", [0], lambda _, error=error: str(error))
     for split, dataset in datasets.items():

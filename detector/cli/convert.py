@@ -25,12 +25,12 @@ def main() -> None:
 
     config = load_config(args.cfg, args.overrides)
 
-    from detector.build import build_dataset, with_bits
+    from detector.build import build_dataset, with_decisions
     from detector.data.conversion import plan_conversion
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train = build_dataset(config, "train")
-    splits = {"train": train, "val": build_dataset(with_bits(config, train), "val", train.class_names)}
+    splits = {"train": train, "val": build_dataset(with_decisions(config, train), "val", train.class_names)}
     plan = plan_conversion(splits, args.to)
     specs = plan.write(args.out, link=args.link)
     for split, dataset in splits.items():

@@ -1,6 +1,6 @@
 """Boxes as annotations give them: which can be used, and which look like another convention than their format's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,17 @@ def check_boxes(
     findings: Findings,
     valid: np.ndarray,
     describe: Callable[[int], str],
+    places: Sequence[tuple[str, str]] | None,
 ) -> np.ndarray:
     """Turn boxes (x, y, w, h) into (N, 4) float32 xyxy that are clipped to their images.
 
     Args:
-        annotations: N entries with `bbox`, and `written` where that reads another way in its file.
+        annotations: N entries with `bbox`.
         sizes: (N, 2) width and height of each one's image.
         findings: takes what is wrong or odd.
         valid: (N,) bool, which becomes false for boxes that cannot be used.
         describe: says where annotation i stands.
+        places: what the boxes read in a file of another format than COCO (see `parse_coco`).
     """
     rows = [annotation.get("bbox") for annotation in annotations]
     four = [_four_numbers(row) for row in rows]
@@ -38,7 +40,7 @@ def check_boxes(
     empty = ~((width > 0) & (height > 0))
 
     def box(i: int) -> str:
-        return f"{describe(i)}: {annotations[i].get('written') or f'box {rows[i]} (x, y, w, h)'}"
+        return f"{describe(i)}: {places[i][1] if places else f'box {rows[i]} (x, y, w, h)'}"
 
     problems = {
         "box_malformed": (~np.isfinite(boxes).all(axis=1), "is not four finite numbers"),
@@ -50,8 +52,7 @@ def check_boxes(
         valid &= ~wrong
 
     overhang = np.abs(boxes - clipped).max(axis=1, initial=0) > MAX_OVERHANG
-    is_in_coco = not any("written" in annotation for annotation in annotations)
-    if is_in_coco and valid.sum() >= MIN_BOXES:
+    if places is None and valid.sum() >= MIN_BOXES:
         image_width, image_height = sizes.T
         as_corners = (width > x) & (height > y) & (width <= image_width + 1) & (height <= image_height + 1)
         if as_corners[valid].all() and overhang[valid].mean() > 0.25:

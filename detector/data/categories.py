@@ -56,7 +56,7 @@ def classes_of(
             what = f"is {name!r}" if "name" in category else "is missing"
             raise UserError(f"{source}: categories[{index}].name {what}", "give a text")
         names.append(str(name))
-    roots = _roots(categories, names, set(used.tolist()))
+    roots = _roots(categories, names, set(used.tolist()), classes or ())
     findings.add("category_root", roots, lambda i: f"{source}: category {ids[i]}, '{names[i]}'")
     id_of: dict[str, int] = {}
     for index, name in enumerate(names):
@@ -90,15 +90,16 @@ def classes_of(
     return labels, class_names, tuple(id_of[name] for name in class_names)
 
 
-def _roots(categories: list[Entry], names: list[str], used: set[int]) -> list[int]:
+def _roots(categories: list[Entry], names: list[str], used: set[int], classes: Sequence[str]) -> list[int]:
     """The categories without objects that are no classes: one called like another, or the supercategory of all the
-    others (Roboflow writes the name of the project so)."""
+    others (Roboflow writes the name of the project so), unless it is one of the training set's `classes`."""
     unused = [index for index in range(len(names)) if index not in used]
 
     def is_root(index: int) -> bool:
         others = [other for other in range(len(names)) if other != index]
         repeats = any(names[other] == names[index] and other not in roots for other in others)
-        return repeats or bool(others) and all(categories[o].get("supercategory") == names[index] for o in others)
+        is_above = bool(others) and all(categories[o].get("supercategory") == names[index] for o in others)
+        return repeats or (is_above and names[index] not in classes)
 
     roots: list[int] = []
     for index in unused:

@@ -32,8 +32,11 @@ class CocoDataset(DetectionDataset):
     ):
         findings = findings or Findings()
         folder = Folder.read(images)
-        records, *rest = parse_coco(read_json(annotations), annotations, folder, classes, findings)
-        list_unused([folder], [annotations, *(record.path for record in records)], findings)
+        dictionary = read_json(annotations)
+        records, *rest = parse_coco(dictionary, annotations, folder, classes, findings)
+        named = (folder.find(entry.get("file_name", "")) for entry in dictionary["images"])
+        used = [annotations, *(folder.path(name) for name in named if name), *(record.path for record in records)]
+        list_unused([folder], used, findings)
         super().__init__(records, *rest)
 
 

@@ -1,8 +1,9 @@
 """What every data set is, whatever its format: a list of records with class names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,8 @@ def make_sample(record: Record, image: np.ndarray, original_size: tuple[int, int
 
 class DetectionDataset(Sequence[Sample]):
     """Records in a fixed order. `class_names[k]` and `category_ids[k]` are class k's name and the data set's own id.
-    `bits`: how many bits the values of 16-bit images use (see `read_image`)."""
+    `bits`: how many bits the values of 16-bit images use (see `read_image`). `decided`: the parameters of the data
+    set's own section that were `auto`, with the values that its files decided."""
 
     def __init__(
         self,
@@ -46,11 +48,13 @@ class DetectionDataset(Sequence[Sample]):
         class_names: Sequence[str],
         category_ids: Sequence[int],
         bits: int = FULL_BITS,
+        decided: Mapping[str, Any] | None = None,
     ):
         self.records = records
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
         self.bits = bits
+        self.decided = dict(decided or {})
 
     def __len__(self) -> int:
         return len(self.records)
@@ -77,7 +81,8 @@ class DetectionDataset(Sequence[Sample]):
         return Sample(image, *nothing, record.image_id, record.path.name, image.shape[:2])
 
     def subset(self, indices: Iterable[int]) -> "DetectionDataset":
-        return DetectionDataset([self.records[i] for i in indices], self.class_names, self.category_ids, self.bits)
+        records = [self.records[i] for i in indices]
+        return DetectionDataset(records, self.class_names, self.category_ids, self.bits, self.decided)
 
     def evenly(self, count: int) -> "DetectionDataset":
         """`count` of the images, evenly spread over the order; all where there are not so many."""

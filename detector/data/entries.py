@@ -17,9 +17,9 @@ from detector.data.numbers import as_number, whole
 from detector.errors import UserError
 
 KEYS = {  # that are used here, or that say nothing about objects
-    "images": {"id", "file_name", "coco_url", "width", "height", "flickr_url", "license", "date_captured"},
-    "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation"}
-    | {"where", "written"},
+    "images": {"id", "file_name", "coco_url", "width", "height", "flickr_url", "license", "date_captured"}
+    | {"neg_category_ids", "not_exhaustive_category_ids"},  # of LVIS
+    "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation"},
     "categories": {"id", "name", "supercategory"},
 }
 
@@ -31,6 +31,7 @@ def parse_coco(
     classes: Sequence[str] | None,
     findings: Findings,
     *,
+    places: Sequence[tuple[str, str]] | None = None,
     headers: dict[str, Header | str] | None = None,
     upright: bool = False,
 ) -> tuple[list[Record], tuple[str, ...], tuple[int, ...]]:
@@ -40,12 +41,12 @@ def parse_coco(
     count neither as objects nor as background. An area is the annotation's, or its clipped box's where there is none.
 
     Args:
-        dictionary: the content. An annotation's keys `where` and `written` say where it stands and what its box reads
-            there, if that is not the dictionary's own file.
+        dictionary: the content.
         source: the file that messages name.
         folder: the folder of the images.
         classes: the class names in label order; None takes the categories, sorted by id.
         findings: takes what is wrong or odd.
+        places: where each annotation stands in its file and what its box reads there, for other formats than COCO.
         headers: those of the images that are known already, by name.
         upright: annotations are made on images as their EXIF orientation shows them.
 
@@ -57,14 +58,16 @@ def parse_coco(
     )
     _note_unused_keys({"images": entries, "annotations": annotations, "categories": categories}, source, findings)
     image_ids = unique_ids(entries, "images", source)
+    partly = [i for i, entry in enumerate(entries) if entry.get("not_exhaustive_category_ids")]
+    findings.add("image_partly", partly, lambda i: f"{source}: image {image_ids[i]}")
     file_names = [_file_name(entry, index, folder, source) for index, entry in enumerate(entries)]
     sizes = [tuple(_side(entry.get(key)) for key in ("width", "height")) for entry in entries]
     images = check_images(file_names, sizes, folder, source, findings, headers=headers or {}, upright=upright)
 
     def describe(index: int) -> str:
+        if places is not None:
+            return places[index][0]
         entry = annotations[index]
-        if "where" in entry:
-            return entry["where"]
         image = f" of image '{file_names[owner[index]]}'" if owner[index] >= 0 else ""
         return f"{source}: annotation {entry.get('id', index)}{image}"
 
@@ -83,7 +86,7 @@ def parse_coco(
         _numbers(annotations, key, default, findings, valid, describe)
         for key, default in (("iscrowd", 0), ("ignore", 0), ("area", np.nan))
     )
-    boxes = check_boxes(annotations, images.sizes[owner], findings, valid, describe)
+    boxes = check_boxes(annotations, images.sizes[owner], findings, valid, describe, places)
     _check_completeness(annotations, categories, source, findings, valid, describe)
     area = np.where(np.isfinite(area), area, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)).astype(np.float32)
     crowd = (crowd > 0) | (ignore > 0)

@@ -120,6 +120,16 @@ KINDS: dict[str, Kind] = {
         "matched to the image with the file's own name",
         "give each image and its file the same name, and only those",
     ),
+    "image_partly": Kind(
+        "images in which some classes are not marked everywhere (LVIS)",
+        "taken as marked everywhere, so that unmarked objects count as background",
+        "leave these images out if that matters",
+    ),
+    "row_polygon": Kind(
+        "lines of labels with more than four coordinates",
+        "read as polygons, which rows=box in the data set's section changes",
+        "set rows=box if they are boxes with keypoints or a score behind them",
+    ),
     "image_twins": Kind(
         "images that share a file of labels with another", "used, all of them", "remove the copies in other formats"
     ),
@@ -139,7 +149,9 @@ KINDS: dict[str, Kind] = {
         "convert them to JPEG or PNG (HEIC: install the extra `heic`)",
     ),
     "annotation_unlisted": Kind(
-        "annotation files that the split does not name", "left out", "nothing need be done if other splits name them"
+        "annotation files of no image of this set",
+        "left out",
+        "nothing need be done if they belong to another split",
     ),
     "file_other": Kind("files that are neither images nor annotations", "passed over", "nothing need be done"),
     "link_broken": Kind("links that lead nowhere", "passed over", "restore what they point to, or remove them"),

@@ -41,15 +41,17 @@ class Folder:
             return
         for entry in entries:
             name = prefix + entry.name
-            if entry.is_dir():
-                if entry.name.startswith("."):
-                    continue
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link to itself
+                is_folder = is_file = False
+            if is_folder and not entry.name.startswith("."):
                 real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
                 if real not in above:
                     self._walk(f"{name}/", (*above, real))
-            elif entry.is_file():
+            elif is_file:
                 self.names[name] = None
-            else:
+            elif not is_folder:
                 self.broken.append(name)
 
     def path(self, name: str) -> Path:
@@ -83,15 +85,16 @@ class Folder:
         return alike[0] if len(alike) == 1 else None
 
     def images_with_stem(self, stem: str) -> list[str]:
-        """The pictures called `stem` (a relative path without suffix): at that place, else anywhere below the folder
-        where all pictures with that last part lie at one place."""
+        """The pictures called `stem` (a relative path without suffix): at that place, else in the only other folder
+        that has such pictures, where one of the two places is the folder itself."""
         if self._by_stem is None:
             self._by_stem = _grouped(self.images(), lambda name: PurePosixPath(name).stem)
         same = self._by_stem.get(PurePosixPath(f"{stem}.x").stem, [])
         exact = [name for name in same if os.path.splitext(name)[0] == stem]
         if exact:
             return exact
-        return same if len({os.path.dirname(name) for name in same}) == 1 else []
+        places = {os.path.dirname(name) for name in same}
+        return same if len(places) == 1 and "" in (*places, os.path.dirname(stem)) else []
 
 
 def suffix(name: str) -> str:

@@ -42,7 +42,8 @@ OTHER_SUFFIXES = frozenset(
     {".avif", ".cr2", ".cr3", ".dcm", ".dng", ".heic", ".heif", ".j2k", ".jp2", ".jpe", ".jxl", ".nef", ".arw", ".pgm"}
     | {".pbm", ".ppm", ".pnm", ".psd", ".raw", ".svg", ".tga"}
 ) - set(SUFFIXES)
-DECODED_BY_PILLOW = ("GIF", "HEIF")
+DECODED_BY_PILLOW = ("GIF", "HEIF", "I", "I;16S")  # formats, and modes of integers
+IN_RANGE = 99.9  # per cent of a picture's values that its bits hold
 MAX_PIXELS = 178_000_000  # half a gigabyte as RGB
 ORIENTATION = ExifTags.Base.Orientation
 FULL_BITS = 16  # of a deep picture whose values use the whole range
@@ -101,7 +102,7 @@ def read_image(path: Path, *, upright: bool = False, bits: int | None = FULL_BIT
     """
     data = _read_bytes(path)
     header = _parse_header(path, io.BytesIO(data))
-    if header.format in DECODED_BY_PILLOW:
+    if header.format in DECODED_BY_PILLOW or header.mode in DECODED_BY_PILLOW:
         with Image.open(io.BytesIO(data)) as image:
             return _from_pillow(ImageOps.exif_transpose(image) if upright else image, str(path), bits)
     image = _decode(path, data, upright=upright, deep=header.is_deep)
@@ -109,8 +110,13 @@ def read_image(path: Path, *, upright: bool = False, bits: int | None = FULL_BIT
 
 
 def bits_of(path: Path) -> int:
-    """How many bits the values of a picture use, at least 8: 12 for values up to 4095. Raises UserError."""
-    return _bits(_decode(path, _read_bytes(path), upright=False, deep=True))
+    """How many bits the values of a picture use, at least 8: 12 for values up to 4095. One value in a thousand may lie
+    above, as hot pixels do. Raises UserError."""
+    data = _read_bytes(path)
+    if _parse_header(path, io.BytesIO(data)).mode in DECODED_BY_PILLOW:
+        with Image.open(io.BytesIO(data)) as image:
+            return _bits(_integers(image, str(path)))
+    return _bits(_decode(path, data, upright=False, deep=True))
 
 
 def to_8_bits(pixels: np.ndarray, bits: int | None) -> np.ndarray:
@@ -123,7 +129,7 @@ def to_8_bits(pixels: np.ndarray, bits: int | None) -> np.ndarray:
 
 
 def _bits(pixels: np.ndarray) -> int:
-    return max(8, int(pixels.max(initial=0)).bit_length())
+    return max(8, int(np.percentile(pixels, IN_RANGE)).bit_length())
 
 
 def _decode(path: Path, data: bytes, *, upright: bool, deep: bool) -> np.ndarray:
@@ -174,11 +180,19 @@ def _from_pillow(image: Image.Image, name: str, bits: int | None) -> np.ndarray:
         raise UserError(f"{name}: a PIL image of floats, whose range is unknown", "scale it to 0..255, mode L")
     try:
         if image.mode.startswith("I"):
-            image = Image.fromarray(to_8_bits(np.asarray(image).astype(np.int64), bits))
+            image = Image.fromarray(to_8_bits(_integers(image, name), bits))
         elif image.mode == "P":  # its transparency is alpha in another form
             image = image.convert("RGBA")
         return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # pixels are read only now
+        raise UserError(f"{name}: the image cannot be decoded ({error})", "replace or remove it") from None
+
+
+def _integers(image: Image.Image, name: str) -> np.ndarray:
+    """The values of a PIL image of integers, (H, W) int64. Raises UserError."""
+    try:
+        return np.asarray(image).astype(np.int64)
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{name}: the image cannot be decoded ({error})", "replace or remove it") from None
 
 

@@ -61,15 +61,21 @@ class VocDataset(DetectionDataset):
         if not known:
             raise UserError(f"{annotations}: the folder holds no .xml file", "check the path")
 
-        files = {stem: _read_file(annotations / known.get(stem, f"{stem}.xml")) for stem in (*stems, *known)}
-        if one_based == "auto" and all(file.is_from_1 for file in files.values() if not file.error):
-            one_based = True
+        files = {
+            stem: _read_file(annotations / known[stem])
+            if stem in known
+            else _File(annotations / f"{stem}.xml", error="cannot be read (there is no such file in the folder)")
+            for stem in (*stems, *known)
+        }
+        decided = {}
         if one_based == "auto":
-            corners = [each.corners for file in files.values() for each in file.objects if not each.error]
+            unsaid = [file for file in files.values() if not file.is_from_1]
+            corners = [each.corners for file in unsaid for each in file.objects if not each.error]
             one_based = is_one_based(np.array(corners, np.float64).reshape(-1, 4), str(annotations), findings)
+            decided = {"one_based": one_based}
         of_file = {stem: _picture(file, stem, pictures) for stem, file in files.items()}
 
-        entries, objects, malformed, ambiguous = [], [], [], []
+        entries, objects, places, malformed, ambiguous = [], [], [], [], []
         for stem in stems:
             file, (name, others) = files[stem], of_file[stem]
             if file.error:
@@ -81,10 +87,10 @@ class VocDataset(DetectionDataset):
                 if each.error:
                     malformed.append(f"{where}: {each.error}")
                     continue
-                written = f"box {' '.join(f'{v:g}' for v in each.corners)} ({', '.join(CORNERS)})"
-                box = _box(each.corners, one_based)
-                identity = {"id": len(objects) + 1, "image_id": len(entries), "where": where, "written": written}
-                objects.append((each.name, identity | {"iscrowd": int(each.left_out), "area": None, "bbox": box}))
+                places.append((where, f"box {' '.join(f'{v:g}' for v in each.corners)} ({', '.join(CORNERS)})"))
+                box = _box(each.corners, one_based or (file.is_from_1 and bool(decided)))
+                entry = {"id": len(places), "image_id": len(entries), "iscrowd": int(each.left_out), "bbox": box}
+                objects.append((each.name, entry | {"area": None}))
         bad = [f"{files[stem].path}: {files[stem].error}" for stem in stems if files[stem].error]
         tags = sorted({tag for stem in stems for tag in files[stem].tags} - TAGS)
         findings.add("annotation_file", range(len(bad)), bad.__getitem__)
@@ -104,13 +110,16 @@ class VocDataset(DetectionDataset):
             "annotations": [{**entry, "category_id": category_ids[name]} for name, entry in objects],
             "categories": [{"id": index, "name": name} for name, index in category_ids.items()],
         }
-        records, *rest = parse_coco(dictionary, annotations, pictures, classes, findings)
+        records, *rest = parse_coco(dictionary, annotations, pictures, classes, findings, places=places)
         # a picture that another split's file names is not without annotations
         used = [*(pictures.path(name) for name, _ in of_file.values()), *(files[stem].path for stem in stems)]
-        unlisted = [annotations / name for stem, name in known.items() if stem not in set(stems)]
+        read = {files[stem].path for stem in stems}
+        unlisted = [
+            path for path in map(listed.path, listed.visible()) if suffix(path.name) == ".xml" and path not in read
+        ]
         findings.add("annotation_unlisted", range(len(unlisted)), lambda i: str(unlisted[i]))
         list_unused([pictures, listed], [*used, *unlisted], findings)
-        super().__init__(records, *rest)
+        super().__init__(records, *rest, decided=decided)
 
 
 def is_one_based(corners: np.ndarray, where: str, findings: Findings) -> bool:
@@ -180,7 +189,7 @@ def _read_file(path: Path) -> _File:
     elements = root.findall("object")
     return _File(
         path,
-        (root.findtext("filename") or "").strip().replace("\\", "/").rpartition("/")[2],
+        (root.findtext("filename") or "").strip().replace("\\", "/"),
         *(whole(root.findtext(f"size/{side}")) for side in ("width", "height")),
         root.findtext("source/coordinates") == FROM_1,
         tuple(map(_read_object, elements)),
@@ -209,12 +218,25 @@ def _picture(file: _File, stem: str, pictures: Folder) -> tuple[str, list[str]]:
     """The name of an XML file's picture, and other pictures that it could mean as well: the picture with the file's own
     stem comes before another that <filename> names."""
     same = pictures.images_with_stem(stem)
-    named = pictures.find(file.picture) if file.picture else None
+    named = _named(file.picture, os.path.dirname(stem), pictures)
     if named is not None and (named in same or not same):
         return named, []
     if not same:
         return file.picture or stem, []
     return same[0], [name for name in (*same[1:], named) if name]
+
+
+def _named(written: str, folder: str, pictures: Folder) -> str | None:
+    """The picture that <filename> means in an XML file of `folder`: by its path, by its name alone, or by its name
+    without a suffix."""
+    base = written.rpartition("/")[2]
+    found = next((name for text in (written, base) if text and (name := pictures.find(text))), None)
+    if found or not base:
+        return found
+    is_bare = suffix(base) not in SUFFIXES
+    same = pictures.images_with_stem(os.path.join(folder, base if is_bare else os.path.splitext(base)[0]))
+    same = [name for name in same if is_bare or os.path.basename(name).lower() == base.lower()]
+    return same[0] if len(same) == 1 else None
 
 
 def _box(corners: tuple[float, ...], one_based: bool) -> list[float]:
@@ -226,12 +248,14 @@ def _box(corners: tuple[float, ...], one_based: bool) -> list[float]:
 
 
 def _read_split(split: Path, known: dict[str, str]) -> list[str]:
-    """The stems of a split's lines. A line may have further columns, as VOC's lists for each class do, a suffix, or the
-    path of the picture; a line that fits no XML file stays as it is."""
-    by_name = {stem.rpartition("/")[2]: stem for stem in reversed(known)}
+    """The stems of a split's lines. A line may have a second column of -1, 0 or 1, as VOC's lists for each class do, a
+    suffix, or the path of the picture; a line that fits no XML file, or several, stays as it is."""
+    names = [stem.rpartition("/")[2] for stem in known]
+    by_name = {name: stem for name, stem in zip(names, known, strict=True) if names.count(name) == 1}
 
     def stem(line: str) -> str:
-        for text in (line, line.split()[0]):
+        name, *columns = line.split()
+        for text in (line, name) if columns in (["-1"], ["0"], ["1"]) else (line,):
             name = text.replace("\\", "/")
             bare = os.path.splitext(name)[0] if suffix(name) in (*SUFFIXES, ".xml") else name
             for candidate in (name, bare, bare.rpartition("/")[2]):

@@ -94,8 +94,8 @@ def _voc_tree(record: Record, class_names: tuple[str, ...]) -> ElementTree.Eleme
         ElementTree.SubElement(element, "difficult").text = str(int(crowd))
         box = ElementTree.SubElement(element, "bndbox")
         for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
-            if low + 1 == high:  # would read as a click without extent
-                low -= SLIVER
+            if high <= low + 1:  # would read as a click without extent, or as corners in the wrong order
+                high = low + 1 + SLIVER
             ElementTree.SubElement(box, f"{axis}min").text = f"{low + 1:.10g}"
             ElementTree.SubElement(box, f"{axis}max").text = f"{high:.10g}"
     return root

@@ -20,6 +20,8 @@ from detector.strict_yaml import read_yaml
 
 KEYS = {"path", "train", "val", "test", "names", "nc", "kpt_shape", "flip_idx", "download", "roboflow", "channels"}
 
+NULL = ("", "~", "null", "Null", "NULL")
+
 Pair = tuple[Path, Path]  # an image and its label file
 
 
@@ -35,7 +37,7 @@ class YoloDataset(DetectionDataset):
     has no objects.
     rows: what a line of more than four coordinates is. polygon: it becomes its box. box: its first four coordinates are
     the box, the rest are keypoints, a score or a track's number. auto: box where data.yaml declares `kpt_shape`;
-    polygon where the lines differ in length, or where 5% of them cannot begin with a box; else such lines are
+    polygon where the lines differ in length, or where a quarter of them cannot begin with a box; else such lines are
     ambiguous, and refused.
     classes: the class names in label order; None takes those listed. Image ids count from 1 in the order of the images,
     category ids from 1 in the file's. Sizes are those of the images as a person sees them (EXIF), as labels are made.
@@ -69,33 +71,39 @@ class YoloDataset(DetectionDataset):
             rows = "box"
         objects = read_objects(lines, len(source.names), source.num_keypoint_values, rows, findings)
 
-        entries, annotated = [], []
+        entries, annotated, places = [], [], []
         for image_id, (name, (_, labels)) in enumerate(zip(names, source.pairs, strict=True), 1):
             header = headers[name]
             size = (1, 1) if isinstance(header, str) else header.upright_size()
             entries.append({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
             for line, category, box in objects.get(labels, ()):
-                entry = {"id": len(annotated) + 1, "image_id": image_id, "category_id": category + 1, "iscrowd": 0}
-                entry |= {"bbox": [value * side for value, side in zip(box, size * 2, strict=True)], "area": None}
-                annotated.append(entry | {"where": line.where, "written": repr(line.text.strip())})
+                places.append((line.where, repr(line.text.strip())))
+                entry = {"id": len(places), "image_id": image_id, "category_id": category + 1, "iscrowd": 0}
+                bbox = [value * side for value, side in zip(box, size * 2, strict=True)]
+                annotated.append(entry | {"bbox": bbox, "area": None})
         dictionary = {
             "images": entries,
             "annotations": annotated,
             "categories": [{"id": index, "name": name} for index, name in enumerate(source.names, 1)],
         }
         folder = Folder(root, dict.fromkeys(names))
-        super().__init__(*parse_coco(dictionary, annotations, folder, classes, findings, headers=headers, upright=True))
+        parsed = parse_coco(
+            dictionary, annotations, folder, classes, findings, places=places, headers=headers, upright=True
+        )
+        super().__init__(*parsed)
         _account(source, annotations, findings)
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
     """What a data set consists of: class names, pairs of an image and its label file, the folders whose files are to be
-    accounted for, and how many values follow a row's box, where that is declared."""
+    accounted for, whether all of their labels belong to it, and how many values follow a row's box, where that is
+    declared."""
 
     names: list[str]
     pairs: list[Pair]
     folders: list[Folder]
+    is_whole: bool
     num_keypoint_values: int = 0
 
 
@@ -121,7 +129,7 @@ def _read_folder(labels: Path, images: Path | None) -> _Source:
     names = read_lines(listed, "the list of class names, one a line")
     pictures = _pictures(images)
     pairs = [(pictures.path(name), labels / f"{os.path.splitext(name)[0]}.txt") for name in pictures.images()]
-    return _Source(names, pairs, [pictures, Folder.read(labels)])
+    return _Source(names, pairs, [pictures, Folder.read(labels)], is_whole=False)
 
 
 def _pictures(path: Path) -> Folder:
@@ -139,6 +147,7 @@ def _read_data_yaml(file: Path, split: str, findings: Findings) -> _Source:
         names = [names.get(str(number)) for number in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{file}: 'names' should list the class names, as a list or numbered from 0")
+    content = {key: value for key, value in content.items() if value not in NULL}
     if (count := content.get("nc")) is not None and whole(count) != len(names):
         findings.add("count_differs", [0], lambda _: f"{file}: nc is {count}, and 'names' has {len(names)}")
     unknown = sorted(content.keys() - KEYS)
@@ -156,12 +165,22 @@ def _read_data_yaml(file: Path, split: str, findings: Findings) -> _Source:
     if not os.path.isdir(root):
         root = file.parent  # `path` is often that of the machine where the file was made
     images: dict[Path, None] = {}
-    folders: dict[Path, Folder] = {}
+    is_whole = True
+    inside: set[Path] = set()
     for entry in entries:
-        images |= dict.fromkeys(_images(root, entry.replace("\\", "/"), folders))
-    return _Source(
-        names, [(path, labels_path(path)) for path in images], list(folders.values()), _keypoint_values(content, file)
-    )
+        found, folder = _images(root, entry.replace("\\", "/"))
+        images |= dict.fromkeys(found)
+        inside |= {path.parent for path in found} | ({folder} if folder else set())
+        is_whole &= folder is not None
+    pairs = [(path, labels_path(path)) for path in images]
+    inside |= {labels_path(folder / "x").parent for folder in inside}
+    folders = [Folder.read(path) for path in _topmost(inside)]
+    return _Source(names, pairs, folders, is_whole, _keypoint_values(content, file))
+
+
+def _topmost(folders: set[Path]) -> list[Path]:
+    """The folders that lie in no other of them."""
+    return [folder for folder in sorted(folders) if not folders & set(folder.parents)]
 
 
 def _keypoint_values(content: dict, file: Path) -> int:
@@ -175,23 +194,20 @@ def _keypoint_values(content: dict, file: Path) -> int:
     return sides[0] * sides[1]
 
 
-def _images(root: Path, entry: str, folders: dict[Path, Folder]) -> list[Path]:
-    """The images of a folder or list. A folder, and that of its labels, go to `folders`: their files are accounted
-    for."""
+def _images(root: Path, entry: str) -> tuple[list[Path], Path | None]:
+    """The images of a folder and the folder, or the images of a list and None."""
     path = Path(os.path.normpath(root / Path(entry).expanduser()))
     if not os.path.exists(path):
         path = root / entry.removeprefix("../")  # as some exporters write what lies beside the file
     if os.path.isdir(path):
         pictures = _pictures(path)
-        labels = labels_path(path / "x").parent
-        folders |= {path: pictures, labels: Folder.read(labels)}
-        return [pictures.path(name) for name in pictures.images()]
+        return [pictures.path(name) for name in pictures.images()], path
     lines = read_lines(path, "the folder of images, or the list of their paths")
     foreign = [line for line in lines if suffix(line) not in SUFFIXES]
     if foreign or not lines:
         what = f"lists {foreign[0]}" if foreign else "the list is empty"
         raise UserError(f"{path}: {what}", f"write the path of an image a line ({' '.join(SUFFIXES)})")
-    return [_listed(path.parent, line) for line in lines]
+    return [_listed(path.parent, line) for line in lines], None
 
 
 def _listed(folder: Path, line: str) -> Path:
@@ -219,5 +235,6 @@ def _account(source: _Source, annotations: Path, findings: Findings) -> None:
     known = {os.path.abspath(path) for path in used}
     files = {os.path.abspath(folder.path(name)) for folder in source.folders for name in folder.visible()}
     orphans = [Path(path) for path in sorted(files - known) if has_labels(Path(path))]
-    findings.add("label_orphan", range(len(orphans)), lambda i: f"{orphans[i]}: these labels have no image")
+    kind = "label_orphan" if source.is_whole else "annotation_unlisted"  # which another part of the set may name
+    findings.add(kind, range(len(orphans)), lambda i: f"{orphans[i]}: these labels have no image")
     list_unused(source.folders, [*used, *orphans], findings)

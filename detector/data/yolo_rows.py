@@ -13,7 +13,7 @@ from detector.data.numbers import as_number, whole
 from detector.errors import UserError
 
 MARGIN = 0.01  # how far a fraction may pass 0 or 1 by rounding
-REFUTED = 0.05  # share of long rows that cannot begin with a box, from which all of them are polygons
+REFUTED = 0.25  # share of long rows that cannot begin with a box, from which all of them are polygons
 
 Rows = Literal["auto", "box", "polygon"]
 
@@ -34,7 +34,7 @@ def has_labels(path: Path) -> bool:
     if path.suffix.lower() != ".txt":
         return False
     first = next((text for _, text in numbered_lines(path)), "")
-    return len(first.split()) >= 5 and all(as_number(word) is not None for word in first.split())
+    return len(first.split()) >= 5 and all(as_number(word) is not None for word in first.split()[1:])
 
 
 def numbered_lines(labels: Path) -> Iterator[tuple[int, str]]:
@@ -70,10 +70,12 @@ def read_objects(
             parsed.append((line, *row))
     findings.add("object_malformed", range(len(malformed)), malformed.__getitem__)
     long_rows = [values for _, _, values in parsed if len(values) > 4]
-    if rows == "auto" and long_rows and not _are_polygons(long_rows):
-        ambiguous = [line for line, _, values in parsed if len(values) > 4]
-        findings.add("row_ambiguous", range(len(ambiguous)), lambda i: f"{ambiguous[i].where}: {_shown(ambiguous[i])}")
-        parsed = [row for row in parsed if len(row[2]) == 4]
+    if rows == "auto" and long_rows:
+        lines = [line for line, _, values in parsed if len(values) > 4]
+        kind = "row_polygon" if _are_polygons(long_rows) else "row_ambiguous"
+        findings.add(kind, range(len(lines)), lambda i: f"{lines[i].where}: {_shown(lines[i])}")
+        if kind == "row_ambiguous":
+            parsed = [row for row in parsed if len(row[2]) == 4]
     _check_convention([(line, values) for line, _, values in parsed if len(values) == 4], findings)
     objects: dict[Path, list[tuple[Line, int, list[float]]]] = {}
     for line, label, values in parsed:

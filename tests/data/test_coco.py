@@ -211,11 +211,11 @@ def test_ignored_regions_count_neither_way(load: Callable[..., CocoDataset]):
 def test_keys_without_use_are_listed_once(load: Callable[..., CocoDataset]):
     content, findings = changed("annotations", 0, keypoints=[1, 2, 2]), Findings()
     content["annotations"][1]["keypoints"] = []
-    content["images"][0]["neg_category_ids"] = [1]
+    content["images"][0]["weather"] = "rain"
     load(content, findings)
     assert findings.count("key_unknown") == 2
     assert [example.split(": ")[1] for example in findings.found["key_unknown"].examples] == [
-        "images.neg_category_ids",
+        "images.weather",
         "annotations.keypoints",
     ]
 
@@ -238,6 +238,19 @@ def test_a_root_category_without_objects_is_left_out(load: Callable[..., CocoDat
         assert load(content).class_names == ("animals", "cat", "cow", "dog")
 
 
+def test_a_class_of_the_training_set_is_no_root(load: Callable[..., CocoDataset]):
+    content = scene()
+    for category in content["categories"]:
+        category["supercategory"] = "cow"  # which has no objects here
+    dataset = load(content, Findings(), classes=("cat", "cow", "dog"))
+    assert dataset.category_ids == (3, 11, 40)
+
+
+def test_keys_of_ones_own_change_nothing(load: Callable[..., CocoDataset]):
+    content = changed("annotations", 2, where=5, written=7)
+    assert [len(record.boxes) for record in load(content).records] == [1, 2, 0]
+
+
 def test_two_roots_of_one_name_leave_the_class(load: Callable[..., CocoDataset]):
     content = scene()
     content["categories"] += [{"id": 50, "name": "owl"}, {"id": 51, "name": "owl"}]
@@ -255,8 +268,10 @@ def test_the_file_names_of_lvis(load: Callable[..., CocoDataset], tmp_path: Path
     (tmp_path / "b.png").rename(tmp_path / "train2017/b.png")
     for image in content["images"]:
         image["coco_url"] = f"http://images.cocodataset.org/train2017/{image.pop('file_name')}"
-    names = [str(record.path.relative_to(tmp_path)) for record in load(content).records]
-    assert names == ["train2017/b.png", "a.png", "empty.png"]
+    content["images"][0]["not_exhaustive_category_ids"] = [3]
+    findings = Findings()
+    names = [str(record.path.relative_to(tmp_path)) for record in load(content, findings).records]
+    assert names == ["train2017/b.png", "a.png", "empty.png"] and findings.count("image_partly") == 1
 
 
 def test_links_are_followed_and_names_that_lead_outside_are_refused(load: Callable[..., CocoDataset], tmp_path: Path):
@@ -283,8 +298,13 @@ def test_names_written_another_way(load: Callable[..., CocoDataset], tmp_path: P
 def test_files_that_are_not_listed(load: Callable[..., CocoDataset], tmp_path: Path):
     write_image(tmp_path / "more.png", np.zeros((20, 30, 3), dtype=np.uint8))
     (tmp_path / "more.heif.txt").write_text("")
-    findings = Findings()
-    load(scene(), findings)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "unlike.png").write_bytes((tmp_path / "a.png").read_bytes())
+    content = scene()
+    content["images"].append({"id": 9, "file_name": "unlike.png", "width": 31, "height": 20})
+    findings = Findings("skip")
+    load(content, findings)
+    assert findings.count("link_broken") == 1 and findings.count("image_unlike") == 1
     assert findings.count("image_unlisted") == 1 and findings.count("file_other") == 1
 
 

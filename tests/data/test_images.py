@@ -202,6 +202,22 @@ def test_deep_pictures_are_scaled_by_the_bits_of_their_set(tmp_path: Path, suffi
         np.testing.assert_array_equal(as_rgb(path, "", bits), expected)
 
 
+def test_hot_pixels_do_not_decide_the_range(tmp_path: Path):
+    values = np.random.default_rng(0).integers(4096, size=(100, 100), dtype=np.uint16)
+    values[0, :3] = 65535
+    cv2.imwrite(str(tmp_path / "a.png"), values)
+    assert bits_of(tmp_path / "a.png") == 12
+    assert read_image(tmp_path / "a.png", bits=None)[0, 0].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int16])
+def test_tiffs_of_integers(tmp_path: Path, kind: type):
+    values = np.arange(600, dtype=kind).reshape(20, 30)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert read_header(tmp_path / "a.tif").is_deep and bits_of(tmp_path / "a.tif") == 10
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif", bits=10)[..., 0], values // 4)
+
+
 def test_deep_colours_keep_their_order(tmp_path: Path, scene: np.ndarray):
     cv2.imwrite(str(tmp_path / "a.png"), scene[..., ::-1].astype(np.uint16) * 16)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", bits=12), scene)

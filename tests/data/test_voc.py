@@ -183,6 +183,48 @@ def test_the_forms_that_a_split_takes(load: Callable[..., VocDataset], tmp_path:
     assert [record.path.stem for record in dataset.records] == ["a", "b"]
 
 
+def test_what_a_split_does_not_mean(load: Callable[..., VocDataset], tmp_path: Path):
+    """A name that is in two folders, a name that is not there, a file elsewhere."""
+    for folder in ("p", "q"):
+        (tmp_path / "xml" / folder).mkdir()
+        (tmp_path / "xml" / folder / "c.xml").write_text(xml("a.png", obj("ant", "1 1 5 5")))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/e.xml").write_text(xml("b.png", obj("ant", "1 1 5 5")))
+    for line in ("c", "a 2", "../other/e"):
+        findings = Findings("skip")
+        dataset = load(FILES, split=f"b\n{line}\n", findings=findings)
+        assert [record.path.name for record in dataset.records] == ["b.png"]
+        assert findings.count("annotation_file") == 1
+
+
+def test_a_picture_of_another_folder_is_not_taken(load: Callable[..., VocDataset], tmp_path: Path):
+    for folder in ("xml/train", "images/val"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "images/a.png").rename(tmp_path / "images/val/a.png")
+    (tmp_path / "xml/train/a.xml").write_text(xml("a.jpg", obj("ant", "1 1 5 5")))
+    findings = Findings("skip")
+    assert [record.path.name for record in load({"b": xml("b.png")}, findings=findings).records] == ["b.png"]
+    assert findings.count("image_missing") == 1
+
+
+@pytest.mark.parametrize("written", ["sub/p.png", "p.png", "p", "sub\\p.png"])
+def test_a_picture_that_only_the_name_inside_finds(load: Callable[..., VocDataset], tmp_path: Path, written: str):
+    (tmp_path / "images/sub").mkdir()
+    write_image(tmp_path / "images/sub/p.png", np.zeros((20, 30, 3), dtype=np.uint8))
+    dataset = load({"0001": xml(written, obj("ant", "1 1 5 5"))})
+    assert dataset.records[0].path == tmp_path / "images/sub/p.png"
+
+
+def test_files_that_say_how_they_count_are_no_evidence(load: Callable[..., VocDataset]):
+    mark = "<source><coordinates>counted from 1</coordinates></source><size>"
+    said = xml("a.png", obj("ant", "1.5 1 10 10")).replace("<size>", mark)
+    dataset = load({"a": said, "b": xml("b.png", obj("ant", "0 0 9 9"))})
+    np.testing.assert_array_equal(dataset.records[0].boxes, np.float32([[0.5, 0, 10, 10]]))
+    np.testing.assert_array_equal(dataset.records[1].boxes, np.float32([[0, 0, 9, 9]]))
+    assert dataset.decided == {"one_based": False} and dataset.subset([0]).decided == dataset.decided
+    assert load({}, one_based=False).records[0].boxes[0].tolist() == [1.5, 1, 10, 10]  # the key comes first
+
+
 def test_names_that_differ_in_case(load: Callable[..., VocDataset], tmp_path: Path):
     (tmp_path / "images/other.png").rename(tmp_path / "images/Other.PNG")
     dataset = load({"renamed": xml("other.png", obj("ant", "1 1 5 5"))})

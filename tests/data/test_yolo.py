@@ -222,7 +222,9 @@ def test_keypoints_that_the_data_yaml_declares(load: Callable[..., YoloDataset])
 
 @pytest.mark.parametrize("rows", [[POLYGON], [POSE, POLYGON], [TRACK, TRACK + " 0.5 0.5"]])
 def test_polygons_are_told_by_their_shape(load: Callable[..., YoloDataset], rows: list[str]):
-    dataset = load(labels={"labels/train/a.txt": "\n".join(rows)})
+    findings = Findings()
+    dataset = load(labels={"labels/train/a.txt": "\n".join(rows)}, findings=findings)
+    assert findings.count("row_polygon") == len(rows)
     points = np.array([float(word) for word in rows[0].split()[1:]]).reshape(-1, 2) * (30, 20)
     np.testing.assert_allclose(dataset.records[0].boxes[0], [*points.min(0), *points.max(0)], rtol=1e-6)
 
@@ -258,7 +260,8 @@ def test_every_file_is_used_or_listed(load: Callable[..., YoloDataset], tmp_path
         assert [record.path.name for record in dataset.records] == ["a.jpg", "a.png", "b.jpg", "d.png"]
         assert [len(record.boxes) for record in dataset.records] == [2, 2, 0, 1]
         counts = {kind: finding.count for kind, finding in findings.found.items()}
-        expected = {"image_unlabelled": 1, "image_twins": 1, "label_orphan": 1, "image_format": 1, "file_other": 1}
+        orphan = "annotation_unlisted" if folders else "label_orphan"  # another set may have the image of these labels
+        expected = {"image_unlabelled": 1, "image_twins": 1, orphan: 1, "image_format": 1, "file_other": 1}
         assert {kind: counts[kind] for kind in expected} == expected
 
 
@@ -283,6 +286,29 @@ def test_the_class_names_are_text(load: Callable[..., YoloDataset]):
     yaml = YAML.replace("{0: cat, 1: dog}", "[007, 1.50, no, 1e3]") + "nc: 5\nextra: 1\n"
     assert load(yaml, findings=findings).class_names == ("007", "1.50", "no", "1e3")
     assert findings.count("count_differs") == 1 and findings.count("key_unknown") == 1
+
+
+def test_a_list_accounts_for_the_folders_of_its_images(load: Callable[..., YoloDataset], tmp_path: Path):
+    (tmp_path / "train.txt").write_text("images/train/a.png\n")
+    (tmp_path / "images/train/notes.md").write_text("")
+    findings = Findings()
+    load(YAML.replace("images/train", "train.txt"), findings=findings)
+    assert findings.count("image_unlisted") == 1 and findings.count("file_other") == 1
+
+
+@pytest.mark.parametrize("null", ["", "null", "~"])
+def test_null_is_nothing(load: Callable[..., YoloDataset], null: str):
+    findings = Findings()
+    load(f"{YAML}kpt_shape: {null}\nnc: {null}\n", findings=findings)
+    assert findings.count("count_differs") == 0
+
+
+def test_a_few_rows_do_not_decide_for_polygons(load: Callable[..., YoloDataset]):
+    """A box of a pose may reach over the edge."""
+    rows = [POSE] * 15 + [POSE.replace("0.4 0.5 0.2 0.4", "0.95 0.5 0.2 0.4")]
+    findings = Findings("skip")
+    load(labels={"labels/train/a.txt": "\n".join(rows)}, findings=findings)
+    assert findings.count("row_ambiguous") == 16
 
 
 def test_a_class_written_with_decimals(load: Callable[..., YoloDataset]):
