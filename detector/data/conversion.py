@@ -143,12 +143,14 @@ def what_is_lost(splits: dict[str, DetectionDataset], target: str) -> list[str]:
     crowds = sum(int(record.crowd.sum()) for record in records)
     areas = sum(int((np.abs(r.area - (r.boxes[:, 2:] - r.boxes[:, :2]).prod(axis=1)) > 1).sum()) for r in records)
     ids = any(r.image_id != i for d in splits.values() for i, r in enumerate(d.records, 1))
+    narrow = sum(int(((r.boxes[:, 2:] - r.boxes[:, :2]) < 1).any(axis=1).sum()) for r in records)
     first = next(iter(splits.values()))
     categories, unseen = first.category_ids, int((first.class_counts() == 0).sum())
     lost = {
         f"{crowds} crowd regions: left out": target == "yolo" and crowds,
         f"{areas} areas of segments: their box's from now on": target != "coco" and areas,
         f"{unseen} classes without objects: unknown to it": target == "voc" and unseen,
+        f"{narrow} boxes narrower than a pixel: made a pixel wide": target == "voc" and narrow,
         "image ids: counted from 1": target != "coco" and ids,
         "category ids: counted from 1": target != "coco" and categories != tuple(range(1, len(categories) + 1)),
     }
