@@ -61,12 +61,7 @@ class VocDataset(DetectionDataset):
         if not known:
             raise UserError(f"{annotations}: the folder holds no .xml file", "check the path")
 
-        files = {
-            stem: _read_file(annotations / known[stem])
-            if stem in known
-            else _File(annotations / f"{stem}.xml", error="cannot be read (there is no such file in the folder)")
-            for stem in (*stems, *known)
-        }
+        files = {stem: _read_file(annotations, stem, known) for stem in dict.fromkeys((*stems, *known))}
         decided = {}
         if one_based == "auto":
             unsaid = [file for file in files.values() if not file.is_from_1]
@@ -177,7 +172,10 @@ class _TreeBuilder(ElementTree.TreeBuilder):
         raise ElementTree.ParseError("it declares a DOCTYPE")
 
 
-def _read_file(path: Path) -> _File:
+def _read_file(folder: Path, stem: str, known: dict[str, str]) -> _File:
+    path = folder / known.get(stem, f"{stem}.xml")
+    if stem not in known:
+        return _File(path, error="cannot be read (there is no such file in the folder)")
     try:
         root = ElementTree.fromstring(path.read_bytes(), ElementTree.XMLParser(target=_TreeBuilder()))
     except OSError as error:
