@@ -134,6 +134,10 @@ class _Part:
     declared: bool
 
 
+def _is_same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
 class Registry:
     """Parts of one kind by name, e.g. `Registry("classification loss")`."""
 
@@ -142,7 +146,11 @@ class Registry:
         self._parts: dict[str, _Part] = {}
 
     def register(self, name: str) -> Callable[[Owner], Owner]:
-        """Decorator: know a class or function by this name. Raises ValueError where the name is taken."""
+        """Decorator: know a class or function by this name.
+
+        A definition that is executed again replaces the earlier one (its module failed to import, or was reloaded).
+        Raises ValueError where the name belongs to another definition.
+        """
         return self._add(name, declared=False)
 
     def declare(self, name: str) -> Callable[[Owner], Owner]:
@@ -151,10 +159,12 @@ class Registry:
 
     def _add(self, name: str, *, declared: bool) -> Callable[[Owner], Owner]:
         def add(owner: Owner) -> Owner:
-            if name in self._parts and not self._parts[name].declared:
+            known = self._parts.get(name)
+            if known is not None and not known.declared:
                 if declared:
                     return owner
-                raise ValueError(f"{self.noun} {name!r} is already registered by {self._parts[name].owner!r}")
+                if not _is_same_definition(known.owner, owner):
+                    raise ValueError(f"{self.noun} {name!r} is already registered by {known.owner!r}")
             fields = {
                 parameter.name: (
                     parameter.annotation,
