@@ -17,7 +17,7 @@ from detector.data.loader import Loader
 from detector.distributed import gather, rank, sum_over_ranks, world_size
 from detector.engine.average import Average
 from detector.engine.checkpoint import VERSION, save_checkpoint
-from detector.engine.guard import Faults, Guard, Kept, batch_norms, is_out_of_memory
+from detector.engine.guard import Faults, Guard, Kept, batch_norms
 from detector.engine.interrupt import Interrupt
 from detector.engine.optimization import load_optimizer
 from detector.engine.outcome import save_evaluation
@@ -33,6 +33,7 @@ from detector.imbalance.meters import gradient_sums, measure, meter_names, ratio
 from detector.losses.criterion import Criterion
 from detector.models.heads import is_untrained
 from detector.structures import Batch, Predictions, Targets
+from detector.torch_errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
 MAX_REFUSED = 20  # steps in a row
