@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails, to_json
 
 from detector.errors import UserError
+from detector.files import is_utf8
 
 UnitFloat = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -73,7 +74,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def _not_utf8(value: Any, path: KeyPath) -> KeyPath | None:
     """The place of a text with lone surrogates, as the names of files that are not UTF-8 have."""
     if isinstance(value, str):
-        return path if any("\ud800" <= character <= "\udfff" for character in value) else None
+        return None if is_utf8(value) else path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return next((found for key, item in items if (found := _not_utf8(item, (*path, key)))), None)
 
