@@ -24,7 +24,7 @@ from detector.engine.outcome import save_evaluation
 from detector.engine.precision import autocast
 from detector.engine.random_state import random_state, restore_random_state
 from detector.engine.readback import Readback
-from detector.engine.resume import compare_runs, load_criterion
+from detector.engine.resume import changes_metrics, compare_runs, load_criterion
 from detector.engine.run_folder import RunFolder
 from detector.errors import Interrupted, UserError
 from detector.files import write_json
@@ -446,11 +446,17 @@ class Trainer:
             raise UserError(f"{origin}: {error}") from None
         if changes and rank() == 0:
             log.warning("warning: going on with other settings than %s: %s", origin, "; ".join(changes.values()))
+        if "model.weights" in changes and rank() == 0:
+            log.warning("warning: model.weights is not loaded: the run continues with the weights of %s", origin)
+        if changes_metrics(changes) and rank() == 0:
+            log.warning(
+                "warning: the best AP so far was measured with other settings: the next evaluation replaces best.pt"
+            )
         if fresh and rank() == 0:
             log.warning("warning: %s: what the loss had measured so far does not fit; it starts anew", ", ".join(fresh))
         self.steps_done = state["steps_done"]
         self.epochs_done = state["epochs_done"]
-        if (self.folder / "checkpoints" / "best.pt").is_file():
+        if (self.folder / "checkpoints" / "best.pt").is_file() and not changes_metrics(changes):
             self.best_ap = state["best_ap"]
         self.splits = state["splits"]
         if len(state["random"]) == world_size():
