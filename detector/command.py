@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from detector.errors import Interrupted, UserError
+from detector.files import temporary_beside
 from detector.torch_errors import explain
 
 PLACE_ERRORS = (  # of the user's disk and paths, not of the code
@@ -18,7 +19,6 @@ PLACE_ERRORS = (  # of the user's disk and paths, not of the code
     *(errno.EBUSY, errno.EXDEV, errno.EMFILE, errno.ENFILE),
 )
 CLOSED_PIPE = 141  # what a shell reports of a process that SIGPIPE ends
-TEMPORARY = ".tmp"  # behind the name of a file that is being written
 
 
 def run(main: Callable[[], None]) -> NoReturn:
@@ -85,7 +85,7 @@ def out_file(text: str | Path) -> Path:
     file = user_path(text)
     if file.is_dir():
         raise UserError(f"{text}: a folder", "give the file to write in it")
-    _check_place(file.with_name(file.name + TEMPORARY), is_folder=False)
+    _check_place(temporary_beside(file), is_folder=False)
     return file
 
 

@@ -8,7 +8,6 @@ relative to the working directory (`base` alone is relative to the file that nam
 import importlib
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -331,13 +330,20 @@ def make_config(values: dict[str, Any], for_inference: bool = False) -> Config:
 
 def _with_overrides(values: dict[str, Any], overrides: Sequence[str], for_inference: bool) -> Config:
     declare_parts()
-    modules = values.get("imports")
-    for module in (
-        modules if isinstance(modules, list) and not for_inference else ()
-    ):  # their parts' parameters may be paths
-        with suppress(ValueError, TypeError, AttributeError):  # which is told with the other problems of the config
-            _import(module)
+    if not for_inference:  # before the overrides are read, because the types of the parts' parameters must be known
+        own_imports = [override for override in overrides if override.partition("=")[0] == "imports"]
+        _import_all(merge(values, read_overrides(own_imports, Config)).get("imports"))
     return make_config(merge(values, read_overrides(overrides, Config)), for_inference)
+
+
+def _import_all(modules: Any) -> None:
+    """Import the modules of `imports`. The schema refuses a value that is not a list of texts. Raises UserError."""
+    for i, module in enumerate(modules if isinstance(modules, list) else ()):
+        if isinstance(module, str):
+            try:
+                _import(module)
+            except ValueError as error:
+                raise UserError(f"imports.{i}: {module!r} is wrong: {error}") from None
 
 
 def with_parts(config: Config, split: str, *, losses: bool = False) -> Config:

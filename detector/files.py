@@ -32,13 +32,18 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.is_dir():
         raise UserError(f"{path}: is a folder", "give the path of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_beside(path: Path) -> Path:
+    """Where this process writes `path` before the result takes its place."""
+    return path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
 
 
 def write_text(path: Path, text: str) -> None:

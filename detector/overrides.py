@@ -15,8 +15,11 @@ NULL = ("", "null", "Null", "NULL")
 
 
 def read_overrides(overrides: Sequence[str], schema: type[BaseModel]) -> dict[str, Any]:
-    """Their values as nested mappings, joined before they meet a file, so that their order among each other does not
-    matter. Raises UserError for one that is no override, or whose value is no YAML."""
+    """Return the values as nested mappings.
+
+    They are merged before the file is read, so their order does not matter. Raises UserError for a text that is not an
+    override, and for a value that is not YAML.
+    """
     changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -52,7 +55,11 @@ def _read(text: str, source: str, kinds: set[Any]) -> Any:
 
 
 def _types(schema: type[BaseModel], keys: list[str]) -> set[Any]:
-    """What the key takes: of a part's parameter, what any part takes that has it. Nothing for an unknown key."""
+    """Return the types that the key accepts.
+
+    For a parameter of a part, these are the types in all parts that have the parameter. An unknown key gives an empty
+    set.
+    """
     field = schema.model_fields.get(keys[0])
     if field is None:
         return set()

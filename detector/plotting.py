@@ -31,7 +31,7 @@ def plotting() -> Iterator[None]:
 
 @contextmanager
 def optional(what: str) -> Iterator[None]:
-    """As a context: an error in it is a line of the log, since the run whose picture or plot it is goes on without."""
+    """Log an error inside the context as a warning, and continue."""
     try:
         yield
     except Exception as error:  # whatever it is

@@ -76,7 +76,7 @@ class Detector:
         except RuntimeError as error:
             line = str(error).splitlines()[-1].strip()
             raise UserError(
-                f"{path} does not fit its config ({line})", "leave --cfg away or mend its model section"
+                f"{path} does not fit its config ({line})", "omit --cfg, or correct its model section"
             ) from error
         return cls(model, config, checkpoint["class_names"], checkpoint["category_ids"], device)
 

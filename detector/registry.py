@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails, to_json
 
 from detector.errors import UserError
+from detector.files import is_utf8
 
 UnitFloat = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -73,7 +74,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def _not_utf8(value: Any, path: KeyPath) -> KeyPath | None:
     """The place of a text with lone surrogates, as the names of files that are not UTF-8 have."""
     if isinstance(value, str):
-        return path if any("\ud800" <= character <= "\udfff" for character in value) else None
+        return None if is_utf8(value) else path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return next((found for key, item in items if (found := _not_utf8(item, (*path, key)))), None)
 
@@ -134,6 +135,10 @@ class _Part:
     declared: bool
 
 
+def _is_same_definition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    return (one.__module__, one.__qualname__) == (other.__module__, other.__qualname__)
+
+
 class Registry:
     """Parts of one kind by name, e.g. `Registry("classification loss")`."""
 
@@ -142,7 +147,11 @@ class Registry:
         self._parts: dict[str, _Part] = {}
 
     def register(self, name: str) -> Callable[[Owner], Owner]:
-        """Decorator: know a class or function by this name. Raises ValueError where the name is taken."""
+        """Decorator: know a class or function by this name.
+
+        A definition that is executed again replaces the earlier one (its module failed to import, or was reloaded).
+        Raises ValueError where the name belongs to another definition.
+        """
         return self._add(name, declared=False)
 
     def declare(self, name: str) -> Callable[[Owner], Owner]:
@@ -151,10 +160,12 @@ class Registry:
 
     def _add(self, name: str, *, declared: bool) -> Callable[[Owner], Owner]:
         def add(owner: Owner) -> Owner:
-            if name in self._parts and not self._parts[name].declared:
+            known = self._parts.get(name)
+            if known is not None and not known.declared:
                 if declared:
                     return owner
-                raise ValueError(f"{self.noun} {name!r} is already registered by {self._parts[name].owner!r}")
+                if not _is_same_definition(known.owner, owner):
+                    raise ValueError(f"{self.noun} {name!r} is already registered by {known.owner!r}")
             fields = {
                 parameter.name: (
                     parameter.annotation,

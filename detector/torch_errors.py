@@ -15,22 +15,25 @@ LINES = (  # a pattern of the error's text, and what it means
     ),
     (r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|invalid device ordinal", NO_GPU),
     (
-        r"DataLoader worker .*(killed by signal|exited unexpectedly)|shared memory",
+        r"DataLoader worker .*(killed by signal|exited unexpectedly)|shared memory object|shared memory\(shm\)",
         "data.num_workers: a loader worker was ended, most often for want of memory; lower it, or train.batch_size",
     ),
-    (r"out of memory|DefaultCPUAllocator|not enough memory|Insufficient memory|Unable to allocate", MEMORY),
 )
+NO_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator|not enough memory|Insufficient memory|Unable to allocate")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of a GPU or of the host did not suffice."""
+    return isinstance(error, MemoryError) or NO_MEMORY.search(str(error)) is not None
 
 
 def explain(error: Exception) -> str | None:
     """What the user can do about an error; None where it is none of those that are known."""
     text = str(error)
-    if isinstance(error, MemoryError):
-        return f"{MEMORY} ({_first_line(text)})" if text else MEMORY
-    for pattern, line in LINES:
-        if re.search(pattern, text):
-            return f"{line} ({_first_line(text)})"
-    return None
+    line = next((line for pattern, line in LINES if re.search(pattern, text)), None)
+    if line is None and is_out_of_memory(error):
+        line = MEMORY
+    return f"{line} ({_first_line(text)})" if line and text else line
 
 
 def _first_line(text: str) -> str:

@@ -31,7 +31,6 @@ WITH_STATE = (  # every kind of state that a step can leave behind
     "train.optimizer=adamw",
     "train.lr=0.001",
     "train.schedule=cosine",
-    "train.warmup_steps=2",
     "train.clip_norm=1",
 )
 

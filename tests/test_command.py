@@ -12,6 +12,7 @@ from tools_run import run_tool as call_tool
 
 from detector.command import out_file, out_folder, user_path
 from detector.errors import UserError
+from detector.files import write_text
 
 REPO = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPO), "PYTHONUNBUFFERED": ""}  # "": buffered
@@ -150,6 +151,18 @@ def test_a_place_that_cannot_be_a_file_is_refused_at_once(place: Path, text: str
     with pytest.raises((UserError, OSError)):
         out_file(text)
     assert out_file("file") == Path("file") and (place / "file").read_text() == "kept"
+
+
+def test_a_file_name_that_is_taken_can_be_written_and_one_too_long_is_refused_before(place: Path):
+    limit = os.pathconf(place, "PC_NAME_MAX")
+    taken = []
+    for length in range(limit - 16, limit + 1):
+        try:
+            taken.append(out_file("x" * (length - 5) + ".json"))
+        except (UserError, OSError):
+            continue
+        write_text(taken[-1], "")  # does not raise
+    assert 0 < len(taken) < 17
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch):

@@ -1,3 +1,5 @@
+import builtins
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -411,6 +413,23 @@ def test_imports_register_parts_of_the_users_own(configs, tmp_path, monkeypatch)
 )
 def test_an_import_that_fails_is_named(configs, override, line):
     assert refusal("base", override, search=configs).startswith(line)
+
+
+def test_a_module_that_registers_and_then_fails_runs_once_and_again_when_it_can(configs, tmp_path, monkeypatch):
+    source = (
+        "import builtins\nfrom detector.registry import BOX_LOSSES\n\nbuiltins.test_imports_runs += 1\n\n"
+        "@BOX_LOSSES.register('test_half')\ndef half(*, power: int = 4): ...\n\nimport test_imports_missing\n"
+    )
+    write(tmp_path, "test_imports_half.py", source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(builtins, "test_imports_runs", 0, raising=False)
+    write(configs, "half.yaml", "base: base.yaml\nloss: {box: test_half}\nimports: [test_imports_half]\n")
+    line = refusal("half", search=configs)
+    assert "imports.0" in line and "test_imports_missing" in line and builtins.test_imports_runs == 1
+    assert load_config("half", ["imports=[]", "loss.box=smooth_l1"], configs).imports == []
+    write(tmp_path, "test_imports_missing.py", "")
+    importlib.invalidate_caches()
+    assert load_config("half", search=configs).loss.box == {"type": "test_half", "power": 4}
 
 
 # Round trip

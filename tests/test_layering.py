@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "structures", "distributed", "signatures", "torch_errors"},
-    {"files", "registry", "command", "tables", "strict_yaml"},
-    {"machine"},
+    {"files", "tables", "strict_yaml"},
+    {"machine", "registry", "command"},
     {"overrides", "geometry", "kernels"},
     {"config"},
     {"losses", "models", "data"},

@@ -74,6 +74,26 @@ def test_memory_that_ran_out_without_a_word_is_known():
     assert "data.short_side" in explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unable to open shared memory object </torch_1_2_3> in read-write mode: Too many open files (24)",
+        "unable to allocate shared memory(shm) for file </torch_1_2_3>: Resource temporarily unavailable (11)",
+    ],
+)
+def test_the_memory_that_loader_workers_share_is_known(text: str):
+    assert "data.num_workers" in explain(RuntimeError(text))
+
+
+def test_the_shared_memory_of_a_gpu_kernel_is_not_that_of_the_loader():
+    try:
+        from triton.runtime.errors import OutOfResources
+    except ImportError:
+        pytest.skip("no Triton")
+    assert "shared memory" in str(OutOfResources(180_224, 101_376, "shared memory"))
+    assert explain(OutOfResources(180_224, 101_376, "shared memory")) is None
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("shape mismatch"), KeyError("momentum")])
 def test_other_errors_are_bugs(error: Exception):
     assert explain(error) is None

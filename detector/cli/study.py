@@ -29,7 +29,7 @@ def main() -> None:
     from detector.files import write_json, write_text
     from detector.study.plan import load_study, make_runs
     from detector.study.plots import save_plots
-    from detector.study.results import difference_cells, make_tables, mean_cells, read_results
+    from detector.study.results import difference_cells, make_tables, mean_cells, pending, read_results
     from detector.study.runner import choose_jobs, run_all
     from detector.tables import markdown, show
 
@@ -38,10 +38,11 @@ def main() -> None:
     study = load_study(args.cfg)
     runs = make_runs(study)
     folder = out_folder(args.out or f"runs/studies/{Path(args.cfg).stem}")
-    write_text(folder / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
     if not args.tables:
         train = [sys.executable, "-m", "detector", "train"]
         with claim(folder):
+            pending(runs, read_results(folder / "results.csv"))  # refuses a changed study before its file is replaced
+            write_text(folder / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
             run_all(
                 runs,
                 folder,

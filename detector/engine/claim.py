@@ -1,11 +1,11 @@
-"""Which folder a run has, and that it has it alone."""
+"""Choose the run folder and lock it for this process."""
 
 import fcntl
 import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,7 +16,6 @@ log = logging.getLogger(__name__)
 LAST = Path("checkpoints") / "last.pt"
 LOCK = ".lock"
 TIME = "%Y-%m-%d_%H-%M-%S"
-TIME_LENGTH = len("2024-01-31_00-00-00")
 
 
 @contextmanager
@@ -30,8 +29,10 @@ def claim_run(name: str, out: Path | None, resume: str | None) -> Iterator[tuple
     """
     resume = resume and os.path.expanduser(resume)
     chosen = _choose(name, out, resume)
+    missing = _missing(chosen or Path("runs") / name)
     folder = chosen or _new_folder(name)
-    with claim(folder, is_new=chosen is None):  # only now is it certain what the folder holds
+    # only once it is locked is it certain what the folder holds
+    with claim(folder, created=missing if chosen else [folder, *missing]):
         if resume is None and out is not None:
             _refuse_a_run(folder)
         checkpoint = None
@@ -52,11 +53,19 @@ def claim_run(name: str, out: Path | None, resume: str | None) -> Iterator[tuple
 
 
 @contextmanager
-def claim(folder: Path, *, is_new: bool = False) -> Iterator[None]:
-    """As a context: the folder, which is made where there is none, is this process's. The operating system ends the
-    claim of a process that is killed. A folder that was made for this (`is_new`: by the caller) and stays empty is
-    removed. Raises UserError where another process has claimed it."""
-    made = [path for path in (folder, *folder.parents) if is_new or not path.exists()]
+def claim(folder: Path, *, created: Sequence[Path] = ()) -> Iterator[None]:
+    """Lock the folder, and create it if needed.
+
+    The operating system releases the lock when the process dies. Folders created here are removed if they stay empty.
+
+    Args:
+        folder: the folder to lock.
+        created: folders that the caller created for it, the innermost first. They count as created here.
+
+    Raises:
+        UserError: another process has locked the folder.
+    """
+    created = [*created, *_missing(folder)]
     lock = _lock(folder)
     try:
         yield
@@ -65,8 +74,13 @@ def claim(folder: Path, *, is_new: bool = False) -> Iterator[None]:
             (folder / LOCK).unlink()
         os.close(lock)
         with suppress(OSError):  # it is not empty
-            for path in made:
+            for path in dict.fromkeys(created):
                 path.rmdir()
+
+
+def _missing(folder: Path) -> list[Path]:
+    """The folder and those above it, the innermost first, as far as they do not exist."""
+    return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _lock(folder: Path) -> int:
@@ -119,9 +133,13 @@ def _owner(checkpoint: Path) -> Path | None:
 
 
 def _newest_run(name: str) -> Path | None:
-    """The newest run of this name that has come to a checkpoint, be it damaged."""
-    folders = [folder for folder in (Path("runs") / name).glob("*") if generations(folder / LAST)]
-    return max(folders, key=lambda folder: (folder.name[:TIME_LENGTH], len(folder.name), folder.name), default=None)
+    """The run of this name that wrote the newest checkpoint, which may be damaged; its folder may have any name."""
+    times = {
+        folder: max(path.stat().st_mtime_ns for path in checkpoints)
+        for folder in (Path("runs") / name).glob("*")
+        if (checkpoints := generations(folder / LAST))
+    }
+    return max(times, key=times.__getitem__, default=None)
 
 
 def _refuse_a_run(out: Path) -> None:

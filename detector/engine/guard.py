@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from detector.errors import UserError
 from detector.losses.base import running_mean
+from detector.torch_errors import is_out_of_memory
 
 MOMENTUM = 0.98
 SEEN_BEFORE_SPIKES = 20  # steps before a mean loss means something
@@ -67,11 +68,6 @@ class Kept:
 def batch_norms(model: nn.Module) -> list[nn.Module]:
     """The norms that keep statistics in training."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """A GPU's memory, or the host's."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager

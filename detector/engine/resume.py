@@ -1,6 +1,6 @@
 """What may differ between a run and the config that continues it: nothing, something with a warning, or anything."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,16 @@ WARN = "may change, with a warning"
 SWITCH = "may change with a warning, but may not go from or to null"
 STOP = "may not change"
 
-# What holds for a key is what its longest beginning in this table says; a key without a beginning here may not change.
+# Where the data are: they may have moved, and the records themselves are compared.
+PLACES = (
+    "data.root",
+    *(f"data.{split}.{name}" for split in ("train", "val") for name in ("annotations", "images", "split")),
+)
+
+# The longest prefix of a key in this table gives its rule. A key without a prefix here may not change.
 RULES = {
     "imports": FREE,
-    "data.root": WARN,  # the data may have moved; the records are compared themselves
+    **dict.fromkeys(PLACES, WARN),
     "data.invalid": FREE,  # what it leaves out shows in the records
     "data.keep_empty": FREE,
     "data.num_workers": FREE,
@@ -32,6 +38,7 @@ RULES = {
     "data.long_side": WARN,
     "data.aspect_buckets": WARN,
     "data.augment": WARN,
+    "model.weights": WARN,  # the checkpoint has its own
     "anchor_sampler": WARN,
     "loss": WARN,
     "train.epochs": FREE,
@@ -57,8 +64,12 @@ RULES = {
     "train.save_every": FREE,
     "train.keep_checkpoints": FREE,
     "faults": FREE,
-    "evaluation": FREE,
+    "evaluation": WARN,
+    "evaluation.batch_size": FREE,
 }
+
+# After a change of these, an AP cannot be compared with those before.
+METRIC_KEYS = ("evaluation", "data.short_side", "data.long_side", "data.bits")
 
 PARTS = {"classification": "loss.classification", "box": "loss.box", "sampler": "anchor_sampler"}  # of a Criterion
 MAX_VALUE = 100  # characters of a value in a message
@@ -79,7 +90,7 @@ def compare_runs(checkpoint: dict[str, Any], own: dict[str, Any], steps_per_epoc
                 f"{_short(list(own[key]))} now",
                 f"resume on its own data, or {other}",
             )
-    rules = RULES if "data" in checkpoint else RULES | {"data.root": STOP}  # an older release did not keep it
+    rules = RULES if "data" in checkpoint else RULES | dict.fromkeys(PLACES, STOP)  # an older release
     before, now = (read_yaml(one["config"], f"config of {origin}") for one in (checkpoint, own))
     warned, stopped = _compare(before, now, rules)
     if stopped:
@@ -115,8 +126,8 @@ def _compare(before: Any, now: Any, rules: dict[str, str]) -> tuple[dict[str, st
     """The changes between two resolved configs that are worth a warning, and those that stop the run."""
     warned, stopped = {}, {}
     for key, old, new in _differences(before, now):
-        beginnings = [name for name in rules if key == name or key.startswith(f"{name}.")]
-        rule = rules[max(beginnings, key=len)] if beginnings else STOP
+        prefixes = [name for name in rules if _is_below(key, name)]
+        rule = rules[max(prefixes, key=len)] if prefixes else STOP
         text = f"{key}: {_short(old)} before, {_short(new)} now"
         is_absent = ABSENT in (old, new)  # only where another release wrote the config
         if not is_absent and (rule == STOP or (rule == SWITCH and None in (old, new))):
@@ -126,9 +137,20 @@ def _compare(before: Any, now: Any, rules: dict[str, str]) -> tuple[dict[str, st
     return warned, stopped
 
 
+def changes_metrics(changed: Iterable[str]) -> bool:
+    """Whether an AP cannot be compared with those before these keys changed."""
+    return any(_is_below(key, name) for key in changed for name in METRIC_KEYS)
+
+
+def _is_below(key: str, prefix: str) -> bool:
+    return key == prefix or key.startswith(f"{prefix}.")
+
+
 def load_criterion(criterion: nn.Module, saved: dict[str, Any], changed: set[str]) -> list[str]:
-    """Load the losses' state. Where a loss has another type (its key is among `changed`), or other parameters that its
-    state does not fit, it keeps the state that it starts with; the keys of these losses are returned."""
+    """Load the state of the losses.
+
+    A loss starts with new state if its type changed or its saved state does not fit. Return the keys of those losses.
+    """
     own, fresh = criterion.state_dict(), []
     for key in sorted({*PARTS.values(), "loss.normaliser"}):
         names = {name for name in {*own, *saved} if PARTS.get(name.partition(".")[0], "loss.normaliser") == key}

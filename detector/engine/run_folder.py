@@ -17,14 +17,12 @@ log = logging.getLogger(__name__)
 
 
 def commit() -> str:
-    """The git commit the code stands at, with '+' where files differ; empty outside a repository."""
-    answer = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return answer.stdout.strip()
+    """The git commit the code stands at, with '+' where files differ; empty outside a repository or without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # git is not installed
+        return ""
 
 
 class StepTable:

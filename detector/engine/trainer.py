@@ -17,14 +17,14 @@ from detector.data.loader import Loader
 from detector.distributed import gather, rank, sum_over_ranks, world_size
 from detector.engine.average import Average
 from detector.engine.checkpoint import VERSION, save_checkpoint
-from detector.engine.guard import Faults, Guard, Kept, batch_norms, is_out_of_memory
+from detector.engine.guard import Faults, Guard, Kept, batch_norms
 from detector.engine.interrupt import Interrupt
 from detector.engine.optimization import load_optimizer
 from detector.engine.outcome import save_evaluation
 from detector.engine.precision import autocast
 from detector.engine.random_state import random_state, restore_random_state
 from detector.engine.readback import Readback
-from detector.engine.resume import compare_runs, load_criterion
+from detector.engine.resume import changes_metrics, compare_runs, load_criterion
 from detector.engine.run_folder import RunFolder
 from detector.errors import Interrupted, UserError
 from detector.files import write_json
@@ -33,6 +33,7 @@ from detector.imbalance.meters import gradient_sums, measure, meter_names, ratio
 from detector.losses.criterion import Criterion
 from detector.models.heads import is_untrained
 from detector.structures import Batch, Predictions, Targets
+from detector.torch_errors import is_out_of_memory
 
 log = logging.getLogger(__name__)
 MAX_REFUSED = 20  # steps in a row
@@ -445,11 +446,17 @@ class Trainer:
             raise UserError(f"{origin}: {error}") from None
         if changes and rank() == 0:
             log.warning("warning: going on with other settings than %s: %s", origin, "; ".join(changes.values()))
+        if "model.weights" in changes and rank() == 0:
+            log.warning("warning: model.weights is not loaded: the run continues with the weights of %s", origin)
+        if changes_metrics(changes) and rank() == 0:
+            log.warning(
+                "warning: the best AP so far was measured with other settings: the next evaluation replaces best.pt"
+            )
         if fresh and rank() == 0:
             log.warning("warning: %s: what the loss had measured so far does not fit; it starts anew", ", ".join(fresh))
         self.steps_done = state["steps_done"]
         self.epochs_done = state["epochs_done"]
-        if (self.folder / "checkpoints" / "best.pt").is_file():
+        if (self.folder / "checkpoints" / "best.pt").is_file() and not changes_metrics(changes):
             self.best_ap = state["best_ap"]
         self.splits = state["splits"]
         if len(state["random"]) == world_size():

@@ -27,11 +27,15 @@ def run(
 
     Raises Interrupted, or UserError at the end where a source was left out.
     """
-    left_out: dict[str, None] = {}  # each line once
+    left_out: dict[Source, dict[str, None]] = {}  # the lines of each source, each once
+
+    def leave_out(source: Source, error: UserError) -> None:
+        left_out.setdefault(source, {})[str(error)] = None
+
     num_pictures, started = 0, time.perf_counter()
     try:
         with Interrupt() as interrupt:
-            pictures = read_pictures(sources, max_frames, lambda error: left_out.setdefault(str(error)), detector.bits)
+            pictures = read_pictures(sources, max_frames, leave_out, detector.bits)
             pictures = takewhile(lambda _: interrupt.exit_code is None, pictures)
             while batch := list(islice(pictures, detector.config.evaluation.batch_size)):
                 detections = detector.predict([picture.image for picture in batch], classes=classes)
@@ -40,7 +44,7 @@ def run(
                         try:
                             sink.write(picture, found)
                         except UserError as error:  # the picture itself is what a sink cannot take
-                            left_out.setdefault(str(error))
+                            leave_out(picture.source, error)
                     if picture.frame is None:
                         log.info("%s: %d objects", picture.source, len(found.boxes))
                     elif picture.frame % FRAMES_PER_LINE == 0:
@@ -51,7 +55,8 @@ def run(
             sink.close()
     rate = num_pictures / (time.perf_counter() - started)
     log.info("%d pictures, %.1f images/s (reading, detecting, drawing and writing)", num_pictures, rate)
-    problem = f"{len(left_out)} of {len(sources)} inputs left out, whole or in part: {'; '.join(left_out)}"
+    lines = "; ".join(line for of_source in left_out.values() for line in of_source)
+    problem = f"{len(left_out)} of {len(sources)} inputs left out, whole or in part: {lines}"
     if interrupt.exit_code is not None:
         if left_out:
             log.warning(problem)

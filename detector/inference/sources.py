@@ -70,9 +70,18 @@ def find_sources(inputs: Sequence[str]) -> list[Source]:
             files[int(entry)] = None
         else:
             _log_unused(entry)
-            files |= dict.fromkeys(find_images([entry], READABLE))
+            files |= dict.fromkeys(_find(entry))
     stems = [f"camera_{file}" if isinstance(file, int) else file.stem for file in files]
     return [Source(*pair) for pair in zip(files, unique_names(stems), strict=True)]
+
+
+def _find(entry: str) -> list[Path]:
+    """The images and videos of an input. Hidden files count only where the input is the file itself."""
+    found = find_images([entry], READABLE)
+    used = found if Path(entry).is_file() else [path for path in found if not path.name.startswith(".")]
+    if not used:
+        raise UserError(f"{entry}: all images and videos are hidden files", "name the files themselves")
+    return used
 
 
 def _log_unused(entry: str) -> None:
@@ -90,22 +99,22 @@ def _log_unused(entry: str) -> None:
 
 
 def _why_unused(path: Path) -> str | None:
-    """None where the path is an image or a video by its name."""
+    """None where the path is an image or a video by its name, and not hidden."""
     if path.is_dir():
         return "subfolders; name them as inputs, or give a pattern such as 'FOLDER/**/*.jpg'"
     if not path.is_file():
         return "links that lead nowhere, or devices"
-    if path.suffix.lower() in READABLE:
-        return None
     if path.name.startswith("."):
         return "hidden files"
+    if path.suffix.lower() in READABLE:
+        return None
     return f"neither images nor videos by their names ({' '.join(READABLE)})"
 
 
 def read_pictures(
     sources: Sequence[Source],
     max_frames: int | None,
-    leave_out: Callable[[UserError], None],
+    leave_out: Callable[[Source, UserError], None],
     bits: int | None = None,
 ) -> Iterator[Picture]:
     """Give one picture after the other.
@@ -113,7 +122,7 @@ def read_pictures(
     Args:
         sources: where the pictures come from.
         max_frames: at most so many of each video and camera.
-        leave_out: is told what cannot be read, or not to its end.
+        leave_out: called with a source that cannot be read, or not to its end, and the reason.
         bits: what scales pictures of 16 bits (see `read_image`).
     """
     image_id = 0
@@ -128,7 +137,7 @@ def read_pictures(
                     image_id += 1
                     yield Picture(source, image_id, image, frame, _rate(capture))
         except UserError as error:
-            leave_out(error)
+            leave_out(source, error)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Which folder a run gets, and that no two processes have one at the same time."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -63,10 +64,11 @@ def test_a_run_that_writes_nothing_leaves_nothing(here: Path, out: Path | None):
     assert list(here.iterdir()) == []
 
 
-def test_an_empty_folder_of_the_users_own_stays(here: Path):
-    (here / "mine").mkdir()
-    choose("first", Path("mine"), None)
-    assert list(here.iterdir()) == [here / "mine"] and list((here / "mine").iterdir()) == []
+@pytest.mark.parametrize(("own", "out"), [("mine", Path("mine")), ("runs", None), ("a", Path("a/b/c"))])
+def test_an_empty_folder_of_the_users_own_stays(here: Path, own: str, out: Path | None):
+    (here / own).mkdir()
+    choose("first", out, None)
+    assert list(here.rglob("*")) == [here / own]
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])
@@ -82,14 +84,18 @@ def test_resume_auto_takes_the_named_folder_or_the_newest_run_of_the_name(caplog
     assert caplog.text.count("nothing to resume") == 2
     make_run(Path("mine"))
     assert choose("first", Path("mine"), "auto") == (Path("mine"), Path("mine/checkpoints/last.pt"))
-    make_run(Path("runs/first/2024-01-31_00-00-00"))
-    make_run(Path("runs/first/2024-02-01_00-00-00_9"))
-    newest = make_run(Path("runs/first/2024-02-01_00-00-00_10"))
+    times = {"named_by_out": 1000, "2024-02-01_00-00-00": 3000, "2024-02-02_00-00-00": 2000}  # of the checkpoints
+    for run, seconds in times.items():
+        os.utime(make_run(Path("runs/first") / run) / "checkpoints/last.pt", (seconds, seconds))
+    newest = Path("runs/first/2024-02-01_00-00-00")
     make_run(Path("runs/first/2024-03-01_00-00-00"), checkpoint=False)  # ended before its first checkpoint
     make_run(Path("runs/second/2025-01-01_00-00-00"))
     caplog.clear()
     assert choose("first", None, "auto") == (newest, newest / "checkpoints/last.pt")
     assert str(newest) in caplog.text
+    named = Path("runs/first/named_by_out")
+    os.utime(named / "checkpoints/last.pt", (4000, 4000))
+    assert choose("first", None, "auto")[0] == named
 
 
 @pytest.mark.parametrize("names", [["last.pt"], ["last.1.pt"], ["last.pt", "last.2.pt"]])

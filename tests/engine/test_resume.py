@@ -111,7 +111,7 @@ def assert_equal_runs(found: Run, expected: Run, seen_before: list[tuple]) -> No
     rows, expected_rows = rows_of(found.folder), rows_of(expected.folder)
     for row in (*rows, *expected_rows):
         row.pop("images_per_s", None)
-    assert rows == expected_rows and len(rows) == 2 * STEPS_PER_EPOCH
+    assert rows == expected_rows and len(rows) == expected.trainer.schedule.num_steps
     for name in ("metrics.json", "detections.json", "parts.csv"):
         assert (found.folder / name).read_text() == (expected.folder / name).read_text()
     for tag in ("train/loss", "val/AP"):
@@ -126,6 +126,19 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     """In mid-epoch, at an epoch's last step and at the run's, whose evaluations are then still owed."""
     seen = interrupt(tmp_path, variant, steps)
     assert_equal_runs(finish(tmp_path, variant), whole[variant], seen)
+
+
+def test_a_run_interrupted_in_its_warm_up_goes_on_with_it(tmp_path: Path):
+    """With steps enough that the warm-up is not shortened to nothing."""
+    overrides = ("train.warmup_steps=2", "train.batch_size=1", "train.accumulation=1", "train.evaluate_every=0")
+    trainer = start(tmp_path / "whole", SECOND, *overrides)
+    seen = watch(trainer)
+    trainer.train()
+    whole = Run(tmp_path / "whole", trainer, copy.deepcopy(trainer.state()), seen)
+    rates = [float(row["lr"]) for row in rows_of(whole.folder)]
+    assert len(rates) == 24 and 0 < rates[0] < rates[1] < rates[2] == max(rates)
+    seen_before = interrupt(tmp_path / "cut", SECOND, 1, *overrides)
+    assert_equal_runs(finish(tmp_path / "cut", SECOND, *overrides), whole, seen_before)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 0)])

@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from detector.engine.checkpoint import load_checkpoint
 from detector.engine.resume import RULES
 from detector.engine.trainer import Trainer
 from detector.errors import UserError
+from detector.registry import DATASETS
 
 STATEFUL = ("loss.classification={type: ghm_c, bins: 10, momentum: 0.5}", "loss.box=ghm_r", "train.ema_decay=0.9")
 Change = Callable[[dict], object]
@@ -68,7 +71,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
             "train.keep_checkpoints=3",
         ),
         *("train.evaluate_every=0", "train.meter_every=7", "train.device=auto", "faults.spike_factor=50"),
-        *("evaluation.score_threshold=0.2", "data.invalid=skip", "data.keep_empty=false", "imports=[json]"),
+        *("evaluation.batch_size=3", "data.invalid=skip", "data.keep_empty=false", "imports=[json]"),
     ],
 )
 def test_what_does_not_change_the_run_may_change_silently(run: Path, override: str, caplog: pytest.LogCaptureFixture):
@@ -90,6 +93,8 @@ def test_what_does_not_change_the_run_may_change_silently(run: Path, override: s
         (["loss.classification=focal"], ["loss.classification", "ghm_c", "focal"]),
         (["train.batch_size=1", "train.accumulation=4"], ["train.batch_size", "train.accumulation"]),
         (["data.root=elsewhere"], ["data.root", "elsewhere"]),
+        (["evaluation.max_detections=50"], ["evaluation.max_detections", "100", "50"]),
+        (["evaluation.backend=pycocotools"], ["evaluation.backend", "hotcoco", "pycocotools"]),
     ],
 )
 def test_what_changes_the_training_is_told_with_both_values(
@@ -129,7 +134,9 @@ def test_every_rule_is_of_a_key_that_there_is():
         section = Config
         for name in key.split("."):
             if section is None or name not in getattr(section, "model_fields", {}):
-                assert key in [f"data.{split}.{name}" for split in ("train", "val") for name in ("cache", "one_based")]
+                _, split, parameter = key.split(".")
+                assert split in ("train", "val")
+                assert any(parameter in DATASETS.parameters(part) for part in DATASETS.names())
                 break
             section = section.model_fields[name].annotation
 
@@ -181,6 +188,49 @@ def test_annotations_that_changed_behind_the_same_paths_stop_it(tmp_path: Path, 
     make_trainer(tmp_path / "run", *STATEFUL, *overrides).resume(load_checkpoint(last), last)
     write_set(tmp_path / split, change)
     assert f"data.{split}" in refusal(last, *overrides)
+
+
+def test_data_that_moved_may_be_named_by_its_new_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    def overrides(folder: Path) -> list[str]:
+        return [f"data.{split}={write_set(folder / split)}" for split in ("train", "val")]
+
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    make_trainer(tmp_path / "run", *STATEFUL, *overrides(tmp_path / "here")).save("last")
+    last = tmp_path / "run/checkpoints/last.pt"
+    moved = overrides(tmp_path / "there")
+    make_trainer(tmp_path / "run", *STATEFUL, *moved).resume(load_checkpoint(last), last)
+    keys = [f"data.{split}.{name}" for split in ("train", "val") for name in ("images", "annotations")]
+    assert all(key in warnings_of(caplog)[0] for key in keys)
+    assert "data.train.images" in refusal(last, *moved, change=without_data)
+
+
+def test_the_weights_that_the_run_began_with_may_be_gone(run: Path, caplog: pytest.LogCaptureFixture):
+    def begun_with_weights(checkpoint: dict) -> None:
+        checkpoint["config"] = checkpoint["config"].replace("weights: null", "weights: gone.pt")
+
+    trainer = resume(run, change=begun_with_weights)
+    assert all(word in warnings_of(caplog)[0] for word in ("model.weights", "gone.pt"))
+    assert_same(dict(trainer.model.state_dict()), dict(load_checkpoint(run)["training"]["model"]))
+
+
+@pytest.mark.parametrize(
+    ("override", "is_kept"),
+    [
+        *(("evaluation.batch_size=3", True), ("train.lr=0.003", True)),
+        *(("evaluation.scales=[1.0, 0.5]", False), ("data.short_side=96", False)),
+    ],
+)
+def test_the_best_ap_counts_as_long_as_it_is_measured_the_same_way(run: Path, tmp_path: Path, override, is_kept):
+    folder = tmp_path / "run"
+    shutil.copytree(run.parent.parent, folder)
+    shutil.copy(run, folder / "checkpoints/best.pt")
+
+    def measured(checkpoint: dict) -> None:
+        checkpoint["training"]["best_ap"] = 0.5
+
+    trainer = resume(folder / "checkpoints/last.pt", override, change=measured)
+    assert trainer.best_ap == (0.5 if is_kept else -math.inf)
 
 
 def test_a_data_set_that_moved_has_the_same_fingerprint(tmp_path: Path):

@@ -114,3 +114,8 @@ def test_a_run_resumed_before_its_first_row_starts_a_clean_file(here: Path):
 
 def test_commit_names_the_code_or_nothing():
     assert " " not in commit() and "\n" not in commit()
+
+
+def test_without_git_the_commit_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert commit() == ""

@@ -15,7 +15,7 @@ from detector.inference.sources import Picture, Source, find_sources, read_pictu
 def read(*inputs: Path | str, max_frames: int | None = None) -> tuple[list[Picture], list[str]]:
     left_out: list[str] = []
     sources = find_sources([str(entry) for entry in inputs])
-    pictures = list(read_pictures(sources, max_frames, lambda error: left_out.append(str(error))))
+    pictures = list(read_pictures(sources, max_frames, lambda _, error: left_out.append(str(error))))
     assert not any("\n" in line for line in left_out)
     return pictures, left_out
 
@@ -60,6 +60,24 @@ def test_every_file_of_a_folder_is_used_or_listed_by_reason(tmp_path: Path, capl
     with pytest.raises(UserError):
         find_sources([str(tmp_path / "empty")])
     assert caplog.messages  # what is there instead
+
+
+def test_hidden_files_are_used_only_by_their_own_names(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """A copy from macOS has a hidden `._a.jpg` beside each `a.jpg`."""
+    caplog.set_level("INFO")
+    for name in ("a.jpg", "._a.jpg", "hidden/._b.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"any")
+    for entry in (tmp_path, tmp_path / "*.jpg", tmp_path / ".*.jpg", tmp_path / "._a.jpg"):
+        try:
+            found = [source.file.name for source in find_sources([str(entry)])]
+        except UserError:
+            found = []
+        expected = {"*.jpg": ["a.jpg"], ".*.jpg": [], "._a.jpg": ["._a.jpg"]}.get(entry.name, ["a.jpg"])
+        assert found == expected
+    assert "._a.jpg" in caplog.text
+    with pytest.raises(UserError, match="hidden"):
+        find_sources([str(tmp_path / "hidden")])
 
 
 def test_copies_of_images_that_cannot_be_written_are_pngs():

@@ -12,9 +12,10 @@ from ranks import environment
 from tiny import TINY
 
 import detector.build  # noqa: F401  (registers the parts that a config names)
+from detector.engine.claim import claim
 from detector.errors import UserError
 from detector.study.plan import Study, make_runs
-from detector.study.results import read_results
+from detector.study.results import COLUMNS, read_results, write_results
 from detector.study.runner import run_all
 
 REPO = Path(__file__).parents[2]
@@ -120,6 +121,26 @@ variants:
 seeds: [0]
 against: focal
 """
+
+
+@pytest.mark.slow
+def test_a_study_that_is_refused_leaves_the_files_of_the_folder_alone(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "study.yaml").write_text(TINY_STUDY.replace("CONFIG", str(tmp_path / "tiny.yaml")))
+    tool = [sys.executable, str(REPO / "tools/study.py"), "--cfg", str(tmp_path / "study.yaml"), "--jobs", "1"]
+    tool += ["--out", str(tmp_path / "out")]
+
+    def refuse() -> None:
+        done = subprocess.run(tool, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert (tmp_path / "out/study.yaml").read_text() == "of the first"
+
+    with claim(tmp_path / "out"):  # by this process
+        (tmp_path / "out/study.yaml").write_text("of the first")
+        refuse()
+    row = {"level": "few", "variant": "ghm", "seed": "0", "fingerprint": "another config"}
+    write_results(tmp_path / "out/results.csv", [dict.fromkeys(COLUMNS, "") | row])
+    refuse()
 
 
 @pytest.mark.slow

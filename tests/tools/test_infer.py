@@ -19,6 +19,9 @@ from videos import read_video, write_video
 import detector.inference.sources  # noqa: F401  (quietens FFmpeg, which asks once, before a test writes a video)
 from detector import Detector
 from detector.data.images import read_image, write_image
+from detector.errors import UserError
+from detector.inference.sinks import Drawings
+from detector.inference.sources import Picture
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +179,20 @@ def test_ctrl_c_keeps_what_was_found(checkpoint, tmp_path):
     assert len(results) == len(rows) > 100 and not (out / "detections.json.tmp").exists()
     last = max(result["frame"] for result in results)
     assert len(read_video(out / "long.mp4")) >= last + 1 and last < 19_999
+
+
+def test_inputs_are_counted_and_not_the_problems_of_an_input(checkpoint, tmp_path, monkeypatch, capfd):
+    write_video(tmp_path / "a.avi", 3)
+    write_image(tmp_path / "b.png", np.zeros((64, 64, 3), np.uint8))
+
+    def write(sink: Drawings, picture: Picture, detections: object) -> None:
+        if picture.frame is not None:
+            raise UserError(f"{picture.source}: frame {picture.frame} cannot be written")
+
+    monkeypatch.setattr(Drawings, "write", write)
+    inputs = (tmp_path / "a.avi", tmp_path / "b.png")
+    assert run_tool("infer", "--checkpoint", checkpoint, *inputs, "--out", tmp_path / "out") == 2
+    assert_one_line(capfd, "1 of 2 .*frame 0 .*frame 2 ")
 
 
 def test_a_copy_that_cannot_be_written_ends_nothing(checkpoint, tmp_path, capfd):
