@@ -1,4 +1,4 @@
-"""By what a data set is known again."""
+"""Identify a data set by a hash of its content."""
 
 import hashlib
 import os
