@@ -16,7 +16,7 @@ LINES = (  # a pattern of the error's text, and what it means
     (r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|invalid device ordinal", NO_GPU),
     (
         r"DataLoader worker .*(killed by signal|exited unexpectedly)|shared memory object|shared memory\(shm\)",
-        "data.num_workers: a loader worker was killed, mostly because the memory was full; lower it, or train.batch_size",
+        "data.num_workers: a loader worker was killed, mostly because memory was full; lower it, or train.batch_size",
     ),
 )
 NO_MEMORY = re.compile(r"out of memory|DefaultCPUAllocator|not enough memory|Insufficient memory|Unable to allocate")
