@@ -49,8 +49,9 @@ def check_images(
     Raises:
         UserError: no image is there, or none can be used.
     """
-    found = [folder.find(name) if folder.holds(name) else None for name in written]
-    if not any(name is not None or not folder.holds(w) for name, w in zip(found, written, strict=True)):
+    is_outside = [not folder.holds(name) for name in written]
+    found = [None if outside else folder.find(name) for name, outside in zip(written, is_outside, strict=True)]
+    if not any(is_outside) and not any(name is not None for name in found):
         raise UserError(f"{folder.path(written[0])}: no such image, yet {source} lists it", "check the images folder")
     usable = np.ones(len(written), dtype=bool)
     reasons: list[str] = []
@@ -63,7 +64,7 @@ def check_images(
 
     leave_out(
         "image_outside",
-        [not folder.holds(name) for name in written],
+        is_outside,
         lambda i: f"{source}: image '{written[i]}' leads outside the images folder {folder.root}",
     )
     leave_out(

@@ -1,6 +1,7 @@
 """Pascal VOC annotations: a folder of XML files, one an image."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,8 +249,9 @@ def _box(corners: tuple[float, ...], one_based: bool) -> list[float]:
 def _read_split(split: Path, known: dict[str, str]) -> list[str]:
     """The stems of a split's lines. A line may have a second column of -1, 0 or 1, as VOC's lists for each class do, a
     suffix, or the path of the picture; a line that fits no XML file, or several, stays as it is."""
-    names = [stem.rpartition("/")[2] for stem in known]
-    by_name = {name: stem for name, stem in zip(names, known, strict=True) if names.count(name) == 1}
+    by_name = {stem.rpartition("/")[2]: stem for stem in known}
+    num_files = Counter(stem.rpartition("/")[2] for stem in known)
+    by_name = {name: stem for name, stem in by_name.items() if num_files[name] == 1}
 
     def stem(line: str) -> str:
         name, *columns = line.split()
