@@ -7,7 +7,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from detector.predict import Detector
+    from detector.deploy.predict import Detector
     from detector.training import train
 
 __all__ = ["Detector", "train"]
@@ -16,7 +16,7 @@ __all__ = ["Detector", "train"]
 def __getattr__(name: str) -> object:
     """Import `Detector` and `train` when they are asked for (PEP 562): the package itself must not wait for torch."""
     if name == "Detector":
-        from detector.predict import Detector
+        from detector.deploy.predict import Detector
 
         return Detector
     if name == "train":

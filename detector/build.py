@@ -15,25 +15,28 @@ import torch
 from torch import nn
 
 from detector.config import Config, to_yaml
+from detector.core.distributed import broadcast, gather, rank, world_size
+from detector.core.errors import UserError
+from detector.core.machine import num_cores
+from detector.core.registry import Registry
+from detector.core.structures import Batch, Detections, Predictions, Targets
 from detector.data import DATASETS, IMAGE_SAMPLERS, DetectionDataset
-from detector.data.buckets import Buckets, make_buckets
-from detector.data.cache import CachedDataset
-from detector.data.checks import check_records
-from detector.data.findings import Findings
-from detector.data.fingerprint import fingerprint
+from detector.data.checks.findings import Findings
+from detector.data.checks.fingerprint import fingerprint
+from detector.data.checks.records import check_records
 from detector.data.headers import deep_bits
 from detector.data.images import MAX_PIXELS
-from detector.data.loader import Loader, make_loader
-from detector.data.splitting import stratified_split
-from detector.data.transforms import Augment, Resize, target_size
-from detector.distributed import broadcast, gather, rank, world_size
+from detector.data.pipeline.buckets import Buckets, make_buckets
+from detector.data.pipeline.cache import CachedDataset
+from detector.data.pipeline.loader import Loader, make_loader
+from detector.data.pipeline.splitting import stratified_split
+from detector.data.pipeline.transforms import Augment, Resize, target_size
 from detector.engine.evaluate import detect, detect_batch, predict
 from detector.engine.guard import Faults
 from detector.engine.optimization import fit_warmup, learning_rate, make_optimizer
 from detector.engine.precision import choose_device, choose_dtype, choose_inference_dtype, choose_memory_format
 from detector.engine.trainer import Schedule, Trainer
 from detector.engine.views import make_views
-from detector.errors import UserError
 from detector.evaluation.coco import coco_metrics
 from detector.geometry import ASSIGNERS
 from detector.geometry.anchors import AnchorGrid, default_sizes
@@ -42,12 +45,9 @@ from detector.imbalance.probe import Probe
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.base import ClassificationLoss
 from detector.losses.criterion import Criterion
-from detector.machine import num_cores
-from detector.models.backbone import frozen_batch_norm_is_random
-from detector.models.retinanet import RetinaNet, size_divisor
-from detector.models.weights import load_weights
-from detector.registry import Registry
-from detector.structures import Batch, Detections, Predictions, Targets
+from detector.models.backbones.resnet import frozen_batch_norm_is_random
+from detector.models.detector import RetinaNet, size_divisor
+from detector.models.weights.load import load_weights
 
 log = logging.getLogger(__name__)
 

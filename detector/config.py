@@ -23,9 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from detector.errors import UserError
-from detector.overrides import merge, read_overrides
-from detector.registry import (
+from detector.core.errors import UserError
+from detector.core.overrides import merge, read_overrides
+from detector.core.registry import (
     ANCHOR_SAMPLERS,
     ASSIGNERS,
     BOX_LOSSES,
@@ -43,8 +43,8 @@ from detector.registry import (
     expand_home,
     parse,
 )
+from detector.core.strict_yaml import Dumper, read_yaml
 from detector.signatures import declare_parts
-from detector.strict_yaml import Dumper, read_yaml
 
 PACKAGED = Path(__file__).parent / "configs"  # in a wheel; in a clone the folder stands beside the package
 CONFIGS = PACKAGED if PACKAGED.is_dir() else Path(__file__).parent.parent / "configs"

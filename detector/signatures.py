@@ -7,8 +7,8 @@ import builtins
 from functools import cache
 from pathlib import Path
 
-PACKAGES = ("geometry", "losses", "data")  # whose modules register parts
-SOURCES = ("typing", "pathlib", "collections.abc", "pydantic", "detector.registry")  # of what a signature may name
+PACKAGES = ("geometry", "losses", "data/formats", "data/pipeline")  # whose modules register parts
+SOURCES = ("typing", "pathlib", "collections.abc", "pydantic", "detector.core.registry")  # of what a signature may name
 
 
 @cache

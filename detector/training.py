@@ -17,14 +17,14 @@ from detector.build import (
     with_decisions,
 )
 from detector.config import Config, load_config, to_yaml
-from detector.distributed import broadcast, process_group, rank, world_size
+from detector.core.distributed import broadcast, process_group, rank, world_size
+from detector.core.files import write_text
+from detector.deploy.predict import Detector
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.claim import claim_run
 from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
 from detector.engine.precision import choose_device
 from detector.engine.run_folder import commit
-from detector.files import write_text
-from detector.predict import Detector
 
 log = logging.getLogger(__name__)
 

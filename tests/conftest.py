@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from detector import registry
-from detector.machine import num_cores
+from detector.core import registry
+from detector.core.machine import num_cores
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: teams that share cores wait for each other
     threads = max(1, num_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from detector.core.registry import DATASETS
+from detector.data.checks.findings import Findings
 from detector.data.dataset import DetectionDataset
-from detector.data.findings import Findings
-from detector.registry import DATASETS
 
 FORMATS = ("coco", "voc", "yolo")
 

@@ -9,9 +9,9 @@ from tiny import TINY
 
 from detector.build import build_dataset, build_trained_model, build_trainer, with_decisions
 from detector.config import config_from_text
+from detector.core.errors import UserError
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
-from detector.errors import UserError
 
 BCCD = "{type: voc, images: JPEGImages, annotations: Annotations}"
 

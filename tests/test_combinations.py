@@ -11,11 +11,11 @@ from tiny import names_of_the_library, tiny_config, tiny_trainer
 
 from detector.build import build_criterion, build_dataset, build_part
 from detector.config import to_yaml
+from detector.core.errors import UserError
+from detector.core.registry import ASSIGNERS
 from detector.engine.trainer import Trainer
-from detector.errors import UserError
 from detector.losses import ANCHOR_SAMPLERS, CLASSIFICATION_LOSSES
 from detector.losses.base import ClassificationLoss
-from detector.registry import ASSIGNERS
 
 LOSSES, SAMPLERS, RULES = map(names_of_the_library, (CLASSIFICATION_LOSSES, ANCHOR_SAMPLERS, ASSIGNERS))
 BOXES = ["smooth_l1", "giou"]

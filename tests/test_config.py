@@ -9,8 +9,8 @@ import yaml
 
 import detector.build  # noqa: F401  (registers the parts that the defaults name)
 from detector.config import Config, load_config, make_config, merge, to_yaml
-from detector.errors import UserError
-from detector.registry import (
+from detector.core.errors import UserError
+from detector.core.registry import (
     ASSIGNERS,
     BOX_LOSSES,
     CLASSIFICATION_LOSSES,
@@ -133,7 +133,7 @@ def test_defaults():
     """In a process of its own, with parts of the tests under the names that the defaults give."""
     code = """
 from detector.config import make_config, to_yaml
-from detector import registry as r
+from detector.core import registry as r
 
 for kind, name in (
     (r.ANCHOR_SAMPLERS, "all"), (r.ASSIGNERS, "max_iou"), (r.BOX_LOSSES, "smooth_l1"),
@@ -391,7 +391,7 @@ def test_imports_register_parts_of_the_users_own(configs, tmp_path, monkeypatch)
     write(
         package,
         "losses.py",
-        "from detector.registry import CLASSIFICATION_LOSSES\n\n"
+        "from detector.core.registry import CLASSIFICATION_LOSSES\n\n"
         "@CLASSIFICATION_LOSSES.register('test_own')\ndef own(*, power: int = 4): ...\n",
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -417,7 +417,7 @@ def test_an_import_that_fails_is_named(configs, override, line):
 
 def test_a_module_that_registers_and_then_fails_runs_once_and_again_when_it_can(configs, tmp_path, monkeypatch):
     source = (
-        "import builtins\nfrom detector.registry import BOX_LOSSES\n\nbuiltins.test_imports_runs += 1\n\n"
+        "import builtins\nfrom detector.core.registry import BOX_LOSSES\n\nbuiltins.test_imports_runs += 1\n\n"
         "@BOX_LOSSES.register('test_half')\ndef half(*, power: int = 4): ...\n\nimport test_imports_missing\n"
     )
     write(tmp_path, "test_imports_half.py", source)

@@ -13,20 +13,20 @@ from matplotlib import pyplot
 from tools_run import run_tool
 
 from detector.config import make_config
+from detector.core.drawing import draw_boxes
+from detector.core.errors import UserError
+from detector.core.plotting import plain, plotting
+from detector.core.structures import Detections
+from detector.core.tables import markdown, show
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.images import read_image, write_image
-from detector.drawing import draw_boxes
+from detector.deploy.inference.sinks import Table, YoloLabels
+from detector.deploy.inference.sources import Picture, Source
 from detector.engine.outcome import save_curves, save_pictures, summary
 from detector.engine.run_folder import StepTable
-from detector.errors import UserError
-from detector.inference.sinks import Table, YoloLabels
-from detector.inference.sources import Picture, Source
-from detector.plotting import plain, plotting
-from detector.structures import Detections
-from detector.study.plan import Study
-from detector.study.plots import save_plots
-from detector.study.results import make_tables
-from detector.tables import markdown, show
+from detector.lab.study.plan import Study
+from detector.lab.study.plots import save_plots
+from detector.lab.study.results import make_tables
 
 NAMES = (
     "nut [/m8]",

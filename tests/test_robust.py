@@ -24,12 +24,12 @@ from tools_run import run_tool
 
 from detector.build import build_dataset, build_model
 from detector.config import config_from_text, load_config
+from detector.data.checks.findings import KINDS
 from detector.data.dataset import DetectionDataset
-from detector.data.findings import KINDS
 from detector.data.images import as_rgb, write_image
+from detector.deploy.predict import Detector
 from detector.engine.checkpoint import VERSION, load_checkpoint, save_checkpoint
 from detector.evaluation.coco import coco_metrics
-from detector.predict import Detector
 
 NUM_IMAGES, SIZE = 6, 64  # two objects each, a cat and a dog
 

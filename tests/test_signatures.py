@@ -9,7 +9,7 @@ import pytest
 REPO = Path(__file__).parents[1]
 SCRIPT = """
 import sys
-from detector import registry
+from detector.core import registry
 from detector.signatures import declare_parts
 
 registries = {name: value for name, value in vars(registry).items() if isinstance(value, registry.Registry)}

@@ -7,8 +7,8 @@ import pytest
 from tiny import TINY
 
 from detector import Detector, train
-from detector.errors import UserError
-from detector.files import read_json
+from detector.core.errors import UserError
+from detector.core.files import read_json
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from detector.build import build_dataset, build_trained_model, build_trainer
 from detector.config import Config, config_from_text
+from detector.core.registry import Registry
 from detector.engine.trainer import Trainer
-from detector.registry import Registry
 
 TINY = """
 data:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from detector.core.errors import UserError
 from detector.data import IMAGE_SAMPLERS
-from detector.errors import UserError
 from detector.evaluation.curves import make_curve
 from detector.losses import CLASSIFICATION_LOSSES
 

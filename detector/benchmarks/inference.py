@@ -14,11 +14,11 @@ from detector.benchmarks.timing import alternate, compare
 from detector.benchmarks.training import NUM_CLASSES, make_batch, torchvision_retinanet
 from detector.build import build_model, place
 from detector.config import Config, config_from_text
+from detector.core.structures import Batch
+from detector.deploy.export import export
+from detector.deploy.predict import Detector
 from detector.engine.precision import autocast
-from detector.export import export
 from detector.models.postprocess import postprocess
-from detector.predict import Detector
-from detector.structures import Batch
 
 PRIOR = 0.2  # of an untrained model: every score is above the threshold, so that post-processing has all it can have
 

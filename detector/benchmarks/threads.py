@@ -9,8 +9,8 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
-from detector.files import read_json
-from detector.machine import OPENMP, keep_fastest, num_cores
+from detector.core.files import read_json
+from detector.core.machine import OPENMP, keep_fastest, num_cores
 
 # between two pieces of work, threads spin for a while and then sleep (what OpenMP does untold), spin, or sleep
 WAITING = {"untold": {}, "active": {"OMP_WAIT_POLICY": "active"}, "passive": {"OMP_WAIT_POLICY": "passive"}}

@@ -18,10 +18,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from detector.benchmarks.timing import alternate, compare, synchronise
 from detector.build import build_model, build_trainer
 from detector.config import Config, config_from_text
+from detector.core.structures import Batch
 from detector.data.dataset import DetectionDataset, Record
 from detector.engine.optimization import make_optimizer
 from detector.engine.precision import autocast, choose_device, choose_dtype
-from detector.structures import Batch
 
 NUM_CLASSES = 80
 OBJECTS = 8

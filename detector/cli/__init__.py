@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import version
 from typing import NoReturn
 
-from detector import command
+from detector.core import command
 
 DISTRIBUTION = "imbalance-detector"
 COMMANDS = {

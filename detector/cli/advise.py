@@ -11,9 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from detector.command import out_file, user_path
-from detector.errors import UserError
-from detector.files import read_json, write_text
+from detector.core.command import out_file, user_path
+from detector.core.errors import UserError
+from detector.core.files import read_json, write_text
 
 OWN_KEYS = {"census.json": "by_level", "probe.json": "losses"}
 

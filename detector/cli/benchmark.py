@@ -5,7 +5,7 @@ Example: detector benchmark training --out tools/benchmarks/training_cpu.json
 
 import argparse
 
-from detector.command import out_file
+from detector.core.command import out_file
 
 
 def main() -> None:
@@ -53,8 +53,8 @@ def main() -> None:
     # only now: --help need not wait for torch
     from detector.benchmarks import census, evaluation, imbalanced, inference, loader, losses, threads, training
     from detector.benchmarks.timing import machine
-    from detector.files import write_json, write_text
-    from detector.tables import markdown, show
+    from detector.core.files import write_json, write_text
+    from detector.core.tables import markdown, show
 
     kind, out = args.pop("kind"), args.pop("out")
     kinds = (census, evaluation, imbalanced, inference, loader, losses, threads, training)

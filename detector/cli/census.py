@@ -7,7 +7,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from detector.command import out_folder
+from detector.core.command import out_folder
 
 log = logging.getLogger("detector")
 
@@ -25,8 +25,8 @@ def main() -> None:
     config = load_config(args.cfg, args.overrides)
 
     from detector.build import build_census, build_dataset
-    from detector.files import write_json
-    from detector.tables import show
+    from detector.core.files import write_json
+    from detector.core.tables import show
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

@@ -29,11 +29,11 @@ def main() -> None:
     from rich.progress import Progress
 
     from detector.build import divide, read_dataset, with_decisions
-    from detector.data.findings import KINDS, Findings
-    from detector.data.inspection import look_at_all, report_files, report_leaks, report_overlaps
-    from detector.errors import UserError
-    from detector.machine import cache_folder
-    from detector.tables import show
+    from detector.core.errors import UserError
+    from detector.core.machine import cache_folder
+    from detector.core.tables import show
+    from detector.data.checks.findings import KINDS, Findings
+    from detector.data.checks.inspection import look_at_all, report_files, report_leaks, report_overlaps
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     splits = ["train"] if config.data.val is None else ["train", "val"]

@@ -7,7 +7,7 @@ import argparse
 import logging
 import shlex
 
-from detector.command import out_folder
+from detector.core.command import out_folder
 
 log = logging.getLogger("detector")
 
@@ -26,7 +26,7 @@ def main() -> None:
     config = load_config(args.cfg, args.overrides)
 
     from detector.build import build_dataset, with_decisions
-    from detector.data.conversion import plan_conversion
+    from detector.data.formats.conversion import plan_conversion
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train = build_dataset(config, "train")

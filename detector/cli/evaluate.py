@@ -9,8 +9,8 @@ import logging
 from collections import ChainMap
 from pathlib import Path
 
-from detector.command import out_folder, user_path
-from detector.errors import UserError
+from detector.core.command import out_folder, user_path
+from detector.core.errors import UserError
 
 log = logging.getLogger("detector")
 
@@ -33,13 +33,13 @@ def main() -> None:
     # only now: --help need not wait for torch
     from detector.build import build_dataset, build_evaluation, build_trained_model, with_targets
     from detector.config import load_config, with_parts
-    from detector.distributed import gather, process_group, rank
+    from detector.core.distributed import gather, process_group, rank
+    from detector.core.files import write_json
+    from detector.core.structures import Batch, Predictions, Targets
+    from detector.deploy.predict import Detector
     from detector.engine.outcome import save_evaluation, summary
     from detector.evaluation.anatomy import background_per_foreground, describe, make_anatomy
     from detector.evaluation.anchor_scores import AnchorScores
-    from detector.files import write_json
-    from detector.predict import Detector
-    from detector.structures import Batch, Predictions, Targets
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

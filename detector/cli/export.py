@@ -1,5 +1,5 @@
 """A checkpoint as a file for other programs: ONNX, or a program of torch.export. Images are padded to one size; batches
-may be of any. detector/export.py says what goes in and comes out.
+may be of any. detector/deploy/export.py says what goes in and comes out.
 
 Example: detector export --checkpoint runs/first/checkpoints/best.pt --nms --size 512 672 evaluation.score_threshold=0.3
 """
@@ -7,7 +7,7 @@ Example: detector export --checkpoint runs/first/checkpoints/best.pt --nms --siz
 import argparse
 import logging
 
-from detector.command import out_file, user_path
+from detector.core.command import out_file, user_path
 
 log = logging.getLogger("detector")
 
@@ -22,8 +22,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
-    from detector.export import export
-    from detector.predict import Detector
+    from detector.deploy.export import export
+    from detector.deploy.predict import Detector
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

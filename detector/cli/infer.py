@@ -9,8 +9,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from detector.command import out_folder, user_path
-from detector.errors import UserError
+from detector.core.command import out_folder, user_path
+from detector.core.errors import UserError
 
 log = logging.getLogger("detector")
 
@@ -30,10 +30,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
-    from detector.inference import loop
-    from detector.inference.sinks import FORMATS, Drawings
-    from detector.inference.sources import find_sources
-    from detector.predict import Detector
+    from detector.deploy.inference import loop
+    from detector.deploy.inference.sinks import FORMATS, Drawings
+    from detector.deploy.inference.sources import find_sources
+    from detector.deploy.predict import Detector
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

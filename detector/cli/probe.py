@@ -6,8 +6,8 @@ Example: detector probe --checkpoint runs/first/checkpoints/best.pt
 import argparse
 import logging
 
-from detector.command import out_folder, user_path
-from detector.errors import UserError
+from detector.core.command import out_folder, user_path
+from detector.core.errors import UserError
 
 log = logging.getLogger("detector")
 
@@ -26,10 +26,10 @@ def main() -> None:
     # only now: --help need not wait for torch
     from detector.build import build_dataset, build_probe
     from detector.config import with_parts
-    from detector.files import write_json
+    from detector.core.files import write_json
+    from detector.core.tables import show
+    from detector.deploy.predict import Detector
     from detector.imbalance.vocabulary import GROUPS
-    from detector.predict import Detector
-    from detector.tables import show
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

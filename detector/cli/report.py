@@ -5,8 +5,8 @@ Example: detector report runs/first runs/second runs/studies/losses --out report
 
 import argparse
 
-from detector.command import out_file, user_path
-from detector.files import write_text
+from detector.core.command import out_file, user_path
+from detector.core.files import write_text
 
 
 def main() -> None:
@@ -17,8 +17,8 @@ def main() -> None:
     parser.add_argument("--out", type=out_file, default="report.html")
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for torch
-    from detector.report.page import make_page
-    from detector.report.sources import read_source
+    from detector.lab.report.page import make_page
+    from detector.lab.report.sources import read_source
 
     write_text(args.out, make_page([read_source(folder) for folder in args.folders]))
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")

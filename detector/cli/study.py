@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from detector.command import out_folder
+from detector.core.command import out_folder
 
 
 def main() -> None:
@@ -25,13 +25,13 @@ def main() -> None:
     args = parser.parse_args()
     # only now: --help need not wait for torch
     import detector.build  # noqa: F401  (registers the parts that a config names)
+    from detector.core.files import write_json, write_text
+    from detector.core.tables import markdown, show
     from detector.engine.claim import claim
-    from detector.files import write_json, write_text
-    from detector.study.plan import load_study, make_runs
-    from detector.study.plots import save_plots
-    from detector.study.results import difference_cells, make_tables, mean_cells, pending, read_results
-    from detector.study.runner import choose_jobs, run_all
-    from detector.tables import markdown, show
+    from detector.lab.study.plan import load_study, make_runs
+    from detector.lab.study.plots import save_plots
+    from detector.lab.study.results import difference_cells, make_tables, mean_cells, pending, read_results
+    from detector.lab.study.runner import choose_jobs, run_all
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

@@ -7,7 +7,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from detector.command import out_folder
+from detector.core.command import out_folder
 
 log = logging.getLogger("detector")
 
@@ -23,7 +23,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     # only now: --help need not wait for any of them, nor a wrong config for torch
     from detector.config import load_config
-    from detector.machine import take_fastest
+    from detector.core.machine import take_fastest
 
     config = load_config(args.cfg, args.overrides)
     if (fastest := take_fastest(args.cfg)) and config.data.num_workers == "auto":

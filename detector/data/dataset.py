@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from detector.core.errors import UserError
+from detector.core.structures import Sample
 from detector.data.images import FULL_BITS, read_image
-from detector.data.transforms import PADDING_COLOUR
-from detector.errors import UserError
-from detector.structures import Sample
+from detector.data.pipeline.transforms import PADDING_COLOUR
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
+from detector.core.errors import UserError
+from detector.core.files import read_json, write_json
+from detector.core.machine import cache_folder, num_cores
 from detector.data.images import Header, bits_of, read_header
-from detector.errors import UserError
-from detector.files import read_json, write_json
-from detector.machine import cache_folder, num_cores
 
 Answer = TypeVar("Answer")
 MAX_DEEP_IMAGES = 64  # of 16 bits, that are decoded to learn what range a data set's values have

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, uint8
 
-from detector.errors import UserError
+from detector.core.errors import UserError
 
 FORMATS = {  # by suffix, as Pillow names them; MPO is JPEG with further pictures behind the first
     ".bmp": ("BMP", "DIB"),

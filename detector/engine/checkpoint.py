@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import torch
 
-from detector.errors import UserError
-from detector.models.weight_files import load_tensors
+from detector.core.errors import UserError
+from detector.models.weights.files import load_tensors
 
 log = logging.getLogger(__name__)
 VERSION = 2

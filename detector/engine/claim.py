@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from detector.core.errors import UserError
 from detector.engine.checkpoint import generations, newest_whole
-from detector.errors import UserError
 
 log = logging.getLogger(__name__)
 LAST = Path("checkpoints") / "last.pt"

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from detector.data.loader import Loader
+from detector.core.structures import Batch, Detections, Predictions
+from detector.data.pipeline.loader import Loader
 from detector.engine.guard import inference_within_memory
 from detector.engine.precision import autocast
 from detector.engine.views import PLAIN, View, join
 from detector.evaluation.coco import to_coco_results
 from detector.models.postprocess import best_candidates, suppress
-from detector.structures import Batch, Detections, Predictions
 
 Observer = Callable[[Batch, Predictions], None]
 

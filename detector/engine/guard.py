@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from detector.errors import UserError
+from detector.core.errors import UserError
+from detector.core.torch_errors import is_out_of_memory
 from detector.losses.base import running_mean
-from detector.torch_errors import is_out_of_memory
 
 MOMENTUM = 0.98
 SEEN_BEFORE_SPIKES = 20  # steps before a mean loss means something

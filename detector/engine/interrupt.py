@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from detector.errors import Interrupted
+from detector.core.errors import Interrupted
 
 
 class Interrupt:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from detector.errors import UserError
+from detector.core.errors import UserError
 
 STATES = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}  # of a parameter
 

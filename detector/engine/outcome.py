@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 from matplotlib import pyplot
 
+from detector.core.drawing import draw_boxes
+from detector.core.errors import one_line
+from detector.core.files import read_json, unique_names, write_json
+from detector.core.plotting import optional, plotting
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
-from detector.drawing import draw_boxes
-from detector.errors import one_line
-from detector.files import read_json, unique_names, write_json
-from detector.plotting import optional, plotting
 
 MIN_PICTURE_SIDE = 320
 MAX_PICTURE_SIDE = 4000  # of pictures that are enlarged

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from detector.errors import UserError
+from detector.core.errors import UserError
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from detector.errors import UserError
-from detector.strict_yaml import read_yaml
+from detector.core.errors import UserError
+from detector.core.strict_yaml import read_yaml
 
 FREE = "may change"
 WARN = "may change, with a warning"

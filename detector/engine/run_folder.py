@@ -10,8 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-from detector.errors import UserError
-from detector.files import WRITE_TEXT, csv_line, is_utf8, write_text
+from detector.core.errors import UserError
+from detector.core.files import WRITE_TEXT, csv_line, is_utf8, write_text
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from detector.data.loader import Loader
-from detector.distributed import gather, rank, sum_over_ranks, world_size
+from detector.core.distributed import gather, rank, sum_over_ranks, world_size
+from detector.core.errors import Interrupted, UserError
+from detector.core.files import write_json
+from detector.core.structures import Batch, Predictions, Targets
+from detector.core.torch_errors import is_out_of_memory
+from detector.data.pipeline.loader import Loader
 from detector.engine.average import Average
 from detector.engine.checkpoint import VERSION, save_checkpoint
 from detector.engine.guard import Faults, Guard, Kept, batch_norms
@@ -26,14 +30,10 @@ from detector.engine.random_state import random_state, restore_random_state
 from detector.engine.readback import Readback
 from detector.engine.resume import changes_metrics, compare_runs, load_criterion
 from detector.engine.run_folder import RunFolder
-from detector.errors import Interrupted, UserError
-from detector.files import write_json
 from detector.imbalance.initial import expected_initial_loss
 from detector.imbalance.meters import gradient_sums, measure, meter_names, ratio, read, warnings
 from detector.losses.criterion import Criterion
-from detector.models.heads import is_untrained
-from detector.structures import Batch, Predictions, Targets
-from detector.torch_errors import is_out_of_memory
+from detector.models.heads.anchors import is_untrained
 
 log = logging.getLogger(__name__)
 MAX_REFUSED = 20  # steps in a row

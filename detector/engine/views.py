@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detector.data.buckets import round_up
-from detector.data.transforms import PADDING_COLOUR
+from detector.data.pipeline.buckets import round_up
+from detector.data.pipeline.transforms import PADDING_COLOUR
 from detector.models.postprocess import Candidates
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from detector.errors import one_line
+from detector.core.errors import one_line
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.tide import FOREGROUND_IOU, RECALLS, Matches, by_image, iou_xywh, match, precision_curve, tide
 

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detector.distributed import sum_over_ranks
+from detector.core.distributed import sum_over_ranks
 from detector.evaluation.curves import Curve
 
 RANGE = 24.0  # logits beyond it are as good as certain: sigmoid(-24) is 4e-11

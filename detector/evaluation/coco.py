@@ -12,8 +12,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detector.errors import UserError
-from detector.structures import Detections
+from detector.core.errors import UserError
+from detector.core.structures import Detections
 
 BACKENDS = {"hotcoco": (hotcoco.COCO, hotcoco.COCOeval), "pycocotools": (COCO, COCOeval)}
 

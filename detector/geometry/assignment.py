@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from detector.core.registry import ASSIGNERS, PositiveInt, UnitFloat
+from detector.core.structures import IGNORED, Targets
 from detector.geometry.boxes import box_area, overlap, pairwise_intersection, pairwise_iou
-from detector.registry import ASSIGNERS, PositiveInt, UnitFloat
-from detector.structures import IGNORED, Targets
 
 MAX_PAIRS = 2**25  # of an image's ground truth and an anchor at a time: 128 MB for each of their few tensors
 

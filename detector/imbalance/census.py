@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detector.core.machine import num_cores
+from detector.core.structures import Targets
 from detector.data.dataset import Record
-from detector.data.samplers import RepeatFactorSampler
+from detector.data.pipeline.samplers import RepeatFactorSampler
 from detector.geometry.anchors import AnchorGrid, num_cells
 from detector.geometry.boxes import paired_iou, pairwise_iou
 from detector.imbalance.anchor_fit import best_iou, suggest
 from detector.imbalance.balance import initial_alpha
 from detector.losses.class_weights import make_class_weights
-from detector.machine import num_cores
-from detector.structures import Targets
 
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}  # COCO's, original pixels
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)

@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from detector.core.structures import Predictions, Targets
 from detector.geometry.coders import DeltaCoder
 from detector.losses.criterion import Criterion
-from detector.structures import Predictions, Targets
 
 
 @torch.no_grad()

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
+from detector.core.structures import Predictions, Targets
 from detector.evaluation.anchor_scores import AnchorScores
 from detector.geometry.boxes import paired_iou
 from detector.imbalance.vocabulary import GROUPS, by_group
 from detector.kernels.reference import binary_targets
 from detector.losses.base import ClassificationLoss
-from detector.structures import Predictions, Targets
 
 # Elements are counted in 60 bins of the gradient norm, which group into the 30 that GHM counts and, as a score is the
 # norm or 1 minus it, into 20 bins of the score.

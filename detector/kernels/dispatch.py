@@ -11,7 +11,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from detector.errors import UserError
+from detector.core.errors import UserError
 
 BACKENDS = ("reference", "cpu", "compiled", "triton")  # each a module of this package
 

@@ -6,11 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from detector.distributed import sum_over_ranks, world_size
+from detector.core.distributed import sum_over_ranks, world_size
+from detector.core.structures import Predictions, Targets
 from detector.geometry.boxes import paired_iou
 from detector.losses.base import BoxLoss, ClassificationLoss, running_mean
 from detector.losses.samplers import AnchorSampler
-from detector.structures import Predictions, Targets
 
 Normaliser = Literal["global", "local", "image", "ema"]
 EMA_MOMENTUM = 0.9

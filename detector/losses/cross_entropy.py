@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
+from detector.core.registry import CLASSIFICATION_LOSSES, UnitFloat
 from detector.kernels.reference import focal_elements
 from detector.losses.base import ElementwiseLoss
 from detector.losses.class_weights import Alpha, ClassCounts, ClassWeights
 from detector.losses.focal import FocalLoss
-from detector.registry import CLASSIFICATION_LOSSES, UnitFloat
 
 
 @CLASSIFICATION_LOSSES.register("cross_entropy")

@@ -7,12 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detector.distributed import sum_over_ranks
-from detector.kernels import elementwise_terms, focal_terms
-from detector.kernels.reference import alpha_weights, binary_targets, counted, focal_elements, row_weights, widen
-from detector.losses.base import ClassificationLoss, ElementwiseLoss, one_over
-from detector.losses.class_weights import Alpha, ClassCounts, ClassWeights, make_class_weights
-from detector.registry import (
+from detector.core.distributed import sum_over_ranks
+from detector.core.registry import (
     CLASSIFICATION_LOSSES,
     FiniteFloat,
     NonNegativeFloat,
@@ -20,6 +16,10 @@ from detector.registry import (
     PositiveInt,
     UnitFloat,
 )
+from detector.kernels import elementwise_terms, focal_terms
+from detector.kernels.reference import alpha_weights, binary_targets, counted, focal_elements, row_weights, widen
+from detector.losses.base import ClassificationLoss, ElementwiseLoss, one_over
+from detector.losses.class_weights import Alpha, ClassCounts, ClassWeights, make_class_weights
 
 
 @CLASSIFICATION_LOSSES.register("focal")

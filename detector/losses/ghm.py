@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from detector.distributed import sum_over_ranks
+from detector.core.distributed import sum_over_ranks
+from detector.core.registry import BOX_LOSSES, CLASSIFICATION_LOSSES, PositiveFloat, PositiveInt
 from detector.kernels import gradient_norm_histogram, harmonised_terms
 from detector.kernels.reference import binary_targets, counted, harmonised_elements, norm_bins, widen
 from detector.losses.base import BoxLoss, ClassificationLoss, masked_boxes, running_mean
-from detector.registry import BOX_LOSSES, CLASSIFICATION_LOSSES, PositiveFloat, PositiveInt
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 

@@ -5,11 +5,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from detector.core.registry import CLASSIFICATION_LOSSES, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
+from detector.core.structures import IGNORED
 from detector.kernels import focal_terms
 from detector.kernels.reference import binary_targets, counted, focal_elements, widen
 from detector.losses.base import ClassificationLoss, one_over
-from detector.registry import CLASSIFICATION_LOSSES, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
-from detector.structures import IGNORED
 
 
 def highest(scores: Tensor, among: Tensor, count: Tensor | int) -> Tensor:

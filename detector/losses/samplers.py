@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from detector.core.registry import ANCHOR_SAMPLERS, PositiveFloat, PositiveInt, UnitFloat
+from detector.core.structures import IGNORED
 from detector.losses.mining import highest, keep_hard_background
-from detector.registry import ANCHOR_SAMPLERS, PositiveFloat, PositiveInt, UnitFloat
-from detector.structures import IGNORED
 
 
 class AnchorSampler:

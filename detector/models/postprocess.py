@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from detector.core.structures import Detections, Predictions
 from detector.geometry.boxes import clip, is_empty
-from detector.structures import Detections, Predictions
 
 
 @dataclass(frozen=True, slots=True)

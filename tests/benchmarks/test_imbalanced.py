@@ -22,7 +22,7 @@ from detector.benchmarks.imbalanced import (
     train,
     trial,
 )
-from detector.errors import UserError
+from detector.core.errors import UserError
 
 # ---- the drawn problem
 

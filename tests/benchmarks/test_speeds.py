@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from detector.benchmarks import census, evaluation, inference, loader, threads, training
-from detector.machine import OPENMP
+from detector.core.machine import OPENMP
 
 REPO = Path(__file__).parents[2]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector.core.errors import UserError
 from detector.data import headers
 from detector.data.images import FORMATS, as_rgb, bits_of, find_images, read_header, read_image, write_image
-from detector.errors import UserError
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from detector.config import CONFIGS, load_config
+from detector.core.errors import UserError
+from detector.deploy.predict import Detector
 from detector.engine.checkpoint import VERSION, is_whole, load_checkpoint, newest_whole, save_checkpoint
-from detector.errors import UserError
-from detector.predict import Detector
-from detector.study.plan import STUDIES, load_study
+from detector.lab.study.plan import STUDIES, load_study
 
 
 def contents(seed: int = 0) -> dict:

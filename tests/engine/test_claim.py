@@ -12,10 +12,10 @@ import pytest
 from ranks import environment
 from tiny import TINY
 
+from detector.core.errors import UserError
 from detector.engine.checkpoint import save_checkpoint
 from detector.engine.claim import claim, claim_run
 from detector.engine.run_folder import write_text
-from detector.errors import UserError
 
 REPO = Path(__file__).parents[2]
 
@@ -168,7 +168,7 @@ RACE = """
 import sys, time
 from pathlib import Path
 from detector.engine.claim import claim_run
-from detector.errors import UserError
+from detector.core.errors import UserError
 out = Path(sys.argv[1]) if sys.argv[1] else None
 print("ready", flush=True)
 sys.stdin.readline()

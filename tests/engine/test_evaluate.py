@@ -10,10 +10,10 @@ from torch import nn
 
 from detector.build import build_dataset, build_evaluation
 from detector.config import config_from_text
+from detector.core.errors import UserError
+from detector.core.structures import Predictions
 from detector.data.images import write_image
-from detector.errors import UserError
 from detector.geometry.coders import DeltaCoder
-from detector.structures import Predictions
 
 DELTAS = DeltaCoder()
 

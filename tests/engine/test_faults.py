@@ -18,11 +18,11 @@ from runs import assert_same, first_batches, make_trainer, rows_of
 from tiny import TINY
 from tools_run import run_tool
 
+from detector.core.errors import UserError
 from detector.data.images import write_image
 from detector.engine.checkpoint import load_checkpoint, newest_whole
 from detector.engine.outcome import load_evaluation
 from detector.engine.trainer import MAX_REFUSED, RefusedStep, Trainer
-from detector.errors import UserError
 from detector.losses.base import BoxLoss
 from detector.losses.smooth_l1 import SmoothL1Loss
 

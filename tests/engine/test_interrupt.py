@@ -10,9 +10,9 @@ from ranks import environment
 from tiny import TINY
 from tools_run import REPO
 
+from detector.core.errors import Interrupted
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.interrupt import Interrupt
-from detector.errors import Interrupted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BUSY = """
@@ -84,7 +84,7 @@ SLOW = """
 import os, time
 from pathlib import Path
 from detector.losses.smooth_l1 import SmoothL1Loss
-from detector.registry import BOX_LOSSES
+from detector.core.registry import BOX_LOSSES
 
 @BOX_LOSSES.register("slow")
 class Slow(SmoothL1Loss):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from detector.core.errors import UserError
 from detector.engine.precision import (
     DTYPES,
     autocast,
@@ -9,7 +10,6 @@ from detector.engine.precision import (
     choose_inference_dtype,
     choose_memory_format,
 )
-from detector.errors import UserError
 
 CPU = torch.device("cpu")
 

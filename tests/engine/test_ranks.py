@@ -20,7 +20,7 @@ STEPS = """
 import sys
 import torch
 from pathlib import Path
-from detector.distributed import process_group, rank, world_size
+from detector.core.distributed import process_group, rank, world_size
 from detector.engine.trainer import OWN
 from tiny import tiny_trainer
 from dataclasses import replace
@@ -88,7 +88,7 @@ import hashlib, json, sys
 import torch
 from pathlib import Path
 from detector.build import build_dataset, build_evaluation, build_trained_model
-from detector.distributed import process_group, rank
+from detector.core.distributed import process_group, rank
 from tiny import tiny_config
 
 torch.set_num_threads(1)
@@ -123,10 +123,10 @@ import math, os, sys
 import torch
 from itertools import chain
 from pathlib import Path
-from detector.distributed import process_group, rank
+from detector.core.distributed import process_group, rank
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.trainer import RefusedStep
-from detector.errors import UserError
+from detector.core.errors import UserError
 from detector.losses.smooth_l1 import SmoothL1Loss
 from runs import make_trainer
 
@@ -281,7 +281,7 @@ FAULTY = """
 import os, signal
 from pathlib import Path
 from detector.losses.smooth_l1 import SmoothL1Loss
-from detector.registry import BOX_LOSSES
+from detector.core.registry import BOX_LOSSES
 
 @BOX_LOSSES.register("faulty")
 class Faulty(SmoothL1Loss):

@@ -21,9 +21,9 @@ from runs import (
     send_sigterm_in_step,
 )
 
+from detector.core.errors import Interrupted
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.trainer import Trainer
-from detector.errors import Interrupted
 
 VARIANTS = {  # between them, every kind of state that a step can leave behind
     "adamw, ghm, average, batch norm, spikes": (*WITH_STATE, "faults.spike_factor=100"),

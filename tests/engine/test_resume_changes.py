@@ -15,13 +15,13 @@ from tiny import TINY
 
 from detector.build import build_dataset
 from detector.config import Config, config_from_text
-from detector.data.fingerprint import fingerprint
+from detector.core.errors import UserError
+from detector.core.registry import DATASETS
+from detector.data.checks.fingerprint import fingerprint
 from detector.data.images import write_image
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.resume import RULES
 from detector.engine.trainer import Trainer
-from detector.errors import UserError
-from detector.registry import DATASETS
 
 STATEFUL = ("loss.classification={type: ghm_c, bins: 10, momentum: 0.5}", "loss.box=ghm_r", "train.ema_decay=0.9")
 Change = Callable[[dict], object]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from detector.core.files import write_json
 from detector.engine.outcome import load_evaluation, save_evaluation, summary
 from detector.engine.run_folder import RunFolder, commit
-from detector.files import write_json
 
 
 @pytest.fixture(autouse=True)

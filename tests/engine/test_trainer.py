@@ -20,11 +20,11 @@ from runs import (
 from torch import nn
 from torchvision.ops import box_iou
 
+from detector.core.errors import UserError
 from detector.data.images import write_image
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.outcome import load_evaluation, save_curves
 from detector.engine.trainer import Trainer
-from detector.errors import UserError
 from detector.losses.base import BoxLoss
 
 

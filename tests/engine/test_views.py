@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from detector.data.loader import collate
-from detector.data.transforms import PADDING_COLOUR
+from detector.core.structures import Batch, Predictions, Sample
+from detector.data.pipeline.loader import collate
+from detector.data.pipeline.transforms import PADDING_COLOUR
 from detector.engine.evaluate import detect_batch
 from detector.engine.views import PLAIN, View, make_views
 from detector.geometry.coders import DeltaCoder
 from detector.models.postprocess import Candidates, postprocess
-from detector.structures import Batch, Predictions, Sample
 
 DELTAS = DeltaCoder()
 

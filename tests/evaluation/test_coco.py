@@ -10,10 +10,10 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detector.data.coco import CocoDataset
-from detector.errors import UserError
+from detector.core.errors import UserError
+from detector.core.structures import Detections
+from detector.data.formats.coco import CocoDataset
 from detector.evaluation.coco import coco_metrics, to_coco_results
-from detector.structures import Detections
 
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 BACKENDS = ["hotcoco", "pycocotools"]

@@ -9,7 +9,7 @@ import pytest
 from tiny import tiny_config, tiny_trainer
 
 from detector.build import build_dataset
-from detector.data.coco import CocoDataset
+from detector.data.formats.coco import CocoDataset
 from detector.engine.outcome import load_evaluation
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.tide import match, precision_curve, tide

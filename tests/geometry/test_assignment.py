@@ -8,13 +8,13 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from detector.data.coco import CocoDataset
-from detector.data.loader import collate
-from detector.data.transforms import Augment, resize
+from detector.core.structures import IGNORED
+from detector.data.formats.coco import CocoDataset
+from detector.data.pipeline.loader import collate
+from detector.data.pipeline.transforms import Augment, resize
 from detector.geometry import assignment
 from detector.geometry.anchors import AnchorGrid, default_sizes
 from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner
-from detector.structures import IGNORED
 
 RATIOS = (0.5, 1.0, 2.0)
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 
+from detector.core.structures import Predictions
 from detector.geometry.coders import DeltaCoder
-from detector.structures import Predictions
 
 DELTAS = DeltaCoder()
 

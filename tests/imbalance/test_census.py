@@ -11,7 +11,7 @@ import torch
 from detector.build import build_census, build_dataset
 from detector.config import load_config
 from detector.data.dataset import Record
-from detector.data.transforms import target_size
+from detector.data.pipeline.transforms import target_size
 from detector.geometry.anchors import AnchorGrid
 from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner
 from detector.geometry.boxes import pairwise_iou

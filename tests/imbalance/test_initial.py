@@ -11,13 +11,13 @@ from tiny import names_of_the_library, tiny_trainer
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from detector.core.structures import IGNORED, Predictions, Targets
 from detector.engine.trainer import Trainer
 from detector.geometry.coders import DeltaCoder
 from detector.imbalance.initial import expected_initial_loss
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.base import ElementwiseLoss
 from detector.losses.criterion import Criterion, Normaliser
-from detector.structures import IGNORED, Predictions, Targets
 
 DELTAS = DeltaCoder()
 

@@ -8,11 +8,11 @@ import torch
 from tiny import names_of_the_library, tiny_config
 
 from detector.build import build_dataset, build_probe, build_trained_model, place
+from detector.core.structures import Predictions, Targets
 from detector.geometry.coders import DeltaCoder
 from detector.imbalance.probe import NORM_BINS, SCORE_BINS, Probe
 from detector.imbalance.vocabulary import GROUPS
 from detector.losses import CLASSIFICATION_LOSSES
-from detector.structures import Predictions, Targets
 
 DELTAS = DeltaCoder()
 

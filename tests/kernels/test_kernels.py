@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from losses_reference import GRADIENT_ATOL, GRADIENT_RTOL, VALUE_ATOL, VALUE_RTOL, as_float64
 from torch import Tensor
 
-from detector.errors import UserError
+from detector.core.errors import UserError
 from detector.kernels import (
     cpu,
     dispatch,

@@ -10,11 +10,11 @@ from tiny import tiny_trainer
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from detector.core.structures import IGNORED, Predictions, Targets
 from detector.geometry.coders import DeltaCoder
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.base import BoxLoss
 from detector.losses.criterion import Criterion, Normaliser
-from detector.structures import IGNORED, Predictions, Targets
 
 DELTAS = DeltaCoder()
 
@@ -174,10 +174,10 @@ def test_global_and_ema_count_over_ranks_and_local_does_not():
     """Two processes; rank 0 has 1 foreground anchor, rank 1 has 3, then they have 2 and 6."""
     script = """
 import torch
-from detector.distributed import process_group, rank
+from detector.core.distributed import process_group, rank
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.criterion import Criterion
-from detector.structures import Targets
+from detector.core.structures import Targets
 
 with process_group(torch.device("cpu")):
     labels = torch.full((2, 4), 3)

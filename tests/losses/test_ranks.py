@@ -5,7 +5,7 @@ from ranks import run_ranks
 
 SCRIPT = """
 import torch
-from detector.distributed import process_group, rank, world_size
+from detector.core.distributed import process_group, rank, world_size
 from detector.losses import CLASSIFICATION_LOSSES
 
 generator = torch.Generator().manual_seed(0)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 
-from detector.errors import UserError
+from detector.core.errors import UserError
+from detector.core.structures import IGNORED
 from detector.losses import ANCHOR_SAMPLERS
 from detector.losses.mining import highest, keep_hard_background
-from detector.structures import IGNORED
 
 K = 3
 

@@ -23,13 +23,13 @@ from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
 from detector.build import build_dataset, build_model, build_trained_model
 from detector.config import load_config
+from detector.core.errors import UserError
 from detector.data.images import read_image
-from detector.errors import UserError
 from detector.geometry.coders import DeltaCoder
-from detector.models.backbone import frozen_batch_norm_is_random
-from detector.models.importers import CLASSES, IMPORTERS
-from detector.models.retinanet import RetinaNet
-from detector.models.weights import load_weights
+from detector.models.backbones.resnet import frozen_batch_norm_is_random
+from detector.models.detector import RetinaNet
+from detector.models.weights.importers import CLASSES, IMPORTERS
+from detector.models.weights.load import load_weights
 
 DELTAS = DeltaCoder()
 

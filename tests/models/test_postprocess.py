@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from detector.core.structures import Detections, Predictions
 from detector.geometry.coders import DeltaCoder
 from detector.models.postprocess import postprocess
-from detector.structures import Detections, Predictions
 
 DELTAS = DeltaCoder()
 

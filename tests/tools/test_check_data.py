@@ -11,8 +11,8 @@ import pytest
 from PIL import ExifTags, Image
 from tools_run import run_tool
 
-from detector.data import inspection
-from detector.data.findings import KINDS
+from detector.data.checks import inspection
+from detector.data.checks.findings import KINDS
 from detector.data.images import write_image
 
 WIDTH, HEIGHT = 40, 30

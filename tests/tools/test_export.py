@@ -13,7 +13,7 @@ import torch
 from tiny import tiny_trainer
 from tools_run import run_tool
 
-from detector.predict import Detector
+from detector.deploy.predict import Detector
 
 
 @pytest.mark.slow

@@ -16,12 +16,12 @@ from tiny_checkpoint import CATEGORY_IDS, CLASS_NAMES, save_tiny_checkpoint
 from tools_run import REPO, run_tool
 from videos import read_video, write_video
 
-import detector.inference.sources  # noqa: F401  (quietens FFmpeg, which asks once, before a test writes a video)
+import detector.deploy.inference.sources  # noqa: F401  (quietens FFmpeg, which asks once, before a test writes a video)
 from detector import Detector
+from detector.core.errors import UserError
 from detector.data.images import read_image, write_image
-from detector.errors import UserError
-from detector.inference.sinks import Drawings
-from detector.inference.sources import Picture
+from detector.deploy.inference.sinks import Drawings
+from detector.deploy.inference.sources import Picture
 
 
 @pytest.fixture(scope="module")

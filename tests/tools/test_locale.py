@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from tools_run import REPO
 
+from detector.core.files import WRITE_TEXT, write_text
 from detector.data.images import write_image
-from detector.files import WRITE_TEXT, write_text
 
 NAMES = ["图甲", "naïve"]
 STEMS = [os.fsdecode(b"caf\xe9"), "图", "plain", "x" * 200]
@@ -92,8 +92,8 @@ def test_the_console_escapes_what_its_encoding_lacks(encoding: str, tmp_path: Pa
     body = "print(NAME)\nshow([NAME], [[NAME]], NAME)\nlog.warning(NAME)\nraise UserError(NAME)"
     lines = "\n".join(f"    {line}" for line in body.splitlines())
     tool.write_text(
-        "import logging\nfrom detector.command import run\nfrom detector.errors import UserError\n"
-        "from detector.tables import show\nlog = logging.getLogger()\nNAME = '图 caf\\udce9'\n\n"
+        "import logging\nfrom detector.core.command import run\nfrom detector.core.errors import UserError\n"
+        "from detector.core.tables import show\nlog = logging.getLogger()\nNAME = '图 caf\\udce9'\n\n"
         f"def main():\n{lines}\n\nrun(main)\n",
         **WRITE_TEXT,
     )

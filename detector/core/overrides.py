@@ -1,0 +1,86 @@
+"""Overrides `key.path=value` of the command line, read by a schema: paths and texts as they stand, the rest as YAML."""
+
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from detector.core.errors import UserError
+from detector.core.registry import Registry
+from detector.core.strict_yaml import read_yaml
+
+NULL = ("", "null", "Null", "NULL")
+
+
+def read_overrides(overrides: Sequence[str], schema: type[BaseModel]) -> dict[str, Any]:
+    """Return the values as nested mappings.
+
+    They are merged before the file is read, so their order does not matter. Raises UserError for a text that is not an
+    override, and for a value that is not YAML.
+    """
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        keys = key.split(".")
+        if not equals or not all(keys):
+            raise UserError(f"override {override!r}: should read key.path=value")
+        values = _read(text, f"override {override!r}", _types(schema, keys))
+        for name in reversed(keys):
+            values = {name: values}
+        changes = merge(changes, values)
+    return changes
+
+
+def merge(base: Any, update: Any) -> Any:
+    """`update` over `base`, mapping by mapping; a mapping of another `type` replaces the base's whole, since the
+    parameters of one part mean nothing to another."""
+    if not isinstance(update, dict):
+        return update
+    if isinstance(base, str):
+        base = {"type": base}  # the short form of a part
+    if not isinstance(base, dict) or ("type" in base and "type" in update and base["type"] != update["type"]):
+        return update
+    return base | {key: merge(base[key], value) if key in base else value for key, value in update.items()}
+
+
+def _read(text: str, source: str, kinds: set[Any]) -> Any:
+    """The value of a key that takes `kinds`. A path or text is taken as it stands, without the quotes that YAML would
+    need; where the key takes null too, `null` and nothing are null."""
+    is_text = kinds & {Path, str} and kinds <= {Path, str, type(None)}
+    is_null = text in NULL and type(None) in kinds
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text if is_text and not is_null and not is_quoted else read_yaml(text, source)
+
+
+def _types(schema: type[BaseModel], keys: list[str]) -> set[Any]:
+    """Return the types that the key accepts.
+
+    For a parameter of a part, these are the types in all parts that have the parameter. An unknown key gives an empty
+    set.
+    """
+    field = schema.model_fields.get(keys[0])
+    if field is None:
+        return set()
+    if len(keys) == 1:
+        return _members(field.annotation)
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        return _types(field.annotation, keys[1:])
+    for registry in (item for item in field.metadata if isinstance(item, Registry) and len(keys) == 2):
+        if keys[1] == "type":
+            return {str}
+        parameters = (registry.parameters(name) for name in registry.names())
+        return {kind for known in parameters if keys[1] in known for kind in _members(known[keys[1]])}
+    return set()
+
+
+def _members(annotation: Any) -> set[Any]:
+    """The types of a union, without their constraints; a choice among texts is a text."""
+    if get_origin(annotation) is Annotated:
+        return _members(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return {kind for member in get_args(annotation) for kind in _members(member)}
+    if get_origin(annotation) is Literal and all(isinstance(value, str) for value in get_args(annotation)):
+        return {str}
+    return {annotation}

@@ -1,0 +1,55 @@
+"""COCO instance annotations, and LVIS' which have the same form."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from detector.core.errors import UserError
+from detector.core.registry import DATASETS
+from detector.data.checks.findings import Findings
+from detector.data.dataset import DetectionDataset
+from detector.data.formats.entries import parse_coco
+from detector.data.formats.folders import Folder, list_unused
+
+
+@DATASETS.register("coco")
+class CocoDataset(DetectionDataset):
+    """A COCO instances file and its images.
+
+    classes: the class names in label order; None takes the file's categories, sorted by id. images: the folder that
+    `file_name` is relative to. What is wrong with single entries goes to `findings`.
+    Raises UserError for a missing or malformed file, and where no image is there.
+    """
+
+    def __init__(
+        self,
+        classes: Sequence[str] | None = None,
+        findings: Findings | None = None,
+        *,
+        images: Path,
+        annotations: Path,
+    ):
+        findings = findings or Findings()
+        folder = Folder.read(images)
+        dictionary = read_json(annotations)
+        records, *rest = parse_coco(dictionary, annotations, folder, classes, findings)
+        named = (folder.find(entry.get("file_name", "")) for entry in dictionary["images"])
+        used = [annotations, *(folder.path(name) for name in named if name), *(record.path for record in records)]
+        list_unused([folder], used, findings)
+        super().__init__(records, *rest)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object. Raises UserError."""
+    try:
+        dictionary = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the annotations ({error.strerror})", "check the path") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path}: not valid JSON ({reason})", "correct or replace the file") from None
+    if not isinstance(dictionary, dict):
+        kind = type(dictionary).__name__
+        raise UserError(f"{path}: holds a {kind}, not one JSON object", "give an instances file in COCO format")
+    return dictionary

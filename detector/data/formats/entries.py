@@ -1,0 +1,180 @@
+"""From a COCO dictionary to records, with the checks that every format expressed as such a dictionary shares."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detector.core.errors import UserError
+from detector.data.checks.boxes import check_boxes
+from detector.data.checks.findings import Findings
+from detector.data.checks.images import check_images
+from detector.data.dataset import Record
+from detector.data.formats.categories import Describe, Entry, classes_of, positions, unique_ids
+from detector.data.formats.folders import Folder
+from detector.data.formats.numbers import as_number, whole
+from detector.data.images import MAX_PIXELS, Header
+
+KEYS = {  # that are used here, or that say nothing about objects
+    "images": {"id", "file_name", "coco_url", "width", "height", "flickr_url", "license", "date_captured"}
+    | {"neg_category_ids", "not_exhaustive_category_ids"},  # of LVIS
+    "annotations": {"id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation"},
+    "categories": {"id", "name", "supercategory"},
+}
+
+
+def parse_coco(
+    dictionary: Entry,
+    source: Path,
+    folder: Folder,
+    classes: Sequence[str] | None,
+    findings: Findings,
+    *,
+    places: Sequence[tuple[str, str]] | None = None,
+    headers: dict[str, Header | str] | None = None,
+    upright: bool = False,
+) -> tuple[list[Record], tuple[str, ...], tuple[int, ...]]:
+    """Check a COCO dictionary and turn it into records in its order, class names and category ids.
+
+    Boxes go from (x, y, w, h) to xyxy, are clipped to their image and not rounded. Regions with `iscrowd` or `ignore`
+    count neither as objects nor as background. An area is the annotation's, or its clipped box's where there is none.
+
+    Args:
+        dictionary: the content.
+        source: the file that messages name.
+        folder: the folder of the images.
+        classes: the class names in label order; None takes the categories, sorted by id.
+        findings: takes what is wrong or odd.
+        places: where each annotation stands in its file and what its box reads there, for other formats than COCO.
+        headers: those of the images that are known already, by name.
+        upright: annotations are made on images as their EXIF orientation shows them.
+
+    Raises:
+        UserError: the dictionary is malformed, or none of its images can be used.
+    """
+    entries, annotations, categories = (
+        _section(dictionary, name, source) for name in ("images", "annotations", "categories")
+    )
+    _note_unused_keys({"images": entries, "annotations": annotations, "categories": categories}, source, findings)
+    image_ids = unique_ids(entries, "images", source)
+    partly = [i for i, entry in enumerate(entries) if entry.get("not_exhaustive_category_ids")]
+    findings.add("image_partly", partly, lambda i: f"{source}: image {image_ids[i]}")
+    file_names = [_file_name(entry, index, folder, source) for index, entry in enumerate(entries)]
+    sizes = [tuple(_side(entry.get(key)) for key in ("width", "height")) for entry in entries]
+    images = check_images(file_names, sizes, folder, source, findings, headers=headers or {}, upright=upright)
+
+    def describe(index: int) -> str:
+        if places is not None:
+            return places[index][0]
+        entry = annotations[index]
+        image = f" of image '{file_names[owner[index]]}'" if owner[index] >= 0 else ""
+        return f"{source}: annotation {entry.get('id', index)}{image}"
+
+    owner = positions(annotations, "image_id", image_ids)
+    findings.add(
+        "annotation_orphan",
+        np.flatnonzero(owner < 0),
+        lambda i: f"{describe(i)} has image_id {annotations[i].get('image_id')!r}, which 'images' does not list",
+    )
+    valid = owner >= 0
+    lost = valid & ~images.usable[owner]
+    findings.add("annotation_lost", np.flatnonzero(lost), describe)
+    valid &= ~lost
+    labels, class_names, category_ids = classes_of(categories, annotations, classes, source, findings, valid, describe)
+    crowd, ignore, area = (
+        _numbers(annotations, key, default, findings, valid, describe)
+        for key, default in (("iscrowd", 0), ("ignore", 0), ("area", np.nan))
+    )
+    boxes = check_boxes(annotations, images.sizes[owner], findings, valid, describe, places)
+    _check_completeness(annotations, categories, source, findings, valid, describe)
+    area = np.where(np.isfinite(area), area, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)).astype(np.float32)
+    crowd = (crowd > 0) | (ignore > 0)
+
+    order = np.flatnonzero(valid)
+    order = order[np.argsort(owner[order], kind="stable")]
+    ends = np.searchsorted(owner[order], np.arange(len(file_names)), side="right")
+    starts = np.concatenate(([0], ends))
+    boxes, labels, crowd, area = boxes[order], labels[order], crowd[order], area[order]
+    records = []
+    for i, (name, image_id, (width, height)) in enumerate(zip(images.names, image_ids, images.sizes, strict=True)):
+        if images.usable[i]:
+            rows = slice(starts[i], ends[i])
+            annotated = boxes[rows], labels[rows], crowd[rows], area[rows]
+            flags = upright, bool(images.is_deep[i])
+            records.append(Record(folder.path(name), image_id, int(width), int(height), *annotated, *flags))
+    return records, class_names, category_ids
+
+
+def _section(dictionary: Entry, name: str, source: Path) -> list[Entry]:
+    entries = dictionary.get(name)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{source}: '{name}' is missing or no list of objects", "give an instances file in COCO format")
+    if not entries and name != "annotations":
+        raise UserError(f"{source}: '{name}' is empty", "give at least one")
+    return entries
+
+
+def _file_name(entry: Entry, index: int, folder: Folder, source: Path) -> str:
+    """LVIS gives the address of an image in COCO: its last part, or the last two, are the file."""
+    name = entry.get("file_name")
+    if "file_name" not in entry and isinstance(entry.get("coco_url"), str):
+        parts = entry["coco_url"].split("/")
+        name = next((n for n in ("/".join(parts[-2:]), parts[-1]) if folder.find(n) is not None), parts[-1])
+    if not isinstance(name, str) or not name.strip():
+        what = f"is {name!r}" if "file_name" in entry else "is missing"
+        raise UserError(f"{source}: images[{index}].file_name {what}", "give the name of the image's file")
+    return name
+
+
+def _side(value: Any) -> int:
+    """0 where there is no usable number."""
+    side = whole(value)
+    return side if side is not None and 0 < side <= MAX_PIXELS else 0
+
+
+def _note_unused_keys(sections: dict[str, list[Entry]], source: Path, findings: Findings) -> None:
+    unknown = [
+        f"{section}.{key}"
+        for section, entries in sections.items()
+        for key in sorted({key for entry in entries for key in entry} - KEYS[section])
+    ]
+    findings.add("key_unknown", range(len(unknown)), lambda i: f"{source}: {unknown[i]}")
+
+
+def _numbers(
+    annotations: list[Entry], key: str, default: float, findings: Findings, valid: np.ndarray, describe: Describe
+) -> np.ndarray:
+    """(N,) float64: an optional number of every annotation."""
+    values = [default if annotation.get(key) is None else annotation[key] for annotation in annotations]
+    numbers = [as_number(value) for value in values]
+    wrong = np.array([n is None or n < 0 or n > MAX_PIXELS for n in numbers], dtype=bool)  # NaN is unknown
+    findings.add("number", np.flatnonzero(valid & wrong), lambda i: f"{describe(i)}: {key} is {values[i]!r}")
+    valid &= ~wrong
+    return np.array([default if bad else number for number, bad in zip(numbers, wrong, strict=True)], np.float64)
+
+
+def _check_completeness(
+    annotations: list[Entry],
+    categories: list[Entry],
+    source: Path,
+    findings: Findings,
+    valid: np.ndarray,
+    describe: Describe,
+) -> None:
+    """What readers of COCO files trip over, and this one does not."""
+    for key, kind in (("area", "area"), ("iscrowd", "crowd")):
+        findings.add(kind, [i for i in np.flatnonzero(valid) if key not in annotations[i]], describe)
+    taken: set[int | None] = {0, None}  # an id of 0 is no match to pycocotools
+    odd = []
+    for index, annotation in enumerate(annotations):
+        number = whole(annotation.get("id"))
+        if number in taken:
+            odd.append(index)
+        else:
+            taken.add(number)
+    findings.add("annotation_id", odd, describe)
+    ids = sorted(whole(category["id"]) for category in categories)
+    if ids != list(range(1, len(ids) + 1)):
+        shown = [*map(str, ids[:3]), *(["..."] if len(ids) > 3 else [])]
+        findings.add("category_ids", [0], lambda _: f"{source}: {', '.join(shown)}")

@@ -1,0 +1,1 @@
+"""Experiments: studies of settings, and reports of runs."""

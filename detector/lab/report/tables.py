@@ -1,0 +1,85 @@
+"""Each part of a report as tables: what a figure would only blur."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from detector.lab.study.results import difference_cells, mean_cells
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """title; columns; rows of texts."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return "none" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+
+
+def study(tables: dict) -> list[Table]:
+    return [Table("Means", *mean_cells(tables)), Table("Paired tests", *difference_cells(tables))]
+
+
+def anatomy(anatomy: dict) -> list[Table]:
+    sizes, scores, border = anatomy["by_size"], anatomy["anchor_level"], anatomy["at_border"]
+    return [
+        Table("AP by object size", list(sizes), [[number(value) for value in sizes.values()]]),
+        Table(
+            "Anchors, foreground against background",
+            ["ROC-AUC", "average precision"],
+            [[number(scores["roc_auc"], 4), number(scores["average_precision"], 4)]],
+        ),
+        Table(
+            "At the picture's border",
+            ["objects", "wrong detections"],
+            [[f"{touching:,} of {total:,}" for touching, total in (border["objects"], border["wrong"])]],
+        ),
+    ]
+
+
+def census(census: dict) -> list[Table]:
+    crowding, remedies = census["crowding"], census["remedies"]
+    kinds = ("objects", "foreground", "ignored", "unmatched", "low_quality")
+    sizes = [
+        [row["name"], *(f"{row[kind]:,}" for kind in kinds), number(_median(row["foreground_of_object"]), 0)]
+        for row in census["by_size"]
+    ]
+    factors = remedies["repeat_factors"]
+    values = [
+        [f"{row['objects']:,}" for row in census["by_class"]],
+        [number(_median(row["foreground_of_object"]), 0) for row in census["by_class"]],
+        *([number(v) for v in weights] for weights in remedies["class_weights"].values()),
+        *([number(v, 2) for v in factor["classes"]] for factor in factors.values()),
+    ]
+    return [
+        Table(
+            "Object sizes",
+            ["size", "objects", "foreground anchors", "ignored anchors", "without an anchor", "low quality only",
+             "anchors of the median object"],
+            sizes,
+        ),
+        Table(
+            "Crowding",
+            ["mean IoU with the nearest object", "objects that another overlaps by half"],
+            [[number(crowding["mean_max_iou"]), f"{crowding['objects_overlapping_half']:,}"]],
+        ),
+        Table(
+            "Remedies: alpha at which the first scores pull alike",
+            [f"gamma {gamma}" for gamma in remedies["alpha"]],
+            [[number(alpha) for alpha in remedies["alpha"].values()]],
+        ),
+        Table(
+            "Remedies: class weights and repeat factors",
+            ["class", "objects", "anchors of the median object", *(rule.replace("_", " ") for rule in
+             remedies["class_weights"]), *(f"repeated at {threshold}" for threshold in factors)],
+            list(zip(census["class_names"], *values, strict=True)),
+        ),
+    ]  # fmt: skip
+
+
+def _median(distribution: dict) -> float | None:
+    return distribution["quantiles"]["50"]

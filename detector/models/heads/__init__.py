@@ -1,0 +1,1 @@
+"""Heads: feature maps become class scores and boxes."""

@@ -1,0 +1,1 @@
+"""Pretrained weights: one file for each source."""

@@ -1,0 +1,54 @@
+"""What detector a file of weights holds, told by the names of its tensors."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from detector.core.errors import UserError
+
+# The importers' prefixes of `model.weights`; "" is for this project's checkpoints and for backbones.
+LOADABLE = {
+    "torchvision_retinanet": ("torchvision's RetinaNet", r"head\.classification_head\.cls_logits\."),
+    "detectron2_retinanet": ("detectron2's RetinaNet", r"head\.cls_score\."),
+    "mmdet_retinanet": ("mmdetection's RetinaNet", r"bbox_head\.retina_cls\."),
+    "": ("a checkpoint of this project or a ResNet, not a RetinaNet of this kind", r"class_head\.output\.|fc\.weight$"),
+}
+FOREIGN = (
+    (r"head\.classification_head\.conv\.\d+\.1\.", "torchvision's v2 RetinaNet, whose heads have group norms"),
+    (r"head\.regression_head\.bbox_ctrness\.", "torchvision's FCOS"),
+    (r"head\.classification_head\.module_list\.", "torchvision's SSD"),
+    (r"roi_heads\.mask_predictor\.", "torchvision's Mask R-CNN"),
+    (r"roi_heads\.keypoint_predictor\.", "torchvision's Keypoint R-CNN"),
+    (r"rpn\.head\.", "torchvision's Faster R-CNN"),
+    (r"proposal_generator\.", "detectron2's Faster R-CNN or another two-stage detector"),
+    (r"head\.ctrness\.", "detectron2's FCOS"),
+    (r"rpn_head\.|roi_head\.", "a two-stage detector of mmdetection"),
+    (r"bbox_head\.\w*convs\.\d+\.(gn|bn)\.", "a detector of mmdetection whose heads have norms"),
+    (r"bbox_head\.(?!retina_|cls_convs\.|reg_convs\.)|bbox_head\.\w+_convs\.0\.0\.", "another detector of mmdetection"),
+    (r"transformer\.|class_embed\.|(model\.)?decoder\.layers\.", "a DETR"),
+    (r"train_args$|model\.\d+\.(conv|cv\d+)\.", "an Ultralytics YOLO"),
+)
+
+
+def refuse_another_detector(path: Path, names: Iterable[Any], kind: str) -> None:
+    """Raise UserError where the names of a file's tensors are not those of `kind`, a key of LOADABLE, but of another
+    detector that is known."""
+    names = [name for name in names if isinstance(name, str)]
+
+    def has(pattern: str) -> bool:
+        return any(map(re.compile(pattern).match, names))
+
+    for pattern, what in FOREIGN:
+        if has(pattern):
+            raise UserError(
+                f"{path}: this is {what}, which this release cannot load",
+                "give RetinaNet weights of torchvision "
+                "(retinanet_resnet50_fpn), detectron2 or mmdetection, or those of a backbone",
+            )
+    if has(LOADABLE[kind][1]):
+        return
+    for other, (what, pattern) in LOADABLE.items():
+        if has(pattern):
+            weights = f"{other}:{path}" if other else path
+            raise UserError(f"{path}: this is {what}", f"set model.weights={weights}")

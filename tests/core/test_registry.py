@@ -1,0 +1,225 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pytest
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from detector.core.errors import UserError
+from detector.core.registry import (
+    ANCHOR_SAMPLERS,
+    ASSIGNERS,
+    BOX_LOSSES,
+    CLASSIFICATION_LOSSES,
+    DATASETS,
+    IMAGE_SAMPLERS,
+    InvalidValues,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Registry,
+    UnitFloat,
+)
+
+INF, NAN = float("inf"), float("nan")
+RICH = {"type": "rich", "folder": "a"}
+
+
+class Focal:
+    def __init__(self, *, alpha: UnitFloat = 0.25, gamma: NonNegativeFloat = 2.0):
+        self.alpha, self.gamma = alpha, gamma
+
+
+class Rich:
+    """Every kind of annotation that a part may use."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        class_counts: list[int] | None = None,
+        *,
+        folder: Path,
+        sides: tuple[int, ...] = (1, 2),
+        size: PositiveInt | tuple[PositiveInt, PositiveInt] = 8,
+        mode: Literal["sum", "mean"] = "sum",
+        names: list[str] | None = None,
+        scale: Annotated[float, Field(gt=1)] = 2.0,
+        flag: bool = False,
+    ):
+        self.injected = (num_classes, class_counts)
+        self.values = {"folder": folder, "sides": sides, "size": size, "mode": mode, "names": names}
+        self.values |= {"scale": scale, "flag": flag}
+
+
+@pytest.fixture
+def registry() -> Registry:
+    registry = Registry("classification loss")
+    registry.register("focal")(Focal)
+    registry.register("rich")(Rich)
+
+    @registry.register("ghm_c")
+    def ghm(*, bins: PositiveInt = 30) -> str:
+        return f"ghm of {bins}"
+
+    return registry
+
+
+def test_register_gives_back_the_owner_and_get_finds_it(registry):
+    assert registry.register("again")(Focal) is Focal
+    assert registry.get("again") is Focal
+    assert registry.names() == ["again", "focal", "ghm_c", "rich"]
+
+
+def test_a_name_is_taken_once(registry):
+    with pytest.raises(ValueError, match="classification loss 'focal' is already registered by .*Focal"):
+        registry.register("focal")(Rich)
+    assert registry.get("focal") is Focal
+
+
+@pytest.mark.parametrize("spec", ["focal", {"type": "focal"}])
+def test_resolve_fills_in_the_defaults(registry, spec):
+    assert registry.resolve(spec) == {"type": "focal", "alpha": 0.25, "gamma": 2.0}
+
+
+def test_resolve_leaves_its_input_alone(registry):
+    spec = {"type": "focal", "gamma": 1}
+    assert registry.resolve(spec)["gamma"] == 1.0
+    assert spec == {"type": "focal", "gamma": 1}
+
+
+def test_a_part_without_parameters_has_none_to_set(registry):
+    class Plain:
+        pass
+
+    class Open:  # as torch's own modules are
+        def __init__(self, *args, **kwargs):
+            self.given = (args, kwargs)
+
+    registry.register("plain")(Plain)
+    registry.register("open")(Open)
+    assert registry.resolve("plain") == {"type": "plain"}
+    assert isinstance(registry.build("plain"), Plain)
+    assert registry.build("open").given == ((), {})
+    for name in ("plain", "open"):
+        with pytest.raises(InvalidValues) as error:
+            registry.resolve({"type": name, "a": 1})
+        assert error.value.line("x") == "x.a: unknown key; known: none"
+
+
+def test_annotations_kept_as_text_are_read(registry):
+    @registry.register("late")
+    def late(*, bins: "PositiveInt" = 3) -> int:
+        return bins
+
+    assert registry.build("late", bins=4) == 4
+    with pytest.raises(UserError):
+        registry.build("late", bins=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "line"),
+    [
+        (
+            {"type": "focl"},
+            "l.c.type: no classification loss 'focl'; did you mean 'focal'? known: focal, ghm_c, rich",
+        ),
+        ("zip", "l.c.type: no classification loss 'zip'; known: focal, ghm_c, rich"),
+        ({"type": ["focal"]}, "l.c.type: no classification loss ['focal']; known: focal, ghm_c, rich"),
+        ({"gamma": 1}, "l.c.type: required, and missing; known: focal, ghm_c, rich"),
+        (3, "l.c: 3 is wrong: should be a mapping with a type, or the type alone"),
+        (None, "l.c: None is wrong: should be a mapping with a type, or the type alone"),
+        ({"type": "focal", "gama": 1}, "l.c.gama: unknown key; did you mean 'gamma'?"),
+        ({"type": "focal", "zzz": 1}, "l.c.zzz: unknown key; known: alpha, gamma"),
+        ({"type": "focal", "gamma": -1}, "l.c.gamma: -1 is wrong: should be greater than or equal to 0"),
+        ({"type": "focal", "gamma": "1"}, "l.c.gamma: '1' is wrong: should be a valid number"),
+        ({"type": "focal", "gamma": NAN}, "l.c.gamma: nan is wrong: should be a finite number"),
+        (
+            {"type": "focal", "alpha": 2, "gamma": -1, "x": 0},
+            "l.c.alpha: 2 is wrong: should be less than or equal to 1 (and 2 more)",
+        ),
+        ({"type": "rich"}, "l.c.folder: required, and missing"),
+        (RICH | {"flag": "no"}, "l.c.flag: 'no' is wrong: should be a valid boolean"),
+        (RICH | {"mode": "max"}, "l.c.mode: 'max' is wrong: should be 'sum' or 'mean'"),
+        (RICH | {"sides": [1, 2.5]}, "l.c.sides.1: 2.5 is wrong: should be a valid integer"),
+        (RICH | {"size": "x"}, "l.c.size: 'x' is wrong: should be a valid integer, or a valid array"),
+        (RICH | {"size": [1, 0]}, "l.c.size.1: 0 is wrong: should be greater than 0"),
+        (RICH | {"size": {"b": 1}}, "l.c.size: {'b': 1} is wrong: should be a valid integer, or a valid array"),
+        (
+            RICH | {"num_classes": 3},
+            "l.c.num_classes: unknown key; known: folder, sides, size, mode, names, scale, flag",
+        ),
+    ],
+)
+def test_a_wrong_spec_gets_one_line_that_names_the_key(registry, spec, line):
+    with pytest.raises(InvalidValues) as error:
+        registry.resolve(spec)
+    assert error.value.line("l.c") == line
+
+
+def test_validated_values_survive_yaml_and_build_gets_their_python_types(registry):
+    spec = {"type": "rich", "folder": "a/b", "sides": [3], "size": [4, 5], "names": ["no"], "scale": 3, "flag": True}
+    resolved = registry.resolve(spec)
+    assert resolved == {**spec, "mode": "sum"}
+    assert all(type(value) in (str, int, float, bool, list) for value in resolved.values())
+    assert registry.resolve(yaml.safe_load(yaml.safe_dump(resolved))) == resolved
+
+    built = registry.build("rich", 7, [1, 2], **{key: value for key, value in resolved.items() if key != "type"})
+    assert built.injected == (7, [1, 2])
+    expected = {"folder": Path("a/b"), "sides": (3,), "size": (4, 5), "mode": "sum", "names": ["no"]}
+    assert built.values == expected | {"scale": 3.0, "flag": True}
+    assert isinstance(built.values["folder"], Path) and isinstance(built.values["scale"], float)
+
+
+def test_build_takes_python_values_as_they_are(registry):
+    built = registry.build("rich", 7, folder=Path("c"), size=(1, 2))
+    assert (built.values["folder"], built.values["size"], built.values["sides"]) == (Path("c"), (1, 2), (1, 2))
+    assert registry.build("ghm_c", bins=10) == "ghm of 10"
+    assert registry.build("focal", gamma=1).gamma == 1.0
+
+
+def test_build_refuses_what_validate_refuses(registry):
+    with pytest.raises(UserError) as error:
+        registry.build("focal", gama=1)
+    assert str(error.value) == "focal.gama: unknown key; did you mean 'gamma'?"
+    for find in (registry.build, registry.get):
+        with pytest.raises(UserError) as error:
+            find("ghm")
+        assert str(error.value) == "no classification loss 'ghm'; did you mean 'ghm_c'? known: focal, ghm_c, rich"
+
+
+@pytest.mark.parametrize(
+    ("kind", "good", "bad"),
+    [
+        (UnitFloat, [0, 1, 0.5], [-0.1, 1.1, INF]),
+        (PositiveFloat, [1, 1e-9], [0, -1, INF]),
+        (NonNegativeFloat, [0, 0.0, 3], [-1e-9, INF]),
+        (PositiveInt, [1, 10**12], [0, -1, 1.5, 1.0]),
+        (NonNegativeInt, [0, 1], [-1, 0.0]),
+    ],
+)
+def test_number_types(kind, good, bad):
+    adapter = TypeAdapter(kind)
+    for value in good:
+        assert adapter.validate_python(value) == value
+    for value in [*bad, "1", True, False, None, NAN]:
+        with pytest.raises(ValidationError):
+            adapter.validate_python(value)
+
+
+def test_the_kinds_of_parts_speak_of_themselves():
+    nouns = [
+        registry.noun
+        for registry in (CLASSIFICATION_LOSSES, BOX_LOSSES, ASSIGNERS, DATASETS, ANCHOR_SAMPLERS, IMAGE_SAMPLERS)
+    ]
+    assert nouns == ["classification loss", "box loss", "assigner", "data set", "anchor sampler", "image sampler"]
+
+
+def test_importing_the_schema_side_leaves_torch_out():
+    code = (
+        "import sys, detector.core.registry, detector.config, detector.core.command; sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], timeout=30, check=False)
+    assert done.returncode == 0

@@ -1,0 +1,246 @@
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from detector.core.structures import IGNORED, Sample
+from detector.data.pipeline.loader import collate
+from detector.data.pipeline.transforms import Augment, Resize, resize, target_size
+
+COLOUR = (250, 20, 90)
+
+
+def painted(height: int, width: int, *boxes: tuple[int, int, int, int]) -> Sample:
+    """A black image in which each box's pixels are painted."""
+    image = np.zeros((height, width, 3), dtype=np.uint8)
+    for x1, y1, x2, y2 in boxes:
+        image[y1:y2, x1:x2] = COLOUR
+    return sample(image, boxes)
+
+
+def sample(image: np.ndarray, boxes: Any) -> Sample:
+    return Sample(
+        image=image,
+        boxes=np.float32(boxes).reshape(-1, 4),
+        labels=np.arange(len(boxes)),
+        ignore=np.arange(len(boxes)) % 2 == 1,
+        image_id=5,
+        file_name="a.png",
+        original_size=image.shape[:2],
+    )
+
+
+def painted_box(image: np.ndarray) -> list[int]:
+    """x1, y1, x2, y2 of the pixels that are more painted than black."""
+    ys, xs = np.nonzero(image[..., 0] >= COLOUR[0] / 2)
+    return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+
+
+def noise(height: int = 40, width: int = 60) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def augment(**strengths: float) -> Augment:
+    none = dict.fromkeys(("horizontal_flip", "vertical_flip", "translate", "brightness", "contrast"), 0.0)
+    none |= {"saturation": 0.0, "hue": 0.0, "scale": (1, 1), "min_visibility": 0.1}
+    return Augment(**(none | strengths))
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize(
+    ("size", "sides", "expected"),
+    [
+        ((480, 640), (320, 1000), (320, 427)),
+        ((640, 480), (320, 1000), (427, 320)),
+        ((480, 640), (320, 400), (300, 400)),  # the longer side decides
+        ((30, 3000), (100, 500), (5, 500)),
+        ((2, 3000), (100, 500), (1, 500)),  # never empty
+    ],
+)
+def test_target_size(size: tuple[int, int], sides: tuple[int, int], expected: tuple[int, int]):
+    assert target_size(*size, *sides) == expected
+
+
+@pytest.mark.parametrize("new", [(80, 120), (20, 30), (100, 60), (40, 180)])
+def test_resize_moves_boxes_with_their_pixels(new: tuple[int, int]):
+    before = painted(40, 60, (10, 8, 24, 32))
+    after = resize(before, *new)
+    assert after.image.shape == (*new, 3) and after.image.dtype == np.uint8
+    expected = [[10 * new[1] / 60, 8 * new[0] / 40, 24 * new[1] / 60, 32 * new[0] / 40]]
+    np.testing.assert_allclose(after.boxes, expected, rtol=1e-6)
+    assert after.boxes.dtype == np.float32
+    np.testing.assert_allclose(painted_box(after.image), after.boxes[0], atol=0.5)
+    assert after.original_size == (40, 60)
+    np.testing.assert_array_equal(before.boxes, [[10, 8, 24, 32]])
+
+
+def test_resize_scales_each_axis_by_what_was_rounded():
+    after = Resize(50, 1000)(sample(noise(75, 101), [(0, 0, 101, 75)]), rng())
+    assert after.image.shape == (50, 67, 3)  # 67.33 rounded
+    np.testing.assert_allclose(after.boxes, [[0, 0, 67, 50]], rtol=1e-6)
+
+
+def test_resize_to_the_same_size_changes_nothing():
+    before = sample(noise(), [(1, 2, 3, 4)])
+    assert resize(before, 40, 60) is before
+
+
+def test_multi_scale_draws_the_whole_range():
+    transform, generator, empty = Resize((24, 28), 1000), rng(), painted(40, 60)
+    sides = [min(transform(empty, generator).image.shape[:2]) for _ in range(100)]
+    assert set(sides) == {24, 25, 26, 27, 28}
+
+
+@pytest.mark.parametrize(
+    ("flips", "expected"),
+    [
+        ({"horizontal_flip": 1.0}, [36, 8, 50, 32]),
+        ({"vertical_flip": 1.0}, [10, 8, 24, 32]),
+        ({"horizontal_flip": 1.0, "vertical_flip": 1.0}, [36, 8, 50, 32]),
+    ],
+)
+def test_flips_move_boxes_with_their_pixels(flips: dict[str, float], expected: list[int]):
+    before = painted(40, 60, (10, 8, 24, 32))
+    after = augment(**flips)(before, rng())
+    np.testing.assert_allclose(after.boxes, [expected], atol=1e-4)
+    assert painted_box(after.image) == expected
+
+
+@pytest.mark.parametrize("flip", ["horizontal_flip", "vertical_flip"])
+def test_a_flip_twice_is_the_identity(flip: str):
+    before = sample(noise(), [(0, 0, 60, 40), (3.25, 7.5, 20.125, 30), (50, 1, 58, 39)])
+    once = augment(**{flip: 1.0})(before, rng())
+    assert not np.array_equal(once.image, before.image)
+    twice = augment(**{flip: 1.0})(once, rng())
+    np.testing.assert_array_equal(twice.image, before.image)
+    np.testing.assert_allclose(twice.boxes, before.boxes, atol=1e-4)
+    np.testing.assert_array_equal(twice.labels, before.labels)
+    np.testing.assert_array_equal(twice.ignore, before.ignore)
+
+
+def test_flips_have_their_probability():
+    before, generator, flip = sample(noise(4, 4), []), rng(), augment(horizontal_flip=0.25)
+    flipped = sum(not np.array_equal(flip(before, generator).image, before.image) for _ in range(400))
+    assert 70 < flipped < 130  # 100 expected, deviation 9
+
+
+@pytest.mark.parametrize("strength", ["brightness", "contrast", "saturation", "hue"])
+def test_colour_leaves_boxes_and_shape(strength: str):
+    before = sample(noise(), [(3.25, 7.5, 20.125, 30), (50, 1, 58, 39)])
+    after = augment(**{strength: 0.4})(before, rng())
+    assert after.image.shape == before.image.shape and after.image.dtype == np.uint8
+    assert not np.array_equal(after.image, before.image)
+    np.testing.assert_allclose(after.boxes, before.boxes, atol=1e-4)
+    np.testing.assert_array_equal(after.labels, before.labels)
+
+
+def test_nothing_asked_changes_nothing():
+    before = sample(noise(), [(3.25, 7.5, 20.125, 30)])
+    after = augment()(before, rng())
+    np.testing.assert_array_equal(after.image, before.image)
+    np.testing.assert_allclose(after.boxes, before.boxes, atol=1e-4)
+
+
+def test_no_boxes():
+    after = augment(horizontal_flip=1.0)(sample(noise(), []), rng())
+    assert after.boxes.shape == (0, 4) and after.boxes.dtype == np.float32
+    assert after.labels.shape == (0,) and after.labels.dtype == np.int64
+    assert after.ignore.shape == (0,) and after.ignore.dtype == bool
+
+
+def test_boxes_are_clipped_and_those_outside_go_with_their_labels():
+    before = sample(noise(), [(70, 5, 80, 9), (-5, 10, 20, 50), (1, 1, 5, 5)])
+    after = augment()(before, rng())
+    np.testing.assert_allclose(after.boxes, [[0, 10, 20, 40], [1, 1, 5, 5]], atol=1e-4)
+    assert after.labels.tolist() == [1, 2] and after.ignore.tolist() == [True, False]
+
+
+def test_the_generator_alone_decides():
+    jitter = augment(horizontal_flip=0.5, brightness=0.4, hue=0.1)
+    before = sample(noise(), [(1, 2, 30, 35)])
+    images = [jitter(before, rng(seed)).image for seed in (1, 2, 1)]
+    assert np.array_equal(images[0], images[2]) and not np.array_equal(images[0], images[1])
+    np.random.seed(0)  # noqa: NPY002  (a global seed must change nothing)
+    assert np.array_equal(jitter(replace(before), rng(1)).image, images[0])
+
+
+sides = st.integers(30, 90)
+fractions = st.floats(0, 1)
+strengths = st.floats(0, 0.4)
+
+
+@settings(max_examples=300, derandomize=True, database=None, deadline=None)
+@given(
+    size=st.tuples(sides, sides),
+    corners=st.lists(st.tuples(fractions, fractions, st.floats(0.02, 1), st.floats(0.02, 1)), max_size=12),
+    short_side=st.tuples(sides, sides).map(sorted),
+    scale=st.tuples(st.floats(0.5, 1.5), st.floats(0.5, 1.5)).map(sorted),
+    options=st.fixed_dictionaries(
+        {
+            "horizontal_flip": st.sampled_from((0.0, 0.5, 1.0)),
+            "vertical_flip": st.sampled_from((0.0, 0.5, 1.0)),
+            "translate": st.floats(0, 0.3),
+            "min_visibility": st.sampled_from((0.1, 0.7)),
+            "brightness": strengths,
+            "hue": strengths,
+        }
+    ),
+    seed=st.integers(0, 2**32),
+)
+def test_boxes_stay_in_the_picture_and_only_those_that_left_it_are_dropped(
+    size, corners, short_side, scale, options, seed
+):
+    """Where each box goes is worked out from one at the picture's centre, which no move takes outside."""
+    height, width = size
+    x, y, w, h = np.float32(corners).reshape(-1, 4).T
+    boxes = np.stack((x * (1 - w), y * (1 - h), x * (1 - w) + w, y * (1 - h) + h), axis=1) * np.tile([width, height], 2)
+    boxes = np.concatenate([[[0.475 * width, 0.475 * height, 0.525 * width, 0.525 * height]], boxes])
+    before = Resize(tuple(short_side), 1000)(sample(noise(height, width), boxes), rng(seed))
+    new = np.array(before.image.shape[1::-1])
+    assert len(before.boxes) == len(boxes)
+    np.testing.assert_allclose(
+        before.boxes / np.tile(new, 2), boxes / np.tile([width, height], 2), rtol=1e-5, atol=1e-6
+    )
+
+    transform = augment(scale=tuple(scale), **options)
+    after = transform(before, rng(seed))
+    assert after.image.shape == before.image.shape
+    assert (after.boxes >= 0).all() and (after.boxes <= np.tile(new, 2)).all()
+    assert (after.boxes[:, 2:] > after.boxes[:, :2]).all()
+
+    assert after.labels[0] == 0
+    centre, here = (after.boxes[0, 2:] + after.boxes[0, :2]) / 2, (before.boxes[0, 2:] + before.boxes[0, :2]) / 2
+    zoom = (after.boxes[0, 2:] - after.boxes[0, :2]) / (before.boxes[0, 2:] - before.boxes[0, :2])
+    offsets = (before.boxes.reshape(-1, 2, 2) - here) * zoom
+    signs = (1, -1)
+    best = min(
+        (_misfit(after, centre + offsets * (sx, sy), new, options["min_visibility"]), sx, sy)
+        for sx in signs
+        if sx == 1 or options["horizontal_flip"]
+        for sy in signs
+        if sy == 1 or options["vertical_flip"]
+    )
+    assert best[0] < 0.05  # pixels
+
+    batch = collate([after, sample(noise(20, 30), [])], 32)
+    n = len(after.boxes)
+    np.testing.assert_array_equal(batch.boxes[0, :n].numpy(), after.boxes)
+    assert (batch.labels[1] == IGNORED).all() and batch.labels[0, :n].tolist() == after.labels.tolist()
+
+
+def _misfit(after: Sample, corners: np.ndarray, size: np.ndarray, visibility: float) -> float:
+    """How far the boxes are from these corners (N, 2, 2), clipped; infinite where others are there than those that
+    show at least this part of themselves (within a hundredth)."""
+    moved = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
+    clipped = np.clip(moved, 0, np.tile(size, 2))
+    seen = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1) / (moved[:, 2:] - moved[:, :2]).prod(axis=1)
+    here = np.isin(np.arange(len(moved)), after.labels)
+    if here[seen < visibility - 0.01].any() or not here[seen > visibility + 0.01].all():
+        return np.inf
+    return float(np.abs(clipped[here] - after.boxes).max())

@@ -1,0 +1,224 @@
+"""Exported files on real images against the model they came from."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tiny import tiny_config
+from torch import Tensor
+
+from detector.build import build_model
+from detector.core.errors import UserError
+from detector.core.structures import Batch, Detections, Sample
+from detector.data.images import find_images, read_image
+from detector.data.pipeline.buckets import round_up
+from detector.data.pipeline.loader import collate
+from detector.data.pipeline.transforms import resize, target_size
+from detector.deploy.export import METADATA, export, suppress
+from detector.deploy.predict import Detector
+from detector.models.postprocess import postprocess
+
+HEIGHT, WIDTH = 96, 128
+NAMES, IDS = ("red", "white", "plätt\n"), (3, 1, 90)
+RULE = {"score_threshold": 0.3, "nms_iou": 0.5, "candidates_per_level": 200, "max_detections": 30}
+EXACT = {"rtol": 0, "atol": 0}
+ROUNDING = {"rtol": 1e-5, "atol": 1e-4}  # of fp32 sums in another order, through 20 layers; logits deviate by about 1
+
+
+def make_detector(folder: Path, *overrides: str) -> Detector:
+    """Seeded weights; heads and frozen or running statistics such that logits and boxes differ from place to place."""
+    rule = [f"evaluation.{key}={value}" for key, value in RULE.items()]
+    config = tiny_config(folder, "model.prior=0.3", "model.levels=[3,4]", *rule, *overrides)
+    torch.manual_seed(0)
+    model = build_model(config, len(NAMES))
+    images = torch.randint(256, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.uniform_(-0.1, 0.1)
+        elif name.endswith("running_var"):
+            buffer.uniform_(0.5, 1.5)
+    with torch.no_grad():
+        said = model.eval()(images)
+        for head, values, deviation in ((model.class_head, said.logits, 1.0), (model.box_head, said.raw, 0.3)):
+            head.output.weight *= deviation / values.std()
+    return Detector(model, config, NAMES, IDS)
+
+
+@pytest.fixture(scope="module")
+def batches(shared_data: Path) -> list[Batch]:
+    """Of 2, 1 and 3 real images, each scaled to touch the canvas and padded to it."""
+    paths = [find_images([str(shared_data / folder)])[:3] for folder in ("bccd/JPEGImages", "coco_tiny/val2017")]
+    samples, canvas = [], {}
+    for path in (path for pair in zip(*paths, strict=True) for path in pair):
+        image = read_image(path)
+        nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+        sample = Sample(image, *nothing, image_id=0, file_name=path.name, original_size=image.shape[:2])
+        size = target_size(*image.shape[:2], HEIGHT, WIDTH)
+        samples.append(resize(sample, *(min(size[0], HEIGHT), min(size[1], WIDTH))))
+        canvas[tuple(round_up(samples[-1].image.shape[:2], 16).tolist())] = HEIGHT, WIDTH
+    batches = [collate(part, 16, canvas) for part in (samples[:2], samples[2:3], samples[3:])]
+    assert [batch.images.shape for batch in batches] == [(n, 3, HEIGHT, WIDTH) for n in (2, 1, 3)]
+    assert any((batch.sizes < torch.tensor([HEIGHT, WIDTH])).any() for batch in batches)  # padding is there
+    return batches
+
+
+@dataclass
+class Exported:
+    """A file beside the detector it came from."""
+
+    detector: Detector
+    path: Path
+
+    @cached_property
+    def run(self) -> Callable[..., tuple[Tensor, ...]]:
+        if self.path.suffix == ".pt2":
+            program = torch.export.load(self.path).module()
+            return lambda *inputs: program(*(x.contiguous() for x in inputs))  # as the model itself makes them
+        session = onnxruntime.InferenceSession(self.path)
+        names = [given.name for given in session.get_inputs()]
+
+        def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+            found = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+            return tuple(map(torch.from_numpy, found))
+
+        return run
+
+    def metadata(self) -> dict:
+        if self.path.suffix == ".pt2":
+            files = {METADATA: ""}
+            torch.export.load(self.path, extra_files=files)
+            return json.loads(files[METADATA])
+        return {p.key: json.loads(p.value) for p in onnx.load(self.path).metadata_props}
+
+
+def make(folder: Path, suffix: str, nms: bool, *overrides: str) -> Exported:
+    made = Exported(make_detector(folder, *overrides), folder / f"model{suffix}")
+    assert export(made.detector, made.path, size=(HEIGHT, WIDTH), nms=nms) == (HEIGHT, WIDTH)
+    assert [p.name for p in folder.glob("model*")] == [made.path.name]  # whole, in one file
+    return made
+
+
+@pytest.fixture(scope="module", params=[(".onnx", "frozen"), (".onnx", "group"), (".pt2", "batch")], ids=" ".join)
+def raw(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    suffix, norm = request.param
+    return make(tmp_path_factory.mktemp("raw"), suffix, False, f"model.norm={norm}")
+
+
+@pytest.fixture(scope="module", params=[(".onnx", "batch"), (".pt2", "frozen")], ids=" ".join)
+def detections(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    suffix, norm = request.param
+    return make(tmp_path_factory.mktemp("detections"), suffix, True, f"model.norm={norm}")
+
+
+@pytest.mark.slow
+def test_what_the_model_says(raw: Exported, batches: list[Batch]):
+    close = EXACT if raw.path.suffix == ".pt2" else ROUNDING
+    for batch in batches:
+        with torch.no_grad():
+            said = raw.detector.model(batch.images)
+        assert said.logits.std() > 0.3 and said.raw.std() > 0.1
+        logits, deltas, anchors = raw.run(batch.images)
+        torch.testing.assert_close(logits, said.logits, **close)
+        torch.testing.assert_close(deltas, said.raw, **close)
+        assert torch.equal(anchors, said.priors)
+    assert sum(raw.metadata()["level_sizes"]) == len(anchors)
+
+
+def expected_detections(detector: Detector, batch: Batch, sizes: Tensor) -> list[Detections]:
+    with torch.no_grad():
+        said = detector.model(batch.images)
+    return postprocess(said, sizes, sizes, **RULE)
+
+
+@pytest.mark.slow
+def test_the_same_detections(detections: Exported, batches: list[Batch]):
+    exact = detections.path.suffix == ".pt2"
+    counts = []
+    # in a quarter of the images many boxes have no area: they are no detections
+    for batch, sizes in [(b, b.sizes) for b in batches] + [(b, b.sizes // 4) for b in batches]:
+        boxes, scores, labels = detections.run(batch.images, sizes)
+        assert boxes.shape == (len(batch.images), 30, 4)
+        for i, expected in enumerate(expected_detections(detections.detector, batch, sizes)):
+            n = len(expected.labels)
+            counts.append(n)
+            assert torch.equal(labels[i, :n], expected.labels) and (labels[i, n:] == -1).all()
+            torch.testing.assert_close(scores[i, :n], expected.scores, **ROUNDING)
+            # pixels, of boxes up to 128 wide, from offsets that are right to 1e-5
+            close = EXACT if exact else {"rtol": 0, "atol": 1e-2}
+            torch.testing.assert_close(boxes[i, :n], expected.boxes, **close)
+            assert not scores[i, n:].any() and not boxes[i, n:].any()
+    assert max(counts) == 30 and min(counts) > 10  # the limit is at work
+
+
+@pytest.mark.slow
+def test_metadata(detections: Exported):
+    assert detections.metadata() == {
+        "class_names": list(NAMES),
+        "category_ids": list(IDS),
+        "image_size": [HEIGHT, WIDTH],
+        "level_sizes": [12 * 16 * 6, 6 * 8 * 6],
+        "padding_colour": [124, 116, 104],
+        **RULE,
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_no_detections_and_fewer_candidates_than_places(
+    suffix: str, tmp_path: Path, batches: list[Batch], capfd: pytest.CaptureFixture
+):
+    few = ("evaluation.score_threshold=1", "evaluation.candidates_per_level=7")
+    made = make(tmp_path, suffix, True, *few)
+    assert capfd.readouterr() == ("", "")
+    for batch in batches:
+        boxes, scores, labels = made.run(batch.images, batch.sizes)
+        assert boxes.shape == (len(batch.images), 14, 4) and not boxes.any()
+        assert not scores.any() and (labels == -1).all()
+
+
+def test_suppression_by_hand():
+    """Three images: two classes at one place; a chain of overlaps 0.6; nothing above the threshold."""
+    at = torch.tensor([[0.0, 0, 10, 10], [2.5, 0, 12.5, 10], [5, 0, 15, 10]])
+    boxes = torch.stack((at[[0, 0, 0]], at, at))
+    scores = torch.tensor([[0.5, 0.7, 0.6], [0.9, 0.8, 0.7], [0.1, 0.2, 0.3]])
+    labels = torch.tensor([[0, 1, 0], [2, 2, 2], [0, 0, 0]])
+    kept = suppress(boxes, scores, labels, 3, 0.3, 0.5)
+    # overlaps of the chain: 0.6, 0.6 and, of its ends, 1/3
+    assert torch.equal(kept, torch.tensor([[0, 0.7, 0.6], [0.9, 0, 0.7], [0, 0, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "line"),
+    [
+        ("a.tflite", None, "cannot export to '.tflite'; name it .onnx, or .pt2"),
+        ("a.onnx", (100, 128), "size 100 128: the model takes sides that are multiples of 16; take 112 128"),
+        ("a.onnx", (-5, 8), "take 16 16"),
+    ],
+)
+def test_wrong_input(name: str, size: tuple[int, int] | None, line: str, tmp_path: Path):
+    with pytest.raises(UserError) as error:
+        export(make_detector(tmp_path), tmp_path / "out" / name, size=size)
+    assert line in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("views", ["evaluation.flip=true", "evaluation.scales=[1.0, 1.5]"])
+def test_a_file_sees_an_image_once(views: str, tmp_path: Path):
+    with pytest.raises(UserError, match="a file sees an image once; set false and"):
+        export(make_detector(tmp_path, views), tmp_path / "out/a.pt2", nms=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript"])
+def test_a_missing_package(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(UserError, match=f"^{package} is not installed.*uv sync --extra onnx"):
+        export(make_detector(tmp_path), tmp_path / "a.onnx")

@@ -1,0 +1,91 @@
+import math
+
+import pytest
+
+import detector.build  # noqa: F401  (registers the parts that a config names)
+from detector.core.errors import UserError
+from detector.lab.study.plan import Study, make_runs
+from detector.lab.study.plots import save_plots
+from detector.lab.study.results import (
+    difference_cells,
+    make_tables,
+    mean_cells,
+    pending,
+    read_results,
+    result_row,
+    write_results,
+)
+
+STUDY = Study(
+    config="retina_focal.yaml",
+    levels={"mild": {}, "severe": {"data": {"train": {"objects": 1.0}, "val": {"objects": 1.0}}}},
+    variants={"a": {}, "b": {"loss": {"classification": "ghm_c"}}},
+    seeds=[0, 1, 2],
+    against="a",
+)
+AP = {
+    ("mild", "a"): [0.50, 0.52, 0.54],
+    ("mild", "b"): [0.51, 0.54, 0.57],
+    ("severe", "a"): [0.20, 0.22, 0.21],
+    ("severe", "b"): [0.30, 0.33, math.nan],
+}
+
+
+def rows():
+    return [
+        result_row(run, {"AP": AP[run.level, run.variant][run.seed]}, 1.0)
+        if not math.isnan(AP[run.level, run.variant][run.seed])
+        else result_row(run, {}, 1.0, "error: the loss is not finite")
+        for run in make_runs(STUDY)
+    ]
+
+
+def test_means_and_paired_differences_by_hand():
+    tables = make_tables(STUDY, rows())
+    (cell,) = [r for r in tables["rows"] if (r["level"], r["variant"]) == ("mild", "b")]
+    assert cell["mean"] == pytest.approx(0.54) and cell["n"] == 3
+    mild, severe, everywhere = tables["tests"]
+    assert (mild["level"], severe["level"], everywhere["level"]) == ("mild", "severe", "all levels")
+    assert mild["difference"] == pytest.approx((0.01 + 0.02 + 0.03) / 3)
+    assert mild["p"] == pytest.approx(0.0741799, rel=1e-4)  # differences 1 : 2 : 3
+    assert severe["pairs"] == 2, "a pair needs both: the run that failed takes its partner along"
+    assert severe["difference"] == pytest.approx((0.10 + 0.11) / 2)
+    assert everywhere["pairs"] == 5
+    assert everywhere["difference"] == pytest.approx((0.01 + 0.02 + 0.03 + 0.10 + 0.11) / 5)
+
+
+def test_the_file_returns_what_was_written_and_the_tables_do_not_change(tmp_path):
+    write_results(tmp_path / "results.csv", rows())
+    assert read_results(tmp_path / "results.csv") == rows()
+    assert make_tables(STUDY, read_results(tmp_path / "results.csv")) == make_tables(STUDY, rows())
+
+
+def test_pending_are_those_without_a_result_and_those_that_failed():
+    runs, done = make_runs(STUDY), rows()
+    assert [(r.level, r.variant, r.seed) for r in pending(runs, done)] == [("severe", "b", 2)]
+    assert pending(runs, done[:5]) == runs[5:]
+
+
+def test_a_result_of_another_config_is_refused():
+    done = rows()
+    done[0]["fingerprint"] = "0" * 12
+    with pytest.raises(UserError, match="results.csv has 'mild', 'a', seed 0 from another config"):
+        pending(make_runs(STUDY), done)
+
+
+def test_texts_say_how_many_runs_are_missing():
+    columns, lines = mean_cells(make_tables(STUDY, rows()))
+    assert columns == ["AP", "mild", "severe"]
+    assert lines[1][1] == "0.540 ± 0.075"  # 4.3027 * 0.03 / sqrt(3)
+    assert lines[1][2].endswith("(2 of 3 runs)")
+    columns, lines = difference_cells(make_tables(STUDY, rows()))
+    assert lines[0][:3] == ["mild", "b", "+0.020"] and len(lines[0]) == len(columns)
+    columns, lines = mean_cells(make_tables(STUDY, []))
+    assert lines == [["a", "none", "none"], ["b", "none", "none"]]
+
+
+@pytest.mark.parametrize("done", [rows(), rows()[:5], []], ids=["all", "some", "none"])
+def test_plots_are_drawn_from_whatever_there_is(tmp_path, done):
+    save_plots(make_tables(STUDY, done), tmp_path)
+    for name in ("levels.png", "differences.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

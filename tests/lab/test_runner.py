@@ -1,0 +1,178 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ranks import environment
+from tiny import TINY
+
+import detector.build  # noqa: F401  (registers the parts that a config names)
+from detector.core.errors import UserError
+from detector.engine.claim import claim
+from detector.lab.study.plan import Study, make_runs
+from detector.lab.study.results import COLUMNS, read_results, write_results
+from detector.lab.study.runner import run_all
+
+REPO = Path(__file__).parents[2]
+STUDY = Study(
+    config="retina_focal.yaml",
+    levels={"one": {}},
+    variants={"a": {}, "b": {"loss": {"classification": "ghm_c"}}},
+    seeds=[0, 1],
+    against="a",
+)
+# A process that leaves what a training run leaves; b of seed 1 fails the first time.
+PROCESS = """
+import json, pathlib, sys
+config, out = map(pathlib.Path, sys.argv[1:])
+(out / "checkpoints").mkdir()
+(out / "checkpoints" / "last.pt").write_bytes(b"weights")
+if out.name == "one-b-1" and not (out / "tried").exists():
+    (out / "tried").touch()
+    sys.exit("error: the loss is not finite")
+(out / "metrics.json").write_text(json.dumps({"AP": 0.25, "AP50": None, "per_class": {}}))
+"""
+
+
+def command(config: Path, out: Path) -> list[str]:
+    return [sys.executable, "-c", PROCESS, str(config), str(out)]
+
+
+def test_a_failed_run_leaves_its_error_and_is_tried_again(tmp_path):
+    runs = make_runs(STUDY)
+    run_all(runs, tmp_path, jobs=2, command=command, keep_checkpoints=False)
+    rows = {(r["variant"], r["seed"]): r for r in read_results(tmp_path / "results.csv")}
+    assert len(rows) == 4
+    assert rows["b", "1"]["error"] == "error: the loss is not finite" and rows["b", "1"]["AP"] == ""
+    assert rows["a", "0"]["AP"] == "0.25" and rows["a", "0"]["AP50"] == "" and not rows["a", "0"]["error"]
+    assert not list(tmp_path.glob("runs/one-a-*/checkpoints")), "54 runs' checkpoints would fill a disk"
+
+    (tmp_path / "runs/one-b-1/checkpoints/last.pt").unlink()
+    (tmp_path / "runs/one-b-1/checkpoints").rmdir()
+    run_all(runs, tmp_path, jobs=2, command=command, keep_checkpoints=True)
+    rows = read_results(tmp_path / "results.csv")
+    assert len(rows) == 4 and not any(row["error"] for row in rows)
+    assert (tmp_path / "runs/one-b-1/checkpoints/last.pt").exists()
+
+
+def test_a_changed_study_does_not_mix_with_the_old_results(tmp_path):
+    run_all(make_runs(STUDY), tmp_path, jobs=4, command=command, keep_checkpoints=False)
+    before = (tmp_path / "results.csv").read_bytes()
+    changed = STUDY.model_copy(update={"common": {"train": {"epochs": 7}}})
+    with pytest.raises(UserError, match="from another config"):
+        run_all(make_runs(changed), tmp_path, jobs=4, command=command, keep_checkpoints=False)
+    assert (tmp_path / "results.csv").read_bytes() == before
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import detector.build
+from detector.lab.study.runner import run_all
+from detector.lab.study.plan import Study, make_runs
+
+wait = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1], 'pid').write_text(str(os.getpid())); time.sleep(300)"
+command = lambda config, out: [sys.executable, "-c", wait, str(out)]
+study = Study.model_validate_json(sys.argv[2])
+run_all(make_runs(study), Path(sys.argv[1]), jobs=2, command=command, keep_checkpoints=False)
+"""
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()  # Z: ended, and not yet fetched
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux alone")
+def test_kill_9_of_a_study_leaves_no_run_behind_that_writes_on(tmp_path):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), STUDY.model_dump_json()]
+    study = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE)
+    files = [tmp_path / f"runs/one-{variant}-0/pid" for variant in "ab"]
+    wait_for(lambda: all(file.exists() and file.read_text() for file in files))
+    processes = [file.read_text() for file in files]
+    assert all(map(is_running, processes))
+    study.kill()
+    study.communicate()
+    wait_for(lambda: not any(map(is_running, processes)))
+
+
+TINY_STUDY = """
+config: CONFIG
+common: {train: {epochs: 2}}
+levels: {few: {}}
+variants:
+  focal: {}
+  ghm: {loss: {classification: ghm_c}}
+seeds: [0]
+against: focal
+"""
+
+
+@pytest.mark.slow
+def test_a_study_that_is_refused_leaves_the_files_of_the_folder_alone(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "study.yaml").write_text(TINY_STUDY.replace("CONFIG", str(tmp_path / "tiny.yaml")))
+    tool = [sys.executable, str(REPO / "tools/study.py"), "--cfg", str(tmp_path / "study.yaml"), "--jobs", "1"]
+    tool += ["--out", str(tmp_path / "out")]
+
+    def refuse() -> None:
+        done = subprocess.run(tool, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+        assert (tmp_path / "out/study.yaml").read_text() == "of the first"
+
+    with claim(tmp_path / "out"):  # by this process
+        (tmp_path / "out/study.yaml").write_text("of the first")
+        refuse()
+    row = {"level": "few", "variant": "ghm", "seed": "0", "fingerprint": "another config"}
+    write_results(tmp_path / "out/results.csv", [dict.fromkeys(COLUMNS, "") | row])
+    refuse()
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_ends_with_the_numbers_of_an_undisturbed_one(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "study.yaml").write_text(TINY_STUDY.replace("CONFIG", str(tmp_path / "tiny.yaml")))
+    environment = os.environ | {"PYTHONPATH": str(REPO), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+    def start(out: str) -> subprocess.Popen:
+        # one at a time, both: the number of threads, and with it the order of sums, follows from the jobs
+        tool = [sys.executable, str(REPO / "tools/study.py"), "--cfg", str(tmp_path / "study.yaml"), "--jobs", "1"]
+        tool += ["--out", str(tmp_path / out)]
+        return subprocess.Popen(tool, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def ends(study: subprocess.Popen) -> tuple[int, str]:
+        _, errors = study.communicate(timeout=300)
+        return study.returncode, errors
+
+    assert ends(start("whole"))[0] == 0
+
+    study = start("cut")
+    results = tmp_path / "cut/results.csv"
+    until = time.monotonic() + 120
+    while not results.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    study.send_signal(signal.SIGTERM)
+    assert ends(study)[0] == 143
+    assert len(read_results(results)) == 1
+    assert ends(start("cut"))[0] == 0
+
+    tables = [json.loads((tmp_path / out / "tables.json").read_text()) for out in ("whole", "cut")]
+    assert tables[0] == tables[1]
+    assert {row["n"] for row in tables[0]["rows"]} == {1}
+    for name in ("levels.png", "differences.png", "tables.md", "study.yaml"):
+        assert (tmp_path / "whole" / name).stat().st_size > 0

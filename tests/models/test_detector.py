@@ -1,0 +1,546 @@
+"""The network against torchvision's own RetinaNet, its initial state, and the files that weights come from."""
+
+import logging
+import math
+import pickle
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from tiny import tiny_config
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, retinanet_resnet50_fpn
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.retinanet import _default_anchorgen
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+from detector.build import build_model
+from detector.config import Config, to_yaml
+from detector.core.errors import UserError
+from detector.core.structures import Predictions
+from detector.geometry.assignment import MaxIoUAssigner
+from detector.geometry.coders import DeltaCoder
+from detector.losses.criterion import Criterion
+from detector.losses.focal import FocalLoss
+from detector.losses.samplers import AllAnchors
+from detector.losses.smooth_l1 import L1Loss
+from detector.models.backbones.resnet import frozen_batch_norm_is_random
+from detector.models.detector import RetinaNet
+from detector.models.postprocess import postprocess
+from detector.models.weights.importers import TORCHVISION, rename
+from detector.models.weights.load import load_weights
+
+DELTAS = DeltaCoder()
+
+RATIOS = (0.5, 1.0, 2.0)
+
+ROUNDING = {"rtol": 0, "atol": 1e-3}  # of fp32 through the 60 layers of R50, on logits whose deviation is 1.5
+COCO_NAMES = tuple(RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"])  # 91, unused ids among them
+
+
+def make_model(num_classes: int = 3, **changes: Any) -> RetinaNet:
+    small = {
+        "backbone": "resnet18",
+        "norm": "batch",
+        "trainable_stages": 5,
+        "levels": (3, 7),
+        "width": 32,
+        "head_depth": 1,
+        "head_norm": "none",
+        "prior": 0.01,
+        "anchor_sizes": None,
+        "anchor_ratios": RATIOS,
+        "stride_in_1x1": False,
+        "pyramid_top": "p5",
+        "pyramid_relu": True,
+        "exact_anchors": False,
+    }
+    return RetinaNet(num_classes, **(small | changes))
+
+
+def make_resnet50(num_classes: int, **changes: Any) -> RetinaNet:
+    return make_model(num_classes, **({"backbone": "resnet50", "width": 256, "head_depth": 4} | changes))
+
+
+# ---- torchvision's network and ours, with the same weights on the same images
+
+
+@dataclass
+class Reference:
+    """torchvision's model, two images 160x224 and 160x192 (normalised, padded), and what the model says of them."""
+
+    model: nn.Module
+    file: Path
+    images: Tensor
+    sizes: list[tuple[int, int]]
+    features: list[Tensor]
+    outputs: dict[str, Tensor]
+    anchors: list[Tensor]
+
+
+@torch.no_grad()
+def settle(model: nn.Module, images: Tensor) -> list[Tensor]:
+    """Give torchvision's RetinaNet values of a useful scale; its features of the images."""
+    # statistics of real activations, so that features keep their scale through all layers
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.momentum = 1.0
+    model.train().backbone(images)
+    model.eval()
+    # and values that differ everywhere, so that no parameter can be left out or swapped unseen
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.normal_(std=0.05 if "cls_logits" not in name and "bbox_reg" not in name else 0)
+    levels = list(model.backbone(images).values())
+    # outputs of a useful scale: scores around 0.05 that no rounding makes equal, boxes beside their anchors
+    heads, outputs = model.head, model.head(levels)
+    for output, key, std in (
+        (heads.classification_head.cls_logits, "cls_logits", 1.5),
+        (heads.regression_head.bbox_reg, "bbox_regression", 0.3),
+    ):
+        output.weight.mul_(std / outputs[key].std())
+        output.bias.normal_(std=0.2)
+    heads.classification_head.cls_logits.bias.sub_(4)
+    return levels
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91, min_size=160, max_size=224)
+        pictures = [torch.rand(3, 160, 224), torch.rand(3, 160, 192)]
+        images, _ = model.transform(pictures)
+        with torch.no_grad():
+            levels = settle(model, images.tensors)
+            outputs = model.head(levels)
+            anchors = model.anchor_generator(images, levels)
+    file = tmp_path_factory.mktemp("weights") / "retinanet.pth"
+    torch.save(model.state_dict(), file)
+    yield Reference(model, file, images.tensors, images.image_sizes, levels, outputs, anchors)
+    file.unlink()
+
+
+@pytest.fixture(scope="module")
+def ours(reference: Reference) -> RetinaNet:
+    model = make_resnet50(91)
+    load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", COCO_NAMES)
+    return model.eval()
+
+
+def as_predictions(reference: Reference, ours: RetinaNet) -> Predictions:
+    """torchvision's own outputs, whose gradients can be asked for."""
+    logits, deltas = (reference.outputs[k].clone().requires_grad_() for k in ("cls_logits", "bbox_regression"))
+    return Predictions(logits, deltas, *ours.anchors(reference.images.shape[-2:], torch.device("cpu")), DELTAS)
+
+
+@torch.no_grad()
+def test_logits_deltas_and_anchors_equal_torchvision(reference: Reference, ours: RetinaNet):
+    said = ours(reference.images)
+    logits, deltas = reference.outputs["cls_logits"], reference.outputs["bbox_regression"]
+    assert logits.std() > 1 and deltas.std() > 0.1  # it says something
+    torch.testing.assert_close(said.logits, logits, **ROUNDING)
+    torch.testing.assert_close(said.raw, deltas, **ROUNDING)
+    assert torch.equal(said.priors, reference.anchors[0])
+    assert sum(said.level_sizes) == len(said.priors) == logits.shape[1]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@torch.no_grad()
+def test_in_float64_the_models_are_equal(backbone: str, tmp_path: Path):
+    """Rounding in fp32 hides small faults, and grows with the depth."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        body = resnet_fpn_backbone(
+            backbone_name=backbone,
+            weights=None,
+            norm_layer=nn.BatchNorm2d,
+            trainable_layers=5,
+            returned_layers=[2, 3, 4],
+            extra_blocks=LastLevelP6P7(256, 256),
+        )
+        generator = _default_anchorgen()
+        reference = torchvision.models.detection.RetinaNet(body, 3, anchor_generator=generator).double()
+        images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+        levels = settle(reference, images)
+    file = tmp_path / "retinanet.pth"
+    torch.save(reference.state_dict(), file)
+    model = make_model(3, backbone=backbone, width=256, head_depth=4).double().eval()
+    load_weights(model, backbone, f"torchvision_retinanet:{file}", ("a", "b", "c"))
+    said, outputs = model(images), reference.head(levels)
+    assert said.logits.dtype == torch.float64 and outputs["cls_logits"].std() > 1
+    torch.testing.assert_close(said.logits, outputs["cls_logits"], rtol=0, atol=1e-9)
+    torch.testing.assert_close(said.raw, outputs["bbox_regression"], rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_frozen_norm_says_the_same(reference: Reference, ours: RetinaNet):
+    frozen = make_resnet50(91, norm="frozen")
+    assert frozen_batch_norm_is_random(frozen.backbone.state_dict())
+    load_weights(frozen, "resnet50", f"torchvision_retinanet:{reference.file}", COCO_NAMES)
+    assert not frozen_batch_norm_is_random(frozen.backbone.state_dict())
+    torch.testing.assert_close(frozen.train()(reference.images).logits, ours(reference.images).logits, **ROUNDING)
+
+
+@torch.no_grad()
+def test_uint8_images_are_normalised_as_torchvision_does(reference: Reference, ours: RetinaNet):
+    pixels = torch.randint(0, 256, (1, 3, 160, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    images, _ = reference.model.transform([pixels[0] / 255])
+    torch.testing.assert_close(ours(pixels).logits, ours(images.tensors).logits, **ROUNDING)
+
+
+@pytest.mark.parametrize("counts", [(5, 2), (0, 3)])
+def test_losses_and_their_gradients_equal_torchvision(reference: Reference, ours: RetinaNet, counts: tuple[int, int]):
+    generator = torch.Generator().manual_seed(3)
+    boxes, labels = torch.zeros(2, 5, 4), torch.full((2, 5), -1)
+    for i, n in enumerate(counts):
+        corners = torch.rand(n, 2, 2, generator=generator).sort(dim=1).values * 150
+        boxes[i, :n] = corners.flatten(1)
+        labels[i, :n] = torch.randint(91, (n,), generator=generator)
+
+    theirs = as_predictions(reference, ours)
+    expected = reference.model.compute_loss(
+        [{"boxes": boxes[i, :n], "labels": labels[i, :n]} for i, n in enumerate(counts)],
+        {"cls_logits": theirs.logits, "bbox_regression": theirs.raw},
+        reference.anchors,
+    )
+    sum(expected.values()).backward()
+
+    own = as_predictions(reference, ours)
+    criterion = Criterion(
+        FocalLoss(alpha=0.25, gamma=2.0),
+        L1Loss(),
+        AllAnchors(91),
+        num_classes=91,
+        box_weight=1.0,
+        normaliser="image",
+    )
+    targets = MaxIoUAssigner(91)(own.priors, boxes, labels, torch.zeros_like(labels, dtype=torch.bool), own.level_sizes)
+    terms = criterion(own, targets, criterion.count_foreground([targets]))
+    (terms["cls"] + terms["box"]).backward()
+
+    torch.testing.assert_close(terms["cls"], expected["classification"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(terms["box"], expected["bbox_regression"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(own.logits.grad, theirs.logits.grad, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(own.raw.grad, theirs.raw.grad, rtol=1e-5, atol=1e-9)
+    assert own.raw.grad.any()
+
+
+def by_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    """Rows (label, score, box), sorted by class and score."""
+    order = (labels * 2 + scores.double()).argsort()
+    return torch.cat((labels[order, None].double(), scores[order, None].double(), boxes[order].double()), dim=1)
+
+
+def test_detections_equal_torchvision(reference: Reference, ours: RetinaNet, monkeypatch: pytest.MonkeyPatch):
+    """But for boxes that have no area inside their image, which torchvision keeps."""
+    said = as_predictions(reference, ours)
+    flat = {k: list(v.split(said.level_sizes, dim=1)) for k, v in reference.outputs.items()}
+    per_level = [list(a.split(said.level_sizes)) for a in reference.anchors]
+    monkeypatch.setattr(reference.model, "detections_per_img", 10_000)
+    expected = reference.model.postprocess_detections(flat, per_level, reference.sizes)
+    has_area = [(theirs["boxes"][:, 2:] > theirs["boxes"][:, :2]).all(dim=1) for theirs in expected]
+    assert not all(map(torch.all, has_area))
+    expected = [
+        {key: values[own][:300] for key, values in theirs.items()}
+        for theirs, own in zip(expected, has_area, strict=True)
+    ]
+    # every rule is at work: more candidates than the best 1000 of a level, and overlaps to suppress
+    assert (flat["cls_logits"][0][0].sigmoid() > 0.05).sum() > 1000
+
+    sizes = torch.tensor(reference.sizes)
+    limits = {"score_threshold": 0.05, "nms_iou": 0.5, "candidates_per_level": 1000, "max_detections": 300}
+    found = postprocess(said, sizes, sizes, **limits)
+    doubled = postprocess(said, sizes, sizes * torch.tensor([2, 3]), **limits)
+    for own, theirs, scaled in zip(found, expected, doubled, strict=True):
+        assert len(own.labels) == 300 and (own.scores.diff() <= 0).all()
+        a, b = (by_class(*d) for d in ((own.boxes, own.scores, own.labels), theirs.values()))
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-3)
+        # sizes are (height, width): x follows the width
+        torch.testing.assert_close(scaled.boxes, own.boxes * torch.tensor([3, 2, 3, 2]), rtol=1e-6, atol=0)
+
+
+def test_no_detections_above_the_threshold(ours: RetinaNet, reference: Reference):
+    said = as_predictions(reference, ours)
+    sizes = torch.tensor(reference.sizes)
+    found = postprocess(
+        said, sizes, sizes, score_threshold=0.9999, nms_iou=0.5, candidates_per_level=10, max_detections=10
+    )
+    assert [(d.boxes.shape, d.scores.shape, d.labels.shape) for d in found] == [((0, 4), (0,), (0,))] * 2
+
+
+def test_a_coco_data_set_gets_the_channels_of_its_categories(reference: Reference):
+    ids = [i for i, name in enumerate(COCO_NAMES) if name not in ("__background__", "N/A")]
+    names = [COCO_NAMES[i] for i in ids]
+    assert (len(ids), ids[-1], names[-1]) == (80, 90, "toothbrush")
+    model = make_resnet50(80)
+    load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", names)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.class_head(reference.features), reference.outputs["cls_logits"][..., ids], **ROUNDING
+        )
+
+
+def test_other_classes_start_afresh_with_a_warning(reference: Reference, caplog: pytest.LogCaptureFixture):
+    model = make_resnet50(80)
+    fresh = {k: v.clone() for k, v in model.class_head.output.state_dict().items()}
+    with caplog.at_level(logging.WARNING):
+        names = [f"part {i}" for i in range(80)]  # as many as COCO's, under its first ids
+        load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", names)
+    assert "starts afresh" in caplog.text
+    assert all(torch.equal(v, fresh[k]) for k, v in model.class_head.output.state_dict().items())
+    box_bias = reference.model.head.regression_head.bbox_reg.bias
+    assert torch.equal(model.box_head.output.bias, box_bias)
+
+
+@pytest.mark.parametrize("key", ["stride_in_1x1", "pyramid_relu", "exact_anchors"])
+def test_a_checkpoint_of_ours_brings_its_structure(key: str, tmp_path: Path):
+    """Of these keys the weights themselves show nothing."""
+
+    def make(*overrides: str) -> tuple[RetinaNet, Config]:
+        config = tiny_config(tmp_path, *overrides)
+        return build_model(config, 2), config
+
+    model, config = make()
+    content = {"model": model.state_dict(), "config": to_yaml(config), "class_names": ["cat", "dog"]}
+    torch.save(content, tmp_path / "a.pt")
+    same, _ = make()
+    load_weights(same, "resnet18", str(tmp_path / "a.pt"), ["dog", "cat"])
+    bias = model.class_head.output.bias.unflatten(0, (-1, 2)).flip(1).flatten()
+    torch.testing.assert_close(same.class_head.output.bias, bias)  # channels go by name
+    value = not getattr(config.model, key)
+    other, _ = make(f"model.{key}={str(value).lower()}")
+    with pytest.raises(
+        UserError, match=rf"of another structure than this one; set model\.{key}={str(not value).lower()}"
+    ):
+        load_weights(other, "resnet18", str(tmp_path / "a.pt"), ["cat", "dog"])
+
+
+def test_names_of_older_releases(reference: Reference):
+    """The published file's names, which torchvision itself still reads: the heads' convolutions are numbered 0, 2, 4,
+    6, the pyramid's are no blocks, and frozen norms count no batches."""
+    new = reference.model.state_dict()
+    old = {}
+    for name, value in new.items():
+        for i in range(4):
+            name = name.replace(f"head.conv.{i}.0.", f"head.conv.{2 * i}.#.")
+        name = name.replace("#.", "")
+        name = name.replace("blocks.0.0.", "blocks.0.").replace("blocks.1.0.", "blocks.1.")
+        name = name.replace("blocks.2.0.", "blocks.2.")
+        if not name.endswith("num_batches_tracked"):
+            old[name] = value
+    assert "head.classification_head.conv.6.weight" in old and "backbone.fpn.inner_blocks.0.weight" in old
+    reference.model.load_state_dict(old | {k: v for k, v in new.items() if k.endswith("num_batches_tracked")})
+
+    renamed = rename(old, TORCHVISION)
+    expected = rename({k: v for k, v in new.items() if not k.endswith("num_batches_tracked")}, TORCHVISION)
+    assert renamed.keys() == expected.keys() == make_resnet50(91, norm="frozen").state_dict().keys()
+    assert all(renamed[name] is old_value for name, old_value in zip(renamed, old.values(), strict=True))
+    assert all(torch.equal(renamed[name], expected[name]) for name in renamed)
+
+
+# ---- the network itself
+
+
+@pytest.mark.parametrize("norm", ["none", "group"])
+@pytest.mark.parametrize("levels", [(3, 7), (3, 5), (4, 7), (3, 4)])
+@torch.no_grad()
+def test_every_anchor_has_its_logits(levels: tuple[int, int], norm: str):
+    model = make_model(levels=levels, head_norm=norm, head_depth=2).eval()
+    for height, width in ((96, 160), (32, 224)):
+        said = model(torch.zeros(2, 3, height, width))
+        expected = [9 * -(-height // 2**p) * -(-width // 2**p) for p in range(levels[0], levels[1] + 1)]
+        assert list(said.level_sizes) == expected
+        assert said.logits.shape == (2, sum(expected), 3)
+        assert said.raw.shape == (2, sum(expected), 4)
+        assert said.priors.shape == (sum(expected), 4)
+    assert model.anchors((96, 160), torch.device("cpu"))[0] is model.anchors((96, 160), torch.device("cpu"))[0]
+
+
+def test_own_anchor_sizes():
+    model = make_model(levels=(3, 4), anchor_sizes=((8, 12), (16, 24)), anchor_ratios=(0.5, 1.0))
+    assert model.anchors((32, 32), torch.device("cpu"))[1] == (4 * 4 * 4, 2 * 2 * 4)
+    with pytest.raises(ValueError, match="same number"):
+        make_model(levels=(3, 4), anchor_sizes=((8, 12), (16,)))
+
+
+@pytest.mark.parametrize("head_norm", ["none", "group"])
+@torch.no_grad()
+def test_scores_start_at_the_prior(head_norm: str):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make_model(prior=0.01, head_norm=head_norm, head_depth=4, width=64)
+        scores = model(torch.randn(2, 3, 128, 160)).logits.sigmoid()
+    assert scores.mean() == pytest.approx(0.01, rel=0.1)
+    assert make_model(prior=0.2).class_head.output.bias.sigmoid().tolist() == pytest.approx([0.2] * 27)
+    assert not make_model(prior=None).class_head.output.bias.any()
+
+
+@pytest.mark.parametrize("head_norm", ["none", "group"])
+@pytest.mark.parametrize("trainable", [0, 2, 5])
+def test_gradient_reaches_every_trainable_parameter_and_no_frozen_one(trainable: int, head_norm: str):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make_model(trainable_stages=trainable, head_norm=head_norm, prior=0.3)
+        said = model(torch.randn(2, 3, 128, 128))
+    (said.logits.square().sum() + said.raw.sin().sum()).backward()
+    stages = ["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]
+    frozen = tuple(f"backbone.{name}." for stage in stages[: 5 - trainable] for name in stage)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad != name.startswith(frozen or "none is")
+        if parameter.requires_grad:
+            assert parameter.grad.any(), f"no gradient reaches {name}"
+        else:
+            assert parameter.grad is None
+
+
+# ---- files
+
+
+def file_of(state: Any, tmp_path: Path) -> str:
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    return str(path)
+
+
+def refusal(weights: str, backbone: str = "resnet18", **model: Any) -> str:
+    with pytest.raises(UserError) as error:
+        load_weights(make_model(backbone=backbone, **model), backbone, weights, ("a", "b", "c"))
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+def test_backbone_from_a_file(tmp_path: Path):
+    resnet = torchvision.models.resnet18(weights=None)
+    nn.init.constant_(resnet.bn1.running_mean, 0.5)
+    model = make_model(norm="frozen")
+    load_weights(model, "resnet18", file_of(resnet.state_dict(), tmp_path), ("a", "b", "c"))
+    state = resnet.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.backbone.state_dict().items())
+
+
+def test_published_backbone_from_torchs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """torch.hub checks the hash of what it downloads; what lies in its cache already it trusts."""
+    resnet = torchvision.models.resnet18(weights=None)
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    torch.save(resnet.state_dict(), tmp_path / "hub/checkpoints/resnet18-f37072fd.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    model = make_model()
+    load_weights(model, "resnet18", "IMAGENET1K_V1", ("a", "b", "c"))
+    assert torch.equal(model.backbone.conv1.weight, resnet.conv1.weight)
+
+
+def test_published_backbone_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    assert "resnet18-f37072fd.pth" in refusal("IMAGENET1K_V1")
+
+
+def test_own_checkpoint_keeps_its_classes_or_starts_their_layer_afresh(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    trained = make_model()
+    nn.init.constant_(trained.class_head.output.bias, 7)
+    contents = {"model": trained.state_dict(), "class_names": ["a", "b", "c"], "config": "model: {}"}
+    path = file_of(contents, tmp_path)
+    same = make_model()
+    load_weights(same, "resnet18", path, ("a", "b", "c"))
+    assert all(torch.equal(v, trained.state_dict()[k]) for k, v in same.state_dict().items())
+    by_class = trained.class_head.output.weight.unflatten(0, (-1, 3))
+    for names, rows in ((("c", "b", "a"), [2, 1, 0]), (("a", "c"), [0, 2])):
+        other = make_model(len(names))
+        load_weights(other, "resnet18", path, names)
+        assert torch.equal(other.class_head.output.weight, by_class[:, rows].flatten(0, 1))
+    assert not caplog.records
+    other = make_model(3)
+    load_weights(other, "resnet18", path, ("a", "b", "d"))
+    assert torch.equal(other.box_head.output.weight, trained.box_head.output.weight)
+    torch.testing.assert_close(other.class_head.output.bias.detach().unique(), torch.tensor([-math.log(99)]))
+    assert len(caplog.records) == 1
+
+
+def test_no_weights_leave_the_model_as_it_is():
+    model = make_model()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    load_weights(model, "resnet18", None, ("a", "b", "c"))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_missing_files_and_unknown_names(tmp_path: Path):
+    assert "no such" in refusal(str(tmp_path / "absent.pth"))
+    assert "no such" in refusal(f"torchvision_retinanet:{tmp_path}/absent.pth")
+    assert str(tmp_path) in refusal(str(tmp_path) + "/")
+    message = refusal("IMAGENET_V1")
+    assert "model.weights" in message and "IMAGENET1K_V1" in message
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_bytes_that_are_no_checkpoint(tmp_path: Path):
+    good = Path(file_of({"conv1.weight": torch.ones(3)}, tmp_path)).read_bytes()
+    legacy = tmp_path / "legacy.pth"
+    torch.save({"conv1.weight": torch.ones(3)}, legacy, _use_new_zipfile_serialization=False)
+    chance = random.Random(0)
+    contents = [b"", b"weights", good[: len(good) // 2], *(legacy.read_bytes()[:n] for n in range(1, 60, 3))]
+    contents += [chance.randbytes(chance.randint(1, 100)) for _ in range(100)]
+    contents += [b"\x80\x02" + chance.randbytes(chance.randint(1, 100)) for _ in range(100)]  # a pickle's first bytes
+    model = make_model()
+    for data in contents:
+        (tmp_path / "broken.pth").write_bytes(data)
+        with pytest.raises(UserError, match=r"broken\.pth") as error:
+            load_weights(model, "resnet18", str(tmp_path / "broken.pth"), ("a", "b", "c"))
+        assert len(str(error.value).splitlines()) == 1
+
+
+class Marker:
+    """Unpickled, it would create a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("prefix", ["", "torchvision_retinanet:"])
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_code_in_a_file_is_refused_and_never_runs(tmp_path: Path, writer: str, prefix: str):
+    marker, path = tmp_path / "marker", tmp_path / "evil.pth"
+    contents = {"conv1.weight": torch.ones(3), "x": Marker(marker)}
+    if writer == "torch":
+        torch.save(contents, path)
+    else:
+        path.write_bytes(pickle.dumps(contents, protocol=2))
+    assert "evil.pth" in refusal(f"{prefix}{path}")
+    assert not marker.exists()
+    torch.load(path, weights_only=False) if writer == "torch" else pickle.loads(path.read_bytes())
+    assert marker.exists()  # the file was a real danger
+
+
+def test_weights_of_something_else(tmp_path: Path):
+    resnet18 = torchvision.models.resnet18(weights=None).state_dict()
+    path = file_of(resnet18, tmp_path)
+    assert "resnet34" in refusal(path, backbone="resnet34")
+    assert "not a RetinaNet" in refusal(f"torchvision_retinanet:{path}")
+    assert "does not fit" in refusal(file_of({"conv1.weight": torch.ones(3)}, tmp_path))
+    assert "does not fit" in refusal(file_of(resnet18 | {"conv1.weight": torch.ones(3)}, tmp_path))
+    assert "not a state dict" in refusal(file_of([torch.ones(3)], tmp_path))
+    width = {"model": make_model(width=16).state_dict(), "class_names": ["a", "b", "c"], "config": "model: {}"}
+    assert "does not fit" in refusal(file_of(width, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {1: torch.ones(3)},
+        {"head.classification_head.cls_logits.weight": 1, "head.classification_head.cls_logits.bias": 2},
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "torchvision_retinanet:"])
+def test_containers_that_are_no_state_dict(tmp_path: Path, state: dict, prefix: str):
+    assert "weights.pth" in refusal(prefix + file_of(state, tmp_path))
