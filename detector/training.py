@@ -88,7 +88,7 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
             log.info("continuing %s after step %d", resumed, trainer.steps_done)
         log.info("training on %s", train_set.describe())
         log.info("validating on %s", val_set.describe())
-        log.info("%s, %s, %d processes; run folder %s", trainer.device, trainer.dtype, world_size(), folder)
+        log.info("%s, %s, %d processes; run folder %s", trainer.step.device, trainer.step.dtype, world_size(), folder)
         if rank() == 0:
             write_text(folder / "config.yaml", f"# detector at commit {commit() or 'unknown'}\n" + to_yaml(config))
         trainer.train()

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from detector.core import registry
 from detector.core.machine import num_cores
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: teams that share cores wait for each other
@@ -32,8 +31,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def registered_parts() -> Iterator[None]:
     """Parts that the tests of a file register are known to them alone: a probe builds every loss there is."""
-    known = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
-    before = [dict(each._parts) for each in known]
-    yield
-    for each, parts in zip(known, before, strict=True):
-        each._parts = parts
+    from detector import data, losses  # only now: see above
+    from detector.geometry import assignment
+
+    registries = [losses.CLASSIFICATION_LOSSES, losses.BOX_LOSSES, losses.ANCHOR_SAMPLERS]
+    registries += [assignment.ASSIGNERS, data.DATASETS, data.IMAGE_SAMPLERS]
+    with pytest.MonkeyPatch.context() as patch:
+        for registry in registries:
+            patch.setattr(registry, "_entries", dict(registry._entries))
+        yield

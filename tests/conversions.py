@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from detector.core.registry import DATASETS
 from detector.data.checks.findings import Findings
-from detector.data.dataset import DetectionDataset
+from detector.data.dataset import DATASETS, DetectionDataset
 
 FORMATS = ("coco", "voc", "yolo")
 

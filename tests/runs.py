@@ -4,6 +4,7 @@ import csv
 import os
 import random
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from tiny import TINY
 
 from detector.build import build_dataset, build_trained_model, build_trainer
 from detector.config import config_from_text
+from detector.engine.guard import BufferSnapshot
 from detector.engine.trainer import Trainer
 
 RUN = (
@@ -75,17 +77,26 @@ def seed_global_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def watch_steps(trainer: Trainer, see: Callable[[list], None]) -> None:
+    """Call `see` with the batches of each step."""
+    take = trainer.step.forward_backward_within_memory
+
+    def seen(batches: list, buffers: BufferSnapshot) -> tuple:
+        see(batches)
+        return take(batches, buffers)
+
+    trainer.step.forward_backward_within_memory = seen
+
+
 def send_sigterm_in_step(trainer: Trainer, step: int) -> None:
-    """The rate of a step is asked for before it and in it, so the signal comes while the step is at hand."""
-    rate = trainer.rate
+    """Send SIGTERM to this process in the middle of a step."""
+    taken = trainer.step
 
-    def rate_with_signal(now: int) -> float:
-        if now == step:
-            trainer.rate = rate
+    def kill(_: list) -> None:
+        if taken.steps_done == step:
             os.kill(os.getpid(), signal.SIGTERM)
-        return rate(now)
 
-    trainer.rate = rate_with_signal
+    watch_steps(trainer, kill)
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:

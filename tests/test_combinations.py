@@ -9,11 +9,11 @@ import pytest
 import torch
 from tiny import names_of_the_library, tiny_config, tiny_trainer
 
-from detector.build import build_criterion, build_dataset, build_part
+from detector.build import build_criterion, build_dataset, facts
 from detector.config import to_yaml
 from detector.core.errors import UserError
-from detector.core.registry import ASSIGNERS
 from detector.engine.trainer import Trainer
+from detector.geometry.assignment.base import ASSIGNERS
 from detector.losses import ANCHOR_SAMPLERS, CLASSIFICATION_LOSSES
 from detector.losses.base import ClassificationLoss
 
@@ -64,9 +64,10 @@ def test_a_step(loss: str, sampler: str, rule: str, box: str, trainer: Trainer, 
     overrides = (f"loss.classification={loss}", f"anchor_sampler={sampler}", f"assigner={rule}", f"loss.box={box}")
     config = tiny_config(scenes, *overrides)
     trainer.model.load_state_dict(start)
-    trainer.criterion = build_criterion(config, build_dataset(config, "train"))
-    trainer.assigner = build_part(ASSIGNERS, config.assigner, trainer.model.num_classes)
-    trainer.steps_done = 0  # where the first step also computes what the prior promises
+    dataset = build_dataset(config, "train")
+    trainer.step.criterion = build_criterion(config, dataset)
+    trainer.step.assigner = config.assigner.build(facts(dataset))
+    trainer.step.steps_done = 0  # the first step also computes the loss of the initial scores
     torch.manual_seed(0)
     measured = trainer.step([next(iter(trainer.loader))])
 

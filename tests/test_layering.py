@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"core", "signatures"},
+    {"core"},
     {"geometry", "kernels"},
     {"losses", "models", "data"},
     {"evaluation"},

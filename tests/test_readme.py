@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 import detector.build  # noqa: F401  (registers every part)
 from detector.config import load_config
-from detector.losses import CLASSIFICATION_LOSSES
 
 REPO = Path(__file__).parents[1]
 README = (REPO / "README.md").read_text()
@@ -23,8 +22,7 @@ def test_the_loss_it_shows_trains_from_its_yaml_line(tmp_path, monkeypatch):
     (tmp_path / "my_losses.py").write_text(block("python"))
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "hinge.yaml").write_text("data: {train: synthetic, val: synthetic}\n" + block("yaml"))
-    spec = dict(load_config(str(tmp_path / "hinge.yaml")).loss.classification)
-    loss = CLASSIFICATION_LOSSES.build(spec.pop("type"), **spec)
+    loss = load_config(str(tmp_path / "hinge.yaml")).loss.classification.build()
 
     logits = torch.tensor([[4.0, -1.0], [0.5, -3.5]], dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 2])  # the first row's class is 0, the second is background; the margin is 3

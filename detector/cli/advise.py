@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--gamma", type=float, default=2.0, help="focal loss's; 0 asks for cross entropy")
     parser.add_argument("--out", type=out_file, default="advice.yaml", help="the improved config")
     args = parser.parse_args()
-    # only now: --help need not wait for them
+    # imported here, so that --help does not wait for torch
     from detector.config import CONFIGS, load_config
     from detector.imbalance.advisor import advise, overlay
 

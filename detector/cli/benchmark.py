@@ -50,7 +50,7 @@ def main() -> None:
     for kind in kinds.choices.values():
         kind.add_argument("--out", type=out_file, help="JSON file; the table goes beside it as Markdown")
     args = vars(parser.parse_args())
-    # only now: --help need not wait for torch
+    # imported here, so that --help does not wait for torch
     from detector.benchmarks import census, evaluation, imbalanced, inference, loader, losses, threads, training
     from detector.benchmarks.timing import machine
     from detector.core.files import write_json, write_text

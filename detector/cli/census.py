@@ -19,14 +19,13 @@ def main() -> None:
     parser.add_argument("--out", type=out_folder, help="folder for census.json; default runs/census/<config>_<split>")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # only now: --help need not wait for any of them, nor a wrong config for torch
-    from detector.config import load_config
-
-    config = load_config(args.cfg, args.overrides)
-
+    # imported here, so that --help does not wait for torch
     from detector.build import build_census, build_dataset
+    from detector.config import load_config
     from detector.core.files import write_json
     from detector.core.tables import show
+
+    config = load_config(args.cfg, args.overrides)
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

@@ -20,20 +20,19 @@ def main() -> None:
     parser.add_argument("--fast", action="store_true", help="do not open the images")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # only now: --help need not wait for any of them, nor a wrong config for torch
-    from detector.config import load_config
-
-    config = load_config(args.cfg, args.overrides)
-
+    # imported here, so that --help does not wait for torch
     from rich.console import Console
     from rich.progress import Progress
 
     from detector.build import divide, read_dataset, with_decisions
+    from detector.config import load_config
     from detector.core.errors import UserError
     from detector.core.machine import cache_folder
     from detector.core.tables import show
     from detector.data.checks.findings import KINDS, Findings
     from detector.data.checks.inspection import look_at_all, report_files, report_leaks, report_overlaps
+
+    config = load_config(args.cfg, args.overrides)
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     splits = ["train"] if config.data.val is None else ["train", "val"]

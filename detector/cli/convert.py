@@ -20,13 +20,12 @@ def main() -> None:
     parser.add_argument("--link", action="store_true", help="hard links to the images in place of copies")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # only now: --help need not wait for any of them, nor a wrong config for torch
+    # imported here, so that --help does not wait for torch
+    from detector.build import build_dataset, with_decisions
     from detector.config import load_config
+    from detector.data.formats.conversion import plan_conversion
 
     config = load_config(args.cfg, args.overrides)
-
-    from detector.build import build_dataset, with_decisions
-    from detector.data.formats.conversion import plan_conversion
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     train = build_dataset(config, "train")

@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # only now: --help need not wait for torch
+    # imported here, so that --help does not wait for torch
     from detector.build import build_dataset, build_evaluation, build_trained_model, with_targets
     from detector.config import load_config, with_parts
     from detector.core.distributed import gather, process_group, rank
@@ -66,7 +66,7 @@ def main() -> None:
 
     with process_group(detector.device):
         evaluate = build_evaluation(
-            config, dataset, detector.device, detector.dtype, with_targets(config, num_classes, see)
+            config, dataset, detector.device, detector.dtype, with_targets(config, dataset, see)
         )
         metrics, detections = evaluate(detector.model)
         anchor_level, ratios = scores.compute(), dict(ChainMap(*gather(ratios)))

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help=size)
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # only now: --help need not wait for torch
+    # imported here, so that --help does not wait for torch
     from detector.deploy.export import export
     from detector.deploy.predict import Detector
 

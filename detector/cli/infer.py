@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--scales", nargs="+", type=float, metavar="S", help="see it at these sizes, e.g. 0.8 1.0 1.25")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     args = parser.parse_intermixed_args()
-    # only now: --help need not wait for torch
+    # imported here, so that --help does not wait for torch
     from detector.deploy.inference import loop
     from detector.deploy.inference.sinks import FORMATS, Drawings
     from detector.deploy.inference.sources import find_sources

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # only now: --help need not wait for torch
+    # imported here, so that --help does not wait for torch
     from detector.build import build_dataset, build_probe
     from detector.config import with_parts
     from detector.core.files import write_json
@@ -44,7 +44,11 @@ def main() -> None:
     log.info("probing on %s", dataset.describe())
     probe = build_probe(config, dataset, detector.device, detector.dtype)(detector.model)
     trained_with = config.loss.classification
-    found = {"split": args.split, "class_names": dataset.class_names, "trained_with": trained_with} | probe.compute()
+    found = {
+        "split": args.split,
+        "class_names": dataset.class_names,
+        "trained_with": trained_with.to_dict(),
+    } | probe.compute()
 
     write_json(folder / "probe.json", found)
     elements = [f"{found['elements'][group]:,}" for group in GROUPS]

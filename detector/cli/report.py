@@ -16,7 +16,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=out_file, default="report.html")
     args = parser.parse_intermixed_args()
-    # only now: --help need not wait for torch
+    # imported here, so that --help does not wait for torch
     from detector.lab.report.page import make_page
     from detector.lab.report.sources import read_source
 

@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="only the tables of what there is")
     parser.add_argument("--keep-checkpoints", action="store_true")
     args = parser.parse_args()
-    # only now: --help need not wait for torch
+    # imported here, so that --help does not wait for torch
     import detector.build  # noqa: F401  (registers the parts that a config names)
     from detector.core.files import write_json, write_text
     from detector.core.tables import markdown, show

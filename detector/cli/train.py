@@ -21,16 +21,15 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # only now: --help need not wait for any of them, nor a wrong config for torch
+    # imported here, so that --help does not wait for torch
     from detector.config import load_config
     from detector.core.machine import take_fastest
+    from detector.training import train_config
 
     config = load_config(args.cfg, args.overrides)
     if (fastest := take_fastest(args.cfg)) and config.data.num_workers == "auto":
         data = config.data.model_copy(update={"num_workers": fastest["workers"]})
         config = config.model_copy(update={"data": data})
-
-    from detector.training import train_config
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if fastest:

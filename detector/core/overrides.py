@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from detector.core.errors import UserError
-from detector.core.registry import Registry
+from detector.core.registry import ChosenFrom
 from detector.core.strict_yaml import read_yaml
 
 NULL = ("", "null", "Null", "NULL")
@@ -67,7 +67,7 @@ def _types(schema: type[BaseModel], keys: list[str]) -> set[Any]:
         return _members(field.annotation)
     if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
         return _types(field.annotation, keys[1:])
-    for registry in (item for item in field.metadata if isinstance(item, Registry) and len(keys) == 2):
+    for registry in (item.registry for item in field.metadata if isinstance(item, ChosenFrom) and len(keys) == 2):
         if keys[1] == "type":
             return {str}
         parameters = (registry.parameters(name) for name in registry.names())

@@ -13,7 +13,12 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor, device, set_grad_enabled
 
-IGNORED = -1  # label of an anchor that counts neither way, and of a padded ground truth
+IGNORED = -1  # label of a prior that counts neither way, and of a padded ground truth
+
+
+def is_foreground(labels: Tensor, num_classes: int) -> Tensor:
+    """Return whether labels (...) int64 are those of a class: 0..K-1. Background is K, ignored is -1."""
+    return (labels >= 0) & (labels < num_classes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,16 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class GroundTruth:
+    """The objects of a batch, padded to the same number: boxes (B, G, 4) float32 xyxy; labels (B, G) int64, -1 where
+    padded; ignore (B, G) bool, true for regions that are neither foreground nor background."""
+
+    boxes: Tensor
+    labels: Tensor
+    ignore: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """Padded samples as tensors.
 
@@ -54,6 +69,10 @@ class Batch:
     image_ids: tuple[int, ...]
     file_names: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
+
+    @property
+    def truth(self) -> GroundTruth:
+        return GroundTruth(self.boxes, self.labels, self.ignore)
 
     def to(self, target: device) -> "Batch":
         return self._map(lambda tensor: tensor.to(target, non_blocking=True))
@@ -89,18 +108,26 @@ class BoxCoder(Protocol):
         """Turn what a head gives, (..., R), into boxes (..., 4) xyxy."""
 
 
+@dataclass(frozen=True, slots=True)
+class Priors:
+    """The places that a head scores: boxes (A, 4) xyxy, the levels of the pyramid in turn; level_sizes, the number of
+    priors of each level."""
+
+    boxes: Tensor
+    level_sizes: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
 @dataclass(frozen=True)
 class Predictions:
-    """What the model predicts.
-
-    logits (B, A, K); raw (B, A, R), the head's numbers for the boxes; priors (A, 4) xyxy; level_sizes, the priors of
-    each pyramid level; coder, which makes boxes of `raw`.
-    """
+    """What the model predicts: logits (B, A, K); raw (B, A, R), the head's numbers for the boxes; priors, A of them;
+    coder, which decodes boxes from `raw`."""
 
     logits: Tensor
     raw: Tensor
-    priors: Tensor
-    level_sizes: tuple[int, ...]
+    priors: Priors
     coder: BoxCoder
 
     @cached_property
@@ -108,16 +135,23 @@ class Predictions:
         """(B, A, 4) xyxy fp32, decoded when they are first asked for."""
         # also where that is under no_grad: a loss that asks later needs their gradient
         with set_grad_enabled(self.raw.requires_grad):
-            return self.coder.decode(self.raw.float(), self.priors)
+            return self.coder.decode(self.raw.float(), self.priors.boxes)
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the anchors should be: labels (B, A) int64 (0..K-1, K = background, -1 = ignored); boxes (B, A, 4) xyxy,
-    the matched ground truth of each anchor (any finite box where the anchor is not foreground)."""
+    """What the predictions should be.
+
+    labels (B, A) int64, 0..K-1, K for background, -1 for ignored; boxes (B, A, 4) xyxy, the box of each prior's object
+    (any finite box where the prior is not foreground); matched (B, A) int64, the index of that object in the ground
+    truth (any valid index where the prior is not foreground); quality (B, A) in 0..1, the target score of foreground
+    priors where the assigner gives one, else None: the losses then take 1 or the IoU of the predicted box.
+    """
 
     labels: Tensor
     boxes: Tensor
+    matched: Tensor
+    quality: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Data sets, and the way from their files to batches."""
 
-from detector.core.registry import DATASETS, IMAGE_SAMPLERS
 from detector.data import formats as _formats  # noqa: F401  (registers the data sets)
-from detector.data.dataset import DetectionDataset
+from detector.data.dataset import DATASETS, DetectionDataset
 from detector.data.pipeline import samplers as _samplers  # noqa: F401  (registers the image samplers)
+from detector.data.pipeline.samplers import IMAGE_SAMPLERS
 
 __all__ = ["DATASETS", "IMAGE_SAMPLERS", "DetectionDataset"]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from detector.core.errors import UserError
+from detector.core.registry import Registry
 from detector.core.structures import Sample
 from detector.data.images import FULL_BITS, read_image
 from detector.data.pipeline.transforms import PADDING_COLOUR
@@ -129,3 +130,6 @@ class DetectionDataset(Sequence[Sample]):
                 )
         categories = [{"id": i, "name": n} for i, n in zip(self.category_ids, self.class_names, strict=True)]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+
+DATASETS: Registry[DetectionDataset] = Registry("data set")

@@ -58,7 +58,7 @@ def export(
         good = " ".join(str(max(side, divisor)) for side in rounded)
         raise UserError(f"size {height} {width}: the model takes sides that are multiples of {divisor}", f"take {good}")
     # kept by the model, the anchors become a constant of the graph: the reason why the sides are fixed
-    _, level_sizes = model.anchors(rounded, torch.device("cpu"))
+    level_sizes = model.priors(rounded, torch.device("cpu")).level_sizes
     evaluation = detector.config.evaluation
     if nms and make_views(evaluation.flip, evaluation.scales) != [PLAIN]:
         raise UserError(
@@ -93,7 +93,7 @@ class RawGraph(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         said = self.model(images)
-        return said.logits, said.raw, said.priors
+        return said.logits, said.raw, said.priors.boxes
 
 
 class DetectionGraph(nn.Module):
@@ -127,7 +127,7 @@ class DetectionGraph(nn.Module):
         num_classes = said.logits.shape[2]
         anchor, labels = candidates // num_classes, candidates % num_classes
         raw = said.raw.gather(1, anchor[..., None].expand(-1, -1, said.raw.shape[2]))
-        boxes = said.coder.decode(raw, said.priors[anchor])
+        boxes = said.coder.decode(raw, said.priors.boxes[anchor])
         sizes = sizes.to(boxes.dtype)
         boxes = clip(boxes, sizes[:, :1], sizes[:, 1:]).nan_to_num(0)  # NaN becomes a box without area
         scores = scores.masked_fill(is_empty(boxes), 0)

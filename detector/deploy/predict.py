@@ -11,8 +11,8 @@ import numpy as np
 from detector.build import build_detection, build_model, evaluation_side, place
 from detector.config import Config, config_from_text, load_config
 from detector.core.errors import UserError
-from detector.core.registry import did_you_mean
 from detector.core.structures import Detections, Sample
+from detector.core.validation import did_you_mean
 from detector.data.images import ImageInput, as_rgb
 from detector.data.pipeline.buckets import make_buckets
 from detector.data.pipeline.loader import collate

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Average:
+class ModelAverage:
     """`module` is the average of a model's weights and buffers over the steps: the first step's are taken whole, then
     after n updates avg <- d avg + (1 - d) now with d = min(decay, (1 + n) / (10 + n)). Counters are copied."""
 

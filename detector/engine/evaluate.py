@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import nn
 
 from detector.core.structures import Batch, Detections, Predictions
+from detector.core.validation import PositiveFloats, PositiveInt, Settings, Switch, UnitFloat
 from detector.data.pipeline.loader import Loader
 from detector.engine.guard import inference_within_memory
 from detector.engine.precision import autocast
@@ -15,6 +18,31 @@ from detector.evaluation.coco import to_coco_results
 from detector.models.postprocess import best_candidates, suppress
 
 Observer = Callable[[Batch, Predictions], None]
+
+
+def _with_plain_view(scales: list[float]) -> list[float]:
+    if 1 not in scales:
+        raise ValueError("should have 1.0 among them, the images as they are")
+    return scales
+
+
+class EvaluationSettings(Settings):
+    """flip and scales: test-time augmentation, each image seen at every scale and mirrored too (so many times the
+    work), the boxes of all views suppressed together."""
+
+    backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    score_threshold: UnitFloat = 0.05
+    nms_iou: UnitFloat = 0.5
+    candidates_per_level: PositiveInt = 1000
+    max_detections: Annotated[PositiveInt, Field(gt=10)] = 100
+    flip: Switch = False
+    scales: Annotated[PositiveFloats, AfterValidator(_with_plain_view)] = [1.0]
+    batch_size: PositiveInt = 16
+
+    @property
+    def postprocessing(self) -> dict[str, float | int]:
+        """What turns one view's predictions into detections."""
+        return self.model_dump(include={"score_threshold", "nms_iou", "candidates_per_level", "max_detections"})
 
 
 @torch.inference_mode()

@@ -2,31 +2,31 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from detector.core.errors import UserError
 from detector.core.torch_errors import is_out_of_memory
+from detector.core.validation import NonNegativeInt, PositiveFloat, Settings
 from detector.losses.base import running_mean
 
 MOMENTUM = 0.98
 SEEN_BEFORE_SPIKES = 20  # steps before a mean loss means something
 
 
-@dataclass(frozen=True, slots=True)
-class Faults:
-    """What a run does about them: stop, or go on. bad_step: loss or gradient not finite, or, where there is a
-    `spike_factor`, a loss above so many times its running mean; out_of_memory: halve the batches, the step staying the
-    same; max_unreadable: how many images may be missing, others standing in for them."""
+class FaultSettings(Settings):
+    """bad_step: what a loss or gradient that is not finite does, or a loss above spike_factor times its running mean
+    (null: no such limit); out_of_memory: halve puts each batch through in parts; max_unreadable: how many images may
+    fail to be read, others standing in for them."""
 
-    bad_step: Literal["stop", "skip"]
-    spike_factor: float | None
-    out_of_memory: Literal["stop", "halve"]
-    max_unreadable: int
+    bad_step: Literal["stop", "skip"] = "stop"
+    spike_factor: Annotated[PositiveFloat, Field(gt=1)] | None = None
+    out_of_memory: Literal["stop", "halve"] = "stop"
+    max_unreadable: NonNegativeInt = 0
 
 
 class Guard(nn.Module):
@@ -51,7 +51,7 @@ class Guard(nn.Module):
         return refused
 
 
-class Kept:
+class BufferSnapshot:
     """Values of the buffers that a forward pass moves (batch norm's statistics, the losses' histograms and means), to
     be brought back where the step is not taken."""
 

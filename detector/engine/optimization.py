@@ -1,67 +1,36 @@
-"""Optimisers, and the learning rate as a pure function of the step."""
-
-import math
-from collections.abc import Sequence
-from typing import Literal
+"""Optimizers: their groups of parameters, and their state in a checkpoint."""
 
 import torch
-from torch import nn
 
 from detector.core.errors import UserError
+from detector.engine.settings import TrainSettings
+from detector.models.detector import RetinaNet
 
 STATES = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}  # of a parameter
 
 
-def learning_rate(
-    step: int,
-    *,
-    num_steps: int,
-    peak: float,
-    schedule: Literal["step", "cosine", "constant"],
-    milestones: Sequence[float],
-    step_factor: float,
-    warmup_steps: int,
-    warmup_factor: float,
-) -> float:
-    """The rate of step 0..num_steps-1.
-
-    `step` multiplies by `step_factor` at each milestone (a fraction of the run); `cosine` falls to 0 at the end;
-    `constant` stays. During the first `warmup_steps` it is also multiplied by a line from `warmup_factor` to 1.
-    """
-    progress = step / num_steps
-    if schedule == "step":
-        rate = peak * step_factor ** sum(progress >= milestone for milestone in milestones)
-    elif schedule == "cosine":
-        rate = peak * 0.5 * (1 + math.cos(math.pi * progress))
-    else:
-        rate = peak
-    if step < warmup_steps:
-        rate *= warmup_factor + (1 - warmup_factor) * step / warmup_steps
-    return rate
+def parameter_groups(model: RetinaNet, settings: TrainSettings) -> list[dict]:
+    """Return the trainable parameters in groups, with the weight decay and the factor of the learning rate (`lr_scale`)
+    of each group. Norms and biases are the parameters with fewer than two dimensions."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    is_scaled = settings.backbone_lr_scale != 1
+    of_backbone = {id(p) for p in model.backbone.parameters()} if is_scaled else set()
+    flat_decay = settings.weight_decay if settings.decay_norms_and_biases else 0.0
+    groups = []
+    for lr_scale, is_backbone in ((1.0, False), (settings.backbone_lr_scale, True)) if is_scaled else ((1.0, False),):
+        parameters = [p for p in trainable if (id(p) in of_backbone) == is_backbone]
+        for decay, is_flat in ((settings.weight_decay, False), (flat_decay, True)):
+            chosen = [p for p in parameters if (p.ndim < 2) == is_flat]
+            groups.append({"params": chosen, "weight_decay": decay, "lr_scale": lr_scale})
+    return groups
 
 
-def fit_warmup(warmup_steps: int, num_steps: int) -> int:
-    """`warmup_steps`, but at most a tenth of the run's steps, so that the rate reaches its peak in a short run too."""
-    return min(warmup_steps, num_steps // 10)
-
-
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Trainable parameters; norms and biases (everything with fewer than two dimensions) do not decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def make_optimizer(
-    model: nn.Module, *, name: Literal["sgd", "adamw"], lr: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    """SGD with `momentum`, or AdamW with PyTorch's betas. Both fused, so that a step can be skipped on the device."""
-    groups = parameter_groups(model, weight_decay)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=True)
+def make_optimizer(model: RetinaNet, settings: TrainSettings) -> torch.optim.Optimizer:
+    """Return SGD with momentum, or AdamW with PyTorch's betas. Both are fused: a step can be skipped on the device."""
+    groups = parameter_groups(model, settings)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=True)
     _start_momenta(optimizer)
     return optimizer
 
@@ -76,7 +45,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     known = STATES[type(optimizer)]
     foreign = {name for state in optimizer.state.values() for name in state.keys() ^ known if state}
     for group, own in zip(optimizer.param_groups, settings, strict=True):
-        foreign |= own.keys() - group.keys()
+        foreign |= own.keys() - group.keys() - {"lr_scale"}  # which version 0.2 did not have
         group.update(own)
     if foreign:
         raise UserError(

@@ -71,7 +71,7 @@ RULES = {
 # After a change of these, an AP cannot be compared with those before.
 METRIC_KEYS = ("evaluation", "data.short_side", "data.long_side", "data.bits")
 
-PARTS = {"classification": "loss.classification", "box": "loss.box", "sampler": "anchor_sampler"}  # of a Criterion
+PARTS = {"classification": "loss.classification", "boxes": "loss.box", "sampler": "anchor_sampler"}  # of a Criterion
 MAX_VALUE = 100  # characters of a value in a message
 ABSENT = "not known"  # the value of a key that one of the two releases does not have
 
@@ -151,6 +151,8 @@ def load_criterion(criterion: nn.Module, saved: dict[str, Any], changed: set[str
 
     A loss starts with new state if its type changed or its saved state does not fit. Return the keys of those losses.
     """
+    # before version 0.2, a criterion had a single box loss
+    saved = {f"boxes.0.{name[4:]}" if name.startswith("box.") else name: value for name, value in saved.items()}
     own, fresh = criterion.state_dict(), []
     for key in sorted({*PARTS.values(), "loss.normaliser"}):
         names = {name for name in {*own, *saved} if PARTS.get(name.partition(".")[0], "loss.normaliser") == key}

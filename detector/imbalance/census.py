@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from detector.core.machine import num_cores
-from detector.core.structures import Targets
+from detector.core.structures import GroundTruth, Priors
 from detector.data.dataset import Record
 from detector.data.pipeline.samplers import RepeatFactorSampler
 from detector.geometry.anchors import AnchorGrid, num_cells
+from detector.geometry.assignment import Assigner
 from detector.geometry.boxes import paired_iou, pairwise_iou
 from detector.imbalance.anchor_fit import best_iou, suggest
 from detector.imbalance.balance import initial_alpha
@@ -26,8 +27,6 @@ IN_ONE_PROCESS = 400  # fewer images are counted before a second process has sta
 GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
 BETA = 0.9999  # of the effective number of objects
 REPEAT_THRESHOLDS = (0.001, 0.01, 0.1)
-
-Assigner = Callable[[Tensor, Tensor, Tensor, Tensor, tuple[int, ...]], Targets]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +75,14 @@ def count_image(record: Record, setting: Setting, anchors: Sequence[Tensor]) -> 
 
     Where the assigner is `local`, anchors that touch no box are background and need not be shown to it."""
     boxes = scaled_boxes(record, setting)
-    local = setting.assigner.local
+    local = setting.assigner.is_local
     shown = [level[_touches(level, boxes)] if local else level.flatten(0, 2) for level in anchors]
     sizes = tuple(map(len, shown))
     flat = torch.cat(shown)
     labels = torch.from_numpy(record.labels)
     crowd = torch.from_numpy(record.crowd)
     if len(boxes):
-        targets = setting.assigner(flat, boxes[None], labels[None], crowd[None], sizes)
+        targets = setting.assigner(Priors(flat, sizes), GroundTruth(boxes[None], labels[None], crowd[None]))
         assigned, matched = targets.labels[0], targets.boxes[0]
     else:
         assigned, matched = torch.full((len(flat),), setting.num_classes), flat

@@ -1,5 +1,7 @@
-"""The classification loss that prior initialisation promises for the first step: a prior that was not applied, and in a
-loss that adds up over rows a wrong reduction, show as a difference from the observed one."""
+"""The classification loss that the initial scores should give in the first step.
+
+A difference from the observed loss shows that the prior was not applied, or that the loss reduces its rows wrongly.
+"""
 
 import copy
 import math
@@ -7,8 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from detector.core.structures import Predictions, Targets
-from detector.geometry.coders import DeltaCoder
+from detector.core.structures import BoxCoder, Predictions, Priors, Targets
 from detector.losses.criterion import Criterion
 
 
@@ -16,17 +17,28 @@ from detector.losses.criterion import Criterion
 def expected_initial_loss(
     criterion: Criterion,
     targets: Targets,
-    anchors: Tensor,
-    level_sizes: tuple[int, ...],
+    priors: Priors,
+    coder: BoxCoder,
     num_fg: Tensor,
     prior: float,
     num_batches: int,
 ) -> Tensor:
-    """The classification loss of one of `num_batches` batches if every score were `prior` and every box its anchor, a
-    0-dim tensor.
+    """Return the classification loss of a batch if every score were `prior` and every box the prior's box, a 0-dim
+    tensor.
 
-    For a loss that adds up over rows, it is computed from one row of each label, times their number, over num_fg: so a
-    loss that averages where it should sum is found out. For another it is the loss itself, on equal logits."""
+    For a loss that is a sum over rows, this is the loss of a single row of each label, times the number of those rows,
+    over `num_fg`: a loss that takes a mean in place of the sum then differs. For any other loss, this is the loss of
+    equal logits.
+
+    Args:
+        criterion: the losses, which stay as they are.
+        targets: the targets of the batch.
+        priors: the priors of the batch.
+        coder: the box coder of the model.
+        num_fg: the normalizer of the step.
+        prior: the initial score.
+        num_batches: the batches of the step on this rank.
+    """
     labels, num_classes, loss = targets.labels, criterion.num_classes, copy.deepcopy(criterion.classification)
     logit = math.log(prior / (1 - prior))
     by_rows = loss.row_additive and not loss.use_quality and not criterion.sampler.needs_logits
@@ -37,5 +49,6 @@ def expected_initial_loss(
         counts = torch.bincount(labels[labels >= 0], minlength=num_classes + 1)
         return (losses * counts).sum() / num_fg.clamp(min=1)
     logits = torch.full((*labels.shape, num_classes), logit, device=labels.device)
-    predictions = Predictions(logits, torch.zeros_like(targets.boxes), anchors, level_sizes, DeltaCoder())
-    return copy.deepcopy(criterion)(predictions, targets, num_fg, num_batches)["cls"]
+    raw = coder.encode(priors.boxes, priors.boxes).expand(len(labels), -1, -1)
+    predictions = Predictions(logits, raw, priors, coder)
+    return copy.deepcopy(criterion)(predictions, targets, num_fg, num_batches).weighted["cls"]

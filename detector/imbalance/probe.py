@@ -53,7 +53,7 @@ class Probe:
         with torch.no_grad():
             quality = paired_iou(predictions.boxes.clone(), targets.boxes.clone())
         for histograms in self.losses.values():
-            histograms.update(logits, labels, predictions.level_sizes, quality, place)
+            histograms.update(logits, labels, predictions.priors.level_sizes, quality, place)
 
     def compute(self) -> dict:
         """Plain numbers; see the README for what each is. A share of nothing is 0, a mean of nothing NaN."""

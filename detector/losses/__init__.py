@@ -1,6 +1,7 @@
 """The loss library: importing it registers every loss."""
 
-from detector.core.registry import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses import cross_entropy, focal, ghm, iou, mining, quality, ranking, samplers, smooth_l1  # noqa: F401
+from detector.losses.base import BOX_LOSSES, CLASSIFICATION_LOSSES
+from detector.losses.samplers import ANCHOR_SAMPLERS
 
 __all__ = ["ANCHOR_SAMPLERS", "BOX_LOSSES", "CLASSIFICATION_LOSSES"]

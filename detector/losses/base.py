@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from detector.core.registry import Registry
 from detector.kernels import elementwise_terms
 from detector.kernels.reference import binary_targets, counted, widen
 
@@ -70,6 +71,9 @@ class ClassificationLoss(nn.Module):
         return self.split(logits, labels, num_fg, level_sizes=level_sizes, quality=quality).sum()
 
 
+CLASSIFICATION_LOSSES: Registry[ClassificationLoss] = Registry("classification loss")
+
+
 class ElementwiseLoss(ClassificationLoss):
     """A loss that is a function of each logit and its binary target alone, without parameters to learn: implement
     `elementwise`."""
@@ -107,6 +111,9 @@ class BoxLoss(nn.Module):
         losses = self.elementwise(predicted, target)
         foreground = foreground[..., None] if losses.ndim > foreground.ndim else foreground
         return losses.masked_fill(~foreground, 0).sum() * one_over(num_fg, predicted)
+
+
+BOX_LOSSES: Registry[BoxLoss] = Registry("box loss")
 
 
 def masked_boxes(predicted: Tensor, target: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detector.core.registry import NonNegativeInt, PositiveFloat, UnitFloat
+from detector.core.validation import NonNegativeInt, PositiveFloat, UnitFloat
 
 Alpha = UnitFloat | list[UnitFloat] | None
 ClassWeights = list[PositiveFloat] | Literal["inverse_frequency", "effective_number"] | None

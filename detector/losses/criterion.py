@@ -1,65 +1,173 @@
-"""Predictions and targets to loss terms: the one place where losses meet anchors and normalisers."""
+"""Predictions and targets become loss terms: the only place where losses meet priors and normalizers."""
 
-from dataclasses import replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from detector.core.distributed import sum_over_ranks, world_size
-from detector.core.structures import Predictions, Targets
+from detector.core.registry import ChosenFrom, Part
+from detector.core.structures import Predictions, Targets, is_foreground
+from detector.core.validation import InvalidValues, NonNegativeFloat, Settings
 from detector.geometry.boxes import paired_iou
-from detector.losses.base import BoxLoss, ClassificationLoss, running_mean
+from detector.losses.base import BOX_LOSSES, CLASSIFICATION_LOSSES, BoxLoss, ClassificationLoss, running_mean
 from detector.losses.samplers import AnchorSampler
 
-Normaliser = Literal["global", "local", "image", "ema"]
 EMA_MOMENTUM = 0.9
 
 
-class Criterion(nn.Module):
-    """Loss terms of a batch.
+@dataclass(frozen=True)
+class BoxTerm:
+    """A box loss that a config chooses, and the weight of its term."""
 
-    The normaliser num_fg is the number of foreground anchors: `global`, of the whole optimiser step, all ranks and
-    accumulated batches; `local`, of this rank's step, and their losses averaged; `image`, of each image, likewise
-    (torchvision's rule); `ema`, the bias-corrected running mean of the global count over the training steps, in buffers
-    (detectron2's rule, which keeps it on each rank and loses it on resume). It is clamped to at least 1 after the sum.
-    Losses that are `self_normalised` are means. The sampler says which anchors count.
+    loss: Part[BoxLoss]
+    weight: float = 1.0
+
+
+class BoxTerms(ChosenFrom):
+    """An annotation for a field that takes a box loss or a list of box losses, each with a `weight` where it has one:
+    `giou`, or `[{type: giou, weight: 2.0}, {type: smooth_l1}]`."""
+
+    def resolve(self, spec: Any, context: Any) -> tuple[BoxTerm, ...]:
+        """Return the terms. Raises InvalidValues where a spec is wrong."""
+        if not isinstance(spec, list):
+            return (self._term(spec, context),)
+        terms, problems = [], {}
+        for i, each in enumerate(spec):
+            try:
+                terms.append(self._term(each, context))
+            except InvalidValues as error:
+                problems |= {(i, *path): text for path, text in error.problems.items()}
+        if problems or not terms:
+            raise InvalidValues(problems or {(): "[] is wrong: should name a box loss"})
+        return tuple(terms)
+
+    def to_plain(self, terms: Any) -> Any:
+        """Return the specs of the terms, as YAML holds them."""
+        plain = [term.loss.to_dict() | ({} if term.weight == 1 else {"weight": term.weight}) for term in terms]
+        return plain[0] if len(plain) == 1 else plain
+
+    def _term(self, spec: Any, context: Any) -> BoxTerm:
+        if not isinstance(spec, dict) or "weight" not in spec:
+            return BoxTerm(super().resolve(spec, context))
+        weight = spec["weight"]
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise InvalidValues({("weight",): f"{weight!r} is wrong: should be a number of 0 or more"})
+        loss = super().resolve({key: value for key, value in spec.items() if key != "weight"}, context)
+        return BoxTerm(loss, float(weight))
+
+
+class LossSettings(Settings):
+    """The `loss` section of a config.
+
+    classification: the loss of the class scores. box: the box loss, or a list of box losses with weights. box_weight:
+    a factor of all box terms. normaliser: what the losses are divided by (see `Criterion`).
+    """
+
+    classification: Annotated[Part[ClassificationLoss], ChosenFrom(CLASSIFICATION_LOSSES, "focal")] = Field(
+        "focal", validate_default=True
+    )
+    box: Annotated[tuple[BoxTerm, ...], BoxTerms(BOX_LOSSES, "smooth_l1")] = Field("smooth_l1", validate_default=True)
+    box_weight: NonNegativeFloat = 1.0
+    normaliser: Literal["global", "local", "image", "ema"] = "global"
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """The losses of a batch: `weighted`, 0-dim tensors by name, whose sum is the loss; `parts`, detached 0-dim tensors
+    by name, which make up a term: `cls_fg` and `cls_bg` of `cls`."""
+
+    weighted: dict[str, Tensor]
+    parts: dict[str, Tensor]
+
+    def total(self) -> Tensor:
+        """Return the sum of the terms."""
+        return torch.stack(list(self.weighted.values())).sum()
+
+    def detach(self) -> "LossTerms":
+        """Return the same numbers without a graph."""
+        return LossTerms({name: term.detach() for name, term in self.weighted.items()}, self.parts)
+
+    def __truediv__(self, divisor: Tensor) -> "LossTerms":
+        """Return all terms and parts divided by a number."""
+        return LossTerms(*({name: x / divisor for name, x in group.items()} for group in (self.weighted, self.parts)))
+
+
+class Criterion(nn.Module):
+    """The loss terms of a batch: `cls`, and `box` (or `box_<type>` for each of several box losses).
+
+    The normalizer N is the number of foreground priors, or the sum of their target qualities where the assigner gives
+    them: `global`, of the whole optimizer step, all ranks and accumulated batches; `local`, of this rank's step, and
+    the losses of the ranks are averaged; `image`, of each image, likewise (torchvision's rule); `ema`, the
+    bias-corrected running mean of the global number over the training steps, in buffers (detectron2's rule, which
+    keeps it on each rank and loses it on resume). N is clamped to at least 1 after the sum. Losses that are
+    `self_normalised` are means. The sampler says which priors count.
     """
 
     def __init__(
         self,
+        settings: LossSettings,
         classification: ClassificationLoss,
-        box: BoxLoss,
+        boxes: Sequence[BoxLoss],
         sampler: AnchorSampler,
-        *,
         num_classes: int,
-        box_weight: float,
-        normaliser: Normaliser,
     ):
+        """Args:
+        settings: the weights and the normalizer.
+        classification: the loss of `settings.classification`.
+        boxes: the losses of `settings.box`, in this order.
+        sampler: the rule that says which priors count.
+        num_classes: K.
+        """
         super().__init__()
         self.classification = classification
-        self.box = box
+        self.boxes = nn.ModuleList(boxes)
+        self.box_names = box_names(settings)
+        self.box_weights = [term.weight * settings.box_weight for term in settings.box]
         self.sampler = sampler
         self.num_classes = num_classes
-        self.box_weight = box_weight
-        self.normaliser = normaliser
-        if normaliser == "ema":
+        self.normaliser = settings.normaliser
+        if self.normaliser == "ema":
             self.register_buffer("mean_num_fg", torch.zeros(()))
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def is_foreground(self, labels: Tensor) -> Tensor:
-        return (labels >= 0) & (labels < self.num_classes)
+    @property
+    def divides_by_step(self) -> bool:
+        """Whether a term is divided by a number that is known only after the last batch of a step."""
+        return self.normaliser != "image" and not all(self._is_self_normalised())
+
+    @property
+    def can_divide_afterwards(self) -> bool:
+        """Whether the gradients of a whole step may be divided by that number: all terms and all ranks share it."""
+        shared = self.normaliser in ("global", "ema") or world_size() == 1
+        return not self.divides_by_step or (shared and not any(self._is_self_normalised()))
+
+    def _is_self_normalised(self) -> list[bool]:
+        return [loss.self_normalised for loss in (self.classification, *self.boxes)]
+
+    @property
+    def term_names(self) -> list[str]:
+        return ["cls", *self.box_names]
 
     def sample(self, targets: Targets) -> Targets:
-        """The targets whose anchors count, as far as that is known before the forward pass."""
+        """Return the targets whose priors count, as far as that is known without the logits."""
         return targets if self.sampler.needs_logits else replace(targets, labels=self.sampler(targets.labels, None))
 
-    def count_foreground(self, targets: list[Targets]) -> Tensor:
-        """Foreground anchors of this rank's batches of one optimiser step: a 0-dim fp32 tensor."""
-        return torch.stack([self.is_foreground(t.labels).sum() for t in targets]).sum().float()
+    def count_foreground(self, targets: Sequence[Targets]) -> Tensor:
+        """Return the foreground priors, or the sum of their qualities, of this rank's batches of an optimizer step: a
+        0-dim fp32 tensor."""
+        return torch.stack([self._count(each).sum() for each in targets]).sum().float()
+
+    def _count(self, targets: Targets) -> Tensor:
+        """Return (B,) what each image adds to the normalizer."""
+        foreground = is_foreground(targets.labels, self.num_classes)
+        return (foreground if targets.quality is None else targets.quality * foreground).sum(dim=1)
 
     def normalise(self, num_fg: Tensor) -> Tensor:
-        """What an optimiser step of this foreground count divides its losses by; to be asked once a step."""
+        """Return what an optimizer step of this foreground count divides its losses by. Call it once a step."""
         if self.normaliser == "local":
             return num_fg.clamp(min=1) * world_size()
         if self.normaliser == "image":
@@ -71,49 +179,75 @@ class Criterion(nn.Module):
 
     @torch.no_grad()
     def quality(self, predictions: Predictions, targets: Targets) -> Tensor | None:
-        """(B, A) the IoU of predicted and matched box, for the losses that use it."""
+        """Return (B, A) the target scores for the losses that use them: the assigner's, else the IoU of the predicted
+        and the matched box."""
         if not self.classification.use_quality:
             return None
+        if targets.quality is not None:
+            return targets.quality
         return paired_iou(predictions.boxes.detach(), targets.boxes)
 
     def forward(
-        self, predictions: Predictions, targets: Targets, num_fg: Tensor, num_batches: int = 1
-    ) -> dict[str, Tensor]:
-        """`cls` and `box`, scalars whose sum over the ranks and their `num_batches` batches of an optimiser step is its
-        loss, and the detached parts `cls_fg` and `cls_bg` of `cls`. num_fg comes from `normalise`."""
-        labels = targets.labels
+        self, predictions: Predictions, targets: Targets, normaliser: Tensor | float, num_batches: int = 1
+    ) -> LossTerms:
+        """Return the loss terms of a batch. Their sum over the ranks and the batches of an optimizer step is its loss.
+
+        Args:
+            predictions: what the model predicts.
+            targets: what the assigner and `sample` give.
+            normaliser: what `normalise` gives.
+            num_batches: the batches of the optimizer step on this rank.
+        """
         if self.sampler.needs_logits:
-            labels = self.sampler(labels, predictions.logits)
-        foreground = self.is_foreground(labels)
+            targets = replace(targets, labels=self.sampler(targets.labels, predictions.logits))
+        cls = self._classification(predictions, targets, normaliser, num_batches)
+        cls_fg, cls_bg = cls.detach().unbind()
+        weighted = {"cls": cls.sum()}
+        for name, weight, loss in zip(self.box_names, self.box_weights, self.boxes, strict=True):
+            weighted[name] = self._box(loss, predictions, targets, normaliser, num_batches) * weight
+        return LossTerms(weighted, {"cls_fg": cls_fg, "cls_bg": cls_bg})
+
+    def _by_image(self, loss: nn.Module, targets: Targets) -> bool:
+        return self.normaliser == "image" and not loss.self_normalised and len(targets.labels) > 0
+
+    def _classification(
+        self, predictions: Predictions, targets: Targets, normaliser: Tensor | float, num_batches: int
+    ) -> Tensor:
+        """Return (2,) the loss of the foreground and of the background elements."""
+        loss, labels, sizes = self.classification, targets.labels, predictions.priors.level_sizes
         quality = self.quality(predictions, targets)
-        if self.box.on_boxes:
+        if self._by_image(loss, targets):
+            qualities = [None] * len(labels) if quality is None else quality
+            images = zip(predictions.logits, labels, self._count(targets), qualities, strict=True)
+            losses = [loss.split(x, y, count, level_sizes=sizes, quality=q) for x, y, count, q in images]
+            return torch.stack(losses).sum(dim=0) / (len(labels) * num_batches * world_size())
+        both = loss.split(predictions.logits, labels, normaliser, level_sizes=sizes, quality=quality)
+        return both / num_batches if loss.self_normalised else both
+
+    def _box(
+        self,
+        loss: BoxLoss,
+        predictions: Predictions,
+        targets: Targets,
+        normaliser: Tensor | float,
+        num_batches: int,
+    ) -> Tensor:
+        foreground = is_foreground(targets.labels, self.num_classes)
+        if loss.on_boxes:
             predicted, target = predictions.boxes, targets.boxes
         else:
-            predicted, target = predictions.raw, predictions.coder.encode(targets.boxes, predictions.priors)
-        num_images = len(labels) * num_batches * world_size()
-        by_image = self.normaliser == "image" and num_images > 0
-        counts = foreground.sum(dim=1) if by_image else None
-        if by_image and not self.classification.self_normalised:
-            qualities = [None] * len(labels) if quality is None else quality
-            cls = (
-                torch.stack(
-                    [
-                        self.classification.split(*one, level_sizes=predictions.level_sizes, quality=q)
-                        for *one, q in zip(predictions.logits, labels, counts, qualities, strict=True)
-                    ]
-                ).sum(dim=0)
-                / num_images
-            )
-        else:
-            cls = self.classification.split(
-                predictions.logits, labels, num_fg, level_sizes=predictions.level_sizes, quality=quality
-            )
-            cls = cls / num_batches if self.classification.self_normalised else cls
-        if by_image and not self.box.self_normalised:
-            images = zip(predicted, target, foreground, counts, strict=True)
-            box = torch.stack([self.box(*one) for one in images]).sum() / num_images
-        else:
-            box = self.box(predicted, target, foreground, num_fg)
-            box = box / num_batches if self.box.self_normalised else box
-        cls_fg, cls_bg = cls.detach().unbind()
-        return {"cls": cls.sum(), "box": box * self.box_weight, "cls_fg": cls_fg, "cls_bg": cls_bg}
+            predicted, target = predictions.raw, predictions.coder.encode(targets.boxes, predictions.priors.boxes)
+        if self._by_image(loss, targets):
+            images = zip(predicted, target, foreground, self._count(targets), strict=True)
+            total = torch.stack([loss(*image) for image in images]).sum()
+            return total / (len(foreground) * num_batches * world_size())
+        value = loss(predicted, target, foreground, normaliser)
+        return value / num_batches if loss.self_normalised else value
+
+
+def box_names(settings: LossSettings) -> list[str]:
+    """Return the names of the box terms: `box` for a single loss, else `box_<type>`, numbered where a type repeats."""
+    types = [term.loss.type for term in settings.box]
+    if len(types) == 1:
+        return ["box"]
+    return [f"box_{name}" if types.count(name) == 1 else f"box_{name}_{i}" for i, name in enumerate(types)]

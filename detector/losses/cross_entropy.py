@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from detector.core.registry import CLASSIFICATION_LOSSES, UnitFloat
+from detector.core.validation import UnitFloat
 from detector.kernels.reference import focal_elements
-from detector.losses.base import ElementwiseLoss
+from detector.losses.base import CLASSIFICATION_LOSSES, ElementwiseLoss
 from detector.losses.class_weights import Alpha, ClassCounts, ClassWeights
 from detector.losses.focal import FocalLoss
 

@@ -8,17 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detector.core.distributed import sum_over_ranks
-from detector.core.registry import (
-    CLASSIFICATION_LOSSES,
-    FiniteFloat,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    UnitFloat,
-)
+from detector.core.validation import FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from detector.kernels import elementwise_terms, focal_terms
 from detector.kernels.reference import alpha_weights, binary_targets, counted, focal_elements, row_weights, widen
-from detector.losses.base import ClassificationLoss, ElementwiseLoss, one_over
+from detector.losses.base import CLASSIFICATION_LOSSES, ClassificationLoss, ElementwiseLoss, one_over
 from detector.losses.class_weights import Alpha, ClassCounts, ClassWeights, make_class_weights
 
 

@@ -9,10 +9,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detector.core.distributed import sum_over_ranks
-from detector.core.registry import BOX_LOSSES, CLASSIFICATION_LOSSES, PositiveFloat, PositiveInt
+from detector.core.validation import PositiveFloat, PositiveInt
 from detector.kernels import gradient_norm_histogram, harmonised_terms
 from detector.kernels.reference import binary_targets, counted, harmonised_elements, norm_bins, widen
-from detector.losses.base import BoxLoss, ClassificationLoss, masked_boxes, running_mean
+from detector.losses.base import (
+    BOX_LOSSES,
+    CLASSIFICATION_LOSSES,
+    BoxLoss,
+    ClassificationLoss,
+    masked_boxes,
+    running_mean,
+)
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 

@@ -5,9 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from detector.core.registry import BOX_LOSSES
 from detector.geometry.boxes import box_area, paired_intersection
-from detector.losses.base import BoxLoss
+from detector.losses.base import BOX_LOSSES, BoxLoss
 
 EPSILON = 1e-7  # keeps quotients of empty boxes finite
 

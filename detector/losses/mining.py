@@ -5,11 +5,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detector.core.registry import CLASSIFICATION_LOSSES, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from detector.core.structures import IGNORED
+from detector.core.validation import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from detector.kernels import focal_terms
 from detector.kernels.reference import binary_targets, counted, focal_elements, widen
-from detector.losses.base import ClassificationLoss, one_over
+from detector.losses.base import CLASSIFICATION_LOSSES, ClassificationLoss, one_over
 
 
 def highest(scores: Tensor, among: Tensor, count: Tensor | int) -> Tensor:

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detector.core.registry import CLASSIFICATION_LOSSES, NonNegativeFloat, UnitFloat
+from detector.core.validation import NonNegativeFloat, UnitFloat
 from detector.kernels import elementwise_terms
 from detector.kernels.reference import binary_targets, counted, widen
-from detector.losses.base import ClassificationLoss, one_over
+from detector.losses.base import CLASSIFICATION_LOSSES, ClassificationLoss, one_over
 
 
 class QualityLoss(ClassificationLoss):

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detector.core.distributed import world_size
-from detector.core.registry import CLASSIFICATION_LOSSES, PositiveFloat
+from detector.core.validation import PositiveFloat
 from detector.kernels.reference import binary_targets, widen
-from detector.losses.base import ClassificationLoss
+from detector.losses.base import CLASSIFICATION_LOSSES, ClassificationLoss
 
 ROWS = 1024  # foreground elements compared with all others at once
 PART = 2**17  # background elements at a time, whose intermediates stay in the cache

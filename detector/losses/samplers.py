@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from detector.core.registry import ANCHOR_SAMPLERS, PositiveFloat, PositiveInt, UnitFloat
+from detector.core.registry import Registry
 from detector.core.structures import IGNORED
+from detector.core.validation import PositiveFloat, PositiveInt, UnitFloat
 from detector.losses.mining import highest, keep_hard_background
 
 
@@ -20,6 +21,9 @@ class AnchorSampler:
 
     def __call__(self, labels: Tensor, logits: Tensor | None) -> Tensor:
         raise NotImplementedError
+
+
+ANCHOR_SAMPLERS: Registry[AnchorSampler] = Registry("anchor sampler")
 
 
 @ANCHOR_SAMPLERS.register("all")

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detector.core.registry import BOX_LOSSES, PositiveFloat
-from detector.losses.base import BoxLoss
+from detector.core.validation import PositiveFloat
+from detector.losses.base import BOX_LOSSES, BoxLoss
 
 
 @BOX_LOSSES.register("l1")

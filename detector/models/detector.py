@@ -1,15 +1,18 @@
 """RetinaNet (Lin et al. 2017): ResNet, feature pyramid, dense anchors, class and box heads."""
 
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
-from detector.core.structures import Predictions
+from detector.core.structures import Predictions, Priors
+from detector.core.validation import NonNegativeInt, PositiveFloats, PositiveInt, Settings, Switch, UnitFloat, in_order
 from detector.geometry.anchors import AnchorGrid, default_sizes
 from detector.geometry.coders import DeltaCoder
 from detector.models.backbones.resnet import Norm, ResNetBackbone
-from detector.models.heads.anchors import Head, HeadNorm, initialise_prior
+from detector.models.heads.anchors import Head, HeadNorm, initialise_prior, is_untrained
 from detector.models.neck import FPN, PyramidTop
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -19,6 +22,44 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 def size_divisor(levels: tuple[int, int]) -> int:
     """What an image's sides should be multiples of: the coarsest backbone stride in use."""
     return 2 ** min(levels[1], 5)
+
+
+BackboneLevel = Annotated[int, Field(strict=True, ge=3, le=5)]
+PyramidLevel = Annotated[PositiveInt, Field(ge=3, le=7)]
+
+
+class ModelSettings(Settings):
+    """stride_in_1x1: a bottleneck's stride is in its first convolution, not in its 3x3 one; levels: lowest and highest
+    pyramid level, level l having stride 2^l pixels; width: channels of pyramid and heads; pyramid_top: what P6 is made
+    of; pyramid_relu: P7 is made of relu(P6); prior: the score every anchor starts with, null for none; anchor_sizes:
+    pixels, a list for each level, null for 4 x stride x (1, 2^(1/3), 2^(2/3)); exact_anchors: without torchvision's
+    rounding to whole pixels."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101"] = "resnet50"
+    norm: Literal["frozen", "batch", "sync", "group"] = "frozen"
+    weights: str | None = None
+    trainable_stages: Annotated[NonNegativeInt, Field(le=5)] = 3
+    stride_in_1x1: Switch = False
+    levels: Annotated[tuple[BackboneLevel, PyramidLevel], AfterValidator(in_order)] = (3, 7)
+    width: PositiveInt = 256
+    pyramid_top: Literal["p5", "c5"] = "p5"
+    pyramid_relu: Switch = True
+    head_depth: NonNegativeInt = 4
+    head_norm: Literal["none", "group"] = "none"
+    prior: Annotated[UnitFloat, Field(gt=0, lt=1)] | None = 0.01
+    anchor_sizes: list[PositiveFloats] | None = None
+    anchor_ratios: PositiveFloats = [0.5, 1.0, 2.0]
+    exact_anchors: Switch = False
+
+    @field_validator("anchor_sizes")
+    @classmethod
+    def _a_list_for_each_level(cls, sizes: list[list[float]] | None, info: ValidationInfo) -> list[list[float]] | None:
+        if sizes is not None and "levels" in info.data:  # absent where levels are wrong themselves
+            lowest, highest = info.data["levels"]
+            count = highest - lowest + 1
+            if len(sizes) != count or len({len(level) for level in sizes}) > 1:
+                raise ValueError(f"should be {count} lists of one length, one for each of levels {lowest} to {highest}")
+        return sizes
 
 
 class RetinaNet(nn.Module):
@@ -66,6 +107,7 @@ class RetinaNet(nn.Module):
         self.class_head = Head(width, head_depth, num_anchors, num_classes, head_norm)
         self.coder = DeltaCoder()
         self.box_head = Head(width, head_depth, num_anchors, self.coder.num_outputs, head_norm)
+        self.initial_score = 0.5 if prior is None else prior
         if prior is not None:
             initialise_prior(self.class_head, prior)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
@@ -80,16 +122,16 @@ class RetinaNet(nn.Module):
             "pyramid_relu": pyramid_relu,
             "exact_anchors": exact_anchors,
         }
-        self._anchors: dict[tuple, tuple[Tensor, tuple[int, ...]]] = {}
+        self._priors: dict[tuple, Priors] = {}
 
     def forward(self, images: Tensor) -> Predictions:
-        anchors, level_sizes = self.anchors(images.shape[-2:], images.device)
+        priors = self.priors(images.shape[-2:], images.device)
         if images.dtype == torch.uint8:
             images = (images.float() - self.mean) / self.std
         # a channels-last image would keep every feature map so, whatever the weights' layout
         images = images.contiguous(memory_format=self.memory_format)
         levels = self.fpn(self.backbone(images))
-        return Predictions(self.class_head(levels), self.box_head(levels), anchors, level_sizes, self.coder)
+        return Predictions(self.class_head(levels), self.box_head(levels), priors, self.coder)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -97,12 +139,21 @@ class RetinaNet(nn.Module):
         last = weight.is_contiguous(memory_format=torch.channels_last)
         return torch.channels_last if last else torch.contiguous_format
 
-    def anchors(self, image_size: tuple[int, int], device: torch.device) -> tuple[Tensor, tuple[int, ...]]:
-        """All levels' anchors (A, 4) and the number of each level's, made once for each image size."""
+    @property
+    def level_names(self) -> list[str]:
+        return [f"P{level}" for level in range(self.levels[0], self.levels[1] + 1)]
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether all scores are still the initial score."""
+        return is_untrained(self.class_head)
+
+    def priors(self, image_size: tuple[int, int], device: torch.device) -> Priors:
+        """Return the priors of an image size (height, width), made once for each size."""
         key = (tuple(image_size), device)
-        if key not in self._anchors:
-            if len(self._anchors) >= 32:  # a data set of many image sizes must not fill the memory
-                self._anchors.clear()
+        if key not in self._priors:
+            if len(self._priors) >= 32:  # a data set of many image sizes must not fill the memory
+                self._priors.clear()
             levels = self.grid.of_image(image_size)
-            self._anchors[key] = (torch.cat(levels).to(device), tuple(len(level) for level in levels))
-        return self._anchors[key]
+            self._priors[key] = Priors(torch.cat(levels).to(device), tuple(len(level) for level in levels))
+        return self._priors[key]

@@ -56,7 +56,7 @@ def best_candidates(predictions: Predictions, score_threshold: float, candidates
     scores, candidates = scores[image, column], candidates[image, column]
     num_classes = predictions.logits.shape[2]
     anchor, label = candidates // num_classes, candidates % num_classes
-    boxes = predictions.coder.decode(predictions.raw[image, anchor].float(), predictions.priors[anchor])
+    boxes = predictions.coder.decode(predictions.raw[image, anchor].float(), predictions.priors.boxes[anchor])
     return Candidates(boxes, scores, label, image, num_classes)
 
 
@@ -92,7 +92,7 @@ def best_of_levels(
     `choose` takes so many of the highest of each row, their values and columns, as `torch.topk` does."""
     num_classes = predictions.logits.shape[2]
     scores, candidates, start = [], [], 0
-    for size in predictions.level_sizes:
+    for size in predictions.priors.level_sizes:
         # sigmoid after the choice: it is monotone, and only the candidates need it
         flat = predictions.logits[:, start : start + size].flatten(1).float()
         best, index = choose(flat, min(candidates_per_level, flat.shape[1]))

@@ -24,20 +24,20 @@ def test_a_path_or_a_text_is_taken_as_it_stands(text: str):
             "data.val.images", "model.weights")  # fmt: skip
     config = config_of(*(f"{key}={text}" for key in keys))
     assert (config.data.root, config.data.cache) == (Path(text), Path(text))
-    assert [config.data.train[key] for key in ("images", "annotations", "split")] == [str(Path(text))] * 3
-    assert config.data.val["images"] == str(Path(text)) and config.model.weights == text
+    assert [config.data.train.parameters[key] for key in ("images", "annotations", "split")] == [str(Path(text))] * 3
+    assert config.data.val.parameters["images"] == str(Path(text)) and config.model.weights == text
 
 
 @pytest.mark.parametrize("text", ["null", "Null", ""])
 def test_null_stays_null_where_a_key_takes_it(text: str):
     config = config_of(f"data.cache={text}", f"data.train.split={text}", f"model.weights={text}")
-    assert (config.data.cache, config.data.train["split"], config.model.weights) == (None, None, None)
+    assert (config.data.cache, config.data.train.parameters["split"], config.model.weights) == (None, None, None)
     assert config_of("data.root=null").data.root == Path("null")
 
 
 def test_quotes_of_yaml_may_stay():
     config = config_of("data.root='set #2'", 'data.train.images="a: b"', "model.weights='null'", "data.cache='")
-    assert (config.data.root, config.data.train["images"]) == (Path("set #2"), "a: b")
+    assert (config.data.root, config.data.train.parameters["images"]) == (Path("set #2"), "a: b")
     assert (config.model.weights, config.data.cache) == ("null", Path("'"))
 
 
@@ -67,27 +67,31 @@ def test_other_keys_are_read_as_yaml():
 def test_the_order_of_overrides_does_not_matter():
     for overrides in (["data.val.type=voc", "data.val.split=007"], ["data.val.split=007", "data.val.type=voc"]):
         spec = config_of(*overrides, "data.val.images=1", "data.val.annotations=2").data.val
-        assert (spec["type"], spec["split"], spec["images"], spec["annotations"]) == ("voc", "007", "1", "2")
+        paths = [spec.parameters[key] for key in ("split", "images", "annotations")]
+        assert (spec.type, paths) == ("voc", ["007", "1", "2"])
 
 
 def test_paths_of_an_imported_part_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "override_parts.py").write_text(
-        "from pathlib import Path\nfrom detector.core.registry import DATASETS\n\n"
+        "from pathlib import Path\nfrom detector.data import DATASETS\n\n"
         "@DATASETS.register('test_overrides')\ndef own(*, place: Path, size: int = 4): ...\n",
         encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
     text = "imports: [override_parts]\ndata: {train: test_overrides, val: test_overrides}\n"
     config = config_from_text(text, "TEXT", ["data.train.place=2024", "data.val.place=~/x", "data.val.size=5"])
-    assert config.data.train == {"type": "test_overrides", "place": "2024", "size": 4}
-    assert config.data.val == {"type": "test_overrides", "place": str(Path.home() / "x"), "size": 5}
+    assert config.data.train.to_dict() == {"type": "test_overrides", "place": "2024", "size": 4}
+    assert config.data.val.to_dict() == {"type": "test_overrides", "place": str(Path.home() / "x"), "size": 5}
 
 
 def test_a_tilde_is_the_home_folder_on_the_command_line_and_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     config = config_of("data.root=~", "data.cache=~/c", "data.train.images=~/i", "data.val.images=~no_such_user/i")
     assert (config.data.root, config.data.cache) == (tmp_path, tmp_path / "c")
-    assert (config.data.train["images"], config.data.val["images"]) == (f"{tmp_path}/i", "~no_such_user/i")
+    assert (config.data.train.parameters["images"], config.data.val.parameters["images"]) == (
+        f"{tmp_path}/i",
+        "~no_such_user/i",
+    )
     (tmp_path / "below.yaml").write_text(DATA + "\n", encoding="utf-8")
     (tmp_path / "top.yaml").write_text("base: ~/below.yaml\ndata: {root: ~/data, cache: ~}\n", encoding="utf-8")
     config = load_config("~/top")

@@ -11,7 +11,7 @@ from torch import nn
 from detector.build import build_dataset, build_evaluation
 from detector.config import config_from_text
 from detector.core.errors import UserError
-from detector.core.structures import Predictions
+from detector.core.structures import Predictions, Priors
 from detector.data.images import write_image
 from detector.geometry.coders import DeltaCoder
 
@@ -61,7 +61,7 @@ class Oracle(nn.Module):
                 deltas[b, a, 2] = np.log(w * sx / (ax2 - ax1))
                 deltas[b, a, 3] = np.log(h * sy / (ay2 - ay1))
                 logits[b, a, self.labels[category]] = 3.0 - a  # distinct scores, in the order of the annotations
-        return Predictions(logits, deltas, self.anchors, (2, num_anchors - 2), DELTAS)
+        return Predictions(logits, deltas, Priors(self.anchors, (2, num_anchors - 2)), DELTAS)
 
 
 @pytest.fixture

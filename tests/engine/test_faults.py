@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import environment
-from runs import assert_same, first_batches, make_trainer, rows_of
+from runs import assert_same, first_batches, make_trainer, rows_of, watch_steps
 from tiny import TINY
 from tools_run import run_tool
 
@@ -22,7 +22,8 @@ from detector.core.errors import UserError
 from detector.data.images import write_image
 from detector.engine.checkpoint import load_checkpoint, newest_whole
 from detector.engine.outcome import load_evaluation
-from detector.engine.trainer import MAX_REFUSED, RefusedStep, Trainer
+from detector.engine.refusals import MAX_REFUSED, RefusedStep
+from detector.engine.trainer import Trainer
 from detector.losses.base import BoxLoss
 from detector.losses.smooth_l1 import SmoothL1Loss
 
@@ -196,7 +197,7 @@ class At(SmoothL1Loss):
 
 def faulty(folder: Path, factor: float, steps: set[int], *overrides: str) -> Trainer:
     trainer = make_trainer(folder, "train.accumulation=1", "train.epochs=6", "train.evaluate_every=0", *overrides)
-    trainer.criterion.box = At(factor, steps)
+    trainer.criterion.boxes[0] = At(factor, steps)
     return trainer
 
 
@@ -229,7 +230,7 @@ def test_skip_leaves_the_step_out(delay: int, tmp_path: Path, caplog: pytest.Log
     other = make_trainer(tmp_path / "by hand", "train.accumulation=1", "model.norm=batch", "train.epochs=1")
     for step, batch in enumerate(first_batches(other, 6)):
         if step in (3, 4):
-            other.steps_done += 1
+            other.step.steps_done += 1
         else:
             other.step([batch])
     assert_same(dict(trainer.model.state_dict()), dict(other.model.state_dict()))
@@ -252,7 +253,7 @@ def test_a_leap_of_the_loss_is_a_spike(policy: str, tmp_path: Path):
         trainer.train()
     refused = [int(row["step"]) for row in rows_of(tmp_path) if float(row["refused"])]
     assert refused == [30] and (tmp_path / "refused/step_30_rank_0.json").exists()
-    assert trainer.guard.steps == (30 if policy == "stop" else 35)
+    assert trainer.step.guard.steps == (30 if policy == "stop" else 35)
 
 
 # ---- memory
@@ -273,7 +274,7 @@ class Greedy(BoxLoss):
 
 def test_out_of_memory_stops_with_the_shape_and_the_remedy(tmp_path: Path):
     trainer = make_trainer(tmp_path)
-    trainer.criterion.box = Greedy(trainer.criterion.box)
+    trainer.criterion.boxes[0] = Greedy(trainer.criterion.boxes[0])
     with pytest.raises(
         UserError, match=r"out of memory at step 0, 2 images of \[3, 64, 64\] .*train\.batch_size"
     ) as error:
@@ -284,10 +285,10 @@ def test_out_of_memory_stops_with_the_shape_and_the_remedy(tmp_path: Path):
 def test_halved_batches_are_the_same_step(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     options = ("faults.out_of_memory=halve", "train.batch_size=4", "train.accumulation=1", "train.epochs=1")
     halved, whole = (make_trainer(tmp_path / name, *options) for name in ("halved", "whole"))
-    halved.criterion.box = Greedy(halved.criterion.box)
+    halved.criterion.boxes[0] = Greedy(halved.criterion.boxes[0])
     for trainer in (halved, whole):
         trainer.train()
-    assert halved.splits == 4 and caplog.text.count("each batch goes in") == 2
+    assert halved.step.splits == 4 and caplog.text.count("each batch goes in") == 2
     assert [row["num_fg"] for row in rows_of(tmp_path / "halved")] == [r["num_fg"] for r in rows_of(tmp_path / "whole")]
     for (name, a), b in zip(halved.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
@@ -296,11 +297,11 @@ def test_halved_batches_are_the_same_step(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_one_image_too_large_ends_the_halving(tmp_path: Path):
     trainer = make_trainer(tmp_path, "faults.out_of_memory=halve", "train.batch_size=1")
-    trainer.criterion.box = Greedy(trainer.criterion.box)
+    trainer.criterion.boxes[0] = Greedy(trainer.criterion.boxes[0])
     trainer.train()  # one image at a time is what Greedy can bear
     trainer = make_trainer(tmp_path / "b", "faults.out_of_memory=halve")
-    trainer.criterion.box = Greedy(Greedy(trainer.criterion.box))
-    trainer.criterion.box.loss.forward = lambda *_: torch.empty(2**50)
+    trainer.criterion.boxes[0] = Greedy(Greedy(trainer.criterion.boxes[0]))
+    trainer.criterion.boxes[0].loss.forward = lambda *_: torch.empty(2**50)
     with pytest.raises(UserError, match="out of memory at step 0, 1 images of"):
         trainer.train()
 
@@ -313,15 +314,13 @@ def test_dead_workers_are_replaced_three_times(deaths: int, tmp_path: Path, capl
     options = ("data.num_workers=1", "train.epochs=1", "train.accumulation=1", "train.evaluate_every=0")
     trainer, whole = (make_trainer(tmp_path / name, *options) for name in ("killed", "whole"))
     left = iter(range(deaths))
-    step = Trainer.step
+    loader = trainer.loader
 
-    def kill_a_worker(batches: list) -> dict:
+    def kill_a_worker(batches: list) -> None:
         if next(left, None) is not None:
-            (iterator,) = [trainer.loader._loader._iterator]
-            os.kill(iterator._workers[0].pid, signal.SIGKILL)
-        return step(trainer, batches)
+            os.kill(loader._loader._iterator._workers[0].pid, signal.SIGKILL)
 
-    trainer.step = kill_a_worker
+    watch_steps(trainer, kill_a_worker)
     if deaths > 3:
         with pytest.raises(UserError, match=r"data\.num_workers: loader workers died 4 times"):
             trainer.train()
@@ -365,8 +364,8 @@ def test_others_stand_in_for_unreadable_images_and_they_are_counted(
     workers: int, pictures: Callable[..., Trainer], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     trainer = pictures("faults.max_unreadable=2", f"data.num_workers={workers}", broken=(3, 7))
-    seen, step = [], trainer.step
-    trainer.step = lambda batches: (seen.extend(i for b in batches for i in b.image_ids), step(batches))[1]
+    seen = []
+    watch_steps(trainer, lambda batches: seen.extend(i for b in batches for i in b.image_ids))
     trainer.train()
     assert len(seen) == 20 and set(seen) == set(range(10)) - {3, 7}
     for name in ("3.png", "7.png"):
@@ -374,7 +373,6 @@ def test_others_stand_in_for_unreadable_images_and_they_are_counted(
     assert len(trainer.unreadable) == 2
     metrics, _ = load_evaluation(tmp_path / "run")
     assert metrics["AR100"] <= 0.8, "the objects of unreadable images count as missed"
-    del trainer.step
 
 
 def test_more_unreadable_images_than_allowed_stop_the_run(pictures: Callable[..., Trainer]):

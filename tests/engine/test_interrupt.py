@@ -84,7 +84,7 @@ SLOW = """
 import os, time
 from pathlib import Path
 from detector.losses.smooth_l1 import SmoothL1Loss
-from detector.core.registry import BOX_LOSSES
+from detector.losses.base import BOX_LOSSES
 
 @BOX_LOSSES.register("slow")
 class Slow(SmoothL1Loss):

@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from detector.engine.optimization import fit_warmup, learning_rate, make_optimizer, parameter_groups
+from detector.engine.optimization import make_optimizer, parameter_groups
+from detector.engine.schedule import Schedule, learning_rate
+from detector.engine.settings import TrainSettings
 
 rate = partial(
     learning_rate,
@@ -47,39 +49,59 @@ def test_warm_up_is_a_line_from_its_factor_to_one(schedule: str):
     [(0, 30, 0), (500, 30, 3), (500, 5, 0), (3, 30, 3), (50, 2000, 50), (500, 88_000, 500), (100, 999, 99)],
 )
 def test_a_warm_up_takes_at_most_a_tenth_of_the_run(warmup_steps: int, num_steps: int, fitted: int):
-    assert fit_warmup(warmup_steps, num_steps) == fitted
+    settings = TrainSettings(epochs=1, warmup_steps=warmup_steps)
+    assert Schedule(settings, steps_per_epoch=num_steps, images_per_step=1).warmup_steps == fitted
 
 
 @pytest.fixture
 def model() -> nn.Module:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-    model[2].weight.requires_grad_(False)
+    """A backbone and a head."""
+    model = nn.Module()
+    model.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model.head = nn.Conv2d(4, 2, 1)
+    model.head.weight.requires_grad_(False)
     return model
 
 
 def test_norms_and_biases_do_not_decay_and_frozen_parameters_are_left_out(model: nn.Module):
-    decayed, plain = parameter_groups(model, weight_decay=0.01)
+    decayed, plain = parameter_groups(model, TrainSettings(weight_decay=0.01))
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0)
-    assert {id(p) for p in decayed["params"]} == {id(model[0].weight)}
-    expected = (model[0].bias, model[1].weight, model[1].bias, model[2].bias)
+    conv, norm = model.backbone
+    assert {id(p) for p in decayed["params"]} == {id(conv.weight)}
+    expected = (conv.bias, norm.weight, norm.bias, model.head.bias)
     assert {id(p) for p in plain["params"]} == {id(p) for p in expected}
+
+
+def test_norms_and_biases_decay_where_the_settings_say_so(model: nn.Module):
+    groups = parameter_groups(model, TrainSettings(weight_decay=0.01, decay_norms_and_biases=True))
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.01]
+
+
+def test_the_backbone_has_a_learning_rate_of_its_own(model: nn.Module):
+    model.head.weight.requires_grad_(True)
+    groups = parameter_groups(model, TrainSettings(weight_decay=0.01, backbone_lr_scale=0.1))
+    scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert scales == {id(p): 0.1 for p in model.backbone.parameters()} | {id(p): 1 for p in model.head.parameters()}
+    assert decays == {id(p): 0.01 if p.ndim > 1 else 0 for p in model.parameters()}
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_a_step_without_gradient_only_decays(model: nn.Module, name: str):
-    optimizer = make_optimizer(model, name=name, lr=0.5, momentum=0.9, weight_decay=0.1)
+    optimizer = make_optimizer(model, TrainSettings(optimizer=name, lr=0.5, weight_decay=0.1))
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
     for key, p in model.named_parameters():
-        torch.testing.assert_close(p.detach(), before[key] * (0.95 if key == "0.weight" else 1))
+        torch.testing.assert_close(p.detach(), before[key] * (0.95 if key == "backbone.0.weight" else 1))
 
 
 def test_sgd_has_momentum(model: nn.Module):
-    optimizer = make_optimizer(model, name="sgd", lr=0.5, momentum=0.9, weight_decay=0.0)
-    before = model[0].bias.detach().clone()
+    optimizer = make_optimizer(model, TrainSettings(lr=0.5, weight_decay=0.0))
+    bias = model.backbone[0].bias
+    before = bias.detach().clone()
     for _ in range(2):
-        model[0].bias.grad = torch.ones(4)
+        bias.grad = torch.ones(4)
         optimizer.step()
-    torch.testing.assert_close(model[0].bias.detach(), before - 0.5 * (1 + 1.9))
+    torch.testing.assert_close(bias.detach(), before - 0.5 * (1 + 1.9))

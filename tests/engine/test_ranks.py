@@ -21,7 +21,7 @@ import sys
 import torch
 from pathlib import Path
 from detector.core.distributed import process_group, rank, world_size
-from detector.engine.trainer import OWN
+from detector.engine.trainer import RANK_NUMBERS
 from tiny import tiny_trainer
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ with process_group(torch.device("cpu")):
     for case in sys.argv[4:]:
         trainer = tiny_trainer(folder, *SIZES, *case.split())
         gradients = []
-        trainer.optimizer.register_step_pre_hook(
+        trainer.step.optimizer.register_step_pre_hook(
             lambda *_: gradients.append([p.grad.clone() for p in trainer.model.parameters() if p.grad is not None])
         )
         batches, rows = iter(whole.loader), []
@@ -49,7 +49,7 @@ with process_group(torch.device("cpu")):
                     batch.labels[2:] = -1
                 step.append(batch.split(world_size())[rank()])
             row = trainer.step(step)
-            rows.append({name: value for name, value in row.items() if name not in OWN})
+            rows.append({name: value for name, value in row.items() if name not in RANK_NUMBERS})
         found[case] = {"gradients": gradients, "rows": rows, "weights": trainer.model.state_dict()}
     torch.save(found, out / f"{world_size()}_{rank()}.pt")
 """
@@ -125,10 +125,10 @@ from itertools import chain
 from pathlib import Path
 from detector.core.distributed import process_group, rank
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.trainer import RefusedStep
+from detector.engine.refusals import RefusedStep
 from detector.core.errors import UserError
 from detector.losses.smooth_l1 import SmoothL1Loss
-from runs import make_trainer
+from runs import make_trainer, watch_steps
 
 torch.set_num_threads(1)
 out, found = Path(sys.argv[1]), {}
@@ -168,15 +168,15 @@ with process_group(torch.device("cpu")):
     resumed = make_trainer(out / "resumed", "train.accumulation=2")
     checkpoint = out / f"alone{rank()}/checkpoints/last.pt"
     resumed.resume(load_checkpoint(checkpoint), checkpoint)
-    found["seen"], step = [], resumed.step
-    resumed.step = lambda batches: (found["seen"].append(ids(batches)), step(batches))[1]
+    found["seen"] = []
+    watch_steps(resumed, lambda batches: found["seen"].append(ids(batches)))
     resumed.train()
 
     for precision, accumulation in (("bf16", 1), ("bf16", 3), ("fp16", 2)):
         trainer = make_trainer(out / precision, f"train.precision={precision}", f"train.accumulation={accumulation}")
         if precision == "fp16":
-            trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 1024.0})
-            trainer.criterion.box = Bad(2, math.inf)  # in the second step, whose scale is then halved
+            trainer.step.scaler.load_state_dict(trainer.step.scaler.state_dict() | {"scale": 1024.0})
+            trainer.criterion.boxes[0] = Bad(2, math.inf)  # in the second step, whose scale is then halved
         start, sizes = weights(trainer), []
         for step in list(trainer.batches(0))[:2]:
             reduced.clear()
@@ -187,11 +187,11 @@ with process_group(torch.device("cpu")):
             "weights": weights(trainer),
             "sizes": sizes,
             "trained": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
-            "scale": trainer.scaler.get_scale(),
+            "scale": trainer.step.scaler.get_scale(),
         }
 
     trainer = make_trainer(out / "stop", "train.accumulation=2")
-    start, trainer.criterion.box = weights(trainer), Bad(0, math.nan)
+    start, trainer.criterion.boxes[0] = weights(trainer), Bad(0, math.nan)
     logits = []
     trainer.model.register_forward_hook(lambda model, images, said: logits.append(said.logits.detach()))
     try:
@@ -202,7 +202,7 @@ with process_group(torch.device("cpu")):
     found["stop"]["ids"] = ids(next(make_trainer(out / "again").batches(0)))
 
     trainer = make_trainer(out / "skip", "train.epochs=1", "faults.bad_step=skip")
-    trainer.criterion.box = Bad(3, math.inf)
+    trainer.criterion.boxes[0] = Bad(3, math.inf)
     trainer.train()
     found["skip"] = weights(trainer)
 
@@ -281,7 +281,7 @@ FAULTY = """
 import os, signal
 from pathlib import Path
 from detector.losses.smooth_l1 import SmoothL1Loss
-from detector.core.registry import BOX_LOSSES
+from detector.losses.base import BOX_LOSSES
 
 @BOX_LOSSES.register("faulty")
 class Faulty(SmoothL1Loss):

@@ -2,10 +2,8 @@
 
 import copy
 import hashlib
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from runs import (
     scalars,
     seed_global_generators,
     send_sigterm_in_step,
+    watch_steps,
 )
 
 from detector.core.errors import Interrupted
@@ -47,20 +46,21 @@ class Run:
 
 def watch(trainer: Trainer) -> list[tuple]:
     """What its steps see from now on."""
-    seen, step = [], partial(Trainer.step, weakref.proxy(trainer))  # a cycle would keep the loader's workers waiting
+    seen = []
 
-    def watched(batches: list) -> dict:
+    def see(batches: list) -> None:
         seen.append(tuple((b.image_ids, hashlib.sha256(b.images.numpy().tobytes()).hexdigest()) for b in batches))
-        return step(batches)
 
-    trainer.step = watched
+    watch_steps(trainer, see)
     return seen
 
 
 def start(folder: Path, variant: str, *overrides: str) -> Trainer:
     trainer = make_trainer(folder, *VARIANTS[variant], *overrides)
-    if trainer.scaler.is_enabled():
-        trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 1024.0})  # not that of a new one
+    if trainer.step.scaler.is_enabled():
+        trainer.step.scaler.load_state_dict(
+            trainer.step.scaler.state_dict() | {"scale": 1024.0}
+        )  # not that of a new one
     seed_global_generators(1)
     return trainer
 
@@ -168,11 +168,11 @@ def test_the_state_that_resuming_must_carry_is_there(whole: dict[str, Run]):
     first, second = whole.values()
     assert first.trainer.criterion.classification.density.running_counts.count_nonzero() > 1
     assert int(first.trainer.criterion.classification.density.steps) == 12  # two batches a step
-    assert int(first.trainer.guard.steps) == 6 and first.trainer.guard.mean_loss > 0
+    assert int(first.trainer.step.guard.steps) == 6 and first.trainer.step.guard.mean_loss > 0
     assert first.state["average_updates"] == 6
     weights = first.trainer.model.state_dict()
-    assert any(not torch.equal(weights[k], v) for k, v in first.trainer.average.module.state_dict().items())
-    assert second.trainer.criterion.mean_num_fg > 0 and second.trainer.scaler.get_scale() == 1024
+    assert any(not torch.equal(weights[k], v) for k, v in first.trainer.step.average.module.state_dict().items())
+    assert second.trainer.criterion.mean_num_fg > 0 and second.trainer.step.scaler.get_scale() == 1024
     for run in (first, second):
         trained = [p for p in run.trainer.model.parameters() if p.requires_grad]
         assert len(run.state["optimizer"]["state"]) == len(trained)

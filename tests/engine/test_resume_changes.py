@@ -16,8 +16,8 @@ from tiny import TINY
 from detector.build import build_dataset
 from detector.config import Config, config_from_text
 from detector.core.errors import UserError
-from detector.core.registry import DATASETS
 from detector.data.checks.fingerprint import fingerprint
+from detector.data.dataset import DATASETS
 from detector.data.images import write_image
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.resume import RULES
@@ -243,12 +243,15 @@ def test_a_data_set_that_moved_has_the_same_fingerprint(tmp_path: Path):
 
 def test_changed_settings_take_effect(run: Path):
     trainer = resume(run, "train.lr=0.5", "train.weight_decay=0.25", "train.momentum=0.5")
-    assert [(g["weight_decay"], g["momentum"]) for g in trainer.optimizer.param_groups] == [(0.25, 0.5), (0.0, 0.5)]
+    assert [(g["weight_decay"], g["momentum"]) for g in trainer.step.optimizer.param_groups] == [
+        (0.25, 0.5),
+        (0.0, 0.5),
+    ]
     before = load_checkpoint(run)["training"]["optimizer"]["state"]
-    buffers = [state["momentum_buffer"] for state in trainer.optimizer.state_dict()["state"].values()]
+    buffers = [state["momentum_buffer"] for state in trainer.step.optimizer.state_dict()["state"].values()]
     assert_same(buffers, [state["momentum_buffer"] for state in before.values()])
     trainer.step(next(trainer.batches(1)))
-    assert {group["lr"] for group in trainer.optimizer.param_groups} == {0.5}
+    assert {group["lr"] for group in trainer.step.optimizer.param_groups} == {0.5}
 
 
 def test_a_run_without_momentum_may_get_one(tmp_path: Path):
@@ -273,7 +276,7 @@ def test_another_loss_starts_with_a_state_of_its_own_and_the_other_keeps_its(
         found = resume(run, override).criterion.state_dict()
         assert found.keys() == new.keys()
         for name, value in found.items():
-            assert_same(value, saved[name] if name.startswith("box.") else new[name], name)
+            assert_same(value, saved[name] if name.startswith("boxes.") else new[name], name)
         assert any("loss.classification" in line for line in warnings_of(caplog)[1:])
     kept = resume(run, "loss.classification.momentum=0.25").criterion.state_dict()  # the bins are the same
     assert_same(dict(kept), dict(saved))

@@ -43,9 +43,9 @@ def test_the_columns_of_metrics_csv(finished: tuple[Path, Trainer]):
         *("step", "lr", "loss", "cls", "box", "cls_fg", "cls_bg"),
         *("fg_gradient_share", "grad_norm", "num_fg", "refused", "images_per_s"),
     }
-    meters = [name for name in finished[1].meter_names if "/" not in name]
+    meters = [name for name in finished[1].step.meter_names if "/" not in name]
     assert set(rows[0]) == columns | set(meters)
-    every = finished[1].schedule.meter_every
+    every = finished[1].settings.meter_every
     for row in rows:
         measured = [name for name in meters if row[name]]
         assert measured == (meters if int(row["step"]) % every == 0 else [])
@@ -54,13 +54,13 @@ def test_the_columns_of_metrics_csv(finished: tuple[Path, Trainer]):
         assert row["cls"] == pytest.approx(row["cls_fg"] + row["cls_bg"], rel=1e-6)
         assert row["loss"] == pytest.approx(row["cls"] + row["box"], rel=1e-6)
         assert row["cls_fg"] > 0 and row["cls_bg"] > 0 and row["images_per_s"] > 0 and row["grad_norm"] > 0
-        assert row["lr"] == finished[1].rate(int(row["step"]))
+        assert row["lr"] == finished[1].schedule.rate(int(row["step"]))
 
 
 def test_parts_csv_has_each_level_and_class_of_each_reading(finished: tuple[Path, Trainer]):
     rows, trainer = rows_of(finished[0], "parts.csv"), finished[1]
     names = ["P3", "P4", *(f"class {name}" for name in trainer.description["class_names"])]
-    steps = range(0, trainer.steps_done, trainer.schedule.meter_every)
+    steps = range(0, trainer.steps_done, trainer.settings.meter_every)
     assert [(int(row["step"]), row["part"]) for row in rows] == [(step, name) for step in steps for name in names]
     for step in steps:
         own = [row for row in rows if int(row["step"]) == step]
@@ -74,7 +74,7 @@ def test_parts_csv_has_each_level_and_class_of_each_reading(finished: tuple[Path
 def test_a_detector_that_tells_nothing_apart_is_warned_of_once_and_not_at_the_start(tmp_path: Path, caplog):
     overrides = ("train.epochs=35", "train.lr=1e-9", "train.evaluate_every=0", "train.meter_every=2")
     trainer = make_trainer(tmp_path, *overrides)
-    trainer.steps_done, trainer.epochs_done = 96, 96 // STEPS_PER_EPOCH
+    trainer.step.steps_done, trainer.epochs_done = 96, 96 // STEPS_PER_EPOCH
     trainer.train()
     lines = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
     assert len(lines) == 1 and lines[0].startswith("warning: step 100: collapsed to all background: foreground scores")
@@ -136,7 +136,7 @@ def test_num_fg_and_the_foreground_gradient_share_by_hand(tmp_path: Path):
             predictions = trainer.model(batch.images)
         logits = predictions.logits.double().numpy()
         num_classes = logits.shape[-1]
-        labels = [labels_by_hand(predictions.priors, batch, i, num_classes) for i in range(len(logits))]
+        labels = [labels_by_hand(predictions.priors.boxes, batch, i, num_classes) for i in range(len(logits))]
         labels = torch.stack(labels).numpy()
         targets = labels[..., None] == np.arange(num_classes)
         gradient = np.abs(1 / (1 + np.exp(-logits)) - targets) * (labels >= 0)[..., None]
@@ -159,7 +159,7 @@ def test_accumulated_batches_equal_one_large_batch(normaliser: str, tmp_path: Pa
         two, one = first_batches(parts, 4)[2 * step :][:2], first_batches(whole, 2)[step]
         assert torch.equal(torch.cat([b.images for b in two]), one.images)
         measured, expected = parts.step(two), whole.step([one])
-        assert measured.keys() == expected.keys() and (parts.meter_names[0] in measured) == (step == 0)
+        assert measured.keys() == expected.keys() and (parts.step.meter_names[0] in measured) == (step == 0)
         for name in measured:
             torch.testing.assert_close(measured[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
     end = whole.model.state_dict()
@@ -215,19 +215,19 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_leaves_everything_as_it_was
         *(f"train.precision={precision}", f"train.optimizer={optimizer}", "model.norm=batch"),
         *("loss.classification=ghm_c", "loss.normaliser=ema", "train.ema_decay=0.9"),
     )
-    batches, good = first_batches(trainer, 6), trainer.criterion.box
+    batches, good = first_batches(trainer, 6), trainer.criterion.boxes[0]
     for bad in (0, 2):
         if cause == "weight":
             with torch.no_grad():
                 trainer.model.box_head.output.bias[0] = math.inf
         else:
-            trainer.criterion.box = NaNLoss() if cause == "loss" else InfiniteSlope()
-        before, average = copy.deepcopy((trainer.state(), trainer.average.module.state_dict()))
+            trainer.criterion.boxes[0] = NaNLoss() if cause == "loss" else InfiniteSlope()
+        before, average = copy.deepcopy((trainer.state(), trainer.step.average.module.state_dict()))
         assert bool(trainer.step(batches[bad : bad + 2])["refused"])
         after = trainer.state()
         assert after["average_updates"] == before["average_updates"] == bad // 2
         if cause != "weight":  # which no step leaves infinite
-            assert_same(dict(trainer.average.module.state_dict()), dict(average), "average")
+            assert_same(dict(trainer.step.average.module.state_dict()), dict(average), "average")
         if optimizer == "adamw" and bad == 0:  # which makes its state in the first step
             assert not any(
                 value.any() for state in after.pop("optimizer")["state"].values() for value in state.values()
@@ -237,8 +237,8 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_leaves_everything_as_it_was
         if cause == "weight":
             with torch.no_grad():
                 trainer.model.box_head.output.bias[0] = 0
-        trainer.criterion.box = good
-        trainer.scaler.update(64.0)
+        trainer.criterion.boxes[0] = good
+        trainer.step.scaler.update(64.0)
         assert not bool(trainer.step(batches[bad + 2 : bad + 4])["refused"])
         weights = trainer.model.state_dict()
         assert all(torch.isfinite(value).all() for value in weights.values())
@@ -249,14 +249,14 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_leaves_everything_as_it_was
 def test_fp16_skips_a_step_with_infinite_gradients_and_lowers_its_scale(tmp_path: Path):
     trainer = make_trainer(tmp_path, "train.precision=fp16")
     before = {name: value.clone() for name, value in trainer.model.named_parameters()}
-    scale = trainer.scaler.get_scale()
-    box, trainer.criterion.box = trainer.criterion.box, InfiniteSlope()
+    scale = trainer.step.scaler.get_scale()
+    box, trainer.criterion.boxes[0] = trainer.criterion.boxes[0], InfiniteSlope()
     batches = first_batches(trainer, 4)
     assert not bool(trainer.step(batches[:2])["refused"])  # a matter of course
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
-    assert trainer.scaler.get_scale() == scale / 2
-    trainer.criterion.box = box
-    trainer.scaler.update(1024.0)
+    assert trainer.step.scaler.get_scale() == scale / 2
+    trainer.criterion.boxes[0] = box
+    trainer.step.scaler.update(1024.0)
     trainer.step(batches[2:])
     assert any(not torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
 
@@ -307,7 +307,7 @@ def test_a_warm_up_longer_than_the_run_lets_the_rate_reach_its_peak(tmp_path: Pa
     caplog.set_level("INFO")
     trainer = make_trainer(tmp_path, "train.warmup_steps=500", "train.epochs=10")
     assert trainer.schedule.num_steps == 30
-    rates = [trainer.rate(step) for step in range(30)]
+    rates = [trainer.schedule.rate(step) for step in range(30)]
     assert rates[3:] == [0.01] * 27 and 0 < rates[0] < rates[1] < rates[2] < 0.01
     (line,) = [record.message for record in caplog.records if "train.warmup_steps" in record.message]
     assert "500" in line and "30" in line

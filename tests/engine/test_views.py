@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from detector.core.structures import Batch, Predictions, Sample
+from detector.core.structures import Batch, Predictions, Priors, Sample
 from detector.data.pipeline.loader import collate
 from detector.data.pipeline.transforms import PADDING_COLOUR
 from detector.engine.evaluate import detect_batch
@@ -63,7 +63,7 @@ class FindsRed(nn.Module):
         deltas = torch.cat(((boxes[:, :2] + sides / 2 - 32) / 64, (sides / 64).log()), dim=1)[:, None]
         self.calls += 1
         logits = torch.tensor([self.calls - 0.5, float(self.calls)]).expand(len(images), 1, 2)
-        return Predictions(logits, deltas, anchor, (1,), DELTAS)
+        return Predictions(logits, deltas, Priors(anchor, (1,)), DELTAS)
 
 
 def detect(model: nn.Module, batch: Batch, views: list[View], **more: object) -> list:

@@ -8,13 +8,12 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
-from detector.core.structures import IGNORED
+from detector.core.structures import IGNORED, GroundTruth, Priors
 from detector.data.formats.coco import CocoDataset
 from detector.data.pipeline.loader import collate
 from detector.data.pipeline.transforms import Augment, resize
-from detector.geometry import assignment
 from detector.geometry.anchors import AnchorGrid, default_sizes
-from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner
+from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner, base
 
 RATIOS = (0.5, 1.0, 2.0)
 
@@ -51,7 +50,9 @@ def not_ignored(labels: Tensor) -> Tensor:
 def test_equals_torchvision_image_by_image(anchors: Tensor, seed: int, low_quality: bool):
     counts = [6, 1, 13, 3]
     boxes, labels = ground_truths(counts, seed)
-    targets = MaxIoUAssigner(K, low_quality=low_quality)(anchors, boxes, labels, not_ignored(labels), LEVEL_SIZES)
+    targets = MaxIoUAssigner(K, low_quality=low_quality)(
+        Priors(anchors, LEVEL_SIZES), GroundTruth(boxes, labels, not_ignored(labels))
+    )
     matcher = Matcher(0.5, 0.4, allow_low_quality_matches=low_quality)
     for i, n in enumerate(counts):
         matched = matcher(box_iou(boxes[i, :n], anchors))
@@ -69,7 +70,9 @@ def test_low_quality_gives_a_hard_ground_truth_its_best_anchor():
     anchors = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
     boxes, labels = torch.tensor([[[0.0, 0, 10, 1]]]), torch.tensor([[2]])  # IoU 0.1 with the first anchor
     for low_quality, expected in ((True, [2, K, K]), (False, [K, K, K])):
-        targets = MaxIoUAssigner(K, low_quality=low_quality)(anchors, boxes, labels, not_ignored(labels), (3,))
+        targets = MaxIoUAssigner(K, low_quality=low_quality)(
+            Priors(anchors, (3,)), GroundTruth(boxes, labels, not_ignored(labels))
+        )
         assert targets.labels.tolist() == [expected]
 
 
@@ -78,7 +81,9 @@ def test_thresholds_include_their_lower_ends():
     labels = torch.tensor([[1]])
     for height, expected in ((4.0, 1), (3.9, IGNORED), (2.0, IGNORED), (1.9, K)):  # IoU = height / 8
         assigner = MaxIoUAssigner(K, foreground=0.5, background=0.25, low_quality=False)
-        targets = assigner(anchors, torch.tensor([[[0, 0, 8, height]]]), labels, not_ignored(labels), (1,))
+        targets = assigner(
+            Priors(anchors, (1,)), GroundTruth(torch.tensor([[[0, 0, 8, height]]]), labels, not_ignored(labels))
+        )
         assert targets.labels.tolist() == [[expected]]
 
 
@@ -92,9 +97,9 @@ def test_ground_truths_in_parts_are_assigned_alike(
     boxes, labels = torch.cat((boxes, boxes), dim=1), torch.cat((labels, (labels + 1).clamp(max=K - 1)), dim=1)
     ignore = torch.zeros_like(labels, dtype=torch.bool)
     ignore[:, 2] = True
-    whole = assigner(anchors, boxes, labels, ignore, LEVEL_SIZES)
-    monkeypatch.setattr(assignment, "MAX_PAIRS", max_pairs)
-    parts = assigner(anchors, boxes, labels, ignore, LEVEL_SIZES)
+    whole = assigner(Priors(anchors, LEVEL_SIZES), GroundTruth(boxes, labels, ignore))
+    monkeypatch.setattr(base, "MAX_PAIRS", max_pairs)
+    parts = assigner(Priors(anchors, LEVEL_SIZES), GroundTruth(boxes, labels, ignore))
     assert torch.equal(parts.labels, whole.labels) and torch.equal(parts.boxes, whole.boxes)
     assert K in whole.labels and len(whole.labels.unique()) > 3
 
@@ -102,7 +107,7 @@ def test_ground_truths_in_parts_are_assigned_alike(
 @pytest.mark.parametrize("assigner", [MaxIoUAssigner(K), ATSSAssigner(K)])
 def test_no_ground_truth_is_all_background(anchors: Tensor, assigner):
     boxes, labels = torch.zeros(2, 1, 4), torch.full((2, 1), IGNORED)
-    targets = assigner(anchors, boxes, labels, not_ignored(labels), LEVEL_SIZES)
+    targets = assigner(Priors(anchors, LEVEL_SIZES), GroundTruth(boxes, labels, not_ignored(labels)))
     assert (targets.labels == K).all() and targets.boxes.isfinite().all()
 
 
@@ -110,7 +115,7 @@ def test_no_ground_truth_is_all_background(anchors: Tensor, assigner):
 def test_a_ground_truth_outside_the_image_gets_no_anchor(anchors: Tensor, assigner):
     boxes = torch.tensor([[[5000.0, 5000, 5100, 5100], [20, 20, 60, 60]]])
     labels = torch.tensor([[3, 1]])
-    targets = assigner(anchors, boxes, labels, not_ignored(labels), LEVEL_SIZES)
+    targets = assigner(Priors(anchors, LEVEL_SIZES), GroundTruth(boxes, labels, not_ignored(labels)))
     assert (targets.labels == 1).any() and not (targets.labels == 3).any()
 
 
@@ -127,11 +132,13 @@ def test_an_ignore_region_takes_background_anchors_only(assigner):
     )
     boxes = torch.tensor([[[0.0, 0, 10, 10], [0, 0, 40, 30]]])
     labels, ignore = torch.tensor([[1, 0]]), torch.tensor([[False, True]])
-    targets = assigner(anchors, boxes, labels, ignore, (5,))
+    targets = assigner(Priors(anchors, (5,)), GroundTruth(boxes, labels, ignore))
     assert targets.labels.tolist() == [[1, IGNORED, IGNORED, K, K]]
     # an anchor that fits the region itself is not its foreground
     fits = torch.tensor([[0.0, 0, 40, 30]])
-    assert assigner(fits, boxes[:, 1:], labels[:, 1:], ignore[:, 1:], (1,)).labels.tolist() == [[IGNORED]]
+    assert assigner(Priors(fits, (1,)), GroundTruth(boxes[:, 1:], labels[:, 1:], ignore[:, 1:])).labels.tolist() == [
+        [IGNORED]
+    ]
 
 
 # ---- ATSS
@@ -176,7 +183,7 @@ def assert_is_atss(
     anchors: Tensor, boxes: Tensor, labels: Tensor, ignore: Tensor, level_sizes: tuple[int, ...], candidates: int
 ) -> int:
     """Every anchor's label and ground truth as the reference has them; returns the number of foreground anchors."""
-    targets = ATSSAssigner(K, candidates=candidates)(anchors, boxes, labels, ignore, level_sizes)
+    targets = ATSSAssigner(K, candidates=candidates)(Priors(anchors, level_sizes), GroundTruth(boxes, labels, ignore))
     for i, n in enumerate((labels >= 0).sum(dim=1).tolist()):
         true = (anchors.double().numpy(), boxes[i, :n].double().numpy(), ignore[i, :n].numpy())
         matches = torch.from_numpy(atss_of_one_image(*true, level_sizes, candidates))
@@ -213,9 +220,11 @@ def test_atss_of_ties_takes_the_first(anchors: Tensor, seed: int, candidates: in
     boxes[..., 2:] = torch.maximum(boxes[..., 2:], boxes[..., :2] + 8)
     boxes[:, 6:] = boxes[:, :6]
     assert assert_is_atss(anchors, boxes, labels, not_ignored(labels), LEVEL_SIZES, candidates)
-    targets = ATSSAssigner(K, candidates=candidates)(anchors, boxes, labels, not_ignored(labels), LEVEL_SIZES)
+    targets = ATSSAssigner(K, candidates=candidates)(
+        Priors(anchors, LEVEL_SIZES), GroundTruth(boxes, labels, not_ignored(labels))
+    )
     first = ATSSAssigner(K, candidates=candidates)(
-        anchors, boxes[:, :6], labels[:, :6], not_ignored(labels[:, :6]), LEVEL_SIZES
+        Priors(anchors, LEVEL_SIZES), GroundTruth(boxes[:, :6], labels[:, :6], not_ignored(labels[:, :6]))
     )
     assert torch.equal(targets.labels, first.labels)
 
@@ -226,7 +235,7 @@ def test_atss_by_hand():
     anchors = torch.cat((row, torch.tensor([[0.0, -4, 16, 12]])))
     boxes, labels = torch.tensor([[[1.0, 0, 9, 8]]]), torch.tensor([[2]])
     # IoUs 1/3, 1/2, 1/11 and 1/4: mean 0.294, standard deviation 0.170
-    targets = ATSSAssigner(K, candidates=3)(anchors, boxes, labels, not_ignored(labels), (4, 1))
+    targets = ATSSAssigner(K, candidates=3)(Priors(anchors, (4, 1)), GroundTruth(boxes, labels, not_ignored(labels)))
     assert targets.labels.tolist() == [[K, 2, K, K, K]]
     assert targets.boxes[0, 1].tolist() == [1, 0, 9, 8]
 
@@ -236,7 +245,7 @@ def test_atss_where_all_candidates_overlap_alike():
     (anchors,) = AnchorGrid((3, 3), [(6,)], (1.0,), exact=False).of_image((80, 80))
     for side in (31.7, 40.1, 49.3):
         boxes, labels = torch.tensor([[[40 - side, 40 - side, 40 + side, 40 + side]]]), torch.tensor([[1]])
-        targets = ATSSAssigner(K)(anchors, boxes, labels, not_ignored(labels), (100,))
+        targets = ATSSAssigner(K)(Priors(anchors, (100,)), GroundTruth(boxes, labels, not_ignored(labels)))
         assert (targets.labels == 1).sum() == 9
 
 
@@ -271,9 +280,9 @@ def test_real_crowds_teach_neither_background_nor_their_class(assigner, shared_d
     levels = AnchorGrid((3, 6), default_sizes((3, 6), exact=False), RATIOS, exact=False).of_image((192, 256))
     anchors, sizes = torch.cat(levels), tuple(map(len, levels))
 
-    targets = assigner(anchors, batch.boxes, batch.labels, batch.ignore, sizes)
+    targets = assigner(Priors(anchors, sizes), batch.truth)
     gone = batch.labels.masked_fill(batch.ignore, IGNORED)
-    without = assigner(anchors, batch.boxes, gone, torch.zeros_like(batch.ignore), sizes)
+    without = assigner(Priors(anchors, sizes), GroundTruth(batch.boxes, gone, torch.zeros_like(batch.ignore)))
     for i, sample in enumerate(samples):
         x1, y1, x2, y2 = anchors.double().T.numpy()
         inside = np.zeros(len(anchors), bool)
@@ -292,11 +301,11 @@ def test_real_crowds_teach_neither_background_nor_their_class(assigner, shared_d
 def test_a_gpu_assigns_the_same_without_waiting(anchors: Tensor, assigner):
     boxes, labels = ground_truths([6, 1, 13, 0, 3], 0)
     tensors = (anchors, boxes, labels, torch.rand(labels.shape) < 0.2)
-    expected = assigner(*tensors, LEVEL_SIZES)
+    expected = assigner(Priors(anchors, LEVEL_SIZES), GroundTruth(*tensors[1:]))
     on_gpu = [tensor.cuda() for tensor in tensors]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        targets = assigner(*on_gpu, LEVEL_SIZES)
+        targets = assigner(Priors(on_gpu[0], LEVEL_SIZES), GroundTruth(*on_gpu[1:]))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(targets.labels.cpu(), expected.labels)
@@ -311,7 +320,7 @@ def test_without_images_ground_truths_or_anchors(assigner, shape: tuple[int, int
     anchors = torch.tensor([[0.0, 0, 8, 8]]).repeat(num_anchors, 1)
     boxes = torch.tensor([1.0, 1, 8, 8]).repeat(num_images, num_boxes, 1)
     labels = torch.zeros(num_images, num_boxes, dtype=torch.int64)
-    targets = assigner(anchors, boxes, labels, torch.zeros_like(labels, dtype=torch.bool), (num_anchors, 0))
+    targets = assigner(Priors(anchors, (num_anchors, 0)), GroundTruth(boxes, labels, not_ignored(labels)))
     assert targets.labels.dtype == torch.int64 and targets.boxes.dtype == torch.float32
     assert torch.equal(targets.labels, torch.full((num_images, num_anchors), K))
     assert targets.boxes.shape == (num_images, num_anchors, 4) and targets.boxes.isfinite().all()

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
 
-from detector.core.structures import Predictions
+from detector.core.structures import Predictions, Priors
 from detector.geometry.coders import DeltaCoder
 
 DELTAS = DeltaCoder()
@@ -57,7 +57,7 @@ def test_dtype_stays(dtype: torch.dtype):
 def test_boxes_are_decoded_once_and_keep_their_gradient():
     anchors = random_boxes(3)
     raw = torch.zeros(1, 3, 4, dtype=torch.bfloat16, requires_grad=True)
-    predictions = Predictions(torch.zeros(1, 3, 2), raw, anchors, (3,), DELTAS)
+    predictions = Predictions(torch.zeros(1, 3, 2), raw, Priors(anchors, (3,)), DELTAS)
     with torch.no_grad():
         assert predictions.boxes.dtype == torch.float32  # whoever asks first
     torch.testing.assert_close(predictions.boxes[0], anchors)
@@ -65,4 +65,4 @@ def test_boxes_are_decoded_once_and_keep_their_gradient():
     predictions.boxes.sum().backward()
     assert raw.grad.any()
     with torch.inference_mode():
-        assert not Predictions(torch.zeros(1, 3, 2), raw.detach(), anchors, (3,), DELTAS).boxes.requires_grad
+        assert not Predictions(torch.zeros(1, 3, 2), raw.detach(), Priors(anchors, (3,)), DELTAS).boxes.requires_grad

@@ -10,6 +10,7 @@ import torch
 
 from detector.build import build_census, build_dataset
 from detector.config import load_config
+from detector.core.structures import GroundTruth, Priors
 from detector.data.dataset import Record
 from detector.data.pipeline.transforms import target_size
 from detector.geometry.anchors import AnchorGrid
@@ -60,7 +61,7 @@ def test_counts_are_those_of_the_assigner_on_every_anchor(assigner):
         if len(boxes) == 0:
             assert count.anchors.tolist() == [[0, 0, size] for size in sizes]
             continue
-        targets = assigner(anchors, boxes[None], labels[None], crowd[None], sizes)
+        targets = assigner(Priors(anchors, sizes), GroundTruth(boxes[None], labels[None], crowd[None]))
         for own, part in zip(count.anchors.tolist(), targets.labels[0].split(sizes), strict=True):
             assert own == [
                 sum(0 <= label < NUM_CLASSES for label in part.tolist()),

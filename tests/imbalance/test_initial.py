@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from criteria import criterion_of_losses, make_targets
 from tiny import names_of_the_library, tiny_trainer
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detector.core.structures import IGNORED, Predictions, Targets
+from detector.core.structures import IGNORED, Predictions, Priors, Targets
 from detector.engine.trainer import Trainer
 from detector.geometry.coders import DeltaCoder
 from detector.imbalance.initial import expected_initial_loss
-from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
+from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.base import ElementwiseLoss
-from detector.losses.criterion import Criterion, Normaliser
+from detector.losses.criterion import Criterion
 
 DELTAS = DeltaCoder()
 
@@ -31,15 +32,8 @@ def build_loss(name: str, **parameters):
     return CLASSIFICATION_LOSSES.build(name, **({"num_classes": K} if name == "equalized_focal" else {}), **parameters)
 
 
-def make_criterion(classification, normaliser: Normaliser = "global", sampler: str = "all") -> Criterion:
-    return Criterion(
-        classification,
-        BOX_LOSSES.build("giou"),
-        ANCHOR_SAMPLERS.build(sampler, K),
-        num_classes=K,
-        box_weight=1.0,
-        normaliser=normaliser,
-    )
+def make_criterion(classification, normaliser: str = "global", sampler: str = "all") -> Criterion:
+    return criterion_of_losses(classification, BOX_LOSSES.build("giou"), K, normaliser=normaliser, sampler=sampler)
 
 
 def draw_step() -> tuple[Targets, Tensor]:
@@ -51,13 +45,15 @@ def draw_step() -> tuple[Targets, Tensor]:
     labels[:, -20:] = IGNORED
     corners = torch.rand(A, 2, generator=generator) * 100
     anchors = torch.cat((corners, corners + 10 + torch.rand(A, 2, generator=generator) * 40), dim=1)
-    return Targets(labels, anchors + torch.rand(3, A, 4, generator=generator) * 10 - 5), anchors
+    return make_targets(labels, anchors + torch.rand(3, A, 4, generator=generator) * 10 - 5), anchors
 
 
 def expected(criterion: Criterion, prior: float, num_batches: int = 1) -> float:
     targets, anchors = draw_step()
     num_fg = criterion.normalise(criterion.count_foreground([targets]))
-    return expected_initial_loss(criterion, targets, anchors, LEVEL_SIZES, num_fg, prior, num_batches).item()
+    return expected_initial_loss(
+        criterion, targets, Priors(anchors, LEVEL_SIZES), DELTAS, num_fg, prior, num_batches
+    ).item()
 
 
 def closed_form(labels: Tensor, alpha: float, gamma: float, prior: float) -> float:
@@ -73,9 +69,7 @@ def closed_form(labels: Tensor, alpha: float, gamma: float, prior: float) -> flo
 @pytest.mark.parametrize(
     ("name", "alpha", "gamma"), [("focal", 0.25, 2.0), ("focal", 0.6, 0.5), ("cross_entropy", 0.3, 0)]
 )
-def test_focal_and_cross_entropy_in_closed_form(
-    name: str, alpha: float, gamma: float, normaliser: Normaliser, prior: float
-):
+def test_focal_and_cross_entropy_in_closed_form(name: str, alpha: float, gamma: float, normaliser: str, prior: float):
     loss = build_loss(name, alpha=alpha, **({"gamma": gamma} if name == "focal" else {}))
     labels = draw_step()[0].labels
     wanted = closed_form(labels, alpha, gamma, prior)
@@ -120,12 +114,14 @@ def test_the_library_is_covered():
 
 @pytest.mark.parametrize("normaliser", ["global", "image"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_batches_of_a_step_add_up_to_the_step(name: str, normaliser: Normaliser):
+def test_the_batches_of_a_step_add_up_to_the_step(name: str, normaliser: str):
     """Where equal batches: twice the same."""
     targets, anchors = draw_step()
     one, two = (make_criterion(build_loss(name), normaliser) for _ in range(2))
     whole = expected(one, 0.01)
-    half = expected_initial_loss(two, targets, anchors, LEVEL_SIZES, two.count_foreground([targets] * 2), 0.01, 2)
+    half = expected_initial_loss(
+        two, targets, Priors(anchors, LEVEL_SIZES), DELTAS, two.count_foreground([targets] * 2), 0.01, 2
+    )
     assert 2 * half.item() == pytest.approx(whole, rel=1e-5)
 
 
@@ -136,7 +132,7 @@ def test_only_the_anchors_that_a_sampler_keeps_are_promised(sampler: str):
     criterion = make_criterion(build_loss("cross_entropy"), sampler=sampler)
     targets = criterion.sample(targets)
     num_fg = criterion.count_foreground([targets])
-    promised = expected_initial_loss(criterion, targets, anchors, LEVEL_SIZES, num_fg, 0.1, 1).item()
+    promised = expected_initial_loss(criterion, targets, Priors(anchors, LEVEL_SIZES), DELTAS, num_fg, 0.1, 1).item()
     rows = 3 * 256 if sampler == "random" else 42 * 4
     wanted = (42 * -math.log(0.1) + (rows * K - 42) * -math.log(0.9)) / 42
     assert promised == pytest.approx(wanted, rel=1e-5)
@@ -157,24 +153,25 @@ def test_a_loss_that_averages_where_it_should_sum_is_found_out():
     criterion = make_criterion(Averaging())
     logits = torch.full((3, A, K), math.log(0.01 / 0.99))
     num_fg = criterion.count_foreground([targets])
-    observed = criterion(Predictions(logits, torch.zeros(3, A, 4), anchors, LEVEL_SIZES, DELTAS), targets, num_fg)[
-        "cls"
-    ].item()
+    predictions = Predictions(logits, torch.zeros(3, A, 4), Priors(anchors, LEVEL_SIZES), DELTAS)
+    observed = criterion(predictions, targets, num_fg).weighted["cls"].item()
     assert expected(criterion, 0.01) > 10 * observed
 
 
 @pytest.mark.parametrize("normaliser", ["ema", "image"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", ["ghm_c", "equalized_focal", "focal"])
-def test_nothing_is_remembered(name: str, training: bool, normaliser: Normaliser):
+def test_nothing_is_remembered(name: str, training: bool, normaliser: str):
     criterion = make_criterion(build_loss(name), normaliser)
     targets, anchors = draw_step()
     logits = torch.randn(3, A, K, generator=torch.Generator().manual_seed(1))
     num_fg = criterion.normalise(criterion.count_foreground([targets]))
-    criterion(Predictions(logits, torch.zeros(3, A, 4), anchors, LEVEL_SIZES, DELTAS), targets, num_fg)  # a history
+    criterion(
+        Predictions(logits, torch.zeros(3, A, 4), Priors(anchors, LEVEL_SIZES), DELTAS), targets, num_fg
+    )  # a history
     criterion.train(training)
     before = copy.deepcopy(criterion.state_dict())
-    expected_initial_loss(criterion, targets, anchors, LEVEL_SIZES, num_fg, 0.01, 1)
+    expected_initial_loss(criterion, targets, Priors(anchors, LEVEL_SIZES), DELTAS, num_fg, 0.01, 1)
     after = criterion.state_dict()
     assert after.keys() == before.keys() and (before or (name, normaliser) == ("focal", "image"))
     assert all(torch.equal(after[key], before[key]) for key in before)
@@ -185,10 +182,10 @@ def step_lines(trainer: Trainer, caplog: pytest.LogCaptureFixture, steps: int = 
     """Observed and promised loss of each line that these steps log."""
     caplog.clear()
     batches = iter(trainer.loader)
-    with caplog.at_level(logging.INFO, logger="detector.engine.trainer"):
+    with caplog.at_level(logging.INFO, logger="detector.engine.step"):
         for _ in range(steps):
-            trainer.step([next(batches) for _ in range(trainer.schedule.accumulation)])
-    return [tuple(map(float, r.args)) for r in caplog.records if "the initial scores promise" in r.getMessage()]
+            trainer.step([next(batches) for _ in range(trainer.settings.accumulation)])
+    return [tuple(map(float, r.args)) for r in caplog.records if "the initial scores should give" in r.getMessage()]
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import tracemalloc
 
 import pytest
 import torch
+from criteria import make_targets
 from tiny import names_of_the_library, tiny_config
 
 from detector.build import build_dataset, build_probe, build_trained_model, place
-from detector.core.structures import Predictions, Targets
+from detector.core.structures import Predictions, Priors, Targets
 from detector.geometry.coders import DeltaCoder
 from detector.imbalance.probe import NORM_BINS, SCORE_BINS, Probe
 from detector.imbalance.vocabulary import GROUPS
@@ -27,8 +28,8 @@ ANCHORS = [
 def batch_of(anchors) -> tuple[Predictions, Targets]:
     logits = torch.tensor([[math.log(p / (1 - p))] for p, _ in anchors])[None]
     boxes = torch.tensor([0.0, 0, 8, 8]).expand(len(anchors), 4)
-    predictions = Predictions(logits, torch.zeros(1, len(anchors), 4), boxes, (len(anchors),), DELTAS)
-    return predictions, Targets(torch.tensor([[label for _, label in anchors]]), boxes[None])
+    predictions = Predictions(logits, torch.zeros(1, len(anchors), 4), Priors(boxes, (len(anchors),)), DELTAS)
+    return predictions, make_targets(torch.tensor([[label for _, label in anchors]]), boxes[None])
 
 
 def focal(p: float, label: int) -> float:
@@ -118,7 +119,7 @@ def test_figures_of_every_loss_on_ten_anchors(name):
 
     loss = build_loss(name).train()
     leaf = predictions.logits.double().requires_grad_()
-    settings = {"level_sizes": predictions.level_sizes, "quality": torch.ones(1, 10)}  # each box is its target
+    settings = {"level_sizes": predictions.priors.level_sizes, "quality": torch.ones(1, 10)}  # each box is its target
     loss(leaf, targets.labels, 2, **settings).backward()
     elements = loss.elements(leaf.detach(), targets.labels, **settings).flatten().tolist()
     pulls = leaf.grad.abs().flatten().tolist()
@@ -147,7 +148,8 @@ def test_cumulative_curve_of_many_elements_equals_sorting_them():
     boxes = torch.tensor([0.0, 0, 8, 8]).expand(100_000, 4)
     probe = Probe({"focal": CLASSIFICATION_LOSSES.build("focal")})
     probe.update(
-        Predictions(logits, torch.zeros(1, 100_000, 4), boxes, (100_000,), DELTAS), Targets(labels, boxes[None])
+        Predictions(logits, torch.zeros(1, 100_000, 4), Priors(boxes, (100_000,)), DELTAS),
+        make_targets(labels, boxes[None]),
     )
     found = probe.compute()["losses"]["focal"]["cumulative"]
     for kind, label in (("foreground", 0), ("background", 1)):
@@ -176,8 +178,8 @@ def test_histograms_do_not_grow_with_the_images():
 
 def test_a_pass_over_more_images_takes_no_more_memory(tmp_path, monkeypatch):
     """Detections, which an evaluation collects, would take 100 kB an image here."""
-    own = {name: CLASSIFICATION_LOSSES._parts[name] for name in names_of_the_library(CLASSIFICATION_LOSSES)}
-    monkeypatch.setattr(CLASSIFICATION_LOSSES, "_parts", own)  # other tests register parts that do nothing
+    own = {name: CLASSIFICATION_LOSSES._entries[name] for name in names_of_the_library(CLASSIFICATION_LOSSES)}
+    monkeypatch.setattr(CLASSIFICATION_LOSSES, "_entries", own)  # other tests register parts that do nothing
     config = tiny_config(tmp_path, "evaluation.score_threshold=0.0", "evaluation.batch_size=2")
     whole = build_dataset(config, "train")
     model, device, dtype = place(build_trained_model(config, whole), config)
@@ -213,8 +215,8 @@ def test_every_loss_of_the_library_is_scored_with_and_without_objects(labels):
 def test_without_images_or_anchors(shape: tuple[int, int, int]):
     probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("focal", "ghm_c", "rank_sort", "ohem")})
     anchors = torch.tensor([[0.0, 0, 8, 8]]).repeat(shape[1], 1)
-    predictions = Predictions(torch.zeros(shape), torch.zeros(*shape[:2], 4), anchors, (shape[1],), DELTAS)
-    probe.update(predictions, Targets(torch.ones(shape[:2], dtype=torch.int64), torch.zeros(*shape[:2], 4)))
+    predictions = Predictions(torch.zeros(shape), torch.zeros(*shape[:2], 4), Priors(anchors, (shape[1],)), DELTAS)
+    probe.update(predictions, make_targets(torch.ones(shape[:2], dtype=torch.int64), torch.zeros(*shape[:2], 4)))
     found = probe.compute()
     assert set(found["rows"].values()) == {0} and set(found["losses"]["focal"]["gradient"].values()) == {0.0}
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from criteria import make_targets
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
-from detector.core.structures import Predictions, Targets
+from detector.core.structures import Predictions, Priors
 from detector.evaluation.anatomy import make_anatomy
 from detector.evaluation.coco import coco_metrics
 from detector.geometry.coders import DeltaCoder
@@ -47,8 +48,8 @@ def ten() -> dict:
     logits = torch.tensor([[[math.log(p / (1 - p))] for p, _ in ANCHORS]])
     boxes = torch.tensor([0.0, 0, 8, 8]).expand(len(ANCHORS), 4)
     probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("cross_entropy", "focal")})
-    targets = Targets(torch.tensor([[label for _, label in ANCHORS]]), boxes[None])
-    probe.update(Predictions(logits, torch.zeros(1, len(ANCHORS), 4), boxes, (len(ANCHORS),), DELTAS), targets)
+    targets = make_targets(torch.tensor([[label for _, label in ANCHORS]]), boxes[None])
+    probe.update(Predictions(logits, torch.zeros(1, len(ANCHORS), 4), Priors(boxes, (len(ANCHORS),)), DELTAS), targets)
     return probe.compute()
 
 

@@ -5,16 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from criteria import criterion_of_losses, make_targets
 from ranks import run_ranks
 from tiny import tiny_trainer
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from detector.core.structures import IGNORED, Predictions, Targets
+from detector.core.structures import IGNORED, Predictions, Priors, Targets
 from detector.geometry.coders import DeltaCoder
-from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
+from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.base import BoxLoss
-from detector.losses.criterion import Criterion, Normaliser
+from detector.losses.criterion import Criterion
 
 DELTAS = DeltaCoder()
 
@@ -25,18 +26,19 @@ ANCHORS = torch.tensor([[0.0, 0, 10, 20], [10, 0, 30, 10], [0, 0, 40, 40], [5, 5
 def make_criterion(
     classification: str = "cross_entropy",
     box: str = "l1",
-    normaliser: Normaliser = "global",
+    normaliser: str = "global",
     box_weight: float = 1.0,
     sampler: str = "all",
     **sampling: float,
 ) -> Criterion:
-    return Criterion(
+    return criterion_of_losses(
         CLASSIFICATION_LOSSES.build(classification),
         BOX_LOSSES.build(box),
-        ANCHOR_SAMPLERS.build(sampler, K, **sampling),
-        num_classes=K,
-        box_weight=box_weight,
+        K,
         normaliser=normaliser,
+        box_weight=box_weight,
+        sampler=sampler,
+        **sampling,
     )
 
 
@@ -48,7 +50,7 @@ def hand_made() -> tuple[Predictions, Targets]:
     widths = ANCHORS[:, 2] - ANCHORS[:, 0]
     boxes = ANCHORS + 0.5 * torch.stack((widths, 0 * widths, widths, 0 * widths), dim=1)
     zeros = torch.zeros(2, 5, K, requires_grad=True), torch.zeros(2, 5, 4, requires_grad=True)
-    return Predictions(*zeros, ANCHORS, (5,), DELTAS), Targets(labels, boxes.expand(2, 5, 4))
+    return Predictions(*zeros, Priors(ANCHORS, (5,)), DELTAS), make_targets(labels, boxes.expand(2, 5, 4))
 
 
 @pytest.mark.parametrize(
@@ -62,18 +64,18 @@ def hand_made() -> tuple[Predictions, Targets]:
         ("image", (15 + 4) / 2 * math.log(2), (0.5 / 1 + 1.5 / 3) / 2),
     ],
 )
-def test_normalisers_on_numbers_by_hand(normaliser: Normaliser, cls: float, box: float):
+def test_normalisers_on_numbers_by_hand(normaliser: str, cls: float, box: float):
     predictions, targets = hand_made()
     criterion = make_criterion(normaliser=normaliser, box_weight=3.0)
     num_fg = criterion.count_foreground([targets])
     assert num_fg == 4 and num_fg.dtype == torch.float32
     terms = criterion(predictions, targets, criterion.normalise(num_fg))
-    assert terms["cls"].item() == pytest.approx(cls, rel=1e-6)
-    assert terms["box"].item() == pytest.approx(3 * box, rel=1e-6)
-    assert (terms["cls_fg"] + terms["cls_bg"]).item() == pytest.approx(cls, rel=1e-6)
+    assert terms.weighted["cls"].item() == pytest.approx(cls, rel=1e-6)
+    assert terms.weighted["box"].item() == pytest.approx(3 * box, rel=1e-6)
+    assert (terms.parts["cls_fg"] + terms.parts["cls_bg"]).item() == pytest.approx(cls, rel=1e-6)
     fg = {"image": (1 / 1 + 3 / 3) / 2}.get(normaliser, 4 / 4) * math.log(2)
-    assert terms["cls_fg"].item() == pytest.approx(fg, rel=1e-6)
-    assert terms["cls"].requires_grad and not terms["cls_fg"].requires_grad
+    assert terms.parts["cls_fg"].item() == pytest.approx(fg, rel=1e-6)
+    assert terms.weighted["cls"].requires_grad and not terms.parts["cls_fg"].requires_grad
 
 
 EMA_COUNTS = [4.0, 10.0, 1.0, 0.0]
@@ -114,7 +116,7 @@ def test_ema_learns_in_training_mode_only():
 
 
 @pytest.mark.parametrize("normaliser", ["global", "local", "image"])
-def test_the_other_normalisers_remember_nothing(normaliser: Normaliser):
+def test_the_other_normalisers_remember_nothing(normaliser: str):
     least = 1 if normaliser == "local" else 0  # each rank's own, to be clamped before ranks are averaged
     assert means(make_criterion(normaliser=normaliser), EMA_COUNTS) == [max(n, least) for n in EMA_COUNTS]
 
@@ -138,8 +140,8 @@ def test_ema_divides_the_loss():
     means(criterion, [10.0])
     terms = criterion(predictions, targets, criterion.normalise(criterion.count_foreground([targets])))
     num_fg = (0.9 * 10 + 4) / 1.9
-    assert terms["cls"].item() == pytest.approx(27 * math.log(2) / num_fg, rel=1e-6)
-    assert terms["box"].item() == pytest.approx(4 * 0.5 / num_fg, rel=1e-6)
+    assert terms.weighted["cls"].item() == pytest.approx(27 * math.log(2) / num_fg, rel=1e-6)
+    assert terms.weighted["box"].item() == pytest.approx(4 * 0.5 / num_fg, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -156,16 +158,16 @@ def test_ema_divides_the_loss():
     ],
 )
 def test_what_a_sampler_leaves_out_counts_neither_in_the_loss_nor_in_its_normaliser(
-    normaliser: Normaliser, sampler: str, sampling: dict, num_fg: int, rows: int, cls: float, box: float
+    normaliser: str, sampler: str, sampling: dict, num_fg: int, rows: int, cls: float, box: float
 ):
     predictions, targets = hand_made()
     criterion = make_criterion(normaliser=normaliser, sampler=sampler, **sampling)
     sampled = criterion.sample(targets)
     assert criterion.count_foreground([sampled]) == num_fg
     terms = criterion(predictions, sampled, criterion.count_foreground([sampled]))
-    assert terms["cls"].item() == pytest.approx(cls * math.log(2), rel=1e-6)
-    assert terms["box"].item() == pytest.approx(box * 0.5, rel=1e-6)
-    terms["cls"].backward()
+    assert terms.weighted["cls"].item() == pytest.approx(cls * math.log(2), rel=1e-6)
+    assert terms.weighted["box"].item() == pytest.approx(box * 0.5, rel=1e-6)
+    terms.weighted["cls"].backward()
     assert int(predictions.logits.grad.any(dim=-1).sum()) == rows
 
 
@@ -176,16 +178,17 @@ def test_global_and_ema_count_over_ranks_and_local_does_not():
 import torch
 from detector.core.distributed import process_group, rank
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
-from detector.losses.criterion import Criterion
+from detector.losses.criterion import Criterion, LossSettings
 from detector.core.structures import Targets
 
 with process_group(torch.device("cpu")):
     labels = torch.full((2, 4), 3)
     labels[0, : 1 + 2 * rank()] = 0
-    targets = Targets(labels, torch.zeros(2, 4, 4))
+    targets = Targets(labels, torch.zeros(2, 4, 4), torch.zeros_like(labels))
     for normaliser in ("global", "local", "ema"):
-        parts = CLASSIFICATION_LOSSES.build("focal"), BOX_LOSSES.build("l1"), ANCHOR_SAMPLERS.build("all", 3)
-        criterion = Criterion(*parts, num_classes=3, box_weight=1.0, normaliser=normaliser)
+        settings, losses = LossSettings(normaliser=normaliser), [BOX_LOSSES.build("l1")]
+        sampler = ANCHOR_SAMPLERS.build("all", 3)
+        criterion = Criterion(settings, CLASSIFICATION_LOSSES.build("focal"), losses, sampler, 3)
         for batches in (1, 2):
             print(f"{criterion.normalise(criterion.count_foreground([targets] * batches)):.4f}", end=" ")
 """
@@ -204,7 +207,7 @@ def random_step() -> tuple[Tensor, Tensor, Targets]:
         labels[image, :n] = torch.randint(K, (n,), generator=generator)
     boxes = ANCHORS.repeat(8, 1) + torch.rand(4, 40, 4, generator=generator) * 4
     logits = torch.randn(4, 40, K, generator=generator)
-    return logits, torch.randn(4, 40, 4, generator=generator), Targets(labels, boxes)
+    return logits, torch.randn(4, 40, 4, generator=generator), make_targets(labels, boxes)
 
 
 def gradients(criterion: Criterion, parts: list[slice]) -> tuple[float, Tensor, Tensor]:
@@ -212,14 +215,14 @@ def gradients(criterion: Criterion, parts: list[slice]) -> tuple[float, Tensor, 
     logits, deltas, targets = random_step()
     logits.requires_grad_()
     deltas.requires_grad_()
-    batches = [Targets(targets.labels[part], targets.boxes[part]) for part in parts]
+    batches = [make_targets(targets.labels[part], targets.boxes[part]) for part in parts]
     num_fg = criterion.normalise(criterion.count_foreground(batches))
     loss = 0.0
     for part, batch in zip(parts, batches, strict=True):
-        predictions = Predictions(logits[part], deltas[part], ANCHORS.repeat(8, 1), (30, 10), DELTAS)
+        predictions = Predictions(logits[part], deltas[part], Priors(ANCHORS.repeat(8, 1), (30, 10)), DELTAS)
         terms = criterion(predictions, batch, num_fg, num_batches=len(parts))
-        (terms["cls"] + terms["box"]).backward()
-        loss += (terms["cls"] + terms["box"]).item()
+        (terms.weighted["cls"] + terms.weighted["box"]).backward()
+        loss += (terms.weighted["cls"] + terms.weighted["box"]).item()
     return loss, logits.grad, deltas.grad
 
 
@@ -227,7 +230,7 @@ WHOLE, HALVES = [slice(0, 4)], [slice(0, 2), slice(2, 4)]
 
 
 @pytest.mark.parametrize("normaliser", ["global", "local", "image", "ema"])
-def test_accumulated_batches_are_the_whole_batch(normaliser: Normaliser):
+def test_accumulated_batches_are_the_whole_batch(normaliser: str):
     criteria = [make_criterion("focal", normaliser=normaliser) for _ in range(2)]
     for criterion in criteria:
         criterion.normalise(torch.tensor(30.0))  # a history, where it is kept
@@ -238,7 +241,7 @@ def test_accumulated_batches_are_the_whole_batch(normaliser: Normaliser):
 def test_self_normalised_losses_average_over_accumulated_batches():
     def criterion() -> Criterion:
         losses = CLASSIFICATION_LOSSES.build("ghm_c", momentum=0.0), BOX_LOSSES.build("ghm_r", momentum=0.0)
-        return Criterion(*losses, ANCHOR_SAMPLERS.build("all", K), num_classes=K, box_weight=1.0, normaliser="global")
+        return criterion_of_losses(*losses, K)
 
     loss, logits, deltas = gradients(criterion(), HALVES)
     alone = [gradients(criterion(), [part]) for part in HALVES]
@@ -249,17 +252,17 @@ def test_self_normalised_losses_average_over_accumulated_batches():
 
 @pytest.mark.parametrize("normaliser", ["global", "local", "image", "ema"])
 @pytest.mark.parametrize(("classification", "box"), [("focal", "smooth_l1"), ("ghm_c", "ghm_r")])
-def test_no_foreground(classification: str, box: str, normaliser: Normaliser):
+def test_no_foreground(classification: str, box: str, normaliser: str):
     logits, deltas, targets = random_step()
     logits.requires_grad_()
     deltas.requires_grad_()
-    targets = Targets(torch.full_like(targets.labels, K), torch.zeros_like(targets.boxes))
+    targets = make_targets(torch.full_like(targets.labels, K), torch.zeros_like(targets.boxes))
     criterion = make_criterion(classification, box, normaliser)
     num_fg = criterion.normalise(criterion.count_foreground([targets]))
-    terms = criterion(Predictions(logits, deltas, ANCHORS.repeat(8, 1), (30, 10), DELTAS), targets, num_fg)
-    (terms["cls"] + terms["box"]).backward()
-    assert num_fg == (normaliser == "local") and terms["box"] == 0 and terms["cls_fg"] == 0
-    assert terms["cls"].isfinite() and terms["cls"] > 0
+    terms = criterion(Predictions(logits, deltas, Priors(ANCHORS.repeat(8, 1), (30, 10)), DELTAS), targets, num_fg)
+    (terms.weighted["cls"] + terms.weighted["box"]).backward()
+    assert num_fg == (normaliser == "local") and terms.weighted["box"] == 0 and terms.parts["cls_fg"] == 0
+    assert terms.weighted["cls"].isfinite() and terms.weighted["cls"] > 0
     assert logits.grad.isfinite().all() and logits.grad.any()
     assert not deltas.grad.any()
 
@@ -272,21 +275,14 @@ def test_a_loss_on_boxes_gets_them_decoded():
             return (predicted - target).abs()
 
     logits, deltas, targets = random_step()
-    criterion = Criterion(
-        CLASSIFICATION_LOSSES.build("focal"),
-        CornerDistance(),
-        ANCHOR_SAMPLERS.build("all", K),
-        num_classes=K,
-        box_weight=1.0,
-        normaliser="global",
-    )
+    criterion = criterion_of_losses(CLASSIFICATION_LOSSES.build("focal"), CornerDistance(), K)
     anchors = ANCHORS.repeat(8, 1)
     terms = criterion(
-        Predictions(logits, deltas, anchors, (40,), DELTAS), targets, criterion.count_foreground([targets])
+        Predictions(logits, deltas, Priors(anchors, (40,)), DELTAS), targets, criterion.count_foreground([targets])
     )
     foreground = (targets.labels != K) & (targets.labels != IGNORED)
     distance = (DELTAS.decode(deltas, anchors) - targets.boxes)[foreground].abs().sum()
-    torch.testing.assert_close(terms["box"], distance / 9)
+    torch.testing.assert_close(terms.weighted["box"], distance / 9)
 
 
 def shifted_predictions() -> tuple[Predictions, Targets]:
@@ -305,19 +301,19 @@ def shifted_predictions() -> tuple[Predictions, Targets]:
         ("image", ((0.1**2 + 14 / 4) / 1 + (3 / 6**2 + 9 / 4) / 3) / 2),
     ],
 )
-def test_quality_is_the_iou_of_the_predicted_box_with_its_truth(normaliser: Normaliser, expected: float):
+def test_quality_is_the_iou_of_the_predicted_box_with_its_truth(normaliser: str, expected: float):
     predictions, targets = shifted_predictions()
     criterion = make_criterion("quality_focal", normaliser=normaliser)
     terms = criterion(predictions, targets, criterion.count_foreground([targets]))
-    assert terms["cls"].item() == pytest.approx(expected * math.log(2), rel=1e-5)
-    terms["cls"].backward()
+    assert terms.weighted["cls"].item() == pytest.approx(expected * math.log(2), rel=1e-5)
+    terms.weighted["cls"].backward()
     assert predictions.raw.grad is None  # the quality is a target, not a way to the boxes
 
 
 @pytest.mark.parametrize("normaliser", ["global", "image"])
 @pytest.mark.parametrize("box", ["l1", "giou"])
 @pytest.mark.parametrize("name", ["quality_focal", "varifocal", "rank_sort"])
-def test_every_quality_loss_gets_it_whatever_the_box_loss(name: str, box: str, normaliser: Normaliser):
+def test_every_quality_loss_gets_it_whatever_the_box_loss(name: str, box: str, normaliser: str):
     logits, deltas, targets = random_step()
     anchors = ANCHORS.repeat(8, 1)
     quality = torch.stack(
@@ -325,22 +321,22 @@ def test_every_quality_loss_gets_it_whatever_the_box_loss(name: str, box: str, n
     )
     criterion, loss = make_criterion(name, box, normaliser), CLASSIFICATION_LOSSES.build(name)
     terms = criterion(
-        Predictions(logits, deltas, anchors, (40,), DELTAS), targets, criterion.count_foreground([targets])
+        Predictions(logits, deltas, Priors(anchors, (40,)), DELTAS), targets, criterion.count_foreground([targets])
     )
     if normaliser == "global" or loss.self_normalised:
         expected = loss(logits, targets.labels, 9, quality=quality)
     else:
         images = zip(logits, targets.labels, (0, 1, 3, 5), quality, strict=True)
         expected = sum(loss(*image, quality=q) for *image, q in images) / 4
-    torch.testing.assert_close(terms["cls"], expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(terms.weighted["cls"], expected, rtol=1e-5, atol=0)
 
 
 def test_half_precision_predictions_give_fp32_losses():
     predictions, targets = hand_made()
-    half = Predictions(predictions.logits.bfloat16(), predictions.raw.bfloat16(), ANCHORS, (5,), DELTAS)
+    half = Predictions(predictions.logits.bfloat16(), predictions.raw.bfloat16(), Priors(ANCHORS, (5,)), DELTAS)
     criterion = make_criterion("focal")
     terms = criterion(half, targets, criterion.count_foreground([targets]))
-    assert terms["cls"].dtype == terms["box"].dtype == torch.float32
+    assert terms.weighted["cls"].dtype == terms.weighted["box"].dtype == torch.float32
 
 
 @pytest.mark.parametrize(("classification", "box"), [("ghm_c", "ghm_r"), ("rank_sort", "ghm_r")])
@@ -355,14 +351,14 @@ def test_image_leaves_self_normalised_losses_alone(classification: str, box: str
 @pytest.mark.parametrize("sampler", ["all", "random", "hard_negatives"])
 @pytest.mark.parametrize(("num_images", "num_anchors"), [(0, 5), (2, 0), (0, 0)])
 def test_without_images_or_anchors(
-    num_images: int, num_anchors: int, sampler: str, classification: str, box: str, normaliser: Normaliser
+    num_images: int, num_anchors: int, sampler: str, classification: str, box: str, normaliser: str
 ):
     criterion = make_criterion(classification, box, normaliser, sampler=sampler)
     logits, deltas = (torch.zeros(num_images, num_anchors, n, requires_grad=True) for n in (K, 4))
-    targets = Targets(torch.full((num_images, num_anchors), K), torch.zeros(num_images, num_anchors, 4))
+    targets = make_targets(torch.full((num_images, num_anchors), K), torch.zeros(num_images, num_anchors, 4))
     targets = criterion.sample(targets)
-    predictions = Predictions(logits, deltas, ANCHORS[:num_anchors], (num_anchors,), DELTAS)
+    predictions = Predictions(logits, deltas, Priors(ANCHORS[:num_anchors], (num_anchors,)), DELTAS)
     terms = criterion(predictions, targets, criterion.normalise(criterion.count_foreground([targets])))
-    assert [value.item() for value in terms.values()] == [0, 0, 0, 0]
-    (terms["cls"] + terms["box"]).backward()
+    assert [value.item() for value in (terms.weighted | terms.parts).values()] == [0, 0, 0, 0]
+    (terms.weighted["cls"] + terms.weighted["box"]).backward()
     assert logits.grad.shape == logits.shape and deltas.grad.shape == deltas.shape

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from criteria import criterion_of_losses
 from tiny import tiny_config
 from torch import Tensor, nn
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, retinanet_resnet50_fpn
@@ -22,12 +23,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 from detector.build import build_model
 from detector.config import Config, to_yaml
 from detector.core.errors import UserError
-from detector.core.structures import Predictions
+from detector.core.structures import GroundTruth, Predictions
 from detector.geometry.assignment import MaxIoUAssigner
 from detector.geometry.coders import DeltaCoder
-from detector.losses.criterion import Criterion
 from detector.losses.focal import FocalLoss
-from detector.losses.samplers import AllAnchors
 from detector.losses.smooth_l1 import L1Loss
 from detector.models.backbones.resnet import frozen_batch_norm_is_random
 from detector.models.detector import RetinaNet
@@ -136,7 +135,7 @@ def ours(reference: Reference) -> RetinaNet:
 def as_predictions(reference: Reference, ours: RetinaNet) -> Predictions:
     """torchvision's own outputs, whose gradients can be asked for."""
     logits, deltas = (reference.outputs[k].clone().requires_grad_() for k in ("cls_logits", "bbox_regression"))
-    return Predictions(logits, deltas, *ours.anchors(reference.images.shape[-2:], torch.device("cpu")), DELTAS)
+    return Predictions(logits, deltas, ours.priors(reference.images.shape[-2:], torch.device("cpu")), DELTAS)
 
 
 @torch.no_grad()
@@ -146,8 +145,8 @@ def test_logits_deltas_and_anchors_equal_torchvision(reference: Reference, ours:
     assert logits.std() > 1 and deltas.std() > 0.1  # it says something
     torch.testing.assert_close(said.logits, logits, **ROUNDING)
     torch.testing.assert_close(said.raw, deltas, **ROUNDING)
-    assert torch.equal(said.priors, reference.anchors[0])
-    assert sum(said.level_sizes) == len(said.priors) == logits.shape[1]
+    assert torch.equal(said.priors.boxes, reference.anchors[0])
+    assert sum(said.priors.level_sizes) == len(said.priors) == logits.shape[1]
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
@@ -212,20 +211,14 @@ def test_losses_and_their_gradients_equal_torchvision(reference: Reference, ours
     sum(expected.values()).backward()
 
     own = as_predictions(reference, ours)
-    criterion = Criterion(
-        FocalLoss(alpha=0.25, gamma=2.0),
-        L1Loss(),
-        AllAnchors(91),
-        num_classes=91,
-        box_weight=1.0,
-        normaliser="image",
-    )
-    targets = MaxIoUAssigner(91)(own.priors, boxes, labels, torch.zeros_like(labels, dtype=torch.bool), own.level_sizes)
+    criterion = criterion_of_losses(FocalLoss(alpha=0.25, gamma=2.0), L1Loss(), 91, normaliser="image")
+    truth = GroundTruth(boxes, labels, torch.zeros_like(labels, dtype=torch.bool))
+    targets = MaxIoUAssigner(91)(own.priors, truth)
     terms = criterion(own, targets, criterion.count_foreground([targets]))
-    (terms["cls"] + terms["box"]).backward()
+    (terms.weighted["cls"] + terms.weighted["box"]).backward()
 
-    torch.testing.assert_close(terms["cls"], expected["classification"], rtol=1e-5, atol=0)
-    torch.testing.assert_close(terms["box"], expected["bbox_regression"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(terms.weighted["cls"], expected["classification"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(terms.weighted["box"], expected["bbox_regression"], rtol=1e-5, atol=0)
     torch.testing.assert_close(own.logits.grad, theirs.logits.grad, rtol=1e-4, atol=1e-8)
     torch.testing.assert_close(own.raw.grad, theirs.raw.grad, rtol=1e-5, atol=1e-9)
     assert own.raw.grad.any()
@@ -240,8 +233,8 @@ def by_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
 def test_detections_equal_torchvision(reference: Reference, ours: RetinaNet, monkeypatch: pytest.MonkeyPatch):
     """But for boxes that have no area inside their image, which torchvision keeps."""
     said = as_predictions(reference, ours)
-    flat = {k: list(v.split(said.level_sizes, dim=1)) for k, v in reference.outputs.items()}
-    per_level = [list(a.split(said.level_sizes)) for a in reference.anchors]
+    flat = {k: list(v.split(said.priors.level_sizes, dim=1)) for k, v in reference.outputs.items()}
+    per_level = [list(a.split(said.priors.level_sizes)) for a in reference.anchors]
     monkeypatch.setattr(reference.model, "detections_per_img", 10_000)
     expected = reference.model.postprocess_detections(flat, per_level, reference.sizes)
     has_area = [(theirs["boxes"][:, 2:] > theirs["boxes"][:, :2]).all(dim=1) for theirs in expected]
@@ -355,16 +348,16 @@ def test_every_anchor_has_its_logits(levels: tuple[int, int], norm: str):
     for height, width in ((96, 160), (32, 224)):
         said = model(torch.zeros(2, 3, height, width))
         expected = [9 * -(-height // 2**p) * -(-width // 2**p) for p in range(levels[0], levels[1] + 1)]
-        assert list(said.level_sizes) == expected
+        assert list(said.priors.level_sizes) == expected
         assert said.logits.shape == (2, sum(expected), 3)
         assert said.raw.shape == (2, sum(expected), 4)
-        assert said.priors.shape == (sum(expected), 4)
-    assert model.anchors((96, 160), torch.device("cpu"))[0] is model.anchors((96, 160), torch.device("cpu"))[0]
+        assert said.priors.boxes.shape == (sum(expected), 4)
+    assert model.priors((96, 160), torch.device("cpu")) is model.priors((96, 160), torch.device("cpu"))
 
 
 def test_own_anchor_sizes():
     model = make_model(levels=(3, 4), anchor_sizes=((8, 12), (16, 24)), anchor_ratios=(0.5, 1.0))
-    assert model.anchors((32, 32), torch.device("cpu"))[1] == (4 * 4 * 4, 2 * 2 * 4)
+    assert model.priors((32, 32), torch.device("cpu")).level_sizes == (4 * 4 * 4, 2 * 2 * 4)
     with pytest.raises(ValueError, match="same number"):
         make_model(levels=(3, 4), anchor_sizes=((8, 12), (16,)))
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.core.structures import Detections, Predictions
+from detector.core.structures import Detections, Predictions, Priors
 from detector.geometry.coders import DeltaCoder
 from detector.models.postprocess import postprocess
 
@@ -47,7 +47,7 @@ def predictions_of(images: list[list[tuple[Tensor, Tensor]]], canvas: tuple[int,
         deltas.append(padded[1].flatten(1, 2))
         anchors.append(anchors_of(height, width, STRIDES[level]))
     sizes = tuple(map(len, anchors))
-    return Predictions(torch.cat(logits, 1), torch.cat(deltas, 1), torch.cat(anchors), sizes, DELTAS)
+    return Predictions(torch.cat(logits, 1), torch.cat(deltas, 1), Priors(torch.cat(anchors), sizes), DELTAS)
 
 
 def found_in(images: list[list[tuple[Tensor, Tensor]]], cells: list[tuple[int, int]], canvas: tuple[int, int]):
@@ -106,7 +106,9 @@ def assert_same(a: Detections, b: Detections) -> None:
 
 def boxes_as_predictions(boxes: Tensor, scores: Tensor) -> Predictions:
     """One image, one class: each box is its own anchor."""
-    return Predictions(scores.logit()[None, :, None], torch.zeros(1, len(boxes), 4), boxes, (len(boxes),), DELTAS)
+    return Predictions(
+        scores.logit()[None, :, None], torch.zeros(1, len(boxes), 4), Priors(boxes, (len(boxes),)), DELTAS
+    )
 
 
 def test_boxes_without_area_displace_none():
@@ -143,7 +145,9 @@ def test_without_images_anchors_or_classes():
     for shape in ((0, 6, 3), (2, 0, 3), (2, 6, 0)):
         num_images, num_anchors, _ = shape
         anchors = torch.tensor([[0.0, 0, 8, 8]]).repeat(num_anchors, 1)
-        predictions = Predictions(torch.zeros(shape), torch.zeros(*shape[:2], 4), anchors, (num_anchors, 0), DELTAS)
+        predictions = Predictions(
+            torch.zeros(shape), torch.zeros(*shape[:2], 4), Priors(anchors, (num_anchors, 0)), DELTAS
+        )
         sizes = torch.full((num_images, 2), 16)
         found = postprocess(predictions, sizes, sizes, **LIMITS)
         assert [one.boxes.shape for one in found] == [(0, 4)] * num_images

@@ -53,7 +53,8 @@ def test_parts_that_only_training_has_are_not_missed(plain: Path, photo: Path, t
     )
     (found,), (expected,) = (Detector.load(p).predict([photo], score_threshold=0.6) for p in (path, plain))
     assert len(found.boxes) and torch.equal(found.boxes, expected.boxes) and torch.equal(found.scores, expected.scores)
-    assert Detector.load(path).config.loss.classification == {"type": "mine", "gamma": 3, "names": ["a", None]}
+    part = Detector.load(path).config.loss.classification
+    assert part.to_dict() == {"type": "mine", "gamma": 3, "names": ["a", None]}
     assert run_tool("infer", "--checkpoint", path, photo, "--out", tmp_path / "out", "--score", 0.6) == 0
     assert len(json.loads((tmp_path / "out/detections.json").read_text(encoding="utf-8"))) == len(expected.boxes)
     assert run_tool("export", "--checkpoint", path, "--out", tmp_path / "a.pt2") == 0

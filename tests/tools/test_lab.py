@@ -31,8 +31,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "tiny.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        own = {name: CLASSIFICATION_LOSSES._parts[name] for name in names_of_the_library(CLASSIFICATION_LOSSES)}
-        patch.setattr(CLASSIFICATION_LOSSES, "_parts", own)  # other tests register parts that do nothing
+        own = {name: CLASSIFICATION_LOSSES._entries[name] for name in names_of_the_library(CLASSIFICATION_LOSSES)}
+        patch.setattr(CLASSIFICATION_LOSSES, "_entries", own)  # other tests register parts that do nothing
         cfg, run = folder / "tiny.yaml", folder / "run <script>alert(1)"
         assert run_tool("train", "--cfg", cfg, "--out", run) == 0
         checkpoint = run / "checkpoints/best.pt"
@@ -116,7 +116,7 @@ def test_the_advice_is_a_config(lab):
     assert advised.data == base.data and "loss" in yaml.safe_load(out.read_text())
     assert run_tool("advise", *arguments, "--gamma", "0", "--out", out) == 0
     advised = load_config(str(out))
-    assert advised.loss.classification["type"] == "cross_entropy" and advised.anchor_sampler["type"] == "random"
+    assert advised.loss.classification.type == "cross_entropy" and advised.anchor_sampler.type == "random"
     assert run_tool("advise", *arguments, "--gamma", "-1", "--out", lab / "none.yaml") == 2
     swapped = ("--census", run_of(lab) / "probe_val/probe.json", "--cfg", lab / "tiny.yaml")
     assert run_tool("advise", *swapped, "--out", lab / "none.yaml") == 2

@@ -313,7 +313,7 @@ def test_train_names_what_is_wrong_and_writes_nothing(
 def test_the_example_that_train_gives_is_a_valid_one():
     example = re.search(r"Example: .*--cfg (\S+) --out \S+ (.*)", (REPO / "detector/cli/train.py").read_text())
     config = load_config(example[1], example[2].split())
-    assert config.loss.classification["gamma"] == 1.0
+    assert config.loss.classification.parameters["gamma"] == 1.0
 
 
 def test_train_without_its_config_names_the_known_ones(capsys: pytest.CaptureFixture):

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from detector.core.errors import UserError
-from detector.core.registry import DATASETS
 from detector.data.checks.findings import Findings
-from detector.data.dataset import DetectionDataset
+from detector.data.dataset import DATASETS, DetectionDataset
 from detector.data.formats.entries import parse_coco
 from detector.data.formats.folders import Folder, list_unused
 
@@ -17,14 +16,14 @@ from detector.data.formats.folders import Folder, list_unused
 class CocoDataset(DetectionDataset):
     """A COCO instances file and its images.
 
-    classes: the class names in label order; None takes the file's categories, sorted by id. images: the folder that
+    class_names: the class names in label order; None takes the file's categories, sorted by id. images: the folder that
     `file_name` is relative to. What is wrong with single entries goes to `findings`.
     Raises UserError for a missing or malformed file, and where no image is there.
     """
 
     def __init__(
         self,
-        classes: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
         findings: Findings | None = None,
         *,
         images: Path,
@@ -33,7 +32,7 @@ class CocoDataset(DetectionDataset):
         findings = findings or Findings()
         folder = Folder.read(images)
         dictionary = read_json(annotations)
-        records, *rest = parse_coco(dictionary, annotations, folder, classes, findings)
+        records, *rest = parse_coco(dictionary, annotations, folder, class_names, findings)
         named = (folder.find(entry.get("file_name", "")) for entry in dictionary["images"])
         used = [annotations, *(folder.path(name) for name in named if name), *(record.path for record in records)]
         list_unused([folder], used, findings)

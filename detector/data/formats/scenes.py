@@ -15,8 +15,9 @@ from pydantic import Field
 
 from detector.core.errors import UserError
 from detector.core.machine import cache_folder
-from detector.core.registry import DATASETS, NonNegativeFloat, NonNegativeInt, PositiveInt, UnitFloat
+from detector.core.validation import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitFloat
 from detector.data.checks.findings import Findings
+from detector.data.dataset import DATASETS
 from detector.data.formats.coco import CocoDataset
 
 _log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class SceneSettings:
 class SyntheticDataset(CocoDataset):
     """Drawn scenes of textured shapes, written once to a cache folder as JPEG files and COCO annotations.
 
-    classes: class names in label order, as for `CocoDataset`.
+    class_names: class names in label order, as for `CocoDataset`.
     num_images: how many. image_size: the square image's side in pixels. num_classes: the first of `CLASS_OUTLINES`.
     objects, distractors: mean number an image (Poisson); distractors differ from objects in shape alone, without a box.
     object_size: range of a shape's longer box side, before any is hidden, in fractions of image_size; log-uniform.
@@ -70,7 +71,7 @@ class SyntheticDataset(CocoDataset):
 
     def __init__(
         self,
-        classes: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
         findings: Findings | None = None,
         *,
         num_images: PositiveInt = 1000,
@@ -103,7 +104,7 @@ class SyntheticDataset(CocoDataset):
             raise UserError(
                 f"cache: synthetic scenes cannot be written to {cache} ({error.strerror})", "name a writable folder"
             ) from error
-        super().__init__(classes, findings, images=folder / "images", annotations=annotations)
+        super().__init__(class_names, findings, images=folder / "images", annotations=annotations)
 
 
 def draw_scene(settings: SceneSettings, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,9 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from detector.core.errors import UserError
-from detector.core.registry import DATASETS
 from detector.data.checks.findings import Findings
-from detector.data.dataset import DetectionDataset
+from detector.data.dataset import DATASETS, DetectionDataset
 from detector.data.formats.entries import parse_coco
 from detector.data.formats.folders import Folder, list_unused, read_lines, suffix
 from detector.data.formats.numbers import as_number, whole
@@ -29,7 +28,7 @@ TAGS = {"name", "pose", "truncated", "occluded", "difficult", "ignore", "bndbox"
 class VocDataset(DetectionDataset):
     """Pascal VOC XML files and their images.
 
-    classes: the class names in label order; None takes the names in the split's files, sorted.
+    class_names: the class names in label order; None takes the names in the split's files, sorted.
     annotations, images: the two folders, with all folders below them. An XML file's picture is the one with the same
     stem, else the one that its <filename> names.
     split: a text file with one image id (an XML's stem) a line, as in ImageSets/Main; None takes every XML, sorted.
@@ -45,7 +44,7 @@ class VocDataset(DetectionDataset):
 
     def __init__(
         self,
-        classes: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
         findings: Findings | None = None,
         *,
         images: Path,
@@ -96,7 +95,7 @@ class VocDataset(DetectionDataset):
         if not entries:
             raise UserError(f"{annotations}: none of its files can be used ({bad[0]})", "check the folders")
 
-        names = list(classes or ())
+        names = list(class_names or ())
         names += sorted({name for name, _ in objects} - set(names))
         if not names:
             raise UserError(f"{annotations}: none of its files has an object to learn from", "check the folder")
@@ -106,7 +105,7 @@ class VocDataset(DetectionDataset):
             "annotations": [{**entry, "category_id": category_ids[name]} for name, entry in objects],
             "categories": [{"id": index, "name": name} for name, index in category_ids.items()],
         }
-        records, *rest = parse_coco(dictionary, annotations, pictures, classes, findings, places=places)
+        records, *rest = parse_coco(dictionary, annotations, pictures, class_names, findings, places=places)
         # a picture that another split's file names is not without annotations
         used = [*(pictures.path(name) for name, _ in of_file.values()), *(files[stem].path for stem in stems)]
         read = {files[stem].path for stem in stems}

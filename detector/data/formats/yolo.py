@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from detector.core.errors import UserError
-from detector.core.registry import DATASETS
 from detector.core.strict_yaml import read_yaml
 from detector.data.checks.findings import Findings
-from detector.data.dataset import DetectionDataset
+from detector.data.dataset import DATASETS, DetectionDataset
 from detector.data.formats.entries import parse_coco
 from detector.data.formats.folders import Folder, list_unused, read_lines, read_unicode, suffix
 from detector.data.formats.numbers import whole
@@ -39,15 +38,15 @@ class YoloDataset(DetectionDataset):
     the box, the rest are keypoints, a score or a track's number. auto: box where data.yaml declares `kpt_shape`;
     polygon where the lines differ in length, or where a quarter of them cannot begin with a box; else such lines are
     ambiguous, and refused.
-    classes: the class names in label order; None takes those listed. Image ids count from 1 in the order of the images,
-    category ids from 1 in the file's. Sizes are those of the images as a person sees them (EXIF), as labels are made.
-    What is wrong with single images or lines goes to `findings`.
+    class_names: the class names in label order; None takes those listed. Image ids count from 1 in the order of the
+    images, category ids from 1 in the file's. Sizes are those of the images as a person sees them (EXIF), as labels are
+    made. What is wrong with single images or lines goes to `findings`.
     Raises UserError for a missing or malformed file or folder, and where no image can be read or has a label file.
     """
 
     def __init__(
         self,
-        classes: Sequence[str] | None = None,
+        class_names: Sequence[str] | None = None,
         findings: Findings | None = None,
         *,
         annotations: Path,
@@ -88,7 +87,7 @@ class YoloDataset(DetectionDataset):
         }
         folder = Folder(root, dict.fromkeys(names))
         parsed = parse_coco(
-            dictionary, annotations, folder, classes, findings, places=places, headers=headers, upright=True
+            dictionary, annotations, folder, class_names, findings, places=places, headers=headers, upright=True
         )
         super().__init__(*parsed)
         _account(source, annotations, findings)

@@ -10,7 +10,8 @@ from typing import Protocol
 import numpy as np
 
 from detector.core.errors import UserError
-from detector.core.registry import IMAGE_SAMPLERS, UnitFloat
+from detector.core.registry import Registry
+from detector.core.validation import UnitFloat
 
 
 class ImageSampler(Protocol):
@@ -19,6 +20,9 @@ class ImageSampler(Protocol):
     def __len__(self) -> int: ...
 
     def order(self, rng: np.random.Generator) -> np.ndarray: ...
+
+
+IMAGE_SAMPLERS: Registry[ImageSampler] = Registry("image sampler")
 
 
 @IMAGE_SAMPLERS.register("uniform")

@@ -9,15 +9,17 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
-from detector.config import CONFIGS, Config, Section, make_config, merge, read_values, to_yaml
+from detector.config import Config, make_config, to_yaml
+from detector.core.config_files import CONFIGS, read_values
 from detector.core.errors import UserError
-from detector.core.registry import InvalidValues, NonNegativeInt, parse
+from detector.core.overrides import merge
+from detector.core.validation import InvalidValues, NonNegativeInt, Settings, parse
 
 STUDIES = CONFIGS / "studies"
 Overlays = Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 
 
-class Study(Section):
+class Study(Settings):
     """config: what every run starts from, and `common` over it; levels and variants: a name and what it changes; seeds:
     the values of train.seed; metric: one of metrics.json; against: the variant that the others are tested against."""
 

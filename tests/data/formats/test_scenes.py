@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from detector.core.errors import UserError
-from detector.core.registry import DATASETS
+from detector.data.dataset import DATASETS
 from detector.data.formats.scenes import CLASS_OUTLINES, SceneSettings, SyntheticDataset, draw_scene
 
 SETTINGS = SceneSettings(

@@ -37,7 +37,7 @@ def load(tmp_path: Path) -> Callable[..., VocDataset]:
         if split is not None:
             parameters["split"] = tmp_path / "split.txt"
             parameters["split"].write_text(split)
-        injected = parameters.pop("classes", None), parameters.pop("findings", None)
+        injected = parameters.pop("class_names", None), parameters.pop("findings", None)
         return VocDataset(*injected, images=tmp_path / "images", annotations=tmp_path / "xml", **parameters)
 
     return load
@@ -76,11 +76,11 @@ def test_split_gives_the_order_and_the_classes(load: Callable[..., VocDataset]):
 
 def test_classes_of_another_split(load: Callable[..., VocDataset]):
     classes = ("sheep", "cow", "ant", "goat")
-    dataset = load(FILES, classes=classes)
+    dataset = load(FILES, class_names=classes)
     assert dataset.class_names == classes and dataset.category_ids == (1, 2, 3, 4)
     assert dataset.records[0].labels.tolist() == [0, 3]
     with pytest.raises(UserError, match="category 'goat' is in use but not among the classes sheep, ant"):
-        load(FILES, classes=("sheep", "ant"))
+        load(FILES, class_names=("sheep", "ant"))
 
 
 def test_the_files_own_stem_comes_before_the_name_inside_it(load: Callable[..., VocDataset]):
@@ -283,7 +283,7 @@ def test_malformed_xml_is_named_in_one_line(load: Callable[..., VocDataset], con
 def test_no_object_anywhere(load: Callable[..., VocDataset]):
     with pytest.raises(UserError, match="xml: none of its files has an object"):
         load({"a": xml("a.png")})
-    assert len(load({"a": xml("a.png")}, classes=("ant",))) == 1  # as a validation set
+    assert len(load({"a": xml("a.png")}, class_names=("ant",))) == 1  # as a validation set
 
 
 def test_a_malformed_object_leaves_the_others_of_its_file(load: Callable[..., VocDataset]):

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from detector.core.errors import UserError
-from detector.core.registry import IMAGE_SAMPLERS
 from detector.data.formats.coco import CocoDataset
-from detector.data.pipeline.samplers import ImageSampler, systematic
+from detector.data.pipeline.samplers import IMAGE_SAMPLERS, ImageSampler, systematic
 
 # Class 0 is in six of eight images, class 1 in two, class 2 in one, class 3 in none; image 7 shows nothing.
 EIGHT = [np.array(labels, dtype=np.int64) for labels in ([0], [0, 0], [0], [0], [0, 1, 0], [0, 2], [1, 1, 1], [])]

@@ -1,0 +1,55 @@
+"""The instruments of imbalance, from a config."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from detector.build.data import build_eval_loader, evaluation_side, facts
+from detector.build.evaluation import with_targets
+from detector.build.losses import build_classification_loss
+from detector.build.model import build_anchor_grid
+from detector.config import Config
+from detector.data.dataset import DetectionDataset
+from detector.data.pipeline.transforms import target_size
+from detector.engine.evaluate import predict
+from detector.imbalance.census import Setting, take_census
+from detector.imbalance.probe import Probe
+from detector.losses import CLASSIFICATION_LOSSES
+from detector.models.detector import size_divisor
+
+log = logging.getLogger(__name__)
+
+
+def build_census(config: Config, dataset: DetectionDataset) -> dict:
+    """The census of a data set with the config's anchors and assigner, at evaluation's image size."""
+    setting = Setting(
+        grid=build_anchor_grid(config),
+        assigner=config.assigner.build(facts(dataset)),
+        target_size=partial(target_size, short_side=evaluation_side(config), long_side=config.data.long_side),
+        divisor=size_divisor(config.model.levels),
+        prior=0.5 if config.model.prior is None else config.model.prior,
+        num_classes=len(dataset.class_names),
+    )
+    return take_census(dataset.records, dataset.class_names, setting)
+
+
+def build_probe(
+    config: Config, dataset: DetectionDataset, device: torch.device, dtype: torch.dtype
+) -> Callable[[nn.Module], Probe]:
+    """A function from a model to what a pass over `dataset` shows, with every registered loss: the config's own as it
+    is set there, the others by their defaults."""
+    own = config.loss.classification
+    parts = {name: CLASSIFICATION_LOSSES.resolve(name) for name in CLASSIFICATION_LOSSES.names()} | {own.type: own}
+    loader = build_eval_loader(config, dataset)
+
+    def run(model: nn.Module) -> Probe:
+        probe = Probe({name: build_classification_loss(part, dataset) for name, part in parts.items()})
+        observe = with_targets(config, dataset, lambda _, *seen: probe.update(*seen))
+        for seen in predict(model, loader, device=device, dtype=dtype):
+            observe(*seen)
+        return probe
+
+    return run

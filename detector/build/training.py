@@ -1,0 +1,96 @@
+"""The trainer, from a config."""
+
+import logging
+from pathlib import Path
+
+from detector.build.data import build_train_loader, facts
+from detector.build.evaluation import build_evaluation
+from detector.build.losses import build_criterion
+from detector.build.model import place
+from detector.config import Config, to_yaml
+from detector.core.distributed import world_size
+from detector.core.errors import UserError
+from detector.data.checks.fingerprint import fingerprint
+from detector.data.dataset import DetectionDataset
+from detector.engine.optimization import make_optimizer
+from detector.engine.schedule import Schedule
+from detector.engine.step import TrainingStep
+from detector.engine.trainer import Trainer
+from detector.geometry.assignment import Assigner
+from detector.losses.criterion import Criterion
+from detector.models.detector import RetinaNet
+
+log = logging.getLogger(__name__)
+
+
+def build_trainer(
+    config: Config, model: RetinaNet, train: DetectionDataset, val: DetectionDataset, folder: Path
+) -> Trainer:
+    """Everything a run needs, on its device, before the first step."""
+    settings = config.train
+    shared = {record.path.resolve() for record in train.records} & {record.path.resolve() for record in val.records}
+    if shared:
+        log.warning(
+            "data.val: %d of its %d images are in data.train as well (first: %s), so its scores will be too good; "
+            "validate on other images",
+            *(len(shared), len(val), min(shared)),
+        )
+    model, device, dtype = place(model, config)
+    if config.model.norm == "sync" and device.type == "cpu" and world_size() > 1:
+        raise UserError(
+            f"model.norm: sync shares statistics between GPUs, and these {world_size()} processes are on a CPU",
+            "set model.norm=group, or batch for statistics of each process's own",
+        )
+    loader = build_train_loader(config, train)
+    steps_per_epoch = len(loader) // settings.accumulation
+    if steps_per_epoch == 0:
+        raise UserError(
+            f"train.accumulation: {settings.accumulation} batches a step, but an epoch has only {len(loader)}",
+            "lower it or train.batch_size",
+        )
+    schedule = Schedule(settings, steps_per_epoch, settings.accumulation * loader.batches.batch_size)
+    if schedule.warmup_steps < settings.warmup_steps:
+        log.info(
+            "train.warmup_steps: %d steps are more than a tenth of this run's %d; the warm-up takes %d steps",
+            settings.warmup_steps,
+            schedule.num_steps,
+            schedule.warmup_steps,
+        )
+    criterion = build_criterion(config, train).to(device)
+    assigner = config.assigner.build(facts(train))
+    _check_accumulation(config, assigner, criterion)
+    step = TrainingStep(
+        model,
+        criterion,
+        assigner,
+        make_optimizer(model, settings),
+        schedule,
+        config.faults,
+        class_names=train.class_names,
+        device=device,
+        dtype=dtype,
+    )
+    return Trainer(
+        step,
+        loader,
+        evaluate=build_evaluation(config, val, device, dtype),
+        description={
+            "config": to_yaml(config),
+            "class_names": list(train.class_names),
+            "category_ids": list(train.category_ids),
+            "data": {"train": fingerprint(train), "val": fingerprint(val)},
+        },
+        folder=folder,
+    )
+
+
+def _check_accumulation(config: Config, assigner: Assigner, criterion: Criterion) -> None:
+    """Raise UserError where a step may have several batches and its gradients cannot be divided at its end."""
+    has_several = config.train.accumulation > 1 or config.faults.out_of_memory == "halve"
+    if assigner.needs_predictions and has_several and not criterion.can_divide_afterwards:
+        raise UserError(
+            f"assigner: {config.assigner.type} needs predictions: the normalizer of a step of several batches is known "
+            "at its end alone, and these losses cannot be divided by it then",
+            "set train.accumulation=1 and faults.out_of_memory=stop, or losses that are not normalized by themselves "
+            "with loss.normaliser=global",
+        )

@@ -1,0 +1,65 @@
+"""The assignment rule of RetinaNet: each anchor takes the ground truth that it overlaps most."""
+
+import torch
+
+from detector.core.structures import IGNORED, GroundTruth, Predictions, Priors, Targets
+from detector.core.validation import UnitFloat
+from detector.geometry.assignment.base import (
+    ASSIGNERS,
+    Assigner,
+    BestMatch,
+    ignore_inside_regions,
+    largest_inside,
+    matched_targets,
+    only_background,
+    parts_of,
+)
+from detector.geometry.boxes import box_area, overlap, pairwise_intersection
+
+
+@ASSIGNERS.register("max_iou")
+class MaxIoUAssigner(Assigner):
+    """RetinaNet's rule (Lin et al. 2017, section 4): each anchor takes the ground truth it overlaps most.
+
+    Foreground from IoU `foreground` on, background below `background`, ignored in between. With `low_quality`, the
+    anchors that overlap a ground truth most (ties included) are foreground however low that is, and keep the ground
+    truth that *they* overlap most. A background anchor more than half inside an ignore region is ignored.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        foreground: UnitFloat = 0.5,
+        background: UnitFloat = 0.4,
+        low_quality: bool = True,
+    ):
+        super().__init__(num_classes)
+        self.foreground = foreground
+        self.background = background
+        self.low_quality = low_quality
+        self.is_local = background > 0
+
+    @torch.no_grad()
+    def __call__(self, priors: Priors, truth: GroundTruth, predictions: Predictions | None = None) -> Targets:
+        anchors, boxes, labels, ignore = priors.boxes, truth.boxes, truth.labels, truth.ignore
+        if not len(anchors) or not boxes.numel():
+            return only_background(priors, len(boxes), self.num_classes)
+        counts = (labels >= 0) & ~ignore
+        anchor_areas, areas = box_area(anchors), box_area(boxes)[..., None]
+        best = BestMatch(len(boxes), len(anchors), boxes)
+        is_best, inside = torch.zeros_like(best.match, dtype=torch.bool), torch.zeros_like(best.value)
+        for part in parts_of(boxes, len(anchors)):
+            intersection = pairwise_intersection(boxes[:, part], anchors)  # B G A: reductions over rows
+            iou = overlap(intersection, areas[:, part], anchor_areas).masked_fill_(~counts[:, part, None], -1)
+            best.update(iou, part.start)
+            if self.low_quality:
+                best_anchor_iou = iou.amax(dim=2, keepdim=True)
+                is_best |= ((iou == best_anchor_iou) & (best_anchor_iou > 0)).any(dim=1)
+            inside = inside.maximum(largest_inside(intersection, ignore[:, part]))
+        is_foreground = (best.value >= self.foreground) | is_best
+        anchor_labels = torch.where(best.value < self.background, self.num_classes, IGNORED).where(
+            ~is_foreground, labels.gather(1, best.match)
+        )
+        anchor_labels = ignore_inside_regions(anchor_labels, self.num_classes, inside, anchor_areas)
+        return matched_targets(truth, anchor_labels, best.match)

@@ -1,0 +1,31 @@
+"""Criteria of hand-made losses."""
+
+import torch
+from torch import Tensor
+
+from detector.core.structures import Targets
+from detector.losses import ANCHOR_SAMPLERS
+from detector.losses.base import BoxLoss, ClassificationLoss
+from detector.losses.criterion import Criterion, LossSettings
+
+
+def criterion_of_losses(
+    classification: ClassificationLoss,
+    box: BoxLoss,
+    num_classes: int,
+    *,
+    normaliser: str = "global",
+    box_weight: float = 1.0,
+    sampler: str = "all",
+    **sampling: float,
+) -> Criterion:
+    """Return a criterion of one classification loss and one box loss. `sampling` are the sampler's parameters."""
+    settings = LossSettings.model_validate({"box_weight": box_weight, "normaliser": normaliser})
+    return Criterion(
+        settings, classification, [box], ANCHOR_SAMPLERS.build(sampler, num_classes, **sampling), num_classes
+    )
+
+
+def make_targets(labels: Tensor, boxes: Tensor) -> Targets:
+    """Return targets of hand-made boxes (B, A, 4), each of which is an object of its own."""
+    return Targets(labels, boxes, torch.arange(labels.shape[1]).expand_as(labels))
