@@ -87,10 +87,7 @@ def torchvision_step(batch: Batch, config: Config, dtype: torch.dtype, channels_
     else:
         images = images.contiguous()
     targets = [{"boxes": b.to(device), "labels": k.to(device)} for b, k in zip(batch.boxes, batch.labels, strict=True)]
-    settings = config.train
-    optimizer = make_optimizer(
-        model, name=settings.optimizer, lr=1e-4, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    optimizer = make_optimizer(model, config.train)
 
     def step() -> None:
         with autocast(device, dtype):
