@@ -19,7 +19,6 @@ from detector.data.images import MAX_PIXELS
 from detector.engine.evaluate import detect, detect_batch
 from detector.engine.views import make_views
 from detector.evaluation.coco import coco_metrics
-from detector.models.detector import size_divisor
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +53,6 @@ def build_detection(config: Config, device: torch.device, dtype: torch.dtype) ->
         device=device,
         dtype=dtype,
         views=make_views(settings.flip, settings.scales),
-        size_divisor=size_divisor(config.model.levels),
         **settings.postprocessing,
     )
 

@@ -49,6 +49,6 @@ def main() -> None:
     log.info("image by image: %s", ", ".join(f"{v:.0f} at {q}%" for q, v in quantiles.items()))
     if fit := census["anchor_suggestion"]:
         recall, sizes = fit["recall"], [[round(s) for s in level] for level in fit["sizes"]]
-        log.info("objects that some anchor overlaps enough: %.1f%%; with anchor_sizes %s and anchor_ratios %s: %.1f%%",
+        log.info("objects that some anchor overlaps enough: %.1f%%; with model.head.sizes %s and ratios %s: %.1f%%",
                  100 * recall["now"], sizes, fit["ratios"], 100 * recall["suggested"])  # fmt: skip
     log.info("%s/census.json; detector advise and detector report read it", folder)

@@ -28,7 +28,7 @@ from detector.data.pipeline.transforms import PADDING_COLOUR
 from detector.deploy.predict import Detector
 from detector.engine.views import PLAIN, make_views
 from detector.geometry.boxes import clip, is_empty
-from detector.models.detector import RetinaNet, size_divisor
+from detector.models.detector import DetectionModel
 from detector.models.postprocess import best_of_levels
 
 METADATA = "metadata.json"  # inside a .pt2
@@ -52,7 +52,7 @@ def export(
         require("onnx", "onnxscript")
     model = copy.deepcopy(detector.model).to("cpu", memory_format=torch.contiguous_format).requires_grad_(False)
     height, width = size or [evaluation_side(detector.config)] * 2
-    divisor = size_divisor(model.levels)
+    divisor = model.size_divisor
     rounded = tuple(round_up((height, width), divisor).tolist())
     if size is not None and (size != rounded or min(size) <= 0):
         good = " ".join(str(max(side, divisor)) for side in rounded)
@@ -87,7 +87,7 @@ class RawGraph(nn.Module):
     inputs = ("images",)
     outputs = ("logits", "deltas", "anchors")
 
-    def __init__(self, model: RetinaNet):
+    def __init__(self, model: DetectionModel):
         super().__init__()
         self.model = model
 
@@ -107,7 +107,7 @@ class DetectionGraph(nn.Module):
 
     def __init__(
         self,
-        model: RetinaNet,
+        model: DetectionModel,
         *,
         score_threshold: float,
         nms_iou: float,

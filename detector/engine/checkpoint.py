@@ -10,10 +10,9 @@ import torch
 
 from detector.core.errors import UserError
 from detector.models.weights.files import load_tensors
+from detector.old_versions import CHECKPOINT_KEYS, CHECKPOINT_VERSION, upgrade_checkpoint
 
 log = logging.getLogger(__name__)
-VERSION = 2
-MODEL_KEYS = {"version", "config", "class_names", "category_ids", "model"}
 HASH_LENGTH = 64  # a SHA-256 in hexadecimal
 
 
@@ -94,15 +93,22 @@ def newest_whole(path: Path) -> Path | None:
 
 
 def load_checkpoint(path: Path) -> dict:
-    """A checkpoint of this project. Raises UserError for a missing, unreadable, foreign or damaged file."""
+    """Read a checkpoint of this project; the contents of an older version are upgraded.
+
+    Raises:
+        UserError: the file is missing, unreadable, foreign, damaged or of an unknown version.
+    """
     contents = load_tensors(path)
-    if not contents.keys() >= MODEL_KEYS:
+    if not contents.keys() >= CHECKPOINT_KEYS:
         raise UserError(
-            f"{path}: a foreign checkpoint (no {', '.join(sorted(MODEL_KEYS - contents.keys()))})",
+            f"{path}: a foreign checkpoint (no {', '.join(sorted(CHECKPOINT_KEYS - contents.keys()))})",
             "give one written by `detector train`, or load weights through model.weights",
         )
-    if contents["version"] != VERSION:
-        raise UserError(f"{path}: checkpoint version {contents['version']}, this release reads {VERSION}")
+    if contents["version"] not in (2, CHECKPOINT_VERSION):
+        raise UserError(
+            f"{path}: checkpoint version {contents['version']}, this release reads 2 and {CHECKPOINT_VERSION}",
+            "use the release that wrote the checkpoint",
+        )
     if not is_whole(path):
         raise UserError(f"{path}: a damaged checkpoint, its content is not what was written", "take an older one")
-    return contents
+    return upgrade_checkpoint(contents)

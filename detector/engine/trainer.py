@@ -13,7 +13,7 @@ from detector.core.distributed import gather, rank, world_size
 from detector.core.errors import Interrupted, UserError
 from detector.core.structures import Batch
 from detector.data.pipeline.loader import Loader
-from detector.engine.checkpoint import VERSION, save_checkpoint
+from detector.engine.checkpoint import save_checkpoint
 from detector.engine.optimization import load_optimizer
 from detector.engine.outcome import save_evaluation
 from detector.engine.progress import Progress
@@ -23,6 +23,7 @@ from detector.engine.refusals import Refusals
 from detector.engine.resume import changes_metrics, compare_runs, load_criterion
 from detector.engine.run_folder import RunFolder
 from detector.engine.step import TrainingStep
+from detector.old_versions import CHECKPOINT_VERSION
 
 log = logging.getLogger(__name__)
 RANK_NUMBERS = ("rank_loss", "logit_min", "logit_max")  # of this process's batches; the others are of the whole step
@@ -181,7 +182,7 @@ class Trainer:
     def save(self, name: str) -> None:
         """checkpoints/<name>.pt: `model` is what is evaluated (the average where there is one). Only `last` can be
         resumed, so only it carries the training state."""
-        contents = {"version": VERSION, **self.description, "model": self.evaluated_model.state_dict()}
+        contents = {"version": CHECKPOINT_VERSION, **self.description, "model": self.evaluated_model.state_dict()}
         if name == "last":
             contents["training"] = self.state()
         if rank() == 0:

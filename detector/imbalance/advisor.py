@@ -91,7 +91,7 @@ def _loss(census: dict, probe: dict | None, gamma: float) -> list[Advice]:
             Advice(
                 "loss.classification",
                 {"type": "cross_entropy"},
-                f"{ratio:.0f} background elements per foreground element is mild; with model.prior cross entropy "
+                f"{ratio:.0f} background elements per foreground element is mild; with model.head.prior cross entropy "
                 f"copes, without gamma {gamma:g}",
             )
         ]
@@ -188,8 +188,8 @@ def _anchors(census: dict) -> list[Advice]:
             f"only {recall['now']:.1%} of the objects have an anchor that overlaps them enough; with the boxes' own "
             f"sizes and shapes {recall['suggested']:.1%}"
         )
-        found.append(Advice("model.anchor_sizes", fit["sizes"], reason))
-        found.append(Advice("model.anchor_ratios", fit["ratios"], reason))
+        found.append(Advice("model.head.sizes", fit["sizes"], reason))
+        found.append(Advice("model.head.ratios", fit["ratios"], reason))
     elif matches["unmatched"] > UNMATCHED * matches["objects"]:
         reason = f"{matches['unmatched']} of {matches['objects']} objects have no anchor at all: nothing can find them"
         found.append(Advice("assigner", {"type": "max_iou", "low_quality": True}, reason))

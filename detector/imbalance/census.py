@@ -20,6 +20,7 @@ from detector.geometry.boxes import paired_iou, pairwise_iou
 from detector.imbalance.anchor_fit import best_iou, suggest
 from detector.imbalance.balance import initial_alpha
 from detector.losses.class_weights import make_class_weights
+from detector.models.detector import level_names
 
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}  # COCO's, original pixels
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -43,7 +44,7 @@ class Setting:
 
     @property
     def level_names(self) -> list[str]:
-        return [f"P{level}" for level in range(self.grid.levels[0], self.grid.levels[1] + 1)]
+        return level_names(self.grid.strides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,8 @@ def count_images(records: Sequence[Record], setting: Setting) -> list[Count]:
         size = padded_size(record, setting)
         if size not in cache:
             cache[size] = [
-                anchors.view(*(num_cells(side, level) for side in size), -1, 4)
-                for level, anchors in enumerate(setting.grid.of_image(size), start=setting.grid.levels[0])
+                anchors.view(*(num_cells(side, stride) for side in size), -1, 4)
+                for stride, anchors in zip(setting.grid.strides, setting.grid.of_image(size), strict=True)
             ]
         counts.append(count_image(record, setting, cache[size]))
     return counts

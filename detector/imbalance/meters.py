@@ -107,7 +107,7 @@ def warnings(row: dict[str, float]) -> dict[str, str]:
     if row["num_fg"] > 0 and row["mean_p_fg"] < DISTINGUISHES * row["mean_p_bg"]:
         found["collapsed"] = (
             f"collapsed to all background: foreground scores {row['mean_p_fg']:.4f} on average, background "
-            f"{row['mean_p_bg']:.4f}; set model.prior (0.01), try loss.classification=focal, or lower train.lr"
+            f"{row['mean_p_bg']:.4f}; set model.head.prior (0.01), try loss.classification=focal, or lower train.lr"
         )
     low, high = SANE_GRADIENT_SHARE
     if row["num_fg"] > 0 and not low <= row["fg_gradient_share"] <= high:

@@ -36,7 +36,7 @@ ROUNDING = {"rtol": 1e-5, "atol": 1e-4}  # of fp32 sums in another order, throug
 def make_detector(folder: Path, *overrides: str) -> Detector:
     """Seeded weights; heads and frozen or running statistics such that logits and boxes differ from place to place."""
     rule = [f"evaluation.{key}={value}" for key, value in RULE.items()]
-    config = tiny_config(folder, "model.prior=0.3", "model.levels=[3,4]", *rule, *overrides)
+    config = tiny_config(folder, "model.head.prior=0.3", "model.levels=[3,4]", *rule, *overrides)
     torch.manual_seed(0)
     model = build_model(config, len(NAMES))
     images = torch.randint(256, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
@@ -47,7 +47,10 @@ def make_detector(folder: Path, *overrides: str) -> Detector:
             buffer.uniform_(0.5, 1.5)
     with torch.no_grad():
         said = model.eval()(images)
-        for head, values, deviation in ((model.class_head, said.logits, 1.0), (model.box_head, said.raw, 0.3)):
+        for head, values, deviation in (
+            (model.head.class_branch, said.logits, 1.0),
+            (model.head.box_branch, said.raw, 0.3),
+        ):
             head.output.weight *= deviation / values.std()
     return Detector(model, config, NAMES, IDS)
 
@@ -109,13 +112,13 @@ def make(folder: Path, suffix: str, nms: bool, *overrides: str) -> Exported:
 @pytest.fixture(scope="module", params=[(".onnx", "frozen"), (".onnx", "group"), (".pt2", "batch")], ids=" ".join)
 def raw(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     suffix, norm = request.param
-    return make(tmp_path_factory.mktemp("raw"), suffix, False, f"model.norm={norm}")
+    return make(tmp_path_factory.mktemp("raw"), suffix, False, f"model.backbone.norm={norm}")
 
 
 @pytest.fixture(scope="module", params=[(".onnx", "batch"), (".pt2", "frozen")], ids=" ".join)
 def detections(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     suffix, norm = request.param
-    return make(tmp_path_factory.mktemp("detections"), suffix, True, f"model.norm={norm}")
+    return make(tmp_path_factory.mktemp("detections"), suffix, True, f"model.backbone.norm={norm}")
 
 
 @pytest.mark.slow

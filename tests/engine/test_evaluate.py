@@ -38,6 +38,8 @@ GREY_STEP = 40  # image i is grey 40 i, which resampling leaves alone
 class Oracle(nn.Module):
     """Knows each image by its colour and predicts its annotations in the resized image, `shift` pixels to the right."""
 
+    size_divisor = 16
+
     def __init__(self, labels: dict[int, int], shift: float = 0.0):
         super().__init__()
         self.labels = labels

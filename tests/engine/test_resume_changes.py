@@ -111,9 +111,12 @@ def test_what_changes_the_training_is_told_with_both_values(
         (["train.optimizer=adamw"], ["train.optimizer", "sgd", "adamw"]),
         (["train.seed=1"], ["train.seed", "0", "1"]),
         (["train.ema_decay=null"], ["train.ema_decay", "0.9", "null"]),
-        (["model.width=24", "model.norm=batch"], ["model.width", "16", "24", "model.norm", "group", "batch"]),
-        (["model.anchor_sizes=[[12, 18], [26, 44]]"], ["model.anchor_sizes", "40", "44"]),
-        (["model.anchor_ratios=[0.5, 1, 3]"], ["model.anchor_ratios", "2.0", "3.0"]),
+        (
+            ["model.width=24", "model.backbone.norm=batch"],
+            ["model.width", "16", "24", "model.backbone.norm", "group", "batch"],
+        ),
+        (["model.head.sizes=[[12, 18], [26, 44]]"], ["model.head.sizes", "40", "44"]),
+        (["model.head.ratios=[0.5, 1, 3]"], ["model.head.ratios", "2.0", "3.0"]),
         (["assigner=atss"], ["assigner", "max_iou", "atss"]),
         (["data.train.distractors=2"], ["data.train.distractors", "1.0", "2.0"]),  # other pictures, the same boxes
         (["data.val.seed=5"], ["data.val.seed", "0", "5"]),

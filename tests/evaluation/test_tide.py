@@ -119,7 +119,7 @@ def test_perturbed_real_annotations_agree_with_the_package(shared_data):
 @pytest.mark.slow
 def test_a_trained_models_detections_agree_with_the_package(tmp_path):
     """Ten seconds of training: some objects found, and every type of error."""
-    recipe = ("model.head_norm=group", "train.optimizer=adamw", "train.lr=0.002", "train.clip_norm=10")
+    recipe = ("model.head.norm=group", "train.optimizer=adamw", "train.lr=0.002", "train.clip_norm=10")
     schedule = ("train.epochs=14", "train.warmup_steps=10", "train.schedule=cosine", "train.evaluate_every=0")
     seen = ("data.train.num_images=48", "data.val.num_images=24", "data.val.split=train", "train.batch_size=4")
     trainer = tiny_trainer(tmp_path, *recipe, *schedule, *seen, "evaluation.score_threshold=0.02")

@@ -149,7 +149,7 @@ def test_class_weights_are_not_given_to_a_loss_without_them():
 def test_anchors_that_miss_objects_are_replaced_by_fitting_ones():
     fit = CENSUS["anchor_suggestion"] | {"recall": {"now": 0.7, "suggested": 0.9}}
     advice = advise(change(anchor_suggestion=fit))
-    assert overlay(advice)["model"] == {"anchor_sizes": [[10.0], [20.0]], "anchor_ratios": [1.0]}
+    assert overlay(advice)["model"] == {"head": {"sizes": [[10.0], [20.0]], "ratios": [1.0]}}
 
 
 @pytest.mark.parametrize(

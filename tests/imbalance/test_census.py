@@ -26,7 +26,7 @@ ASSIGNERS = [MaxIoUAssigner(NUM_CLASSES), MaxIoUAssigner(NUM_CLASSES, background
 
 def make_setting(assigner, short_side: int = 96, exact: bool = False) -> Setting:
     return Setting(
-        grid=AnchorGrid((3, 5), [[12, 18], [26, 40], [55, 80]], [0.5, 1.0, 2.0], exact),
+        grid=AnchorGrid((8, 16, 32), [[12, 18], [26, 40], [55, 80]], [0.5, 1.0, 2.0], exact),
         assigner=assigner,
         target_size=partial(target_size, short_side=short_side, long_side=160),
         divisor=32,
@@ -114,7 +114,7 @@ def test_the_nearest_anchor_of_each_shape_is_the_best(exact: bool):
 def test_figures_by_hand():
     """One 64 x 64 image, one level, one anchor a cell: 64 anchors of 16 x 16, centred at multiples of 8."""
     setting = Setting(
-        grid=AnchorGrid((3, 3), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2), divisor=8, prior=0.01,
+        grid=AnchorGrid((8,), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2), divisor=8, prior=0.01,
         num_classes=2,
         target_size=partial(target_size, short_side=64, long_side=64),
     )  # fmt: skip
@@ -161,7 +161,7 @@ def test_an_ignored_anchor_is_its_objects():
     """16 x 16 anchors at multiples of 8; an object 8 wide and 14 high on one, 16 x 16 in all: IoU 112 / 256 = 0.4375
     with the anchor around it, between background and foreground. It lies in a crowd of its class as well."""
     setting = Setting(
-        grid=AnchorGrid((3, 3), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2, low_quality=False),
+        grid=AnchorGrid((8,), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2, low_quality=False),
         divisor=8, prior=0.01, num_classes=2, target_size=partial(target_size, short_side=64, long_side=64),
     )  # fmt: skip
     between = [12.0, 9, 20, 23]

@@ -20,7 +20,7 @@ from detector.deploy.predict import Detector
 def test_a_trained_average_in_onnxruntime(
     tmp_path: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ):
-    tiny_trainer(tmp_path, "train.epochs=1", "train.ema_decay=0.9", "model.prior=0.2").train()
+    tiny_trainer(tmp_path, "train.epochs=1", "train.ema_decay=0.9", "model.head.prior=0.2").train()
     checkpoint = tmp_path / "checkpoints/last.pt"
     capfd.readouterr(), caplog.clear()
     options = ("--nms", "--size", 64, 96, "evaluation.score_threshold=0.1")
