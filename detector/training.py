@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainedRun:
-    """What a training leaves: its folder and the metrics of the last evaluation (COCO's names; `per_class`)."""
+    """The run folder of a training, and its last metrics: a dictionary with the keys and values of metrics.json."""
 
     folder: Path
     metrics: dict[str, Any] = field(repr=False)
@@ -106,4 +106,4 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
         trainer.best_ap,
         folder,
     )
-    return TrainedRun(folder, metrics)
+    return TrainedRun(folder, metrics.to_json())

@@ -23,6 +23,7 @@ from detector.engine.refusals import Refusals
 from detector.engine.resume import changes_metrics, compare_runs, load_criterion
 from detector.engine.run_folder import RunFolder
 from detector.engine.step import TrainingStep
+from detector.evaluation.metrics import Metrics
 
 log = logging.getLogger(__name__)
 RANK_NUMBERS = ("rank_loss", "logit_min", "logit_max")  # of this process's batches; the others are of the whole step
@@ -36,7 +37,7 @@ class Trainer:
         step: TrainingStep,
         loader: Loader,
         *,
-        evaluate: Callable[[nn.Module], tuple[dict, list[dict]]],
+        evaluate: Callable[[nn.Module], tuple[Metrics, list[dict]]],
         description: dict,
         folder: Path,
     ):
