@@ -15,7 +15,9 @@ from detector.config import Config
 from detector.data.dataset import DetectionDataset
 from detector.data.pipeline.transforms import target_size
 from detector.engine.evaluate import predict
-from detector.imbalance.census import Setting, take_census
+from detector.imbalance.anchor_counts import Setting
+from detector.imbalance.census import take_census
+from detector.imbalance.census_result import Census
 from detector.imbalance.probe import Probe
 from detector.losses import CLASSIFICATION_LOSSES
 from detector.models.detector import size_divisor
@@ -23,7 +25,7 @@ from detector.models.detector import size_divisor
 log = logging.getLogger(__name__)
 
 
-def build_census(config: Config, dataset: DetectionDataset) -> dict:
+def build_census(config: Config, dataset: DetectionDataset) -> Census:
     """The census of a data set with the config's anchors and assigner, at evaluation's image size."""
     setting = Setting(
         grid=build_anchor_grid(config),

@@ -15,7 +15,7 @@ from detector.core.command import out_file, user_path
 from detector.core.errors import UserError
 from detector.core.files import read_json, write_text
 
-OWN_KEYS = {"census.json": "by_level", "probe.json": "losses"}
+OWN_KEYS = {"probe.json": "losses"}
 
 
 def main() -> None:
@@ -30,13 +30,16 @@ def main() -> None:
     args = parser.parse_args()
     # imported here, so that --help does not wait for torch
     from detector.config import CONFIGS, load_config
+    from detector.core.json_records import read_record
     from detector.imbalance.advisor import advise, overlay
+    from detector.imbalance.census_result import CENSUS, Census
 
     if not 0 <= args.gamma < math.inf:
         raise UserError(f"--gamma {args.gamma:g}: should be a number from 0 on")
     load_config(args.cfg)
+    census = read_record(file_in(args.census, "census.json"), Census, CENSUS)
     probe = read(args.probe, "probe.json") if args.probe else None
-    advice = advise(read(args.census, "census.json"), probe, args.gamma)
+    advice = advise(census, probe, args.gamma)
     base = user_path(args.cfg) if os.path.dirname(args.cfg) else CONFIGS / args.cfg
     base = base if base.is_file() else Path(f"{base}.yaml")
     lines = [f"# {args.cfg} with the remedies that its census speaks for."]
@@ -49,8 +52,13 @@ def main() -> None:
     print(f"{args.out} has it: detector train --cfg {args.out if os.path.dirname(args.out) else f'./{args.out}'}")
 
 
+def file_in(path: Path, name: str) -> Path:
+    """Return the file `name` in the folder `path`, or `path` where it is a file."""
+    return path / name if path.is_dir() else path
+
+
 def read(path: Path, name: str) -> dict:
-    file = path / name if path.is_dir() else path
+    file = file_in(path, name)
     try:
         values = read_json(file)
     except (OSError, ValueError) as error:

@@ -1,6 +1,7 @@
 """Each part of a report as an SVG that takes the page's text colour."""
 
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from detector.core.plotting import plain, plotting
+from detector.imbalance.census_result import Census
 from detector.imbalance.vocabulary import GROUPS
 from detector.lab.study.plots import draw_differences, draw_levels, panels
 
@@ -174,47 +176,47 @@ def _levels_and_classes(parts: list[dict]) -> tuple[dict[str, list[dict]], dict[
     return levels, classes
 
 
-def census(census: dict) -> list[Figure]:
+def census(census: Census) -> list[Figure]:
     def anchors(levels, images) -> None:
-        rows = census["by_level"]
+        rows = census.by_level
         left = np.zeros(len(rows))
         for kind in ("foreground", "ignored", "background"):
-            counts = np.array([row[kind] for row in rows], dtype=float)
-            levels.barh([row["level"] for row in rows], counts, left=left, label=kind)
+            counts = np.array([getattr(row, kind) for row in rows], dtype=float)
+            levels.barh([row.level for row in rows], counts, left=left, label=kind)
             left += counts
         levels.set(xscale="symlog", xlabel="anchors (logarithmic)")
         levels.legend()
-        quantiles = census["by_image"]["background_per_foreground"]["quantiles"]
-        shown = [(int(q), v) for q, v in quantiles.items() if v is not None]
+        quantiles = census.by_image.background_per_foreground.quantiles
+        shown = [(int(q), v) for q, v in quantiles.items() if not math.isnan(v)]
         images.plot([v for _, v in shown], [q for q, _ in shown], marker="o")
         images.set(xscale="log", xlabel="background per foreground anchor", ylabel="% of images below", ylim=(0, 102))
 
     def classes(axes) -> None:
-        rows = sorted(census["by_class"], key=lambda row: row["objects"])[-30:]
+        rows = sorted(census.by_class, key=lambda row: row.objects)[-30:]
         place = np.arange(len(rows))
-        axes.barh(place + 0.2, [row["objects"] for row in rows], height=0.4, label="objects")
-        axes.barh(place - 0.2, [row["foreground"] for row in rows], height=0.4, label="foreground anchors")
-        axes.set_yticks(place, [plain(row["name"]) for row in rows])
+        axes.barh(place + 0.2, [row.objects for row in rows], height=0.4, label="objects")
+        axes.barh(place - 0.2, [row.foreground for row in rows], height=0.4, label="foreground anchors")
+        axes.set_yticks(place, [plain(row.name) for row in rows])
         axes.set(xscale="symlog", xlabel="number (logarithmic)")
         axes.legend()
 
+    ratio = 0 if math.isnan(census.ratio) else census.ratio
     figures = [
-        draw("Anchors of each level, and of each image", f"{census['ratio'] or 0:,.0f} background anchors for each "
+        draw("Anchors of each level, and of each image", f"{ratio:,.0f} background anchors for each "
              "foreground one. The right curve shows how unequal the images are.", anchors, columns=2),
         draw("Classes", "How far the longest bar is from the shortest is the imbalance among classes.", classes,
-             height=max(2.2, 0.35 * min(30, len(census["by_class"])))),
+             height=max(2.2, 0.35 * min(30, len(census.by_class)))),
     ]  # fmt: skip
-    if census["max_iou"]:
+    if (histogram := census.max_iou) and (suggestion := census.anchor_suggestion):
 
         def iou(axes) -> None:
-            counts, edges = census["max_iou"]["counts"], census["max_iou"]["edges"]
-            axes.stairs(counts, edges, fill=True, color=COLOURS[0])
+            axes.stairs(histogram.counts, histogram.edges, fill=True, color=COLOURS[0])
             axes.set(xlabel="IoU of an object with its best anchor", ylabel="objects")
 
-        recall = census["anchor_suggestion"]["recall"]
+        recall = suggestion.recall
         caption = (
-            f"Objects left of the assigner's threshold are matched badly or not at all: {recall['now']:.1%} are right "
-            f"of it, {recall['suggested']:.1%} with the suggested anchors."
+            f"Objects left of the assigner's threshold are matched badly or not at all: {recall.now:.1%} are right "
+            f"of it, {recall.suggested:.1%} with the suggested anchors."
         )
         figures.append(draw("How well the anchors fit", caption, iou, height=2.8))
     return figures

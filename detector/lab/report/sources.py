@@ -8,6 +8,8 @@ import yaml
 
 from detector.core.errors import UserError
 from detector.core.files import read_json
+from detector.core.json_records import RecordType, read_record
+from detector.imbalance.census_result import CENSUS, Census
 from detector.lab.study.results import with_nan
 
 KINDS = ("metrics.json", "metrics.csv", "census.json", "probe.json", "anatomy.json", "tables.json")
@@ -24,7 +26,7 @@ class Source:
     metrics: dict | None
     steps: list[dict[str, float]]
     parts: list[dict]
-    census: dict | None
+    census: Census | None
     probe: dict | None
     anatomy: dict | None
     study: dict | None
@@ -45,7 +47,7 @@ def read_source(folder: Path) -> Source:
         metrics=_json(found["metrics.json"]),
         steps=_rows(found["metrics.csv"]),
         parts=_rows(found["parts.csv"]),
-        census=_json(found["census.json"]),
+        census=_record(found["census.json"], Census, CENSUS),
         probe=_json(found["probe.json"]),
         anatomy=_json(found["anatomy.json"]),
         study=with_nan(tables) if (tables := _json(found["tables.json"])) else None,
@@ -69,6 +71,10 @@ def _json(file: Path | None) -> dict | None:
     if not isinstance(values, dict):
         raise UserError(f"{file}: should hold an object, not {type(values).__name__}")
     return values
+
+
+def _record(file: Path | None, kind: type[RecordType], command: str) -> RecordType | None:
+    return None if file is None else read_record(file, kind, command)
 
 
 def _rows(file: Path | None) -> list[dict]:
