@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from detector.build import (
     build_dataset,
@@ -25,16 +24,17 @@ from detector.engine.claim import claim_run
 from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
 from detector.engine.precision import choose_device
 from detector.engine.run_folder import commit
+from detector.evaluation.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class TrainedRun:
-    """The run folder of a training, and its last metrics: a dictionary with the keys and values of metrics.json."""
+    """The run folder of a training, and its last metrics: `metrics["AP"]` is a number of metrics.json."""
 
     folder: Path
-    metrics: dict[str, Any] = field(repr=False)
+    metrics: Metrics = field(repr=False)
 
     @cached_property
     def detector(self) -> Detector:
@@ -106,4 +106,4 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
         trainer.best_ap,
         folder,
     )
-    return TrainedRun(folder, metrics.to_json())
+    return TrainedRun(folder, metrics)

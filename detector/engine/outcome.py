@@ -15,9 +15,8 @@ from detector.core.json_records import read_record
 from detector.core.plotting import optional, plotting
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
-from detector.evaluation.metrics import Metrics
+from detector.evaluation.metrics import EVALUATE, Metrics
 
-EVALUATE = "detector evaluate --checkpoint CHECKPOINT"  # the command that writes an evaluation
 MIN_PICTURE_SIDE = 320
 MAX_PICTURE_SIDE = 4000  # of pictures that are enlarged
 MAX_JPEG_SIDE = 65_500

@@ -5,6 +5,8 @@ from typing import Any, Self
 
 from detector.core.json_records import JsonRecord, Number, validate
 
+EVALUATE = "detector evaluate --checkpoint CHECKPOINT"  # the command that writes an evaluation
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassMetrics(JsonRecord):
@@ -42,9 +44,9 @@ class Metrics(JsonRecord):
 
     @classmethod
     def from_json(cls, values: object) -> Self:
-        """Return the metrics that `to_json` gave. Raises ValueError where a value is of a wrong type."""
-        if not isinstance(values, dict):
-            raise ValueError(f"should hold an object, not {type(values).__name__}")
+        """Return the metrics that `to_json` gave. Raises ValueError where AP is missing or a value has a wrong type."""
+        if not isinstance(values, dict) or "AP" not in values:
+            raise ValueError("AP is missing")
         parts = {name: value for name, value in values.items() if name in ("per_class", "settings")}
         numbers = {name: value for name, value in values.items() if name not in parts}
         return validate(cls, {"numbers": numbers} | parts)

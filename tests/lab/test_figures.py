@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 
 from detector.core.structures import Predictions, Priors
 from detector.evaluation.anatomy import make_anatomy
+from detector.evaluation.anchor_scores import AnchorRanking
 from detector.evaluation.coco import coco_metrics
 from detector.geometry.coders import DeltaCoder
 from detector.imbalance.probe import NORM_BINS, Probe
@@ -106,10 +107,10 @@ def test_the_confusion_matrix_with_background(drawn):
         "annotations": coco([(1, places[0]), (2, places[1]), (2, places[2])]),
     }
     found = coco([(1, places[0]), (1, places[1]), (1, places[3])], [0.9] * 3)
+    ranking = AnchorRanking(roc_auc=0.9, average_precision=0.5)
     limits = {"backend": "hotcoco", "max_detections": 100}
-    anatomy = make_anatomy(truth, found, coco_metrics(truth, found), {1: 10.0}, **limits)
-    anatomy["anchor_level"] = {"roc_auc": 0.9, "average_precision": 0.5}
-    assert anatomy["confusion"]["score"] <= 0.9
+    anatomy = make_anatomy(truth, found, coco_metrics(truth, found), {1: 10.0}, ranking, **limits)
+    assert anatomy.confusion.score <= 0.9
     figures.anatomy(anatomy)
     (axes,) = drawn[1]
     shown = {text.get_position(): int(text.get_text()) for text in axes.texts}  # x is what it was taken for

@@ -15,6 +15,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 from detector.core.plotting import plain, plotting
+from detector.evaluation.anatomy_result import Anatomy
 from detector.imbalance.census_result import Census
 from detector.imbalance.vocabulary import GROUPS
 from detector.lab.study.plots import draw_differences, draw_levels, panels
@@ -276,14 +277,14 @@ def probe(probe: dict) -> list[Figure]:
     ]  # fmt: skip
 
 
-def anatomy(anatomy: dict) -> list[Figure]:
+def anatomy(anatomy: Anatomy) -> list[Figure]:
     def errors(axes) -> None:
-        names = [name for name in anatomy["tide"] if name != "AP50"]
-        axes.barh(names[::-1], [anatomy["tide"][name] for name in names[::-1]], color=COLOURS[1])
+        names = [name for name in anatomy.tide if name != "AP50"]
+        axes.barh(names[::-1], [anatomy.tide[name] for name in names[::-1]], color=COLOURS[1])
         axes.set(xlabel="AP50 that mending these errors would add")
 
     def confusion(axes) -> None:
-        names, counts = anatomy["confusion"]["names"], np.array(anatomy["confusion"]["counts"], dtype=float)
+        names, counts = anatomy.confusion.names, np.array(anatomy.confusion.counts, dtype=float)
         cells = np.empty((*counts.shape, 4))  # one colour over whatever the page's is, more of it for more
         cells[:] = matplotlib.colors.to_rgba(COLOURS[5])
         cells[..., 3] = 0.8 * np.log1p(counts) / np.log1p(max(1, counts.max()))
@@ -297,36 +298,34 @@ def anatomy(anatomy: dict) -> list[Figure]:
         axes.set(xlabel="taken for", ylabel="truth")
 
     def curves(threshold, recall) -> None:
-        values = anatomy["curves"]
         for name in ("precision", "recall", "f1"):
-            shown = [np.nan if v is None else v for v in values[name]]
-            threshold.plot(values["thresholds"], shown, label=name)
+            threshold.plot(anatomy.curves.thresholds, getattr(anatomy.curves, name), label=name)
         threshold.set(xlabel="score threshold", ylim=(0, 1.02))
         threshold.legend()
-        for name, curve in list(values["pr"].items())[:10]:
-            recall.plot(curve["recall"], curve["precision"], label=plain(name), linewidth=1.1)
+        for name, curve in list(anatomy.curves.pr.items())[:10]:
+            recall.plot(curve.recall, curve.precision, label=plain(name), linewidth=1.1)
         recall.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02))
         recall.legend(fontsize=7)
 
     def trust(reliability, imbalance) -> None:
-        bins = anatomy["calibration"]["bins"]
+        bins = anatomy.calibration.bins
         reliability.plot([0, 1], [0, 1], linewidth=0.8, color="#9a9a9a")
-        reliability.plot([b["score"] for b in bins], [b["precision"] for b in bins], marker="o")
+        reliability.plot([b.score for b in bins], [b.precision for b in bins], marker="o")
         reliability.set(xlabel="score", ylabel="precision", xlim=(0, 1), ylim=(0, 1))
-        parts = anatomy["by_imbalance"]
-        names = [f"{p['background_per_foreground'][0]:.0f} to {p['background_per_foreground'][1]:.0f}" for p in parts]
-        imbalance.bar(names, [p["AP"] or 0 for p in parts], color=COLOURS[2])
+        parts = anatomy.by_imbalance
+        names = ["{:.0f} to {:.0f}".format(*part.background_per_foreground) for part in parts]
+        imbalance.bar(names, [0 if math.isnan(part.AP) else part.AP for part in parts], color=COLOURS[2])
         imbalance.set(xlabel="background per foreground anchor", ylabel="AP of these images")
 
-    best, ece = anatomy["curves"]["best_f1"], anatomy["calibration"]["ece"]
+    best, ece = anatomy.curves.best_f1, anatomy.calibration.ece
     return [
         draw("What costs AP50", "TIDE's error types: the longest bar is what to repair first.", errors, height=2.8),
-        draw("Confusion, background included", f"At score {anatomy['confusion']['score']:.2f}. The last column are "
+        draw("Confusion, background included", f"At score {anatomy.confusion.score:.2f}. The last column are "
              "objects missed, the last row detections of nothing.", confusion, height=3.8),
-        draw("Thresholds", f"Best F1 {best['f1']:.3f} at score {best['score']:.2f}. Right: precision against recall "
+        draw("Thresholds", f"Best F1 {best.f1:.3f} at score {best.score:.2f}. Right: precision against recall "
              "of each class (ten at most).", curves, columns=2),
         draw("Can a score be believed; does imbalance hurt", "Left, points below the line are overconfident"
-             + (f" (expected calibration error {ece:.3f})" if ece is not None else "")
+             + (f" (expected calibration error {ece:.3f})" if not math.isnan(ece) else "")
              + ". Right, AP in each third of the images.", trust, columns=2),
     ]  # fmt: skip
 
@@ -342,13 +341,14 @@ def study(tables: dict) -> list[Figure]:
     ]
 
 
-def bars(names: Sequence[str], sources: Sequence[dict], keys: Sequence[str]) -> Figure:
-    """Several runs' metrics side by side."""
+def bars(names: Sequence[str], numbers: Sequence[dict[str, float]], keys: Sequence[str]) -> Figure:
+    """Draw several runs' metrics side by side. numbers: each run's, by name."""
 
     def plot(axes) -> None:
         width = 0.8 / len(names)
-        for i, (name, metrics) in enumerate(zip(names, sources, strict=True)):
-            axes.bar(np.arange(len(keys)) + i * width, [metrics.get(k) or 0 for k in keys], width, label=plain(name))
+        for i, (name, values) in enumerate(zip(names, numbers, strict=True)):
+            heights = [values.get(key, 0) for key in keys]
+            axes.bar(np.arange(len(keys)) + i * width, heights, width, label=plain(name))
         axes.set_xticks(np.arange(len(keys)) + 0.4 - width / 2, keys)
         axes.legend(fontsize=8)
 

@@ -18,14 +18,14 @@ def make_page(sources: Sequence[Source]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("detector.lab.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    with_metrics = [source for source in sources if source.metrics]
+    with_metrics = [source for source in sources if source.metrics is not None]
     comparison = None
     if len(with_metrics) > 1:
-        comparison = figures.bars([s.name for s in with_metrics], [s.metrics for s in with_metrics], METRICS)
+        comparison = figures.bars([s.name for s in with_metrics], [s.metrics.numbers for s in with_metrics], METRICS)
     return environment.get_template("template.html.jinja").render(
         sources=[_section(source) for source in sources],
         metrics=METRICS,
-        summary=[[s.name, *(number(s.metrics.get(name)) for name in METRICS)] for s in with_metrics],
+        summary=[[s.name, *(number(s.metrics.numbers.get(name)) for name in METRICS)] for s in with_metrics],
         configured=[source.name for source in sources if source.config],
         differences=_differences([source.config for source in sources if source.config]),
         comparison=comparison,
@@ -40,7 +40,7 @@ def _section(source: Source) -> dict:
         ("Probe: every loss on this model's scores", source.probe, figures.probe, None),
         ("Census: the data and the anchors", source.census, figures.census, tables.census),
     ]
-    metrics = source.metrics or {}
+    per_class = source.metrics.per_class if source.metrics is not None else {}
     return {
         "name": source.name,
         "parts": [
@@ -51,7 +51,7 @@ def _section(source: Source) -> dict:
         "missing": [
             title.partition(":")[0].lower() for title, values, *_ in parts[1:] if not values and not source.study
         ],
-        "classes": [(n, number(v["AP"]), number(v["AP50"])) for n, v in metrics.get("per_class", {}).items()],
+        "classes": [(name, number(values.AP), number(values.AP50)) for name, values in per_class.items()],
         "pictures": [base64.b64encode(path.read_bytes()).decode() for path in source.pictures],
     }
 

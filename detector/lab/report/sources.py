@@ -9,6 +9,8 @@ import yaml
 from detector.core.errors import UserError
 from detector.core.files import read_json
 from detector.core.json_records import RecordType, read_record
+from detector.evaluation.anatomy_result import Anatomy
+from detector.evaluation.metrics import EVALUATE, Metrics
 from detector.imbalance.census_result import CENSUS, Census
 from detector.lab.study.results import with_nan
 
@@ -23,12 +25,12 @@ class Source:
 
     name: str
     config: dict
-    metrics: dict | None
+    metrics: Metrics | None
     steps: list[dict[str, float]]
     parts: list[dict]
     census: Census | None
     probe: dict | None
-    anatomy: dict | None
+    anatomy: Anatomy | None
     study: dict | None
     pictures: list[Path] = field(default_factory=list)
 
@@ -44,12 +46,12 @@ def read_source(folder: Path) -> Source:
     return Source(
         name=folder.resolve().name,
         config=yaml.safe_load(config.read_text(encoding="utf-8")) if config else {},
-        metrics=_json(found["metrics.json"]),
+        metrics=_record(found["metrics.json"], Metrics, EVALUATE),
         steps=_rows(found["metrics.csv"]),
         parts=_rows(found["parts.csv"]),
         census=_record(found["census.json"], Census, CENSUS),
         probe=_json(found["probe.json"]),
-        anatomy=_json(found["anatomy.json"]),
+        anatomy=_record(found["anatomy.json"], Anatomy, EVALUATE),
         study=with_nan(tables) if (tables := _json(found["tables.json"])) else None,
         pictures=sorted((folder / "pictures").glob("*.jpg"))[:MAX_PICTURES],
     )

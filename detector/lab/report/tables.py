@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from detector.evaluation.anatomy_result import Anatomy
 from detector.imbalance.census_result import Census
 from detector.lab.study.results import difference_cells, mean_cells
 
@@ -25,21 +26,16 @@ def study(tables: dict) -> list[Table]:
     return [Table("Means", *mean_cells(tables)), Table("Paired tests", *difference_cells(tables))]
 
 
-def anatomy(anatomy: dict) -> list[Table]:
-    sizes, scores, border = anatomy["by_size"], anatomy["anchor_level"], anatomy["at_border"]
-    return [
-        Table("AP by object size", list(sizes), [[number(value) for value in sizes.values()]]),
-        Table(
-            "Anchors, foreground against background",
-            ["ROC-AUC", "average precision"],
-            [[number(scores["roc_auc"], 4), number(scores["average_precision"], 4)]],
-        ),
-        Table(
-            "At the picture's border",
-            ["objects", "wrong detections"],
-            [[f"{touching:,} of {total:,}" for touching, total in (border["objects"], border["wrong"])]],
-        ),
-    ]
+def anatomy(anatomy: Anatomy) -> list[Table]:
+    sizes, scores, border = anatomy.by_size, anatomy.anchor_level, anatomy.at_border
+    tables = [Table("AP by object size", list(sizes), [[number(value) for value in sizes.values()]])]
+    if scores is not None:
+        row = [number(scores.roc_auc, 4), number(scores.average_precision, 4)]
+        tables.append(Table("Anchors, foreground against background", ["ROC-AUC", "average precision"], [row]))
+    if border is not None:
+        row = [f"{touching:,} of {total:,}" for touching, total in (border.objects, border.wrong)]
+        tables.append(Table("At the picture's border", ["objects", "wrong detections"], [row]))
+    return tables
 
 
 def census(census: Census) -> list[Table]:

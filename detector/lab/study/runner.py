@@ -20,8 +20,7 @@ from detector.core.files import write_text
 from detector.core.json_records import read_record
 from detector.core.machine import num_cores
 from detector.engine.interrupt import Interrupt
-from detector.engine.outcome import EVALUATE
-from detector.evaluation.metrics import Metrics
+from detector.evaluation.metrics import EVALUATE, Metrics
 from detector.lab.study.plan import Run
 from detector.lab.study.results import is_row_of, pending, read_results, result_row, write_results
 
