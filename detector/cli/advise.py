@@ -13,9 +13,7 @@ import yaml
 
 from detector.core.command import out_file, user_path
 from detector.core.errors import UserError
-from detector.core.files import read_json, write_text
-
-OWN_KEYS = {"probe.json": "losses"}
+from detector.core.files import write_text
 
 
 def main() -> None:
@@ -33,12 +31,13 @@ def main() -> None:
     from detector.core.json_records import read_record
     from detector.imbalance.advisor import advise, overlay
     from detector.imbalance.census_result import CENSUS, Census
+    from detector.imbalance.probe_result import PROBE, ProbeResult
 
     if not 0 <= args.gamma < math.inf:
         raise UserError(f"--gamma {args.gamma:g}: should be a number from 0 on")
     load_config(args.cfg)
     census = read_record(file_in(args.census, "census.json"), Census, CENSUS)
-    probe = read(args.probe, "probe.json") if args.probe else None
+    probe = read_record(file_in(args.probe, "probe.json"), ProbeResult, PROBE) if args.probe else None
     advice = advise(census, probe, args.gamma)
     base = user_path(args.cfg) if os.path.dirname(args.cfg) else CONFIGS / args.cfg
     base = base if base.is_file() else Path(f"{base}.yaml")
@@ -55,14 +54,3 @@ def main() -> None:
 def file_in(path: Path, name: str) -> Path:
     """Return the file `name` in the folder `path`, or `path` where it is a file."""
     return path / name if path.is_dir() else path
-
-
-def read(path: Path, name: str) -> dict:
-    file = file_in(path, name)
-    try:
-        values = read_json(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error})", f"give what `detector {name[:-5]}` wrote") from None
-    if not isinstance(values, dict) or OWN_KEYS[name] not in values:
-        raise UserError(f"{file}: not a {name[:-5]}", f"give the {name} that `detector {name[:-5]}` wrote")
-    return values

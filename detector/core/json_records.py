@@ -63,7 +63,7 @@ def read_record(file: Path, kind: type[RecordType], command: str) -> RecordType:
     try:
         return kind.from_json(read_json(file))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as {kind.__name__} ({error})", f"repeat `{command}`") from None
+        raise UserError(f"{file}: cannot be read ({error})", f"repeat `{command}`") from None
 
 
 @cache

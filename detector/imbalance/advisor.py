@@ -9,6 +9,7 @@ import numpy as np
 
 from detector.imbalance.balance import balancing_alpha, focal_pull, initial_alpha
 from detector.imbalance.census_result import Census
+from detector.imbalance.probe_result import ProbeResult
 
 # Lin et al. 2017, table 1b: the best alpha on COCO at each gamma
 PUBLISHED_ALPHA = {0.1: 0.75, 0.2: 0.75, 0.5: 0.5, 1.0: 0.25, 2.0: 0.25, 5.0: 0.25}
@@ -34,10 +35,14 @@ class Advice:
     reason: str
 
 
-def advise(census: Census, probe: dict | None, gamma: float) -> list[Advice]:
-    """The most important first; nothing that already fits is mentioned, but the loss always is. census and probe as
-    `detector census` and `detector probe` write them; gamma is focal loss's, and 0, cross entropy, calls for
-    under-sampling."""
+def advise(census: Census, probe: ProbeResult | None, gamma: float) -> list[Advice]:
+    """Advise remedies, the most important first. The loss is always among them; what already fits is not.
+
+    Args:
+        census: the data set's.
+        probe: a trained model's, or None.
+        gamma: focal loss's. 0 asks for cross entropy, which needs under-sampling.
+    """
     loss = _loss(census, probe, gamma)
     takes_weights = any(one.key == "loss.classification" and one.value["type"] in WEIGHTED for one in loss)
     return [*loss, *_images(census, takes_weights), *_anchors(census)]
@@ -55,26 +60,26 @@ def overlay(advice: list[Advice]) -> dict[str, Any]:
     return values
 
 
-def alpha_of_probe(probe: dict, gamma: float) -> float:
+def alpha_of_probe(probe: ProbeResult, gamma: float) -> float:
     """The alpha at which a trained model's foreground and background pull alike: focal loss's pull at the middle of
     each bin of the gradient norm, times the elements there."""
-    edges = np.array(probe["gradient_norm"]["edges"])
+    edges = np.array(probe.gradient_norm.edges)
     pull = focal_pull((edges[:-1] + edges[1:]) / 2, gamma)
-    foreground, background = (float((pull * probe["gradient_norm"][k]).sum()) for k in ("foreground", "background"))
+    foreground, background = (
+        float((pull * counts).sum()) for counts in (probe.gradient_norm.foreground, probe.gradient_norm.background)
+    )
     return balancing_alpha(foreground, background)
 
 
-def _loss(census: Census, probe: dict | None, gamma: float) -> list[Advice]:
+def _loss(census: Census, probe: ProbeResult | None, gamma: float) -> list[Advice]:
     anchors, num_classes = census.anchors, len(census.class_names)
     if not anchors.foreground:
         return []
     elements_bg = (anchors.foreground + anchors.background) * num_classes - anchors.foreground
     ratio = elements_bg / anchors.foreground
     if probe is not None:
-        missed, unmarked = (probe["losses"]["cross_entropy"]["gradient"][group] for group in OUTLIERS)
-        focal, ghm = (
-            sum(probe["losses"][name]["gradient"][group] for group in OUTLIERS) for name in ("focal", "ghm_c")
-        )
+        missed, unmarked = (probe.losses["cross_entropy"].gradient[group] for group in OUTLIERS)
+        focal, ghm = (sum(probe.losses[name].gradient[group] for group in OUTLIERS) for name in ("focal", "ghm_c"))
         # harmonising holds down outliers that are many; few and far ones it lifts
         if missed + unmarked >= OUTLIER_SHARE and ghm < focal:
             return [
@@ -114,7 +119,7 @@ def _loss(census: Census, probe: dict | None, gamma: float) -> list[Advice]:
         alpha = round(min(max(balanced, LIMITS[0]), LIMITS[1]), 3)
         reason = (
             f"{drowned}; at gamma {gamma:g} foreground and background pull alike with alpha {balanced:.3g} on the "
-            f"trained model's scores ({probe['split']} split)"
+            f"trained model's scores ({probe.split} split)"
             + (f", kept within {LIMITS[0]} to {LIMITS[1]}" if alpha != round(balanced, 3) else "")
         )
     reason += f". (Under-sampling would keep one background anchor in {under_sampled:,.0f})"

@@ -16,6 +16,7 @@ from detector.imbalance.census_result import (
     MatchCounts,
     Remedies,
 )
+from detector.imbalance.probe_result import LossByScore, LossProbe, NormHistogram, ProbeResult
 from detector.imbalance.vocabulary import AnchorCounts
 
 QUANTILES = Distribution(quantiles={"50": 9, "95": 20.5})
@@ -50,7 +51,7 @@ CENSUS = Census(
 )
 
 
-def advise(census: Census, probe: dict | None = None, gamma: float = 2.0) -> list[Advice]:
+def advise(census: Census, probe: ProbeResult | None = None, gamma: float = 2.0) -> list[Advice]:
     return advisor.advise(census, probe, gamma)
 
 
@@ -63,21 +64,33 @@ def with_rare_class(images: int) -> Census:
     return change(by_class=[CENSUS.by_class[0], rare])
 
 
-def probe(outliers: float, harmonised: float = 0.1) -> dict:
+def probe(outliers: float, harmonised: float = 0.1) -> ProbeResult:
     """Foreground at gradient norm 0.45, background at 0.05; `outliers` of cross entropy's and focal loss's gradient,
     `harmonised` of GHM-C's."""
     edges = [i / 10 for i in range(11)]
     foreground, background = [0] * 10, [0] * 10
     foreground[4], background[0] = 1_000, 200_000
     shares = {"cross_entropy": outliers, "focal": outliers, "ghm_c": harmonised}
-    return {
-        "split": "val",
-        "gradient_norm": {"edges": edges, "foreground": foreground, "background": background},
-        "losses": {
-            name: {"gradient": {"foreground_outlier": share / 2, "background_outlier": share / 2}}
+    nothing = LossByScore(p=[], background=[], foreground=[])
+    return ProbeResult(
+        split="val",
+        num_images=100,
+        rows=CENSUS.anchors,
+        elements={},
+        gradient_norm=NormHistogram(edges=edges, foreground=foreground, background=background),
+        losses={
+            name: LossProbe(
+                loss={},
+                gradient={"foreground_outlier": share / 2, "background_outlier": share / 2},
+                loss_foreground=0.5,
+                gradient_foreground=0.5,
+                cumulative={},
+                reweighted=[],
+                loss_by_p=nothing,
+            )
             for name, share in shares.items()
         },
-    }
+    )
 
 
 def keys(advice: list[Advice]) -> list[str]:
@@ -149,7 +162,7 @@ def test_harmonising_that_lifts_the_outliers_is_not_advised():
 
 def test_an_alpha_that_would_silence_one_side_is_kept_within_limits():
     crowded = probe(0.1)
-    crowded["gradient_norm"]["foreground"][4] = 1_000_000
+    crowded.gradient_norm.foreground[4] = 1_000_000
     (one,) = advise(CENSUS, crowded)
     assert one.value["alpha"] == 0.05 and "kept within 0.05" in one.reason
 

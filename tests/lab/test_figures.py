@@ -17,6 +17,7 @@ from detector.evaluation.anchor_scores import AnchorRanking
 from detector.evaluation.coco import coco_metrics
 from detector.geometry.coders import DeltaCoder
 from detector.imbalance.probe import NORM_BINS, Probe
+from detector.imbalance.probe_result import ProbeResult
 from detector.lab.report import figures
 from detector.lab.report.sources import read_source
 from detector.lab.study.plan import Study
@@ -45,7 +46,7 @@ ANCHORS = [(0.91, 0), (0.22, 0), *((p, 1) for p in (0.01, 0.04, 0.11, 0.31, 0.51
 
 
 @pytest.fixture(scope="module")
-def ten() -> dict:
+def ten() -> ProbeResult:
     logits = torch.tensor([[[math.log(p / (1 - p))] for p, _ in ANCHORS]])
     boxes = torch.tensor([0.0, 0, 8, 8]).expand(len(ANCHORS), 4)
     probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("cross_entropy", "focal")})

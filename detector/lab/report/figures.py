@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from detector.core.plotting import plain, plotting
 from detector.evaluation.anatomy_result import Anatomy
 from detector.imbalance.census_result import Census
+from detector.imbalance.probe_result import ProbeResult
 from detector.imbalance.vocabulary import GROUPS
 from detector.lab.study.plots import draw_differences, draw_levels, panels
 
@@ -223,45 +224,45 @@ def census(census: Census) -> list[Figure]:
     return figures
 
 
-def probe(probe: dict) -> list[Figure]:
-    losses = probe["losses"]
+def probe(probe: ProbeResult) -> list[Figure]:
+    losses = probe.losses
 
     def cumulative(fg, bg) -> None:
         for axes, kind in ((fg, "foreground"), (bg, "background")):
             for name, loss in losses.items():
-                curve = loss["cumulative"][kind]
-                axes.plot(curve["elements"], curve["loss"], label=plain(name), linewidth=1.1)
+                curve = loss.cumulative[kind]
+                axes.plot(curve.elements, curve.loss, label=plain(name), linewidth=1.1)
             axes.set(title=kind, xlabel="fraction of the elements, easy first", ylabel="fraction of the loss")
         fg.legend(fontsize=7)
 
     def budget(axes) -> None:
-        names = sorted(losses, key=lambda name: losses[name]["gradient_foreground"])
+        names = sorted(losses, key=lambda name: losses[name].gradient_foreground)
         left = np.zeros(len(names))
         for group, colour in zip(GROUPS, (COLOURS[0], COLOURS[5], "#9a9a9a", COLOURS[4], COLOURS[1]), strict=True):
-            share = np.array([losses[name]["gradient"][group] for name in names])
+            share = np.array([losses[name].gradient[group] for name in names])
             axes.barh(range(len(names)), share, left=left, label=group.replace("_", " "), color=colour)
             left += share
         axes.set_yticks(range(len(names)), map(plain, names))
         axes.set(xlabel="share of |gradient|", xlim=(0, 1))
         axes.legend(loc="lower center", bbox_to_anchor=(0.4, 1), ncols=3, fontsize=8)
 
-    edges = probe["gradient_norm"]["edges"]
+    edges = probe.gradient_norm.edges
 
     def density(axes, weighted) -> None:
         for kind in ("foreground", "background"):
-            axes.stairs(np.maximum(probe["gradient_norm"][kind], 0.5), edges, label=kind, baseline=0.5)
+            axes.stairs(np.maximum(getattr(probe.gradient_norm, kind), 0.5), edges, label=kind, baseline=0.5)
         axes.set(yscale="log", xlabel="gradient norm |p − target|", ylabel="elements")
         axes.legend()
         for name, loss in losses.items():
-            weighted.plot((np.array(edges[:-1]) + edges[1:]) / 2, loss["reweighted"], label=plain(name), linewidth=1.1)
+            weighted.plot((np.array(edges[:-1]) + edges[1:]) / 2, loss.reweighted, label=plain(name), linewidth=1.1)
         weighted.set(xlabel="gradient norm |p − target|", ylabel="share of the loss's |gradient|")
         weighted.legend(fontsize=7)
 
     def by_score(fg, bg) -> None:
         for axes, kind in ((fg, "foreground"), (bg, "background")):
             for name, loss in losses.items():
-                values = [np.nan if v is None or v <= 0 else v for v in loss["loss_by_p"][kind]]
-                axes.plot(loss["loss_by_p"]["p"], values, marker=".", linewidth=1, label=plain(name))
+                values = [math.nan if mean <= 0 else mean for mean in getattr(loss.loss_by_p, kind)]
+                axes.plot(loss.loss_by_p.p, values, marker=".", linewidth=1, label=plain(name))
             axes.set(title=kind, xlabel="score p", ylabel="mean loss of an element", yscale="log")
         fg.legend(fontsize=7)
 

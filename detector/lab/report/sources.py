@@ -12,6 +12,7 @@ from detector.core.json_records import RecordType, read_record
 from detector.evaluation.anatomy_result import Anatomy
 from detector.evaluation.metrics import EVALUATE, Metrics
 from detector.imbalance.census_result import CENSUS, Census
+from detector.imbalance.probe_result import PROBE, ProbeResult
 from detector.lab.study.results import with_nan
 
 KINDS = ("metrics.json", "metrics.csv", "census.json", "probe.json", "anatomy.json", "tables.json")
@@ -29,7 +30,7 @@ class Source:
     steps: list[dict[str, float]]
     parts: list[dict]
     census: Census | None
-    probe: dict | None
+    probe: ProbeResult | None
     anatomy: Anatomy | None
     study: dict | None
     pictures: list[Path] = field(default_factory=list)
@@ -50,7 +51,7 @@ def read_source(folder: Path) -> Source:
         steps=_rows(found["metrics.csv"]),
         parts=_rows(found["parts.csv"]),
         census=_record(found["census.json"], Census, CENSUS),
-        probe=_json(found["probe.json"]),
+        probe=_record(found["probe.json"], ProbeResult, PROBE),
         anatomy=_record(found["anatomy.json"], Anatomy, EVALUATE),
         study=with_nan(tables) if (tables := _json(found["tables.json"])) else None,
         pictures=sorted((folder / "pictures").glob("*.jpg"))[:MAX_PICTURES],
