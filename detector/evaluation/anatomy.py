@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from detector.core.structures import is_foreground
 from detector.evaluation.anatomy_result import (
     Anatomy,
     AtBorder,
@@ -210,5 +211,5 @@ def background_per_foreground(labels: Tensor, num_classes: int) -> list[float]:
 
     labels: (B, A), 0..K-1 foreground, K background, -1 ignored.
     """
-    background, foreground = (labels == num_classes).sum(dim=1), ((labels >= 0) & (labels < num_classes)).sum(dim=1)
+    background, foreground = (labels == num_classes).sum(dim=1), is_foreground(labels, num_classes).sum(dim=1)
     return (background / foreground).tolist()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from detector.core.distributed import sum_over_ranks
 from detector.core.json_records import JsonRecord, Number
+from detector.core.structures import is_foreground
 from detector.evaluation.curves import Curve
 
 RANGE = 24.0  # logits beyond it are as good as certain: sigmoid(-24) is 4e-11
@@ -41,8 +42,9 @@ class AnchorScores:
         best = logits.amax(dim=-1).float()
         # clamped as floats: an infinite float has no integer
         place = ((best + RANGE) * (BINS / (2 * RANGE))).clamp(0, BINS - 1).nan_to_num(BINS).long()
-        foreground = labels < logits.shape[-1]
-        for row, mask in zip(self.counts, (~foreground, foreground & (labels >= 0)), strict=True):
+        num_classes = logits.shape[-1]
+        masks = labels == num_classes, is_foreground(labels, num_classes)
+        for row, mask in zip(self.counts, masks, strict=True):
             row += torch.bincount(place[mask], minlength=BINS + 1).cpu()
 
     def compute(self) -> AnchorRanking:
