@@ -21,7 +21,8 @@ def make_page(sources: Sequence[Source]) -> str:
     with_metrics = [source for source in sources if source.metrics is not None]
     comparison = None
     if len(with_metrics) > 1:
-        comparison = figures.bars([s.name for s in with_metrics], [s.metrics.numbers for s in with_metrics], METRICS)
+        names, numbers = zip(*((source.name, source.metrics.numbers) for source in with_metrics), strict=True)
+        comparison = figures.draw_comparison(names, numbers, METRICS)
     return environment.get_template("template.html.jinja").render(
         sources=[_section(source) for source in sources],
         metrics=METRICS,
@@ -34,11 +35,11 @@ def make_page(sources: Sequence[Source]) -> str:
 
 def _section(source: Source) -> dict:
     parts = [
-        ("Study", source.study, figures.study, tables.study),
-        ("Training", source.steps, partial(figures.training, parts=source.parts), None),
-        ("Errors", source.anatomy, figures.anatomy, tables.anatomy),
-        ("Probe: every loss on this model's scores", source.probe, figures.probe, None),
-        ("Census: the data and the anchors", source.census, figures.census, tables.census),
+        ("Study", source.study, figures.draw_study, tables.study),
+        ("Training", source.steps, partial(figures.draw_training, parts=source.parts), None),
+        ("Errors", source.anatomy, figures.draw_anatomy, tables.anatomy),
+        ("Probe: every loss on this model's scores", source.probe, figures.draw_probe, None),
+        ("Census: the data and the anchors", source.census, figures.draw_census, tables.census),
     ]
     per_class = source.metrics.per_class if source.metrics is not None else {}
     return {
