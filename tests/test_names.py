@@ -24,6 +24,7 @@ from detector.deploy.inference.sinks import Table, YoloLabels
 from detector.deploy.inference.sources import Picture, Source
 from detector.engine.outcome import save_curves, save_pictures, summary
 from detector.engine.run_folder import StepTable
+from detector.evaluation.metrics import ClassMetrics, Metrics
 from detector.lab.study.plan import Study
 from detector.lab.study.plots import save_plots
 from detector.lab.study.results import make_tables
@@ -113,8 +114,8 @@ def test_files_of_detections_hold_them(tmp_path: Path):
 
 def test_the_summary_has_a_line_for_each():
     sizes = dict.fromkeys(("AP", "APs", "APm", "APl"), 0.5)
-    metrics = sizes | {"per_class": {name: {"AP": float("nan"), "AP50": 0.5} for name in (*NAMES, *BREAKS)}}
-    assert len(summary(metrics, [{}]).split("\n")) == len((*NAMES, *BREAKS)) + 2
+    classes = {name: ClassMetrics(AP=float("nan"), AP50=0.5) for name in (*NAMES, *BREAKS)}
+    assert len(summary(Metrics(numbers=sizes, per_class=classes), [{}]).split("\n")) == len((*NAMES, *BREAKS)) + 2
 
 
 def test_a_study_is_drawn_with_them(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -16,7 +16,9 @@ from detector.core.errors import UserError
 from detector.data.dataset import DetectionDataset
 from detector.data.pipeline.transforms import target_size
 from detector.engine.evaluate import predict
-from detector.imbalance.census import Setting, take_census
+from detector.imbalance.anchor_counts import Setting
+from detector.imbalance.census import take_census
+from detector.imbalance.census_result import Census
 from detector.imbalance.probe import Probe
 from detector.losses import CLASSIFICATION_LOSSES
 from detector.models.heads.anchors import AnchorHead
@@ -24,7 +26,7 @@ from detector.models.heads.anchors import AnchorHead
 log = logging.getLogger(__name__)
 
 
-def build_census(config: Config, dataset: DetectionDataset) -> dict:
+def build_census(config: Config, dataset: DetectionDataset) -> Census:
     """The census of a data set with the config's anchors and assigner, at evaluation's image size."""
     model = outline(config)
     if not isinstance(model.head, AnchorHead):

@@ -14,7 +14,7 @@ from detector.data.pipeline.loader import Loader
 from detector.engine.guard import inference_within_memory
 from detector.engine.precision import autocast
 from detector.engine.views import PLAIN, View, join
-from detector.evaluation.coco import to_coco_results
+from detector.evaluation.coco_results import to_coco_results
 from detector.models.detector import DetectionModel
 from detector.models.postprocess import best_candidates, suppress
 

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from detector.core.errors import UserError
 from detector.core.files import WRITE_TEXT, csv_line, is_utf8, write_text
+from detector.evaluation.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -116,10 +117,9 @@ class RunFolder:
         else:
             self._progress.update(self._task, completed=step, text=text)
 
-    def record_evaluation(self, step: int, metrics: dict) -> None:
-        for name, value in metrics.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"val/{name}", value, step)
+    def record_evaluation(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.numbers.items():
+            self._board.add_scalar(f"val/{name}", value, step)
         self._board.flush()
 
 

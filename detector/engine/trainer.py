@@ -23,6 +23,7 @@ from detector.engine.refusals import Refusals
 from detector.engine.resume import changes_metrics, compare_runs, load_criterion
 from detector.engine.run_folder import RunFolder
 from detector.engine.step import TrainingStep
+from detector.evaluation.metrics import Metrics
 from detector.old_versions import CHECKPOINT_VERSION
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Trainer:
         step: TrainingStep,
         loader: Loader,
         *,
-        evaluate: Callable[[nn.Module], tuple[dict, list[dict]]],
+        evaluate: Callable[[nn.Module], tuple[Metrics, list[dict]]],
         description: dict,
         folder: Path,
     ):

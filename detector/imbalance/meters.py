@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from detector.core.structures import is_foreground
 from detector.imbalance.vocabulary import EASY_BELOW
 from detector.kernels import gradient_norm_histogram
 from detector.kernels.reference import binary_targets
@@ -23,7 +24,7 @@ def gradient_sums(gradient: Tensor, labels: Tensor) -> Tensor:
     gradient (..., K); labels (...) int64, 0..K-1 where the anchor is foreground.
     """
     num_classes = gradient.shape[-1]
-    foreground = (labels >= 0) & (labels < num_classes)
+    foreground = is_foreground(labels, num_classes)
     own = gradient.gather(-1, labels.clamp(0, num_classes - 1)[..., None])[..., 0]
     return torch.stack((own.abs().float().masked_fill(~foreground, 0).sum(), gradient.abs().sum(dtype=torch.float32)))
 

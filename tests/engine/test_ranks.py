@@ -99,7 +99,7 @@ val = build_dataset(config, "val")
 model = build_trained_model(config, val)
 with process_group(torch.device("cpu")):
     metrics, detections = build_evaluation(config, val, torch.device("cpu"), torch.float32)(model)
-    print(json.dumps({"rank": rank(), "metrics": metrics, "detections": detections}))
+    print(json.dumps({"rank": rank(), "metrics": metrics.to_json(), "detections": detections}))
 """
 
 

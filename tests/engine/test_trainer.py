@@ -25,6 +25,7 @@ from detector.data.images import write_image
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.outcome import load_evaluation, save_curves
 from detector.engine.trainer import Trainer
+from detector.evaluation.metrics import Metrics
 from detector.losses.base import BoxLoss
 
 
@@ -261,9 +262,9 @@ def test_fp16_skips_a_step_with_infinite_gradients_and_lowers_its_scale(tmp_path
     assert any(not torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
 
 
-def validations(aps: list[float]) -> Callable[[nn.Module], tuple[dict, list[dict]]]:
+def validations(aps: list[float]) -> Callable[[nn.Module], tuple[Metrics, list[dict]]]:
     values = iter(aps)
-    return lambda model: ({"AP": (ap := next(values)), "AP50": ap, "per_class": {}}, [])
+    return lambda model: (Metrics(numbers={"AP": (ap := next(values)), "AP50": ap}), [])
 
 
 def test_best_keeps_the_best_and_last_the_last(tmp_path: Path):
@@ -271,7 +272,7 @@ def test_best_keeps_the_best_and_last_the_last(tmp_path: Path):
     seen = []
     answer = validations([0.2, 0.5, 0.3])
 
-    def evaluate(model: nn.Module) -> tuple[dict, list[dict]]:
+    def evaluate(model: nn.Module) -> tuple[Metrics, list[dict]]:
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return answer(model)
 

@@ -141,7 +141,7 @@ def test_precision_curve_is_cocos():
     for k in range(3):
         own = ~matches.ignored & (matches.label == k)
         curve = precision_curve(matches.score[own], matches.correct[own], (matches.truth == k).sum())
-        assert curve.mean() == pytest.approx(metrics["per_class"][f"c{k}"]["AP50"], abs=0.01)
+        assert curve.mean() == pytest.approx(metrics.per_class[f"c{k}"].AP50, abs=0.01)
 
 
 def test_nothing_found_and_nothing_to_find():

@@ -15,7 +15,7 @@ from detector.core.structures import Detections
 from detector.data.formats.writers import format_line
 from detector.data.images import write_image
 from detector.deploy.inference.sources import Picture, Source
-from detector.evaluation.coco import to_coco_results
+from detector.evaluation.coco_results import to_coco_results
 
 
 class Sink(Protocol):
