@@ -10,7 +10,7 @@ from matplotlib import pyplot
 
 from detector.core.drawing import draw_boxes
 from detector.core.errors import one_line
-from detector.core.files import read_json, unique_names, write_json
+from detector.core.files import read_json, replacing, unique_names, write_json
 from detector.core.plotting import optional, plotting
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
@@ -92,7 +92,8 @@ def _draw_curves(folder: Path) -> None:
     losses.legend()
     share.plot(steps, [float(row["fg_gradient_share"]) for row in rows], linewidth=1)
     share.set(ylabel="foreground share of |gradient|", xlabel="step", ylim=(0, 1))
-    figure.savefig(folder / "curves.png", dpi=120)
+    with replacing(folder / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=120)
     pyplot.close(figure)
 
 
