@@ -1,6 +1,7 @@
 """What an evaluation leaves in a folder: numbers, detections, pictures."""
 
 import csv
+import logging
 import math
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from detector.core.plotting import optional, plotting
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
 
+log = logging.getLogger(__name__)
 MIN_PICTURE_SIDE = 320
 MAX_PICTURE_SIDE = 4000  # of pictures that are enlarged
 MAX_JPEG_SIDE = 65_500
@@ -71,7 +73,10 @@ def _picture(dataset: DetectionDataset, index: int, detections: list[dict]) -> n
 
 def save_curves(folder: Path) -> None:
     """curves.png of metrics.csv: the loss, its foreground and background parts, the foreground's gradient share. Curves
-    that cannot be drawn are a line of the log."""
+    that cannot be drawn are a line of the log, as are those of a run without the logger csv."""
+    if not (folder / "metrics.csv").exists():
+        log.warning("%s is left out: the logger csv has written no metrics.csv", folder / "curves.png")
+        return
     with optional(f"{folder / 'curves.png'}"), plotting():
         _draw_curves(folder)
 
