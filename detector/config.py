@@ -115,11 +115,11 @@ def make_config(values: dict[str, Any], for_inference: bool = False) -> Config:
 def _with_overrides(values: dict[str, Any], overrides: Sequence[str], for_inference: bool) -> Config:
     if not for_inference:  # before the overrides are read, because the types of the parts' parameters must be known
         own_imports = [override for override in overrides if override.partition("=")[0] == "imports"]
-        _import_all(merge(values, read_overrides(own_imports, Config)).get("imports"))
+        import_modules(merge(values, read_overrides(own_imports, Config)).get("imports"))
     return make_config(merge(values, read_overrides(overrides, Config)), for_inference)
 
 
-def _import_all(modules: Any) -> None:
+def import_modules(modules: Any) -> None:
     """Import the modules of `imports`. The schema refuses a value that is not a list of texts. Raises UserError."""
     for i, module in enumerate(modules if isinstance(modules, list) else ()):
         if isinstance(module, str):

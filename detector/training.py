@@ -98,12 +98,13 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
     log.info("%s", summary(metrics, detections))
     save_pictures(folder, val_set, detections, count=8, score=0.3)
     save_curves(folder)
+    loggers = {part.type for part in config.train.loggers}
     log.info(
-        "done in %.0f s. %s: metrics.json (the numbers above), metrics.csv (each step), curves.png, pictures/, "
-        "checkpoints/best.pt (AP %.3f) and last.pt; tensorboard --logdir %s",
+        "done in %.0f s. %s: metrics.json (the numbers above), %spictures/, checkpoints/best.pt (AP %.3f), last.pt%s",
         time.perf_counter() - started,
         folder,
+        "metrics.csv (each step), curves.png, " if "csv" in loggers else "",
         trainer.best_ap,
-        folder,
+        f"; tensorboard --logdir {folder}" if "tensorboard" in loggers else "",
     )
     return TrainedRun(folder, metrics)

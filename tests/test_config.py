@@ -130,7 +130,8 @@ train: {epochs: 12, batch_size: 16, accumulation: 1, seed: 0, device: auto, prec
         weight_decay: 0.0001, momentum: 0.9, backbone_lr_scale: 1,
         decay_norms_and_biases: false, schedule: step, milestones: [0.6667, 0.8889], step_factor: 0.1,
         warmup_steps: 500, warmup_factor: 0.001, clip_norm: null, ema_decay: null, compile: false, channels_last: auto,
-        evaluate_every: 1, log_every: 20, meter_every: 20, save_every: 1000, keep_checkpoints: 2}
+        evaluate_every: 1, log_every: 20, meter_every: 20, save_every: 1000, keep_checkpoints: 2,
+        loggers: [{type: csv}, {type: tensorboard}]}
 faults: {bad_step: stop, spike_factor: null, out_of_memory: stop, max_unreadable: 0}
 evaluation: {backend: hotcoco, score_threshold: 0.05, nms_iou: 0.5, candidates_per_level: 1000, max_detections: 100,
              flip: false, scales: [1], batch_size: 16}

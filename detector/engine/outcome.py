@@ -1,6 +1,7 @@
 """The files of a run or an evaluation for its reader: numbers, detections, pictures, curves; and a summary as text."""
 
 import csv
+import logging
 import math
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from matplotlib import pyplot
 
 from detector.core.drawing import draw_boxes
 from detector.core.errors import one_line
-from detector.core.files import read_json, unique_names, write_json
+from detector.core.files import read_json, replacing, unique_names, write_json
 from detector.core.json_records import read_record
 from detector.core.plotting import optional, plotting
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
 from detector.evaluation.metrics import EVALUATE, Metrics
 
+log = logging.getLogger(__name__)
 MIN_PICTURE_SIDE = 320
 MAX_PICTURE_SIDE = 4000  # of pictures that are enlarged
 MAX_JPEG_SIDE = 65_500
@@ -71,8 +73,11 @@ def _picture(dataset: DetectionDataset, index: int, detections: list[dict]) -> n
 def save_curves(folder: Path) -> None:
     """Draw metrics.csv as curves.png: the loss, its foreground and background parts, the foreground's gradient share.
 
-    Curves that cannot be drawn are left out with a warning.
+    Curves that cannot be drawn are left out with a warning, as are those of a run without the logger csv.
     """
+    if not (folder / "metrics.csv").exists():
+        log.warning("%s is left out: the logger csv has written no metrics.csv", folder / "curves.png")
+        return
     with optional(f"{folder / 'curves.png'}"), plotting():
         _draw_curves(folder)
 
@@ -93,7 +98,8 @@ def _draw_curves(folder: Path) -> None:
     losses.legend()
     share.plot(steps, [float(row["fg_gradient_share"]) for row in rows], linewidth=1)
     share.set(ylabel="foreground share of |gradient|", xlabel="step", ylim=(0, 1))
-    figure.savefig(folder / "curves.png", dpi=120)
+    with replacing(folder / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=120)
     pyplot.close(figure)
 
 

@@ -63,6 +63,7 @@ RULES = {
     "train.meter_every": FREE,
     "train.save_every": FREE,
     "train.keep_checkpoints": FREE,
+    "train.loggers": FREE,
     "faults": FREE,
     "evaluation": WARN,
     "evaluation.batch_size": FREE,

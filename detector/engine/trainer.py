@@ -77,7 +77,12 @@ class Trainer:
         """Train from `steps_done` to the end of the schedule."""
         schedule = self.schedule
         with (
-            RunFolder(self.folder, num_steps=schedule.num_steps, first_step=self.steps_done)
+            RunFolder(
+                self.folder,
+                num_steps=schedule.num_steps,
+                first_step=self.steps_done,
+                loggers=self.settings.loggers,
+            )
             if rank() == 0
             else nullcontext() as folder,
             self.step.interrupt,

@@ -69,6 +69,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
             "train.log_every=1",
             "train.save_every=3",
             "train.keep_checkpoints=3",
+            "train.loggers=[csv]",
         ),
         *("train.evaluate_every=0", "train.meter_every=7", "train.device=auto", "faults.spike_factor=50"),
         *("evaluation.batch_size=3", "data.invalid=skip", "data.keep_empty=false", "imports=[json]"),

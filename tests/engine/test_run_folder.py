@@ -7,9 +7,12 @@ import pytest
 
 from detector.core.errors import UserError
 from detector.core.files import write_json
+from detector.engine.loggers import LOGGERS
 from detector.engine.outcome import load_evaluation, save_evaluation, summary
 from detector.engine.run_folder import RunFolder, commit
 from detector.evaluation.metrics import ClassMetrics, Metrics
+
+SHIPPED = [LOGGERS.resolve(name) for name in ("csv", "tensorboard")]
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +91,7 @@ def test_summary_says_in_words_what_a_nan_or_a_zero_comes_from(
 
 
 def record(folder: Path, first: int, last: int, loss: float) -> None:
-    with RunFolder(folder, num_steps=10, first_step=first) as run:
+    with RunFolder(folder, num_steps=10, first_step=first, loggers=SHIPPED) as run:
         run.record([{"step": step, "loss": loss} for step in range(first, last)])
 
 
@@ -105,7 +108,7 @@ def test_levels_and_classes_have_a_table_of_their_own(here: Path):
     measured = {"P3/num_fg": 16777216.0, "P3/loss_share_fg": 1 / 3, "class a, b/c/num_fg": 2.0}
     measured["class a, b/c/loss_share_fg"] = 0.0
     for first in (0, 1):  # the second time resumed, step 1 taken again
-        with RunFolder(here, num_steps=3, first_step=first) as run:
+        with RunFolder(here, num_steps=3, first_step=first, loggers=SHIPPED) as run:
             for step in range(first, 3):
                 run.record([{"step": step, "loss": 1.0, **(measured if step != 1 else dict.fromkeys(measured))}])
     assert (here / "metrics.csv").read_text() == "step,loss\n0,1.0\n1,1.0\n2,1.0\n"
