@@ -19,6 +19,7 @@ from runs import (
     send_sigterm_in_step,
     watch_steps,
 )
+from user_transforms import Beside, Early  # noqa: F401  (registers them)
 
 from detector.core.errors import Interrupted
 from detector.engine.checkpoint import load_checkpoint
@@ -26,9 +27,10 @@ from detector.engine.trainer import Trainer
 
 VARIANTS = {  # between them, every kind of state that a step can leave behind
     "adamw, ghm, average, batch norm, spikes": (*WITH_STATE, "faults.spike_factor=100"),
-    "sgd, equalized focal, ema normaliser, fp16, random anchors": (
+    "sgd, equalized focal, ema normaliser, fp16, random anchors, drawn samples": (
         *("loss.classification=equalized_focal", "loss.normaliser=ema", "anchor_sampler={type: random, count: 64}"),
         *("train.precision=fp16", "train.optimizer=sgd", "train.lr=0.001"),
+        "data.transforms=[flip, test_beside, test_early]",
     ),
 }
 FIRST, SECOND = VARIANTS
