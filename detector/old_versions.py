@@ -21,6 +21,7 @@ MODEL_KEYS = {
     "anchor_ratios": "head.ratios",
     "exact_anchors": "head.exact",
 }
+TYPES = {"backbone": "resnet50", "head": "anchors"}  # where the model section of version 0.1 names none
 # keys of data.augment by transform, then and now
 AUGMENT_KEYS = {
     "flip": {"horizontal_flip": "horizontal", "vertical_flip": "vertical"},
@@ -88,7 +89,7 @@ def _upgrade_model(section: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     for old, new in MODEL_KEYS.items():
         if old in section:
             part, key = new.split(".")
-            spec = upgraded.get(part, {})
+            spec = upgraded.get(part, TYPES[part])
             upgraded[part] = ({"type": spec} if isinstance(spec, str) else dict(spec)) | {key: section[old]}
             texts.append(f"model.{old}: write model.{new}")
     return upgraded

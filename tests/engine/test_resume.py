@@ -30,7 +30,7 @@ VARIANTS = {  # between them, every kind of state that a step can leave behind
     "sgd, equalized focal, ema normaliser, fp16, random anchors, drawn samples": (
         *("loss.classification=equalized_focal", "loss.normaliser=ema", "anchor_sampler={type: random, count: 64}"),
         *("train.precision=fp16", "train.optimizer=sgd", "train.lr=0.001"),
-        "data.transforms=[flip, test_beside, test_early]",
+        *("data.transforms=[flip, test_beside, test_early]", "data.short_side=44"),
     ),
 }
 FIRST, SECOND = VARIANTS
