@@ -148,7 +148,8 @@ def test_a_study_that_is_refused_leaves_the_files_of_the_folder_alone(tmp_path, 
 def test_an_interrupted_study_ends_with_the_numbers_of_an_undisturbed_one(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "study.yaml").write_text(TINY_STUDY.replace("CONFIG", str(tmp_path / "tiny.yaml")))
-    environment = os.environ | {"PYTHONPATH": str(REPO), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    variables = {"PYTHONPATH": str(REPO), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = os.environ | variables | {"OMP_WAIT_POLICY": "passive"}  # the other tests need the cores too
 
     def start(out: str) -> subprocess.Popen:
         # one at a time, both: the number of threads, and with it the order of sums, follows from the jobs
