@@ -27,6 +27,7 @@ from detector.losses import ANCHOR_SAMPLERS, CLASSIFICATION_LOSSES
 from detector.losses.criterion import LossSettings
 from detector.losses.samplers import AnchorSampler
 from detector.models.detector import ModelSettings
+from detector.old_versions import upgrade_config
 
 
 def _import_unless_for_inference(module: str, info: ValidationInfo) -> str:
@@ -100,8 +101,11 @@ def make_config(values: dict[str, Any], for_inference: bool = False) -> Config:
     """The config that nested plain values make, e.g. those of a checkpoint.
 
     `for_inference`: the modules of `imports` are not imported, and parts (data sets, assigner, losses) that only they
-    have stay unchecked. `with_parts` gives a config whose parts can be built. Raises UserError.
+    have stay unchecked. `with_parts` gives a config whose parts can be built. Raises UserError; for keys of an older
+    version, it says what to write.
     """
+    if old_keys := upgrade_config(values)[1]:
+        raise UserError("; ".join(old_keys))
     try:
         return parse(Config, values, FOR_INFERENCE if for_inference else None)
     except InvalidValues as error:
@@ -111,11 +115,11 @@ def make_config(values: dict[str, Any], for_inference: bool = False) -> Config:
 def _with_overrides(values: dict[str, Any], overrides: Sequence[str], for_inference: bool) -> Config:
     if not for_inference:  # before the overrides are read, because the types of the parts' parameters must be known
         own_imports = [override for override in overrides if override.partition("=")[0] == "imports"]
-        _import_all(merge(values, read_overrides(own_imports, Config)).get("imports"))
+        import_modules(merge(values, read_overrides(own_imports, Config)).get("imports"))
     return make_config(merge(values, read_overrides(overrides, Config)), for_inference)
 
 
-def _import_all(modules: Any) -> None:
+def import_modules(modules: Any) -> None:
     """Import the modules of `imports`. The schema refuses a value that is not a list of texts. Raises UserError."""
     for i, module in enumerate(modules if isinstance(modules, list) else ()):
         if isinstance(module, str):

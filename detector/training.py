@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from detector.build import (
     build_dataset,
@@ -25,16 +24,17 @@ from detector.engine.claim import claim_run
 from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
 from detector.engine.precision import choose_device
 from detector.engine.run_folder import commit
+from detector.evaluation.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class TrainedRun:
-    """What a training leaves: its folder and the metrics of the last evaluation (COCO's names; `per_class`)."""
+    """The run folder of a training, and its last metrics: `metrics["AP"]` is a number of metrics.json."""
 
     folder: Path
-    metrics: dict[str, Any] = field(repr=False)
+    metrics: Metrics = field(repr=False)
 
     @cached_property
     def detector(self) -> Detector:
@@ -98,12 +98,13 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
     log.info("%s", summary(metrics, detections))
     save_pictures(folder, val_set, detections, count=8, score=0.3)
     save_curves(folder)
+    loggers = {part.type for part in config.train.loggers}
     log.info(
-        "done in %.0f s. %s: metrics.json (the numbers above), metrics.csv (each step), curves.png, pictures/, "
-        "checkpoints/best.pt (AP %.3f) and last.pt; tensorboard --logdir %s",
+        "done in %.0f s. %s: metrics.json (the numbers above), %spictures/, checkpoints/best.pt (AP %.3f), last.pt%s",
         time.perf_counter() - started,
         folder,
+        "metrics.csv (each step), curves.png, " if "csv" in loggers else "",
         trainer.best_ap,
-        folder,
+        f"; tensorboard --logdir {folder}" if "tensorboard" in loggers else "",
     )
     return TrainedRun(folder, metrics)

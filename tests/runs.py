@@ -26,7 +26,7 @@ RUN = (
 )
 STEPS_PER_EPOCH = 3
 WITH_STATE = (  # every kind of state that a step can leave behind
-    "model.norm=batch",
+    "model.backbone.norm=batch",
     "loss.classification={type: ghm_c, bins: 10, momentum: 0.5}",
     "loss.box={type: ghm_r}",
     "train.ema_decay=0.9",

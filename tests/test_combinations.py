@@ -76,7 +76,7 @@ def test_a_step(loss: str, sampler: str, rule: str, box: str, trainer: Trainer, 
     assert 0 < measured["fg_gradient_share"] < 1 + 1e-5  # 1 where a loss lets go of background as sure as the prior
     assert measured["cls"] == pytest.approx((measured["cls_fg"] + measured["cls_bg"]).item(), rel=1e-5)
     after = trainer.model.state_dict()
-    for name in ("backbone.conv1.weight", "class_head.output.weight", "box_head.output.weight"):
+    for name in ("backbone.conv1.weight", "head.class_branch.output.weight", "head.box_branch.output.weight"):
         moved = (after[name] - start[name]).abs().max()
         assert 0 < moved < math.inf, name
 

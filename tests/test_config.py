@@ -110,9 +110,14 @@ data:
   cache: null
   augment: {horizontal_flip: 0.5, vertical_flip: 0, brightness: 0, contrast: 0, saturation: 0, hue: 0,
             scale: [1, 1], translate: 0, min_visibility: 0.1}
-model: {backbone: resnet50, norm: frozen, weights: null, trainable_stages: 3, levels: [3, 7], width: 256, head_depth: 4,
-        head_norm: none, prior: 0.01, anchor_sizes: null, anchor_ratios: [0.5, 1, 2], stride_in_1x1: false,
-        pyramid_top: p5, pyramid_relu: true, exact_anchors: false}
+model:
+  backbone: {type: resnet50, norm: frozen, trainable_stages: 3, stride_in_1x1: false}
+  weights: null
+  levels: [3, 7]
+  width: 256
+  pyramid_top: p5
+  pyramid_relu: true
+  head: {type: anchors, depth: 4, norm: none, prior: 0.01, sizes: null, ratios: [0.5, 1, 2], exact: false}
 assigner: {type: max_iou, foreground: 0.5, background: 0.4, low_quality: true}
 anchor_sampler: {type: all}
 loss:
@@ -125,7 +130,8 @@ train: {epochs: 12, batch_size: 16, accumulation: 1, seed: 0, device: auto, prec
         weight_decay: 0.0001, momentum: 0.9, backbone_lr_scale: 1,
         decay_norms_and_biases: false, schedule: step, milestones: [0.6667, 0.8889], step_factor: 0.1,
         warmup_steps: 500, warmup_factor: 0.001, clip_norm: null, ema_decay: null, compile: false, channels_last: auto,
-        evaluate_every: 1, log_every: 20, meter_every: 20, save_every: 1000, keep_checkpoints: 2}
+        evaluate_every: 1, log_every: 20, meter_every: 20, save_every: 1000, keep_checkpoints: 2,
+        loggers: [{type: csv}, {type: tensorboard}]}
 faults: {bad_step: stop, spike_factor: null, out_of_memory: stop, max_unreadable: 0}
 evaluation: {backend: hotcoco, score_threshold: 0.05, nms_iou: 0.5, candidates_per_level: 1000, max_detections: 100,
              flip: false, scales: [1], batch_size: 16}
@@ -185,22 +191,17 @@ def test_sections_are_frozen_and_typed(configs):
         ("loss.classification={}", None),
         ("loss.classification=null", "loss.classification: None is wrong: should be a mapping with a type"),
         ("model.levels=[5, 3]", "model.levels: [5, 3] is wrong: should be in order, the lower bound first"),
-        ("model.levels=[2, 7]", "model.levels.0: 2 is wrong: should be greater than or equal to 3"),
+        ("model.levels=[1, 7]", "model.levels.0: 1 is wrong: should be greater than or equal to 2"),
         ("model.levels=[3, 8]", "model.levels.1: 8 is wrong: should be less than or equal to 7"),
-        ("model.trainable_stages=6", "model.trainable_stages: 6 is wrong: should be less than or equal to 5"),
-        ("model.prior=0", "model.prior: 0 is wrong: should be greater than 0"),
-        ("model.prior=1", "model.prior: 1 is wrong: should be less than 1"),
         (
-            "model.anchor_sizes=[[8], [16]]",
-            "model.anchor_sizes: [[8], [16]] is wrong: should be 5 lists of one length, one for each of levels 3 to 7",
+            "model.backbone.trainable_stages=6",
+            "model.backbone.trainable_stages: 6 is wrong: should be less than or equal to 5",
         ),
-        (
-            "model={levels: [3, 4], anchor_sizes: [[8], [16, 20]]}",
-            "model.anchor_sizes: [[8], [16, 20]] is wrong: should be 2 lists of one length, one for each of levels",
-        ),
-        ("model={levels: [3, 4], anchor_sizes: [[8], [-1]]}", "model.anchor_sizes.1.0: -1 is wrong: should be greater"),
-        ("model={levels: [4, 3], anchor_sizes: [[8]]}", "model.levels: [4, 3] is wrong"),
-        ("model.anchor_ratios=[]", "model.anchor_ratios: [] is wrong: List should have at least 1 item"),
+        ("model.head.prior=0", "model.head.prior: 0 is wrong: should be greater than 0"),
+        ("model.head.prior=1", "model.head.prior: 1 is wrong: should be less than 1"),
+        ("model.head.sizes=[[8], [-1]]", "model.head.sizes.1.0: -1 is wrong: should be greater"),
+        ("model={norm: group, head_depth: 2}", "model.norm: write model.backbone.norm; model.head_depth: write model"),
+        ("model.head.ratios=[]", "model.head.ratios: [] is wrong: Tuple should have at least 1 item"),
     ],
 )
 def test_a_wrong_value_gets_one_line_that_names_the_key(configs, override, line):
@@ -228,12 +229,13 @@ def test_data_is_required():
 
 def test_overrides_are_read_as_yaml(configs):
     overrides = [
-        "train.lr=1e-3", "train.clip_norm=35", "train.milestones=[0.5, 1]", "model.prior=null", "data.root=2024-01-31",
+        "train.lr=1e-3", "train.clip_norm=35", "train.milestones=[0.5, 1]", "model.head.prior=null",
+        "data.root=2024-01-31",
         "data.short_side=[640, 800]", "loss.classification={type: test_binned, bins: 010}", "train.ema_decay=",
     ]  # fmt: skip
     config = load_config("base", overrides, configs)
     assert (config.train.lr, config.train.clip_norm, config.train.milestones) == (0.001, 35.0, [0.5, 1.0])
-    assert (config.model.prior, config.train.ema_decay) == (None, None)
+    assert (config.model.head.parameters["prior"], config.train.ema_decay) == (None, None)
     assert config.data.root == Path("2024-01-31")
     assert config.data.short_side == (640, 800)
     assert config.loss.classification.to_dict() == {"type": "test_binned", "bins": 10}
@@ -268,12 +270,12 @@ def test_the_later_override_wins(configs):
 
 
 def test_base_files_are_merged_in_order_below_the_file(configs):
-    write(configs, "bases/one.yaml", "base: ../base.yaml\ntrain: {lr: 1, epochs: 1}\nmodel: {anchor_ratios: [1]}\n")
+    write(configs, "bases/one.yaml", "base: ../base.yaml\ntrain: {lr: 1, epochs: 1}\nmodel: {head: {ratios: [1]}}\n")
     write(configs, "bases/two.yaml", "train: {epochs: 2, batch_size: 2}\n")
     write(configs, "top.yaml", "base: [bases/one.yaml, bases/two.yaml]\ntrain: {batch_size: 3}\n")
     config = load_config("top", search=configs)
     assert (config.train.lr, config.train.epochs, config.train.batch_size) == (1, 2, 3)
-    assert config.model.anchor_ratios == [1.0]
+    assert config.model.head.parameters["ratios"] == [1.0]
     assert config.loss.classification.parameters["gamma"] == 1.5
 
 
@@ -427,7 +429,7 @@ def test_a_module_that_registers_and_then_fails_runs_once_and_again_when_it_can(
         [],
         ["loss.classification={type: test_binned, bins: 3}", "loss.box.beta=0.25", "assigner.threshold=1e-7"],
         ["data.train={limit: 3, sides: [4]}", "data.short_side=[640, 800]", "data.num_workers=0", "data.root=/a b/c"],
-        ["model={levels: [3, 4], anchor_sizes: [[8, 1e-5], [16, 1e16]], prior: null, weights: 'no'}"],
+        ["model={levels: [3, 4], head: {sizes: [[8, 1e-5], [16, 1e16]], prior: null}, weights: 'no'}"],
         ["train={lr: 1e-05, weight_decay: 1e-300, clip_norm: 35, ema_decay: 0.9998, milestones: [], seed: 3}"],
     ],
 )

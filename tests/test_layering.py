@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"core"},
+    {"old_versions"},
     {"geometry", "kernels"},
     {"losses", "models", "data"},
     {"evaluation"},

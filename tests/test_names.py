@@ -22,8 +22,9 @@ from detector.data.dataset import DetectionDataset, Record
 from detector.data.images import read_image, write_image
 from detector.deploy.inference.sinks import Table, YoloLabels
 from detector.deploy.inference.sources import Picture, Source
+from detector.engine.loggers.csv import StepTable
 from detector.engine.outcome import save_curves, save_pictures, summary
-from detector.engine.run_folder import StepTable
+from detector.evaluation.metrics import ClassMetrics, Metrics
 from detector.lab.study.plan import Study
 from detector.lab.study.plots import save_plots
 from detector.lab.study.results import make_tables
@@ -113,8 +114,8 @@ def test_files_of_detections_hold_them(tmp_path: Path):
 
 def test_the_summary_has_a_line_for_each():
     sizes = dict.fromkeys(("AP", "APs", "APm", "APl"), 0.5)
-    metrics = sizes | {"per_class": {name: {"AP": float("nan"), "AP50": 0.5} for name in (*NAMES, *BREAKS)}}
-    assert len(summary(metrics, [{}]).split("\n")) == len((*NAMES, *BREAKS)) + 2
+    classes = {name: ClassMetrics(AP=float("nan"), AP50=0.5) for name in (*NAMES, *BREAKS)}
+    assert len(summary(Metrics(numbers=sizes, per_class=classes), [{}]).split("\n")) == len((*NAMES, *BREAKS)) + 2
 
 
 def test_a_study_is_drawn_with_them(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -187,8 +188,8 @@ data:
   val: {type: coco, images: images, annotations: a.json}
   short_side: 64
   num_workers: 0
-model: {backbone: resnet18, norm: group, trainable_stages: 5, levels: [3, 4], width: 16, head_depth: 1, prior: 0.4,
-  anchor_sizes: [[12, 18], [26, 40]]}
+model: {backbone: {type: resnet18, norm: group, trainable_stages: 5}, levels: [3, 4], width: 16,
+  head: {depth: 1, prior: 0.4, sizes: [[12, 18], [26, 40]]}}
 train: {batch_size: 2, device: cpu, precision: fp32, warmup_steps: 0, schedule: constant, epochs: 2, meter_every: 1}
 """
 

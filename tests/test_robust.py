@@ -28,8 +28,9 @@ from detector.data.checks.findings import KINDS
 from detector.data.dataset import DetectionDataset
 from detector.data.images import as_rgb, write_image
 from detector.deploy.predict import Detector
-from detector.engine.checkpoint import VERSION, load_checkpoint, save_checkpoint
+from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.evaluation.coco import coco_metrics
+from detector.old_versions import CHECKPOINT_VERSION
 
 NUM_IMAGES, SIZE = 6, 64  # two objects each, a cat and a dog
 
@@ -226,7 +227,7 @@ def malicious(place: Place, path: Path) -> None:
 def of_other_classes(_: Place, path: Path) -> None:
     model = build_model(config_from_text(TINY, "TINY"), 1).state_dict()
     own = {
-        "version": VERSION,
+        "version": CHECKPOINT_VERSION,
         "config": TINY,
         "class_names": ["cow"],
         "category_ids": [1],

@@ -14,13 +14,10 @@ data:
   short_side: 64
   num_workers: 0
 model:
-  backbone: resnet18
-  norm: group
-  trainable_stages: 5
+  backbone: {type: resnet18, norm: group, trainable_stages: 5}
   levels: [3, 4]
   width: 16
-  head_depth: 1
-  anchor_sizes: [[12, 18], [26, 40]]
+  head: {depth: 1, sizes: [[12, 18], [26, 40]]}
 train: {batch_size: 2, device: cpu, precision: fp32, warmup_steps: 0, schedule: constant}
 """
 

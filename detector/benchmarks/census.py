@@ -38,12 +38,12 @@ def run(*, images: int, cfg: str) -> dict:
     started = time.perf_counter()
     census = build_census(config, dataset)
     seconds = time.perf_counter() - started
-    row = {"name": "census", "seconds": seconds, "images_s": images / seconds, "ratio": census["ratio"]}
+    row = {"name": "census", "seconds": seconds, "images_s": images / seconds, "ratio": census.ratio}
     return {
         "benchmark": "census",
         "cfg": Path(cfg).name,
         "images": images,
-        "boxes": census["num_objects"],
+        "boxes": census.num_objects,
         "classes": NUM_CLASSES,
         "rows": [row],
     }

@@ -92,7 +92,7 @@ def run(*, side: int, batch_size: int, rounds: int, precision: str) -> dict:
     """Whole, and post-processing alone, which torchvision does level by level and image by image."""
     config = config_from_text(
         "data: {train: synthetic, val: synthetic}\n"
-        f"model: {{backbone: resnet50, norm: frozen, prior: {PRIOR}}}\ntrain: {{precision: {precision}}}",
+        f"model: {{backbone: resnet50, head: {{prior: {PRIOR}}}}}\ntrain: {{precision: {precision}}}",
         "the benchmark's config",
     )
     _, device, dtype = place(nn.Linear(1, 1), config)

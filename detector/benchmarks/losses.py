@@ -17,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.ops import sigmoid_focal_loss as torchvision_focal
 
 from detector.benchmarks.timing import alternate, compare
+from detector.core.structures import is_foreground
 from detector.engine.precision import DTYPES
 from detector.kernels import focal_terms
 from detector.losses import CLASSIFICATION_LOSSES
@@ -68,7 +69,7 @@ class HarmonisedLoop(nn.Module):
 
 def _one_hot(logits: Tensor, labels: Tensor) -> Tensor:
     target = torch.zeros_like(logits)
-    rows = ((labels >= 0) & (labels < NUM_CLASSES)).nonzero()[:, 0]
+    rows = is_foreground(labels, NUM_CLASSES).nonzero()[:, 0]
     target[rows, labels[rows]] = 1
     return target
 

@@ -73,7 +73,10 @@ def torchvision_retinanet(side: int, config: Config) -> tuple[RetinaNet, torch.d
     device = choose_device(config.train.device)
     body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
     backbone = _resnet_fpn_extractor(
-        body, config.model.trainable_stages, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(256, 256)
+        body,
+        config.model.backbone.parameters["trainable_stages"],
+        returned_layers=[2, 3, 4],
+        extra_blocks=LastLevelP6P7(256, 256),
     )
     return RetinaNet(backbone, NUM_CLASSES, min_size=side, max_size=side).to(device), device
 
@@ -87,10 +90,7 @@ def torchvision_step(batch: Batch, config: Config, dtype: torch.dtype, channels_
     else:
         images = images.contiguous()
     targets = [{"boxes": b.to(device), "labels": k.to(device)} for b, k in zip(batch.boxes, batch.labels, strict=True)]
-    settings = config.train
-    optimizer = make_optimizer(
-        model, name=settings.optimizer, lr=1e-4, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
+    optimizer = make_optimizer(model, config.train)
 
     def step() -> None:
         with autocast(device, dtype):
@@ -107,7 +107,7 @@ def run(*, side: int, batch_size: int, rounds: int, precision: str, with_compile
     """Ours, torchvision as it comes (fp32, contiguous), torchvision in our precision and channels-last memory."""
     config = config_from_text(
         "data: {train: synthetic, val: synthetic}\n"
-        "model: {backbone: resnet50, norm: frozen}\n"
+        "model: {backbone: resnet50}\n"
         f"train: {{precision: {precision}, lr: 0.0001, clip_norm: 35, batch_size: {batch_size}}}",
         "the benchmark's config",
     )

@@ -14,11 +14,10 @@ from detector.build.data import (
 from detector.build.evaluation import build_detection, build_evaluation, with_targets
 from detector.build.instruments import build_census, build_probe
 from detector.build.losses import build_classification_loss, build_criterion
-from detector.build.model import build_anchor_grid, build_model, build_trained_model, place
+from detector.build.model import build_model, build_trained_model, outline, place
 from detector.build.training import build_trainer
 
 __all__ = [
-    "build_anchor_grid",
     "build_census",
     "build_classification_loss",
     "build_criterion",
@@ -34,6 +33,7 @@ __all__ = [
     "divide",
     "evaluation_side",
     "facts",
+    "outline",
     "place",
     "read_dataset",
     "require_objects",

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from detector.build.model import build_anchor_grid
+from detector.build.model import outline
 from detector.config import Config
 from detector.core.errors import UserError
 from detector.core.machine import num_cores
@@ -21,7 +21,6 @@ from detector.data.pipeline.cache import CachedDataset
 from detector.data.pipeline.loader import Loader, make_loader
 from detector.data.pipeline.splitting import stratified_split
 from detector.data.pipeline.transforms import Augment, Resize, target_size
-from detector.models.detector import size_divisor
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +30,8 @@ def read_dataset(
 ) -> DetectionDataset:
     """What `data.train` or `data.val` names, whole; its labels follow `class_names` where given. A path in its section
     is relative to `data.root`. What is wrong or odd with it goes to `findings`. Raises UserError."""
+    model = outline(config)
+    priors = torch.cat(model.head.priors((model.strides[-1], model.strides[-1])))
     part = getattr(config.data, split)
     types = DATASETS.parameters(part.type)
     paths = {
@@ -40,12 +41,11 @@ def read_dataset(
     }
     dataset = part.with_parameters(**paths).build({"class_names": class_names, "findings": findings})
     _settle_bits(config, dataset, findings)
-    base = torch.cat(build_anchor_grid(config).base())
     check_records(
         dataset,
         findings,
         max_objects=config.evaluation.max_detections,
-        anchor_sides=(base[:, 2:] - base[:, :2]).numpy(),
+        anchor_sides=(priors[:, 2:] - priors[:, :2]).unique(dim=0).numpy(),
         matched_iou=config.assigner.parameters.get("foreground", 0.5),
         scale=lambda r: target_size(r.height, r.width, evaluation_side(config), config.data.long_side)[0] / r.height,
     )
@@ -133,7 +133,7 @@ def num_workers(config: Config) -> int:
 def build_buckets(config: Config, dataset: DetectionDataset) -> Buckets:
     """Of images as they are resized for evaluation; where training draws sizes from a range, of like shape alone."""
     sizes = [target_size(r.height, r.width, evaluation_side(config), config.data.long_side) for r in dataset.records]
-    return make_buckets(np.array(sizes), config.data.aspect_buckets, size_divisor(config.model.levels))
+    return make_buckets(np.array(sizes), config.data.aspect_buckets, outline(config).size_divisor)
 
 
 def cached(config: Config, dataset: DetectionDataset) -> DetectionDataset:
@@ -155,7 +155,7 @@ def build_train_loader(config: Config, dataset: DetectionDataset) -> Loader:
         seed=config.train.seed,
         sampler=config.data.sampler.build(facts(dataset)),
         num_workers=num_workers(config),
-        size_divisor=size_divisor(config.model.levels),
+        size_divisor=outline(config).size_divisor,
         buckets=buckets if isinstance(config.data.short_side, int) else replace(buckets, canvas={}),
         substitute=config.faults.max_unreadable > 0,
     )
@@ -170,7 +170,7 @@ def build_eval_loader(config: Config, dataset: DetectionDataset) -> Loader:
         seed=0,
         sampler=None,
         num_workers=num_workers(config),
-        size_divisor=size_divisor(config.model.levels),
+        size_divisor=outline(config).size_divisor,
         buckets=build_buckets(config, dataset),
         substitute=config.faults.max_unreadable > 0,
     )

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 
@@ -19,7 +20,7 @@ from detector.data.images import MAX_PIXELS
 from detector.engine.evaluate import detect, detect_batch
 from detector.engine.views import make_views
 from detector.evaluation.coco import coco_metrics
-from detector.models.detector import size_divisor
+from detector.evaluation.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,6 @@ def build_detection(config: Config, device: torch.device, dtype: torch.dtype) ->
         device=device,
         dtype=dtype,
         views=make_views(settings.flip, settings.scales),
-        size_divisor=size_divisor(config.model.levels),
         **settings.postprocessing,
     )
 
@@ -65,7 +65,7 @@ def build_evaluation(
     device: torch.device,
     dtype: torch.dtype,
     observe: Callable[[Batch, Predictions], None] | None = None,
-) -> Callable[[nn.Module], tuple[dict, list[dict]]]:
+) -> Callable[[nn.Module], tuple[Metrics, list[dict]]]:
     """A function from a model to COCO's numbers on `dataset`, with the settings that they hold for, and the detections
     behind them (these on rank 0 alone); `observe` sees each batch of this process and what the model says of it."""
     settings = config.evaluation
@@ -78,7 +78,7 @@ def build_evaluation(
     find = build_detection(config, device, dtype)
     position = {record.image_id: i for i, record in enumerate(dataset.records)}
 
-    def evaluate(model: nn.Module) -> tuple[dict, list[dict]]:
+    def evaluate(model: nn.Module) -> tuple[Metrics, list[dict]]:
         found = detect(model, loader, find, category_ids=dataset.category_ids, observe=observe)
         # by image, in the data set's order, whichever process had it
         detections = sorted(chain.from_iterable(gather(found)), key=lambda one: position[one["image_id"]])
@@ -87,6 +87,6 @@ def build_evaluation(
         metrics = coco_metrics(
             dataset.ground_truth(), detections, backend=settings.backend, max_detections=settings.max_detections
         )
-        return broadcast(metrics | {"settings": recorded}), detections
+        return broadcast(replace(metrics, settings=recorded)), detections
 
     return evaluate

@@ -10,27 +10,33 @@ from torch import nn
 from detector.build.data import build_eval_loader, evaluation_side, facts
 from detector.build.evaluation import with_targets
 from detector.build.losses import build_classification_loss
-from detector.build.model import build_anchor_grid
+from detector.build.model import outline
 from detector.config import Config
+from detector.core.errors import UserError
 from detector.data.dataset import DetectionDataset
 from detector.data.pipeline.transforms import target_size
 from detector.engine.evaluate import predict
-from detector.imbalance.census import Setting, take_census
+from detector.imbalance.anchor_counts import Setting
+from detector.imbalance.census import take_census
+from detector.imbalance.census_result import Census
 from detector.imbalance.probe import Probe
 from detector.losses import CLASSIFICATION_LOSSES
-from detector.models.detector import size_divisor
+from detector.models.heads.anchors import AnchorHead
 
 log = logging.getLogger(__name__)
 
 
-def build_census(config: Config, dataset: DetectionDataset) -> dict:
+def build_census(config: Config, dataset: DetectionDataset) -> Census:
     """The census of a data set with the config's anchors and assigner, at evaluation's image size."""
+    model = outline(config)
+    if not isinstance(model.head, AnchorHead):
+        raise UserError(f"model.head: a census counts anchors, and the head {config.model.head.type} has none")
     setting = Setting(
-        grid=build_anchor_grid(config),
+        grid=model.head.grid,
         assigner=config.assigner.build(facts(dataset)),
         target_size=partial(target_size, short_side=evaluation_side(config), long_side=config.data.long_side),
-        divisor=size_divisor(config.model.levels),
-        prior=0.5 if config.model.prior is None else config.model.prior,
+        divisor=model.size_divisor,
+        prior=model.head.initial_score,
         num_classes=len(dataset.class_names),
     )
     return take_census(dataset.records, dataset.class_names, setting)

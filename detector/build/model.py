@@ -8,40 +8,32 @@ import torch
 from torch import nn
 
 from detector.config import Config
-from detector.core.errors import UserError
 from detector.data.dataset import DetectionDataset
 from detector.engine.precision import choose_device, choose_dtype, choose_inference_dtype, choose_memory_format
-from detector.geometry.anchors import AnchorGrid, default_sizes
-from detector.models.backbones.resnet import frozen_batch_norm_is_random
-from detector.models.detector import RetinaNet
+from detector.models.detector import DetectionModel
 from detector.models.weights.load import load_weights
 
 log = logging.getLogger(__name__)
 
 
-def build_anchor_grid(config: Config) -> AnchorGrid:
-    model = config.model
-    sizes = model.anchor_sizes or default_sizes(model.levels, model.exact_anchors)
-    return AnchorGrid(model.levels, sizes, model.anchor_ratios, model.exact_anchors)
+def build_model(config: Config, num_classes: int) -> DetectionModel:
+    """Return the network as it is initialized, without `model.weights`, on the CPU."""
+    return DetectionModel(config.model, num_classes)
 
 
-def build_model(config: Config, num_classes: int) -> RetinaNet:
-    """The network as it is initialised, without `model.weights`, on the CPU."""
-    sections = config.model.model_dump(exclude={"weights"})
-    return RetinaNet(num_classes, **sections)
+def outline(config: Config) -> DetectionModel:
+    """Return the network without memory for its weights: its strides and its priors are known."""
+    with torch.device("meta"):
+        return build_model(config, num_classes=1)
 
 
-def build_trained_model(config: Config, dataset: DetectionDataset) -> RetinaNet:
-    """The network with `model.weights`, the rest drawn from `train.seed`, for `dataset`'s classes."""
+def build_trained_model(config: Config, dataset: DetectionDataset) -> DetectionModel:
+    """Return the network for the classes of `dataset`, with `model.weights`; the rest is drawn from `train.seed`."""
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(config.train.seed % 2**32)
     model = build_model(config, len(dataset.class_names))
-    load_weights(model, config.model.backbone, config.model.weights, dataset.class_names)
-    if config.model.norm == "frozen" and frozen_batch_norm_is_random(model.backbone.state_dict()):
-        raise UserError(
-            "model.norm: frozen batch norm normalises nothing without pretrained weights",
-            "set model.weights (e.g. IMAGENET1K_V1), or model.norm=group or batch to train from scratch",
-        )
+    load_weights(model, config.model.weights, dataset.class_names)
+    model.backbone.check_trainable()
     return model
 
 

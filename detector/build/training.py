@@ -3,6 +3,8 @@
 import logging
 from pathlib import Path
 
+from torch import nn
+
 from detector.build.data import build_train_loader, facts
 from detector.build.evaluation import build_evaluation
 from detector.build.losses import build_criterion
@@ -18,13 +20,13 @@ from detector.engine.step import TrainingStep
 from detector.engine.trainer import Trainer
 from detector.geometry.assignment import Assigner
 from detector.losses.criterion import Criterion
-from detector.models.detector import RetinaNet
+from detector.models.detector import DetectionModel
 
 log = logging.getLogger(__name__)
 
 
 def build_trainer(
-    config: Config, model: RetinaNet, train: DetectionDataset, val: DetectionDataset, folder: Path
+    config: Config, model: DetectionModel, train: DetectionDataset, val: DetectionDataset, folder: Path
 ) -> Trainer:
     """Everything a run needs, on its device, before the first step."""
     settings = config.train
@@ -36,10 +38,11 @@ def build_trainer(
             *(len(shared), len(val), min(shared)),
         )
     model, device, dtype = place(model, config)
-    if config.model.norm == "sync" and device.type == "cpu" and world_size() > 1:
+    has_sync = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    if has_sync and device.type == "cpu" and world_size() > 1:
         raise UserError(
-            f"model.norm: sync shares statistics between GPUs, and these {world_size()} processes are on a CPU",
-            "set model.norm=group, or batch for statistics of each process's own",
+            f"model.backbone.norm: sync shares statistics between GPUs, but {world_size()} processes share a CPU",
+            "set model.backbone.norm=group, or batch for statistics of each process's own",
         )
     loader = build_train_loader(config, train)
     steps_per_epoch = len(loader) // settings.accumulation

@@ -13,9 +13,7 @@ import yaml
 
 from detector.core.command import out_file, user_path
 from detector.core.errors import UserError
-from detector.core.files import read_json, write_text
-
-OWN_KEYS = {"census.json": "by_level", "probe.json": "losses"}
+from detector.core.files import write_text
 
 
 def main() -> None:
@@ -30,13 +28,17 @@ def main() -> None:
     args = parser.parse_args()
     # imported here, so that --help does not wait for torch
     from detector.config import CONFIGS, load_config
+    from detector.core.json_records import read_record
     from detector.imbalance.advisor import advise, overlay
+    from detector.imbalance.census_result import CENSUS, Census
+    from detector.imbalance.probe_result import PROBE, ProbeResult
 
     if not 0 <= args.gamma < math.inf:
         raise UserError(f"--gamma {args.gamma:g}: should be a number from 0 on")
     load_config(args.cfg)
-    probe = read(args.probe, "probe.json") if args.probe else None
-    advice = advise(read(args.census, "census.json"), probe, args.gamma)
+    census = read_record(file_in(args.census, "census.json"), Census, CENSUS)
+    probe = read_record(file_in(args.probe, "probe.json"), ProbeResult, PROBE) if args.probe else None
+    advice = advise(census, probe, args.gamma)
     base = user_path(args.cfg) if os.path.dirname(args.cfg) else CONFIGS / args.cfg
     base = base if base.is_file() else Path(f"{base}.yaml")
     lines = [f"# {args.cfg} with the remedies that its census speaks for."]
@@ -49,12 +51,6 @@ def main() -> None:
     print(f"{args.out} has it: detector train --cfg {args.out if os.path.dirname(args.out) else f'./{args.out}'}")
 
 
-def read(path: Path, name: str) -> dict:
-    file = path / name if path.is_dir() else path
-    try:
-        values = read_json(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error})", f"give what `detector {name[:-5]}` wrote") from None
-    if not isinstance(values, dict) or OWN_KEYS[name] not in values:
-        raise UserError(f"{file}: not a {name[:-5]}", f"give the {name} that `detector {name[:-5]}` wrote")
-    return values
+def file_in(path: Path, name: str) -> Path:
+    """Return the file `name` in the folder `path`, or `path` where it is a file."""
+    return path / name if path.is_dir() else path

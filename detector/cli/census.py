@@ -5,6 +5,7 @@ Example: detector census --cfg bccd_focal.yaml data.root=DIR
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from detector.core.command import out_folder
@@ -32,23 +33,26 @@ def main() -> None:
     folder = out_folder(args.out or f"runs/census/{Path(args.cfg).stem}_{args.split}")
     dataset = build_dataset(config, args.split)
     log.info("counting the anchors of %s", dataset.describe())
-    census = {"split": args.split} | build_census(config, dataset)
-    write_json(folder / "census.json", census)
+    census = replace(build_census(config, dataset), split=args.split)
+    write_json(folder / "census.json", census.to_json())
 
     kinds = ("foreground", "ignored", "background")
-    levels = [[row["level"], *(f"{row[kind]:,}" for kind in kinds)] for row in census["by_level"]]
-    show(["level", *kinds], [*levels, ["all", *(f"{census['anchors'][kind]:,}" for kind in kinds)]], "anchors")
-    classes = sorted(census["by_class"], key=lambda row: -row["objects"])
-    columns = ("objects", "images", "foreground")
-    show(["class", *columns[:2], "foreground anchors"], [[c["name"], *(f"{c[k]:,}" for k in columns)] for c in classes])
-    columns = ("objects", "foreground", "unmatched", "low_quality")
+    levels = [[row.level, *(f"{getattr(row, kind):,}" for kind in kinds)] for row in census.by_level]
+    show(["level", *kinds], [*levels, ["all", *(f"{getattr(census.anchors, kind):,}" for kind in kinds)]], "anchors")
+    classes = sorted(census.by_class, key=lambda row: -row.objects)
+    rows = [[c.name, f"{c.objects:,}", f"{c.images:,}", f"{c.foreground:,}"] for c in classes]
+    show(["class", "objects", "images", "foreground anchors"], rows)
     titles = ["size", "objects", "foreground anchors", "without anchor", "low quality only"]
-    show(titles, [[s["name"], *(f"{s[k]:,}" for k in columns)] for s in census["by_size"]])
-    quantiles = census["by_image"]["background_per_foreground"]["quantiles"]
-    log.info("background anchors per foreground anchor: %.0f", census["ratio"])
+    rows = [
+        [size.name, *(f"{n:,}" for n in (size.objects, size.foreground, size.unmatched, size.low_quality))]
+        for size in census.by_size
+    ]
+    show(titles, rows)
+    quantiles = census.by_image.background_per_foreground.quantiles
+    log.info("background anchors per foreground anchor: %.0f", census.ratio)
     log.info("image by image: %s", ", ".join(f"{v:.0f} at {q}%" for q, v in quantiles.items()))
-    if fit := census["anchor_suggestion"]:
-        recall, sizes = fit["recall"], [[round(s) for s in level] for level in fit["sizes"]]
-        log.info("objects that some anchor overlaps enough: %.1f%%; with anchor_sizes %s and anchor_ratios %s: %.1f%%",
-                 100 * recall["now"], sizes, fit["ratios"], 100 * recall["suggested"])  # fmt: skip
+    if fit := census.anchor_suggestion:
+        recall, sizes = fit.recall, [[round(s) for s in level] for level in fit.sizes]
+        log.info("objects that some anchor overlaps enough: %.1f%%; with model.head.sizes %s and ratios %s: %.1f%%",
+                 100 * recall.now, sizes, fit.ratios, 100 * recall.suggested)  # fmt: skip
     log.info("%s/census.json; detector advise and detector report read it", folder)

@@ -38,7 +38,8 @@ def main() -> None:
     from detector.core.structures import Batch, Predictions, Targets
     from detector.deploy.predict import Detector
     from detector.engine.outcome import save_evaluation, summary
-    from detector.evaluation.anatomy import background_per_foreground, describe, make_anatomy
+    from detector.evaluation.anatomy import background_per_foreground, make_anatomy
+    from detector.evaluation.anatomy_text import describe
     from detector.evaluation.anchor_scores import AnchorScores
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -73,9 +74,8 @@ def main() -> None:
         if rank() > 0:
             return
     settings = {"backend": config.evaluation.backend, "max_detections": config.evaluation.max_detections}
-    anatomy = make_anatomy(dataset.ground_truth(), detections, metrics, ratios, **settings)
-    anatomy["anchor_level"] = anchor_level
+    anatomy = make_anatomy(dataset.ground_truth(), detections, metrics, ratios, anchor_level, **settings)
     save_evaluation(folder, metrics, detections)
-    write_json(folder / "anatomy.json", anatomy)
+    write_json(folder / "anatomy.json", anatomy.to_json())
     log.info("%s\n%s", summary(metrics, detections), describe(anatomy))
     log.info("%s: metrics.json, anatomy.json, detections.json; detector report %s draws them", folder, folder)

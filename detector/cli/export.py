@@ -1,7 +1,10 @@
-"""A checkpoint as a file for other programs: ONNX, or a program of torch.export. Images are padded to one size; batches
-may be of any. detector/deploy/export.py says what goes in and comes out.
+"""Export a checkpoint as a file for other programs: ONNX, a program of torch.export, or a format of an imported module.
 
-Example: detector export --checkpoint runs/first/checkpoints/best.pt --nms --size 512 672 evaluation.score_threshold=0.3
+The suffix of --out chooses the format. The file takes batches of any number of images, which are padded to one size.
+detector/deploy/export/graphs.py documents its inputs and outputs.
+
+Examples: detector export --checkpoint runs/first/checkpoints/best.pt --nms --size 512 672
+          detector export --checkpoint runs/first/checkpoints/best.pt --out model.tflite imports=[my_exporter]
 """
 
 import argparse

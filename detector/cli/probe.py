@@ -5,6 +5,7 @@ Example: detector probe --checkpoint runs/first/checkpoints/best.pt
 
 import argparse
 import logging
+from dataclasses import replace
 
 from detector.core.command import out_folder, user_path
 from detector.core.errors import UserError
@@ -43,21 +44,21 @@ def main() -> None:
     folder = out_folder(args.out or args.checkpoint.parent.parent / f"probe_{args.split}")
     log.info("probing on %s", dataset.describe())
     probe = build_probe(config, dataset, detector.device, detector.dtype)(detector.model)
-    trained_with = config.loss.classification
-    found = {
-        "split": args.split,
-        "class_names": dataset.class_names,
-        "trained_with": trained_with.to_dict(),
-    } | probe.compute()
+    result = replace(
+        probe.compute(),
+        split=args.split,
+        class_names=list(dataset.class_names),
+        trained_with=config.loss.classification.to_dict(),
+    )
 
-    write_json(folder / "probe.json", found)
-    elements = [f"{found['elements'][group]:,}" for group in GROUPS]
+    write_json(folder / "probe.json", result.to_json())
+    elements = [f"{result.elements[group]:,}" for group in GROUPS]
     rows = [["(elements)", "", *elements]]
-    for name, loss in sorted(found["losses"].items(), key=lambda item: -item[1]["gradient_foreground"]):
-        shares = [f"{loss['gradient'][group]:.1%}" for group in GROUPS]
-        rows.append([name, f"{loss['loss_foreground']:.1%}", *shares])
+    for name, loss in sorted(result.losses.items(), key=lambda item: -item[1].gradient_foreground):
+        shares = [f"{loss.gradient[group]:.1%}" for group in GROUPS]
+        rows.append([name, f"{loss.loss_foreground:.1%}", *shares])
     short = [group.replace("_", " ").replace("foreground", "fg").replace("background", "bg") for group in GROUPS]
     show(["loss", "fg's loss", *short], rows, "share of the gradient, of foreground (fg) and background (bg) elements")
-    scores = found["anchor_level"]
-    log.info("anchors: ROC-AUC %.4f, average precision %.4f", scores["roc_auc"], scores["average_precision"])
+    scores = result.anchor_level
+    log.info("anchors: ROC-AUC %.4f, average precision %.4f", scores.roc_auc, scores.average_precision)
     log.info("%s/probe.json; detector report %s draws it", folder, folder)

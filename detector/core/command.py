@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from detector.core.errors import Interrupted, UserError
-from detector.core.files import temporary_beside
 from detector.core.torch_errors import explain
 
 PLACE_ERRORS = (  # of the user's disk and paths, not of the code
@@ -85,20 +84,23 @@ def out_file(text: str | Path) -> Path:
     file = user_path(text)
     if file.is_dir():
         raise UserError(f"{text}: a folder", "give the file to write in it")
-    _check_place(temporary_beside(file), is_folder=False)
+    _check_place(file.parent, file.name)
     return file
 
 
-def _check_place(place: Path, *, is_folder: bool = True) -> None:
-    """Raises UserError where neither `place` nor what is missing above it can be made: before the work, not after."""
+def _check_place(folder: Path, file_name: str = "") -> None:
+    """Check before the work that a folder, and a file in it, can be made.
+
+    Raises UserError where the folder or a missing folder above it cannot be made, or a name is too long.
+    """
+    place = folder / file_name
     with suppress(FileNotFoundError, NotADirectoryError):
         os.lstat(place)  # raises where the whole path is too long
-    present = next((p for p in (place, *place.parents) if os.path.lexists(p)), Path())
-    if not present.is_dir() and (is_folder or present != place):
+    present = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), Path())
+    if not present.is_dir():
         raise UserError(f"{place}: {present} is not a folder", "choose another place")
     longest = max((len(os.fsencode(part)) for part in place.parts), default=0)
-    limit = os.pathconf(present if present.is_dir() else place.parent, "PC_NAME_MAX")
-    if 0 < limit < longest:
+    if 0 < os.pathconf(present, "PC_NAME_MAX") < longest:
         raise UserError(f"{place}: the name is too long for the file system ({longest} bytes)", "choose a shorter one")
     if not os.access(present, os.W_OK):
         is_read_only = os.statvfs(present).f_flag & os.ST_RDONLY

@@ -1,7 +1,7 @@
-"""How files are written: replaced whole, and text as UTF-8 in every locale.
+"""Functions that write and read files. A file is replaced as a whole, and text is UTF-8 in every locale.
 
-A file name that is not UTF-8 has lone surrogates in Python, which UTF-8 cannot hold. JSON escapes them and gives them
-back; every other text has the escape `\\udcff` in their place.
+Python represents a file name that is not UTF-8 with lone surrogates, which UTF-8 cannot encode. JSON escapes the
+surrogates, and its reader restores them. All other text contains the escape `\\udcff` instead.
 """
 
 import csv
@@ -19,20 +19,31 @@ from typing import Any
 from detector.core.errors import UserError
 
 WRITE_TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace"}  # for open(path, "w", ...)
-MAX_NAME = 200  # bytes of a name without its suffixes; file systems end at 255
+MAX_NAME = 200  # bytes of a name without its suffixes; file systems allow 255
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, which takes its place at the end: a reader sees the old file or the new one.
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """As a context: give a temporary path, and rename its file to `path` at the end of the context.
 
-    After an error the temporary file is removed and `path` is as it was. Processes may write one path at the same time.
-    Raises UserError where `path` is a folder.
+    A reader finds the complete old file or the complete new file. After an error the temporary file is removed, and
+    `path` is unchanged. Several processes can replace the same path at the same time, unless they share `temporary`.
+
+    The context does not wait for the disk. A caller that must survive a power failure calls `sync` for the temporary
+    file before the end of the context, and for the folder after it.
+
+    Args:
+        path: the file to replace. Missing folders above it are created.
+        temporary: a file in the same folder. The default is a name that contains the number of this process. With a
+            fixed name, the next writer overwrites the file that a killed writer has left.
+
+    Raises:
+        UserError: `path` is a folder.
     """
     if path.is_dir():
         raise UserError(f"{path}: is a folder", "give the path of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_beside(path)
+    temporary = temporary or temporary_beside(path)
     try:
         yield temporary
         os.replace(temporary, path)
@@ -42,30 +53,40 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """Where this process writes `path` before the result takes its place."""
-    return path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    """The path to which this process writes before it replaces `path`."""
+    stem = path.stem[:50]  # at most 200 bytes of UTF-8: `path` itself may be as long as a name can be
+    return path.with_name(f"{stem}.{os.getpid()}.tmp{path.suffix}")
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has the content of a file, or the names of the files in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` whole by a text."""
+    """Replace the file `path` as a whole with a text."""
     with replacing(path) as temporary:
         temporary.write_text(text, **WRITE_TEXT)
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Replace `path` whole by these bytes."""
+    """Replace the file `path` as a whole with these bytes."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace `path` whole by strict JSON; a number that is not finite becomes null."""
+    """Replace the file `path` as a whole with strict JSON. A number that is not finite becomes null."""
     write_text(path, json.dumps(_without_nan(value), indent=1, allow_nan=False))
 
 
 @contextmanager
 def utf8_path(path: Path) -> Iterator[str]:
-    """As a context: a path whose name is UTF-8, for libraries that crash at another: `path`, or a link to it."""
+    """As a context: give `path`, or a link to it where `path` is not UTF-8. Some libraries crash at such a path."""
     if is_utf8(path):
         yield str(path)
         return
@@ -76,24 +97,24 @@ def utf8_path(path: Path) -> Iterator[str]:
 
 
 def is_utf8(path: Path | str) -> bool:
-    """Whether the path can be given to a library that takes UTF-8."""
+    """Whether UTF-8 can encode the path."""
     return not any("\ud800" <= character <= "\udfff" for character in str(path))
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises OSError, and ValueError where it is not JSON."""
+    """Return the content of a JSON file. Raises OSError, and ValueError if the file is not JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def csv_line(values: Sequence[object]) -> str:
-    """The line of a CSV file that holds these values; None is an empty cell."""
+    """Return the values as a line of a CSV file. None becomes an empty cell."""
     line = io.StringIO()
-    csv.writer(line).writerow(values)  # quotes line breaks of both kinds, as it ends its own lines by both
+    csv.writer(line).writerow(values)  # it ends lines with both line breaks, and so quotes values that contain either
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """The names of files, without suffix: a name that was there before gets a number, a name too long is cut."""
+    """Return names of files, without suffixes. A repeated name gets a number, and a name that is too long is cut."""
     taken: dict[str, None] = {}
     for name in names:
         while len(os.fsencode(name)) > MAX_NAME:
@@ -106,6 +127,6 @@ def unique_names(names: Sequence[str]) -> list[str]:
 def _without_nan(value: object) -> object:
     if isinstance(value, dict):
         return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_without_nan(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

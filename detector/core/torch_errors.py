@@ -10,8 +10,8 @@ MEMORY = (
 LINES = (  # a pattern of the error's text, and what it means
     (
         r"Expected more than 1 value per channel when training",
-        "model.norm: batch norm has one value of each channel alone, which has no variance; raise train.batch_size or "
-        "data.short_side, or set model.norm=group (or frozen, with model.weights)",
+        "model.backbone.norm: batch norm has one value of each channel alone, which has no variance; raise "
+        "train.batch_size or data.short_side, or set model.backbone.norm=group (or frozen, with model.weights)",
     ),
     (r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|invalid device ordinal", NO_GPU),
     (

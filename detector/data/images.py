@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor, uint8
 
 from detector.core.errors import UserError
+from detector.core.files import write_bytes
 
 FORMATS = {  # by suffix, as Pillow names them; MPO is JPEG with further pictures behind the first
     ".bmp": ("BMP", "DIB"),
@@ -203,7 +204,7 @@ def write_image(path: Path, rgb: np.ndarray) -> None:
     written, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
     if not written:
         raise UserError(f"{path}: {rgb.shape[1]}x{rgb.shape[0]} pixels do not fit the format", "choose another suffix")
-    path.write_bytes(data.tobytes())
+    write_bytes(path, data.tobytes())
 
 
 def find_images(inputs: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:

@@ -19,7 +19,7 @@ from detector.data.pipeline.loader import collate
 from detector.data.pipeline.transforms import resize, target_size
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.precision import choose_device
-from detector.models.detector import RetinaNet, size_divisor
+from detector.models.detector import DetectionModel
 
 WINDOW = 4  # batches whose (resized) images are in memory at once, for those of like shape to find each other
 
@@ -30,7 +30,7 @@ class Detector:
 
     def __init__(
         self,
-        model: RetinaNet,
+        model: DetectionModel,
         config: Config,
         class_names: Sequence[str],
         category_ids: Sequence[int],
@@ -110,7 +110,7 @@ class Detector:
         while window := list(islice(samples, WINDOW * size)):
             of_window = {}
             for batch in self._alike(window, size):
-                collated = collate([window[i] for i in batch], size_divisor(self.model.levels))
+                collated = collate([window[i] for i in batch], self.model.size_divisor)
                 detections = self._find(self.model, collated, labels=labels, score_threshold=score)
                 of_window |= zip(batch, detections, strict=True)
             found += [of_window[i].cpu() for i in range(len(window))]
@@ -146,7 +146,7 @@ class Detector:
     def _alike(self, samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
         """Each sample's place in one batch, of samples of like shape."""
         sizes = np.array([sample.image.shape[:2] for sample in samples])
-        buckets = make_buckets(sizes, self.config.data.aspect_buckets, size_divisor(self.model.levels)).of_image
+        buckets = make_buckets(sizes, self.config.data.aspect_buckets, self.model.size_divisor).of_image
         for bucket in np.unique(buckets):
             own = np.flatnonzero(buckets == bucket).tolist()
             yield from (own[start : start + batch_size] for start in range(0, len(own), batch_size))

@@ -143,7 +143,7 @@ def _newest_run(name: str) -> Path | None:
 
 
 def _refuse_a_run(out: Path) -> None:
-    if (out / "metrics.csv").exists():
+    if (out / "metrics.csv").exists() or generations(out / LAST):  # a run can have no CSV logger
         raise UserError(f"{out} holds a run already", "continue it with --resume auto, or choose another --out")
 
 

@@ -14,7 +14,8 @@ from detector.data.pipeline.loader import Loader
 from detector.engine.guard import inference_within_memory
 from detector.engine.precision import autocast
 from detector.engine.views import PLAIN, View, join
-from detector.evaluation.coco import to_coco_results
+from detector.evaluation.coco_results import to_coco_results
+from detector.models.detector import DetectionModel
 from detector.models.postprocess import best_candidates, suppress
 
 Observer = Callable[[Batch, Predictions], None]
@@ -62,13 +63,12 @@ def predict(
 
 @torch.inference_mode()
 def detect_batch(
-    model: nn.Module,
+    model: DetectionModel,
     batch: Batch,
     *,
     device: torch.device,
     dtype: torch.dtype,
     views: Sequence[View],
-    size_divisor: int,
     score_threshold: float,
     nms_iou: float,
     candidates_per_level: int,
@@ -84,7 +84,7 @@ def detect_batch(
         of_views = []
         for view in views:
             with autocast(device, dtype):
-                predictions = model(view.see(batch.images, batch.sizes, size_divisor))
+                predictions = model(view.see(batch.images, batch.sizes, model.size_divisor))
             if observe is not None and view == PLAIN:
                 observe(batch, predictions)
             if labels is not None:

@@ -4,12 +4,12 @@ import torch
 
 from detector.core.errors import UserError
 from detector.engine.settings import TrainSettings
-from detector.models.detector import RetinaNet
+from detector.models.detector import DetectionModel
 
 STATES = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}  # of a parameter
 
 
-def parameter_groups(model: RetinaNet, settings: TrainSettings) -> list[dict]:
+def parameter_groups(model: DetectionModel, settings: TrainSettings) -> list[dict]:
     """Return the trainable parameters in groups, with the weight decay and the factor of the learning rate (`lr_scale`)
     of each group. Norms and biases are the parameters with fewer than two dimensions."""
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -25,7 +25,7 @@ def parameter_groups(model: RetinaNet, settings: TrainSettings) -> list[dict]:
     return groups
 
 
-def make_optimizer(model: RetinaNet, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: DetectionModel, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return SGD with momentum, or AdamW with PyTorch's betas. Both are fused: a step can be skipped on the device."""
     groups = parameter_groups(model, settings)
     if settings.optimizer == "adamw":

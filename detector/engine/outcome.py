@@ -1,6 +1,7 @@
-"""What an evaluation leaves in a folder: numbers, detections, pictures."""
+"""The files of a run or an evaluation for its reader: numbers, detections, pictures, curves; and a summary as text."""
 
 import csv
+import logging
 import math
 from pathlib import Path
 
@@ -10,37 +11,37 @@ from matplotlib import pyplot
 
 from detector.core.drawing import draw_boxes
 from detector.core.errors import one_line
-from detector.core.files import read_json, unique_names, write_json
+from detector.core.files import read_json, replacing, unique_names, write_json
+from detector.core.json_records import read_record
 from detector.core.plotting import optional, plotting
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
+from detector.evaluation.metrics import EVALUATE, Metrics
 
+log = logging.getLogger(__name__)
 MIN_PICTURE_SIDE = 320
 MAX_PICTURE_SIDE = 4000  # of pictures that are enlarged
 MAX_JPEG_SIDE = 65_500
 MAX_NAMES = 5  # of classes in a line
 
 
-def save_evaluation(folder: Path, metrics: dict, detections: list[dict]) -> None:
-    """metrics.json and detections.json (COCO results)."""
-    write_json(folder / "metrics.json", metrics)
+def save_evaluation(folder: Path, metrics: Metrics, detections: list[dict]) -> None:
+    """Write metrics.json and detections.json (COCO results)."""
+    write_json(folder / "metrics.json", metrics.to_json())
     write_json(folder / "detections.json", detections)
 
 
-def load_evaluation(folder: Path) -> tuple[dict, list[dict]]:
-    """What `save_evaluation` wrote; null is NaN again."""
-    metrics, detections = (read_json(folder / f"{name}.json") for name in ("metrics", "detections"))
-    classes = {name: {k: _number(v) for k, v in values.items()} for name, values in metrics.pop("per_class").items()}
-    return {k: _number(v) for k, v in metrics.items()} | {"per_class": classes}, detections
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+def load_evaluation(folder: Path) -> tuple[Metrics, list[dict]]:
+    """Read what `save_evaluation` wrote. Raises UserError where metrics.json is at fault."""
+    metrics = read_record(folder / "metrics.json", Metrics, EVALUATE)
+    return metrics, read_json(folder / "detections.json")
 
 
 def save_pictures(folder: Path, dataset: DetectionDataset, detections: list[dict], *, count: int, score: float) -> None:
-    """The first `count` images with their detections of at least `score`, under pictures/. A picture that cannot be
-    drawn is a line of the log."""
+    """Write the first `count` images with their detections of at least `score` under pictures/.
+
+    A picture that cannot be drawn is left out with a warning.
+    """
     names = unique_names([record.path.stem for record in dataset.records[:count]])
     for index, name in enumerate(names):
         path = folder / "pictures" / f"{name}.jpg"
@@ -50,7 +51,7 @@ def save_pictures(folder: Path, dataset: DetectionDataset, detections: list[dict
 
 
 def _picture(dataset: DetectionDataset, index: int, detections: list[dict]) -> np.ndarray:
-    """The image with its detections, enlarged where it is small, for labels to leave something to see."""
+    """Draw the detections on an image. A small image is enlarged first, so that the labels do not cover it."""
     sample = dataset[index]
     own = [d for d in detections if d["image_id"] == sample.image_id]
     height, width = sample.image.shape[:2]
@@ -70,8 +71,13 @@ def _picture(dataset: DetectionDataset, index: int, detections: list[dict]) -> n
 
 
 def save_curves(folder: Path) -> None:
-    """curves.png of metrics.csv: the loss, its foreground and background parts, the foreground's gradient share. Curves
-    that cannot be drawn are a line of the log."""
+    """Draw metrics.csv as curves.png: the loss, its foreground and background parts, the foreground's gradient share.
+
+    Curves that cannot be drawn are left out with a warning, as are those of a run without the logger csv.
+    """
+    if not (folder / "metrics.csv").exists():
+        log.warning("%s is left out: the logger csv has written no metrics.csv", folder / "curves.png")
+        return
     with optional(f"{folder / 'curves.png'}"), plotting():
         _draw_curves(folder)
 
@@ -92,17 +98,17 @@ def _draw_curves(folder: Path) -> None:
     losses.legend()
     share.plot(steps, [float(row["fg_gradient_share"]) for row in rows], linewidth=1)
     share.set(ylabel="foreground share of |gradient|", xlabel="step", ylim=(0, 1))
-    figure.savefig(folder / "curves.png", dpi=120)
+    with replacing(folder / "curves.png") as temporary:
+        figure.savefig(temporary, dpi=120)
     pyplot.close(figure)
 
 
-def summary(metrics: dict, detections: list[dict]) -> str:
-    """COCO's numbers and each class's AP as lines of text; in words, what a nan or a 0 of everything comes from."""
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-    lines = ["  ".join(f"{name} {value:.3f}" for name, value in numbers.items())]
-    per_class = [(one_line(name), values) for name, values in metrics["per_class"].items()]
+def summary(metrics: Metrics, detections: list[dict]) -> str:
+    """Return COCO's numbers and each class's AP as lines of text, and the reason where all are 0 or some are NaN."""
+    lines = ["  ".join(f"{name} {value:.3f}" for name, value in metrics.numbers.items())]
+    per_class = [(one_line(name), values) for name, values in metrics.per_class.items()]
     width = max((len(name) for name, _ in per_class), default=0)
-    lines += [f"  {n:<{width}}  AP {v['AP']:.3f}  AP50 {v['AP50']:.3f}" for n, v in per_class]
+    lines += [f"  {name:<{width}}  AP {values.AP:.3f}  AP50 {values.AP50:.3f}" for name, values in per_class]
     missing = _missing(metrics)
     if missing:
         lines.append(f"nan: the split has no {' and no '.join(missing)} (crowd regions aside)")
@@ -111,14 +117,14 @@ def summary(metrics: dict, detections: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def _missing(metrics: dict) -> list[str]:
-    """The objects that a split lacks, by the numbers that are NaN."""
+def _missing(metrics: Metrics) -> list[str]:
+    """Name the objects that a split lacks, by the numbers that are NaN."""
     if math.isnan(metrics["AP"]):
         return ["objects"]
     sizes = {"small": "s", "medium": "m", "large": "l"}
     missing = [f"{size} objects (AP{s}, AR{s})" for size, s in sizes.items() if math.isnan(metrics[f"AP{s}"])]
-    classes = [one_line(name) for name, values in metrics["per_class"].items() if math.isnan(values["AP"])]
+    classes = [one_line(name) for name, values in metrics.per_class.items() if math.isnan(values.AP)]
     if classes:
-        few = len(classes) <= MAX_NAMES
-        missing.append(f"objects of {', '.join(classes) if few else f'{len(classes)} of the classes'}")
+        are_few = len(classes) <= MAX_NAMES
+        missing.append(f"objects of {', '.join(classes) if are_few else f'{len(classes)} of the classes'}")
     return missing

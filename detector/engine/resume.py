@@ -63,6 +63,7 @@ RULES = {
     "train.meter_every": FREE,
     "train.save_every": FREE,
     "train.keep_checkpoints": FREE,
+    "train.loggers": FREE,
     "faults": FREE,
     "evaluation": WARN,
     "evaluation.batch_size": FREE,
@@ -151,8 +152,6 @@ def load_criterion(criterion: nn.Module, saved: dict[str, Any], changed: set[str
 
     A loss starts with new state if its type changed or its saved state does not fit. Return the keys of those losses.
     """
-    # before version 0.2, a criterion had a single box loss
-    saved = {f"boxes.0.{name[4:]}" if name.startswith("box.") else name: value for name, value in saved.items()}
     own, fresh = criterion.state_dict(), []
     for key in sorted({*PARTS.values(), "loss.normaliser"}):
         names = {name for name in {*own, *saved} if PARTS.get(name.partition(".")[0], "loss.normaliser") == key}

@@ -1,7 +1,10 @@
 """The `train` section of a config: how long and how fast a model is trained, and what the run records."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field, field_validator
+
+from detector.core.registry import ChosenFrom, Part
 from detector.core.validation import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -11,6 +14,7 @@ from detector.core.validation import (
     Switch,
     UnitFloat,
 )
+from detector.engine.loggers import LOGGERS, Logger
 
 
 class TrainSettings(Settings):
@@ -22,6 +26,7 @@ class TrainSettings(Settings):
     the image size of each bucket. evaluate_every: epochs; 0 evaluates at the end alone. log_every: steps. meter_every:
     steps between two readings of the meters; a reading costs a part of a step. save_every: steps between checkpoints
     inside an epoch; 0 saves at the end of an epoch alone. keep_checkpoints: last.pt and the files before it.
+    loggers: the records of the values of the steps and evaluations.
     """
 
     epochs: PositiveInt = 12
@@ -50,3 +55,11 @@ class TrainSettings(Settings):
     meter_every: PositiveInt = 20
     save_every: NonNegativeInt = 1000
     keep_checkpoints: PositiveInt = 2
+    loggers: list[Annotated[Part[Logger], ChosenFrom(LOGGERS)]] = Field(["csv", "tensorboard"], validate_default=True)
+
+    @field_validator("loggers")
+    @classmethod
+    def _each_once(cls, loggers: list[Part[Logger]]) -> list[Part[Logger]]:
+        if any(part in loggers[:i] for i, part in enumerate(loggers)):
+            raise ValueError("should have each logger once")
+        return loggers

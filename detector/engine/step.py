@@ -23,7 +23,7 @@ from detector.geometry.assignment import Assigner
 from detector.imbalance.initial import expected_initial_loss
 from detector.imbalance.meters import gradient_sums, measure, meter_names, ratio, read
 from detector.losses.criterion import Criterion, LossTerms
-from detector.models.detector import RetinaNet
+from detector.models.detector import DetectionModel
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class TrainingStep:
 
     def __init__(
         self,
-        model: RetinaNet,
+        model: DetectionModel,
         criterion: Criterion,
         assigner: Assigner,
         optimizer: torch.optim.Optimizer,
@@ -122,7 +122,7 @@ class TrainingStep:
         if not self.assigner.needs_predictions:
             targets = [self.assign(batch) for batch in batches]
             normaliser = self.criterion.normalise(self.criterion.count_foreground(targets))
-            if self.steps_done == 0 and self.model.is_untrained:
+            if self.steps_done == 0 and self.model.head.is_untrained:
                 self.expected_loss = self._expect_loss(batches, targets, normaliser)
         is_deferred = normaliser is None and len(batches) > 1
         results = []
@@ -242,7 +242,7 @@ class TrainingStep:
                 self.model.priors(batch.images.shape[-2:], batch.images.device),
                 self.model.coder,
                 normaliser,
-                self.model.initial_score,
+                self.model.head.initial_score,
                 len(batches),
             )
             for batch, target in zip(batches, targets, strict=True)

@@ -13,7 +13,7 @@ from detector.core.distributed import gather, rank, world_size
 from detector.core.errors import Interrupted, UserError
 from detector.core.structures import Batch
 from detector.data.pipeline.loader import Loader
-from detector.engine.checkpoint import VERSION, save_checkpoint
+from detector.engine.checkpoint import save_checkpoint
 from detector.engine.optimization import load_optimizer
 from detector.engine.outcome import save_evaluation
 from detector.engine.progress import Progress
@@ -23,6 +23,8 @@ from detector.engine.refusals import Refusals
 from detector.engine.resume import changes_metrics, compare_runs, load_criterion
 from detector.engine.run_folder import RunFolder
 from detector.engine.step import TrainingStep
+from detector.evaluation.metrics import Metrics
+from detector.old_versions import CHECKPOINT_VERSION
 
 log = logging.getLogger(__name__)
 RANK_NUMBERS = ("rank_loss", "logit_min", "logit_max")  # of this process's batches; the others are of the whole step
@@ -36,7 +38,7 @@ class Trainer:
         step: TrainingStep,
         loader: Loader,
         *,
-        evaluate: Callable[[nn.Module], tuple[dict, list[dict]]],
+        evaluate: Callable[[nn.Module], tuple[Metrics, list[dict]]],
         description: dict,
         folder: Path,
     ):
@@ -75,7 +77,12 @@ class Trainer:
         """Train from `steps_done` to the end of the schedule."""
         schedule = self.schedule
         with (
-            RunFolder(self.folder, num_steps=schedule.num_steps, first_step=self.steps_done)
+            RunFolder(
+                self.folder,
+                num_steps=schedule.num_steps,
+                first_step=self.steps_done,
+                loggers=self.settings.loggers,
+            )
             if rank() == 0
             else nullcontext() as folder,
             self.step.interrupt,
@@ -181,7 +188,7 @@ class Trainer:
     def save(self, name: str) -> None:
         """checkpoints/<name>.pt: `model` is what is evaluated (the average where there is one). Only `last` can be
         resumed, so only it carries the training state."""
-        contents = {"version": VERSION, **self.description, "model": self.evaluated_model.state_dict()}
+        contents = {"version": CHECKPOINT_VERSION, **self.description, "model": self.evaluated_model.state_dict()}
         if name == "last":
             contents["training"] = self.state()
         if rank() == 0:

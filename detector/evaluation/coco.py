@@ -1,4 +1,4 @@
-"""COCO box metrics, computed by hotcoco (fast) or pycocotools (the original); both give the same digits."""
+"""COCO box metrics, computed by hotcoco (fast) or pycocotools (the original). Both give the same digits."""
 
 import contextlib
 import io
@@ -8,17 +8,16 @@ from typing import Any
 
 import hotcoco
 import numpy as np
-import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detector.core.errors import UserError
-from detector.core.structures import Detections
+from detector.evaluation.coco_results import check_finite
+from detector.evaluation.metrics import ClassMetrics, Metrics
 
 BACKENDS = {"hotcoco": (hotcoco.COCO, hotcoco.COCOeval), "pycocotools": (COCO, COCOeval)}
 
-# Positions along the axes of the tools' precision (T, R, K, A, M) and recall (T, K, A, M) arrays: T thresholds of the
-# IoU 0.5, 0.55, ..., 0.95; R recall levels; K categories by id; A areas; M limits on the detections an image.
+# Indices into the libraries' arrays of precision (T, R, K, A, M) and recall (T, K, A, M): T thresholds of the IoU 0.5,
+# 0.55, ..., 0.95; R recall levels; K categories by id; A areas; M limits on the detections of an image.
 _IOU_50, _IOU_75 = 0, 5
 _ALL, _SMALL, _MEDIUM, _LARGE = range(4)
 
@@ -28,22 +27,28 @@ def coco_metrics(
     detections: Sequence[dict[str, Any]],
     backend: str = "hotcoco",
     max_detections: int = 100,
-) -> dict[str, float | dict]:
-    """AP and AR of boxes as COCO defines them, fractions in 0..1; NaN where there is no ground truth to find.
+) -> Metrics:
+    """Compute AP and AR of boxes as COCO defines them. The inputs are not modified.
 
-    ground_truth: a COCO dictionary; detections: COCO results (image_id, category_id, bbox as x, y, w, h, score).
-    Neither is modified. Gives AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl and per_class,
-    {class name: {AP, AP50}}. With another max_detections (above 10) it is the limit of every metric but AR1 and AR10,
-    and AR100's key has that number.
-    Raises UserError for a detection that is not finite (see `check_finite`), and ValueError for one whose image or
-    category the ground truth lacks.
+    Args:
+        ground_truth: a COCO dictionary (images, annotations, categories).
+        detections: COCO results (image_id, category_id, bbox as x, y, width, height in pixels, score).
+        backend: the name of the library that computes the metrics, a key of `BACKENDS`.
+        max_detections: how many detections of an image count, best first; above 10. AR1 and AR10 have limits of their
+            own. The name of AR100 has this number.
+
+    Returns:
+        The metrics, without settings.
+
+    Raises:
+        UserError: a detection is not finite (see `check_finite`).
+        ValueError: the ground truth lacks the image or the category of a detection, or an argument is at fault.
     """
     if max_detections <= 10:
         raise ValueError(f"max_detections is {max_detections}; it must be above 10")
     _check_detections(ground_truth, detections)
     precision, recall = _evaluate(ground_truth, detections, backend, max_detections)
-
-    metrics: dict[str, float | dict] = {
+    numbers = {
         "AP": _mean(precision[:, :, :, _ALL, -1]),
         "AP50": _mean(precision[_IOU_50, :, :, _ALL, -1]),
         "AP75": _mean(precision[_IOU_75, :, :, _ALL, -1]),
@@ -58,42 +63,13 @@ def coco_metrics(
         "ARl": _mean(recall[:, :, _LARGE, -1]),
     }
     categories = sorted(ground_truth["categories"], key=lambda category: category["id"])
-    metrics["per_class"] = {
-        category["name"]: {
-            "AP": _mean(precision[:, :, k, _ALL, -1]),
-            "AP50": _mean(precision[_IOU_50, :, k, _ALL, -1]),
-        }
+    per_class = {
+        category["name"]: ClassMetrics(
+            AP=_mean(precision[:, :, k, _ALL, -1]), AP50=_mean(precision[_IOU_50, :, k, _ALL, -1])
+        )
         for k, category in enumerate(categories)
     }
-    return metrics
-
-
-def to_coco_results(image_id: int, detections: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """One image's detections as COCO results: boxes as (x, y, w, h), labels as the data set's ids, nothing rounded.
-    Raises UserError (see `check_finite`)."""
-    corners, ends = detections.boxes.double().split(2, dim=1)
-    boxes = torch.cat((corners, ends - corners), dim=1)
-    results = [
-        {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in zip(
-            boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), strict=True
-        )
-    ]
-    check_finite(results)
-    return results
-
-
-def check_finite(detections: Sequence[dict[str, Any]]) -> None:
-    """Raises UserError for a box or a score that is NaN or infinite (both tools would count a NaN box as a true
-    positive), and for a box with a negative side."""
-    for detection in detections:
-        box, score = detection["bbox"], detection["score"]
-        if not all(map(math.isfinite, (*box, score))) or box[2] < 0 or box[3] < 0:
-            raise UserError(
-                f"image {detection['image_id']}: a detection is not finite or has a negative side (x, y, w, h {box}, "
-                f"score {score})",
-                "if it is a model's, try train.precision=fp32 or an earlier checkpoint",
-            )
+    return Metrics(numbers=numbers, per_class=per_class)
 
 
 def _check_detections(ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]]) -> None:
@@ -108,7 +84,7 @@ def _check_detections(ground_truth: dict[str, Any], detections: Sequence[dict[st
 def _evaluate(
     ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]], backend: str, max_detections: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The precision and recall arrays at the limits 1, 10 and max_detections; -1 where there is no ground truth."""
+    """Return the arrays of precision and recall at the limits 1, 10 and max_detections; -1 without ground truth."""
     if backend not in BACKENDS:
         raise ValueError(f"no backend '{backend}'; known: {', '.join(BACKENDS)}")
     make_index, make_evaluation = BACKENDS[backend]
@@ -140,6 +116,6 @@ def _evaluate(
 
 
 def _mean(values: np.ndarray) -> float:
-    """The mean over what has ground truth, NaN if nothing has."""
+    """Return the mean of the values that have ground truth; NaN where none has."""
     values = values[values > -1]
     return float(values.mean()) if values.size else math.nan

@@ -7,30 +7,34 @@ import torch
 from torch import Tensor
 
 
-def default_sizes(levels: tuple[int, int], exact: bool) -> tuple[tuple[float, float, float], ...]:
-    """RetinaNet's anchor sizes for levels min..max: 4 strides times (1, 2^(1/3), 2^(2/3)); unless `exact`, cut to whole
-    pixels as torchvision does."""
+def default_sizes(strides: Sequence[int], exact: bool) -> list[list[float]]:
+    """Return RetinaNet's anchor sizes for each stride: 4 strides times (1, 2^(1/3), 2^(2/3)); unless `exact`, cut to
+    whole pixels as torchvision does."""
     kind = float if exact else int
-    bases = [4 * 2**level for level in range(levels[0], levels[1] + 1)]
-    return tuple((kind(b), kind(b * 2 ** (1 / 3)), kind(b * 2 ** (2 / 3))) for b in bases)
+    return [[kind(4 * stride * 2 ** (i / 3)) for i in range(3)] for stride in strides]
 
 
 @dataclass(frozen=True, slots=True)
 class AnchorGrid:
-    """levels: lowest and highest; sizes: sqrt(area) in pixels, a list for each level; ratios: height / width.
+    """strides: of each pyramid level, in pixels; sizes: sqrt(area) in pixels, a list for each level; ratios: height /
+    width.
 
-    exact: half sides and strides as these numbers and 2^level say, which is how detectron2 and mmdetection lay their
-    anchors; otherwise torchvision's way: half sides in whole pixels, rounded after the division by two, and strides
-    that divide the image's sides by the feature map's, in whole pixels too.
+    exact: half sides and strides are these numbers, as detectron2 and mmdetection lay their anchors. Otherwise they are
+    torchvision's: half sides in whole pixels, rounded after the division by two, and strides that divide the image's
+    sides by the feature map's, in whole pixels too.
     """
 
-    levels: tuple[int, int]
+    strides: Sequence[int]
     sizes: Sequence[Sequence[float]]
     ratios: Sequence[float]
     exact: bool
 
+    @property
+    def anchors_per_cell(self) -> int:
+        return len(self.sizes[0]) * len(self.ratios)
+
     def base(self) -> list[Tensor]:
-        """Each level's (R * S, 4) anchors around the origin, ratio-major."""
+        """Return each level's (R * S, 4) anchors around the origin, ratio-major."""
         root = torch.tensor(self.ratios, dtype=torch.float32).sqrt()[:, None]
         levels = []
         for sizes in self.sizes:
@@ -41,12 +45,12 @@ class AnchorGrid:
         return levels
 
     def of_image(self, image_size: tuple[int, int]) -> list[Tensor]:
-        """Each level's anchors (h * w * R * S, 4) in a padded image (height, width): its base anchors at every cell,
-        row by row, the cell's anchors innermost; cell (0, 0) sits at the origin."""
+        """Return each level's anchors (h * w * R * S, 4) in a padded image (height, width): its base anchors at every
+        cell, row by row, the cell's anchors innermost; cell (0, 0) sits at the origin."""
         levels = []
-        for level, base in zip(range(self.levels[0], self.levels[1] + 1), self.base(), strict=True):
+        for stride, base in zip(self.strides, self.base(), strict=True):
             y, x = (
-                torch.arange(num_cells(side, level), dtype=torch.float32) * self.stride(side, level)
+                torch.arange(num_cells(side, stride), dtype=torch.float32) * self.step(side, stride)
                 for side in image_size
             )
             y, x = torch.meshgrid(y, x, indexing="ij")
@@ -54,11 +58,11 @@ class AnchorGrid:
             levels.append((centres + base).reshape(-1, 4))
         return levels
 
-    def stride(self, side: int | Tensor, level: int) -> int | Tensor:
-        """Pixels from one cell of a level to the next along a side of so many pixels (whole numbers)."""
-        return 2**level if self.exact else side // num_cells(side, level)
+    def step(self, side: int | Tensor, stride: int) -> int | Tensor:
+        """Return the pixels from a level's cell to the next along a side of so many pixels (whole numbers)."""
+        return stride if self.exact else side // num_cells(side, stride)
 
 
-def num_cells(side: int | Tensor, level: int) -> int | Tensor:
-    """The cells of a level's feature map along a side of so many pixels: side / 2^level, rounded up."""
-    return -(-side // 2**level)
+def num_cells(side: int | Tensor, stride: int) -> int | Tensor:
+    """Return the cells of a feature map along a side of so many pixels: side / stride, rounded up."""
+    return -(-side // stride)

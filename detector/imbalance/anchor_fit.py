@@ -19,9 +19,9 @@ def best_iou(boxes: Tensor, image_sizes: Tensor, grid: AnchorGrid) -> Tensor:
     best = torch.zeros(len(boxes))
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     sides = image_sizes.flip(1)
-    for level, base in enumerate(grid.base(), start=grid.levels[0]):
-        stride = grid.stride(sides, level)
-        nearest = (centres / stride).round().clamp(min=0).minimum(num_cells(sides, level) - 1) * stride
+    for stride, base in zip(grid.strides, grid.base(), strict=True):
+        step = grid.step(sides, stride)
+        nearest = (centres / step).round().clamp(min=0).minimum(num_cells(sides, stride) - 1) * step
         for anchor in base:
             placed = torch.cat((nearest, nearest), dim=1) + anchor
             best = torch.maximum(best, paired_iou(boxes, placed))

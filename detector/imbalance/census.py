@@ -1,304 +1,180 @@
-"""What a data set and the anchors do to each other, before any training: from the annotations alone."""
+"""The making of a census: the counts of all images, by level, class, object size and image."""
 
 import math
-import multiprocessing
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from detector.core.machine import num_cores
-from detector.core.structures import GroundTruth, Priors
+from detector.core.errors import UserError
 from detector.data.dataset import Record
-from detector.data.pipeline.samplers import RepeatFactorSampler
-from detector.geometry.anchors import AnchorGrid, num_cells
-from detector.geometry.assignment import Assigner
-from detector.geometry.boxes import paired_iou, pairwise_iou
+from detector.geometry.boxes import pairwise_iou
+from detector.imbalance.anchor_counts import Setting, count_all, padded_size, scaled_boxes
 from detector.imbalance.anchor_fit import best_iou, suggest
-from detector.imbalance.balance import initial_alpha
-from detector.losses.class_weights import make_class_weights
+from detector.imbalance.census_result import (
+    AnchorSuggestion,
+    Census,
+    ClassCounts,
+    Comparison,
+    Crowding,
+    Distribution,
+    Histogram,
+    ImageCounts,
+    LevelCounts,
+    MatchCounts,
+    SizeCounts,
+)
+from detector.imbalance.remedies import count_labels, make_remedies
+from detector.imbalance.vocabulary import AnchorCounts
 
 SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, math.inf)}  # COCO's, original pixels
 QUANTILES = (0, 5, 25, 50, 75, 95, 100)
-IN_ONE_PROCESS = 400  # fewer images are counted before a second process has started
-GAMMAS = (0.0, 0.5, 1.0, 2.0, 5.0)
-BETA = 0.9999  # of the effective number of objects
-REPEAT_THRESHOLDS = (0.001, 0.01, 0.1)
+KINDS = ("foreground", "ignored", "background")  # the columns of `Count.anchors`
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """target_size: an image's (height, width) to that at which the model sees it; divisor: what the padded sides are
-    multiples of; prior: the first score. Picklable."""
+def take_census(records: Sequence[Record], class_names: Sequence[str], setting: Setting) -> Census:
+    """Take the census of images.
 
-    grid: AnchorGrid
-    assigner: Assigner
-    target_size: Callable[[int, int], tuple[int, int]]
-    divisor: int
-    prior: float
-    num_classes: int
+    Args:
+        records: the images' annotations.
+        class_names: the names of the K classes.
+        setting: the anchors, the assigner and the image size.
 
-    @property
-    def level_names(self) -> list[str]:
-        return [f"P{level}" for level in range(self.grid.levels[0], self.grid.levels[1] + 1)]
+    Returns:
+        The census, without a split.
 
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """One image: anchors (levels, 3) foreground, ignored, background; foreground anchors of each class (K,); for each
-    object that is no crowd its foreground anchors (G,), the best IoU among those (G,), 0 without any, and the anchors
-    that are ignored because they overlap it, most of all objects, neither enough nor too little (G,)."""
-
-    anchors: np.ndarray
-    by_class: np.ndarray
-    object_anchors: np.ndarray
-    object_iou: np.ndarray
-    object_ignored: np.ndarray
-
-
-def padded_size(record: Record, setting: Setting) -> tuple[int, int]:
-    return tuple(-(-s // setting.divisor) * setting.divisor for s in setting.target_size(record.height, record.width))
-
-
-def scaled_boxes(record: Record, setting: Setting) -> Tensor:
-    """(N, 4) at the size the model sees."""
-    height, width = setting.target_size(record.height, record.width)
-    factors = np.array([width / record.width, height / record.height] * 2, dtype=np.float32)
-    return torch.from_numpy(record.boxes * factors)
-
-
-def count_image(record: Record, setting: Setting, anchors: Sequence[Tensor]) -> Count:
-    """What the assigner says of each level's anchors (H, W, N, 4).
-
-    Where the assigner is `local`, anchors that touch no box are background and need not be shown to it."""
-    boxes = scaled_boxes(record, setting)
-    local = setting.assigner.is_local
-    shown = [level[_touches(level, boxes)] if local else level.flatten(0, 2) for level in anchors]
-    sizes = tuple(map(len, shown))
-    flat = torch.cat(shown)
-    labels = torch.from_numpy(record.labels)
-    crowd = torch.from_numpy(record.crowd)
-    if len(boxes):
-        targets = setting.assigner(Priors(flat, sizes), GroundTruth(boxes[None], labels[None], crowd[None]))
-        assigned, matched = targets.labels[0], targets.boxes[0]
-    else:
-        assigned, matched = torch.full((len(flat),), setting.num_classes), flat
-    foreground = (assigned >= 0) & (assigned < setting.num_classes)
-    counts = []
-    for level, own in zip(anchors, torch.stack((foreground, assigned < 0)).split(sizes, dim=1), strict=True):
-        fg, ignored = own.sum(dim=1).tolist()
-        counts.append((fg, ignored, level[..., 0].numel() - fg - ignored))
-    mine = boxes[~crowd]
-    of_object = (matched[foreground][:, None] == mine).all(dim=2) & (assigned[foreground][:, None] == labels[~crowd])
-    iou = paired_iou(flat[foreground], matched[foreground])[:, None].expand(of_object.shape)
-    best = torch.cat((torch.zeros(1, len(mine)), iou.masked_fill(~of_object, 0))).amax(dim=0)
-    between = _ignored_beside(mine, flat[assigned < 0], matched[assigned < 0], setting.assigner)
-    by_class = torch.bincount(assigned[foreground], minlength=setting.num_classes)
-    objects = (x.numpy() for x in (of_object.sum(dim=0), best, between))
-    return Count(np.array(counts), by_class.numpy(), *objects)
-
-
-def _ignored_beside(objects: Tensor, anchors: Tensor, matched: Tensor, assigner: Assigner) -> Tensor:
-    """(G,) of the ignored anchors (N, 4) with the boxes that they overlap most (N, 4), those whose IoU the assigner
-    does not call background; the others lie in a crowd. Of equal objects the first has them."""
-    near = paired_iou(anchors, matched) >= max(getattr(assigner, "background", math.inf), 1e-6)
-    same = (matched[near][:, None] == objects).all(dim=2)
-    return (same & (same.cumsum(dim=1) == 1)).sum(dim=0)
-
-
-def _touches(anchors: Tensor, boxes: Tensor) -> Tensor:
-    """(H, W, N) whether an anchor of a level (H, W, N, 4) shares any area with any of the boxes (G, 4): in x, which its
-    column decides, and with the same box in y, which its row decides."""
-    left, top, right, bottom = boxes.T[..., None, None]
-    column, row = anchors[0], anchors[:, 0]
-    in_x = (column[..., 0] < right) & (column[..., 2] > left)
-    in_y = (row[..., 1] < bottom) & (row[..., 3] > top)
-    return torch.einsum("ghn,gwn->hwn", in_y.float(), in_x.float()) > 0
-
-
-def count_images(records: Sequence[Record], setting: Setting) -> list[Count]:
-    """Each record's count, in order."""
-    cache: dict[tuple[int, int], list[Tensor]] = {}
-    counts = []
-    for record in records:
-        size = padded_size(record, setting)
-        if size not in cache:
-            cache[size] = [
-                anchors.view(*(num_cells(side, level) for side in size), -1, 4)
-                for level, anchors in enumerate(setting.grid.of_image(size), start=setting.grid.levels[0])
-            ]
-        counts.append(count_image(record, setting, cache[size]))
-    return counts
-
-
-def _count_chunk(work: tuple[Sequence[Record], Setting]) -> list[Count]:
-    torch.set_num_threads(1)
-    return count_images(*work)
-
-
-def count_all(records: Sequence[Record], setting: Setting, processes: int | None = None) -> list[Count]:
-    """`count_images` on all cores; with many images in processes of their own."""
-    cores = num_cores()
-    processes = processes or (1 if len(records) < IN_ONE_PROCESS else cores)
-    if processes == 1:
-        return count_images(records, setting)
-    chunks = [records[i : i + 100] for i in range(0, len(records), 100)]
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        counted = pool.map(_count_chunk, [(chunk, setting) for chunk in chunks])
-        return [count for chunk in counted for count in chunk]
-
-
-def take_census(records: Sequence[Record], class_names: Sequence[str], setting: Setting) -> dict:
-    """The census of a split as plain numbers; the README says what each is. NaN where there is nothing to count."""
+    Raises:
+        UserError: the assigner needs a model's predictions, which nobody has before training.
+    """
+    if setting.assigner.needs_predictions:
+        raise UserError(
+            "assigner: this rule reads a model's predictions, so a census before training is impossible",
+            "take the census with assigner=max_iou or assigner=atss",
+        )
+    num_classes = len(class_names)
     counts = count_all(records, setting)
     labels = [record.labels[~record.crowd] for record in records]
     label = np.concatenate([*labels, []]).astype(np.int64)
-    objects = np.bincount(label, minlength=len(class_names))
-    with_class = np.bincount(np.concatenate([*map(np.unique, labels), []]).astype(int), minlength=len(class_names))
+    objects = count_labels(labels, num_classes)
+    with_class = count_labels([np.unique(labels_of_image) for labels_of_image in labels], num_classes)
     by_image_and_level = np.array([c.anchors for c in counts], dtype=np.int64).reshape(-1, len(setting.level_names), 3)
     by_level, by_image = by_image_and_level.sum(axis=0), by_image_and_level.sum(axis=1)
-    by_class = np.array([c.by_class for c in counts], dtype=np.int64).reshape(-1, len(class_names)).sum(axis=0)
-    foreground, ignored, background = by_level.sum(axis=0).tolist()
-    matched, matched_iou, between = (
+    by_class = np.array([c.by_class for c in counts], dtype=np.int64).reshape(-1, num_classes).sum(axis=0)
+    anchors = _anchor_counts(by_level.sum(axis=0))
+    num_matched, matched_iou, num_ignored = (
         np.concatenate([*(getattr(c, name) for c in counts), []])
         for name in ("object_anchors", "object_iou", "object_ignored")
     )
     threshold = getattr(setting.assigner, "foreground", 0.5)
-    unmatched, low = matched == 0, (matched > 0) & (matched_iou < threshold)
-    areas = np.concatenate([*map(_areas, records), []])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = by_image[:, 2] / by_image[:, 0]
-    return {
-        "num_images": len(records),
-        "num_objects": int(objects.sum()),
-        "num_crowd": int(sum(record.crowd.sum() for record in records)),
-        "class_names": list(class_names),
-        "anchors": {"foreground": foreground, "ignored": ignored, "background": background},
-        "ratio": background / foreground if foreground else math.nan,
-        "by_level": [
-            {
-                "level": name,
-                **dict(zip(("foreground", "ignored", "background"), row, strict=True)),
-                "foreground_of_image": _quantiles(by_image_and_level[:, i, 0]),
-            }
-            for i, (name, row) in enumerate(zip(setting.level_names, by_level.tolist(), strict=True))
+    is_unmatched, is_low = num_matched == 0, (num_matched > 0) & (matched_iou < threshold)
+    areas = np.concatenate([*(record.area[~record.crowd] for record in records), []])
+    max_iou, suggestion = _anchor_fit(records, setting, threshold)
+    return Census(
+        num_images=len(records),
+        num_objects=int(objects.sum()),
+        num_crowd=int(sum(record.crowd.sum() for record in records)),
+        class_names=list(class_names),
+        anchors=anchors,
+        ratio=anchors.background / anchors.foreground if anchors.foreground else math.nan,
+        by_level=[
+            LevelCounts(
+                level=name,
+                **dict(zip(KINDS, by_level[i].tolist(), strict=True)),
+                foreground_of_image=_distribution(by_image_and_level[:, i, 0]),
+            )
+            for i, name in enumerate(setting.level_names)
         ],
-        "by_class": [
-            {
-                "name": name,
-                "objects": int(objects[k]),
-                "images": int(with_class[k]),
-                "foreground": int(by_class[k]),
-                "ignored": int(between[label == k].sum()),
-                "foreground_of_object": _quantiles(matched[label == k]),
-            }
+        by_class=[
+            ClassCounts(
+                name=name,
+                objects=int(objects[k]),
+                images=int(with_class[k]),
+                foreground=int(by_class[k]),
+                ignored=int(num_ignored[label == k].sum()),
+                foreground_of_object=_distribution(num_matched[label == k]),
+            )
             for k, name in enumerate(class_names)
         ],
-        "by_size": [
-            {
-                "name": name,
-                "objects": int(own.sum()),
-                "foreground": int(matched[own].sum()),
-                "ignored": int(between[own].sum()),
-                "foreground_of_object": _quantiles(matched[own]),
-                "unmatched": int((own & unmatched).sum()),
-                "low_quality": int((own & low).sum()),
-            }
+        by_size=[
+            SizeCounts(
+                name=name,
+                objects=int(in_range.sum()),
+                foreground=int(num_matched[in_range].sum()),
+                ignored=int(num_ignored[in_range].sum()),
+                foreground_of_object=_distribution(num_matched[in_range]),
+                unmatched=int((in_range & is_unmatched).sum()),
+                low_quality=int((in_range & is_low).sum()),
+            )
             for name, (least, most) in SIZES.items()
-            for own in [(areas >= least) & (areas < most)]
+            for in_range in [(areas >= least) & (areas < most)]
         ],
-        "by_image": {
-            "background_per_foreground": _quantiles(ratio[np.isfinite(ratio)]),
-            "foreground": _quantiles(by_image[:, 0]),
-            "objects": _quantiles(np.array([len(own) for own in labels])),
-            "images_without_objects": int(sum(len(own) == 0 for own in labels)),
-            "images_without_foreground": int((by_image[:, 0] == 0).sum()),
-        },
-        "matches": {
-            "objects": len(matched),
-            "unmatched": int(unmatched.sum()),
-            "low_quality": int(low.sum()),
-        },
-        "crowding": _crowding(records),
-        **_fit(records, setting, threshold),
-        "remedies": _remedies(labels, objects, with_class, int(by_class.sum()), background + foreground, setting),
-    }
+        by_image=_by_image(by_image, labels),
+        matches=MatchCounts(objects=len(num_matched), unmatched=int(is_unmatched.sum()), low_quality=int(is_low.sum())),
+        crowding=_crowding(records),
+        max_iou=max_iou,
+        anchor_suggestion=suggestion,
+        remedies=make_remedies(
+            labels, num_classes, anchors.foreground, anchors.foreground + anchors.background, setting.prior
+        ),
+    )
 
 
-def _areas(record: Record) -> np.ndarray:
-    return record.area[~record.crowd]
+def _anchor_counts(counts: np.ndarray) -> AnchorCounts:
+    return AnchorCounts(**dict(zip(KINDS, counts.tolist(), strict=True)))
 
 
-def _quantiles(values: np.ndarray) -> dict:
-    if not len(values):
-        return {"quantiles": {str(q): math.nan for q in QUANTILES}}
-    return {"quantiles": {str(q): float(np.percentile(values, q)) for q in QUANTILES}}
+def _distribution(values: np.ndarray) -> Distribution:
+    quantiles = np.percentile(values, QUANTILES) if len(values) else [math.nan] * len(QUANTILES)
+    return Distribution(quantiles={str(q): float(value) for q, value in zip(QUANTILES, quantiles, strict=True)})
 
 
-def _crowding(records: Sequence[Record]) -> dict:
-    """Objects whose IoU with another object of their image is at least a half: candidates for the same anchors, and for
-    being suppressed as each other's duplicates."""
-    highest = []
+def _by_image(anchors: np.ndarray, labels: Sequence[np.ndarray]) -> ImageCounts:
+    """anchors: (images, 3), columns as KINDS; labels: of each image's objects."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = anchors[:, 2] / anchors[:, 0]
+    num_objects = np.array([len(labels_of_image) for labels_of_image in labels])
+    return ImageCounts(
+        background_per_foreground=_distribution(ratio[np.isfinite(ratio)]),
+        foreground=_distribution(anchors[:, 0]),
+        objects=_distribution(num_objects),
+        images_without_objects=int((num_objects == 0).sum()),
+        images_without_foreground=int((anchors[:, 0] == 0).sum()),
+    )
+
+
+def _crowding(records: Sequence[Record]) -> Crowding:
+    highest = [torch.zeros(0)]
     for record in records:
         boxes = torch.from_numpy(record.boxes[~record.crowd])
-        highest.append(pairwise_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1) if len(boxes) else torch.zeros(0))
-    highest = torch.cat([*highest, torch.zeros(0)])
-    mean = float(highest.mean()) if len(highest) else math.nan
-    return {"mean_max_iou": mean, "objects_overlapping_half": int((highest >= 0.5).sum())}
+        if len(boxes):
+            highest.append(pairwise_iou(boxes, boxes).fill_diagonal_(0).amax(dim=1))
+    iou = torch.cat(highest)
+    return Crowding(
+        mean_max_iou=float(iou.mean()) if len(iou) else math.nan, objects_overlapping_half=int((iou >= 0.5).sum())
+    )
 
 
-def _fit(records: Sequence[Record], setting: Setting, threshold: float) -> dict:
-    """The best IoU of each object with any anchor, now and with the suggested anchors."""
+def _anchor_fit(
+    records: Sequence[Record], setting: Setting, threshold: float
+) -> tuple[Histogram, AnchorSuggestion] | tuple[None, None]:
+    """Compute the best IoU of each object with any anchor, with the config's anchors and with the suggested ones."""
     boxes = [scaled_boxes(record, setting)[torch.from_numpy(~record.crowd)] for record in records]
     sizes = [torch.tensor([padded_size(r, setting)]).expand(len(b), 2) for r, b in zip(records, boxes, strict=True)]
     if not any(map(len, boxes)):
-        return {"max_iou": None, "anchor_suggestion": None}
+        return None, None
     boxes, sizes = torch.cat(boxes), torch.cat(sizes)
     grid = setting.grid
     now = best_iou(boxes, sizes, grid)
     new_sizes, new_ratios = suggest(boxes, len(grid.sizes), len(grid.sizes[0]), len(grid.ratios))
-    new = best_iou(boxes, sizes, replace(grid, sizes=new_sizes, ratios=new_ratios))
+    suggested = best_iou(boxes, sizes, replace(grid, sizes=new_sizes, ratios=new_ratios))
     counts, edges = np.histogram(now.numpy(), bins=20, range=(0, 1))
-    both = {"now": now, "suggested": new}
-    return {
-        "max_iou": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "anchor_suggestion": {
-            "sizes": new_sizes,
-            "ratios": new_ratios,
-            "recall": {name: float((iou >= threshold).float().mean()) for name, iou in both.items()},
-            "mean_max_iou": {name: float(iou.mean()) for name, iou in both.items()},
-        },
-    }
-
-
-def _remedies(
-    labels: list[np.ndarray],
-    objects: np.ndarray,
-    with_class: np.ndarray,
-    num_fg: int,
-    num_rows: int,
-    setting: Setting,
-) -> dict:
-    """What of a class stands at its place in the class names; a factor is NaN where no image has the class."""
-    num_bg = num_rows * len(objects) - num_fg
-    factors = {}
-    for threshold in REPEAT_THRESHOLDS if objects.sum() else ():
-        sampler = RepeatFactorSampler(labels, len(objects), threshold=threshold)
-        fractions = np.where(with_class > 0, with_class / len(labels), np.nan)
-        factors[str(threshold)] = {
-            "classes": np.maximum(1, np.sqrt(threshold / fractions)).tolist(),
-            "largest": float(sampler.factors.max()),
-            "epoch": float(sampler.factors.mean()),
-        }
-    return {
-        "prior": setting.prior,
-        "alpha": {str(gamma): initial_alpha(num_fg, num_bg, gamma, setting.prior) for gamma in GAMMAS},
-        "class_weights": {
-            rule: make_class_weights(rule, objects.tolist(), BETA).tolist()
-            for rule in ("inverse_frequency", "effective_number")
-        },
-        "repeat_factors": factors,
-    }
+    suggestion = AnchorSuggestion(
+        sizes=new_sizes,
+        ratios=new_ratios,
+        recall=Comparison(
+            now=float((now >= threshold).float().mean()), suggested=float((suggested >= threshold).float().mean())
+        ),
+        mean_max_iou=Comparison(now=float(now.mean()), suggested=float(suggested.mean())),
+    )
+    return Histogram(edges=edges.tolist(), counts=counts.tolist()), suggestion

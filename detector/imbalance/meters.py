@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from detector.core.structures import is_foreground
 from detector.imbalance.vocabulary import EASY_BELOW
 from detector.kernels import gradient_norm_histogram
 from detector.kernels.reference import binary_targets
@@ -23,7 +24,7 @@ def gradient_sums(gradient: Tensor, labels: Tensor) -> Tensor:
     gradient (..., K); labels (...) int64, 0..K-1 where the anchor is foreground.
     """
     num_classes = gradient.shape[-1]
-    foreground = (labels >= 0) & (labels < num_classes)
+    foreground = is_foreground(labels, num_classes)
     own = gradient.gather(-1, labels.clamp(0, num_classes - 1)[..., None])[..., 0]
     return torch.stack((own.abs().float().masked_fill(~foreground, 0).sum(), gradient.abs().sum(dtype=torch.float32)))
 
@@ -107,7 +108,7 @@ def warnings(row: dict[str, float]) -> dict[str, str]:
     if row["num_fg"] > 0 and row["mean_p_fg"] < DISTINGUISHES * row["mean_p_bg"]:
         found["collapsed"] = (
             f"collapsed to all background: foreground scores {row['mean_p_fg']:.4f} on average, background "
-            f"{row['mean_p_bg']:.4f}; set model.prior (0.01), try loss.classification=focal, or lower train.lr"
+            f"{row['mean_p_bg']:.4f}; set model.head.prior (0.01), try loss.classification=focal, or lower train.lr"
         )
     low, high = SANE_GRADIENT_SHARE
     if row["num_fg"] > 0 and not low <= row["fg_gradient_share"] <= high:

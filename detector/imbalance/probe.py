@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from detector.core.structures import Predictions, Targets
+from detector.core.structures import Predictions, Targets, is_foreground
 from detector.evaluation.anchor_scores import AnchorScores
 from detector.geometry.boxes import paired_iou
-from detector.imbalance.vocabulary import GROUPS, by_group
+from detector.imbalance.probe_result import CumulativeLoss, LossByScore, LossProbe, NormHistogram, ProbeResult
+from detector.imbalance.vocabulary import GROUPS, AnchorCounts, by_group
 from detector.kernels.reference import binary_targets
 from detector.losses.base import ClassificationLoss
 
@@ -45,8 +46,11 @@ class Probe:
         place = (norms * BINS).clamp_(0, BINS - 1).to(torch.uint8).add_(BINS * is_fg)
         place.masked_fill_((labels < 0)[..., None], 2 * BINS)
         self.counts += sum(_sum(image, 2 * BINS).view(2, -1) for image in place)
-        foreground = (labels >= 0) & (labels < num_classes)
-        for name, mask in (("foreground", foreground), ("background", labels == num_classes), ("ignored", labels < 0)):
+        for name, mask in (
+            ("foreground", is_foreground(labels, num_classes)),
+            ("background", labels == num_classes),
+            ("ignored", labels < 0),
+        ):
             self.rows[name] += int(mask.sum())
         self.anchor_scores.update(logits, labels)
         self.num_images += len(labels)
@@ -55,21 +59,19 @@ class Probe:
         for histograms in self.losses.values():
             histograms.update(logits, labels, predictions.priors.level_sizes, quality, place)
 
-    def compute(self) -> dict:
-        """Plain numbers; see the README for what each is. A share of nothing is 0, a mean of nothing NaN."""
+    def compute(self) -> ProbeResult:
+        """Return the result of the batches so far, without a split, class names and the loss that trained the model."""
         background, foreground = _coarser(self.counts, NORM_BINS).long().tolist()
-        return {
-            "num_images": self.num_images,
-            "rows": self.rows,
-            "elements": dict(zip(GROUPS, by_group(self.counts).long().tolist(), strict=True)),
-            "gradient_norm": {
-                "edges": torch.linspace(0, 1, NORM_BINS + 1).tolist(),
-                "foreground": foreground,
-                "background": background,
-            },
-            "anchor_level": self.anchor_scores.compute(),
-            "losses": {name: histograms.compute(self.counts) for name, histograms in self.losses.items()},
-        }
+        return ProbeResult(
+            num_images=self.num_images,
+            rows=AnchorCounts(**self.rows),
+            elements=dict(zip(GROUPS, by_group(self.counts).long().tolist(), strict=True)),
+            gradient_norm=NormHistogram(
+                edges=torch.linspace(0, 1, NORM_BINS + 1).tolist(), foreground=foreground, background=background
+            ),
+            anchor_level=self.anchor_scores.compute(),
+            losses={name: histograms.compute(self.counts) for name, histograms in self.losses.items()},
+        )
 
 
 class _LossHistograms:
@@ -86,7 +88,7 @@ class _LossHistograms:
         settings = {"level_sizes": level_sizes, "quality": quality}
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
-            num_fg = max(1, int(((labels >= 0) & (labels < logits.shape[-1])).sum()))
+            num_fg = max(1, int(is_foreground(labels, logits.shape[-1]).sum()))
             (gradient,) = torch.autograd.grad(self.loss(leaf, labels, num_fg, **settings), leaf)
         with torch.no_grad():
             elements = self.loss.elements(logits, labels, **settings)
@@ -98,40 +100,38 @@ class _LossHistograms:
             everything[0, 0] -= (own == 2 * BINS).sum().cpu()  # ignored elements, whose loss is 0
             self.by_loss += torch.stack((everything - foreground, foreground), dim=1).clamp_(min=0)
 
-    def compute(self, counts: Tensor) -> dict:
+    def compute(self, counts: Tensor) -> LossProbe:
         loss, gradient = (x / x.sum().clamp(min=1e-300) for x in by_group(self.by_norm))
         # a background element's score is its gradient norm, a foreground element's 1 minus it
         number, losses = (_coarser(torch.stack((x[0], x[1].flip(0))), SCORE_BINS) for x in (counts, self.by_norm[0]))
-        means = torch.where(number > 0, losses / number, torch.nan).tolist()
+        mean_bg, mean_fg = torch.where(number > 0, losses / number, torch.nan).tolist()
         reweighted = _coarser(self.by_norm[1], NORM_BINS).sum(dim=0)
-        curves = zip(*self.by_loss, strict=True)
-        return {
-            "loss": dict(zip(GROUPS, loss.tolist(), strict=True)),
-            "gradient": dict(zip(GROUPS, gradient.tolist(), strict=True)),
-            "loss_foreground": float(loss[:2].sum()),
-            "gradient_foreground": float(gradient[:2].sum()),
-            "cumulative": dict(zip(("background", "foreground"), (_cumulative(*c) for c in curves), strict=True)),
-            "reweighted": (reweighted / reweighted.sum().clamp(min=1e-300)).tolist(),
-            "loss_by_p": {
-                "p": [(i + 0.5) / SCORE_BINS for i in range(SCORE_BINS)],
-                "background": means[0],
-                "foreground": means[1],
-            },
-        }
+        background, foreground = (_cumulative(*curve) for curve in zip(*self.by_loss, strict=True))
+        return LossProbe(
+            loss=dict(zip(GROUPS, loss.tolist(), strict=True)),
+            gradient=dict(zip(GROUPS, gradient.tolist(), strict=True)),
+            loss_foreground=float(loss[:2].sum()),
+            gradient_foreground=float(gradient[:2].sum()),
+            cumulative={"background": background, "foreground": foreground},
+            reweighted=(reweighted / reweighted.sum().clamp(min=1e-300)).tolist(),
+            loss_by_p=LossByScore(
+                p=[(i + 0.5) / SCORE_BINS for i in range(SCORE_BINS)], background=mean_bg, foreground=mean_fg
+            ),
+        )
 
 
-def _cumulative(counts: Tensor, losses: Tensor) -> dict[str, list[float]]:
+def _cumulative(counts: Tensor, losses: Tensor) -> CumulativeLoss:
     """The elements in the order of their loss, easy ones first: the fraction of the loss that the first `elements` of
     them have (Lin et al. 2017, figure 4). (0, 0) to (1, 1), at most CURVE_POINTS places between."""
     used = counts > 0
     if not used.any() or losses.sum() == 0:
-        return {"elements": [], "loss": []}
+        return CumulativeLoss(elements=[], loss=[])
     x, y = (torch.cat((torch.zeros(1), v[used].cumsum(0) / v.sum())) for v in (counts, losses))
     # Places evenly spread along the curve: where it is steep the loss moves, where it is flat the elements do.
     along = (x + y) / 2
     wanted = torch.linspace(0, 1, CURVE_POINTS, dtype=along.dtype)
     kept = torch.searchsorted(along, wanted).clamp(max=len(along) - 1).unique()
-    return {"elements": x[kept].tolist(), "loss": y[kept].tolist()}
+    return CumulativeLoss(elements=x[kept].tolist(), loss=y[kept].tolist())
 
 
 def _by_size(losses: Tensor) -> Tensor:

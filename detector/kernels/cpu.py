@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detector.core.structures import is_foreground
 from detector.kernels.reference import Formula, binary_targets, gradient_dtype, split_sums
 
 BLOCK_ELEMENTS = 32768  # a thread; also the least that PyTorch gives a second thread
@@ -32,7 +33,7 @@ class _Blocks:
         strided = logits.ndim == 3 and not logits.is_contiguous() and logits[0].is_contiguous()
         self.runs = logits.unbind() if strided else [logits.reshape(-1, self.num_classes)]
         self.labels = labels.reshape(-1)
-        self.hit_rows = ((self.labels >= 0) & (self.labels < self.num_classes)).nonzero()[:, 0]
+        self.hit_rows = is_foreground(self.labels, self.num_classes).nonzero()[:, 0]
         self.hits = self.hit_rows * self.num_classes + self.labels[self.hit_rows]  # foreground entries, flat
         self.ignored = (self.labels < 0).nonzero()[:, 0]
         rows = _block_rows(self.num_classes)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detector.core.structures import is_foreground
+
 Formula = Callable[..., Tensor]  # logits (..., K) fp32 or fp64, targets (..., K) bool, perhaps (..., 1) -> (..., K)
 
 
@@ -16,7 +18,7 @@ def binary_targets(labels: Tensor, num_classes: int) -> Tensor:
 
 def row_weights(labels: Tensor, class_weight: Tensor) -> Tensor:
     """labels (...) and class_weight (K,) -> (...): the weight of the row's class, 1 for background and ignored rows."""
-    foreground = (labels >= 0) & (labels < len(class_weight))
+    foreground = is_foreground(labels, len(class_weight))
     return class_weight[labels.where(foreground, 0)].where(foreground, 1)
 
 

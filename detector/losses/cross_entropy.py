@@ -13,7 +13,7 @@ from detector.losses.focal import FocalLoss
 @CLASSIFICATION_LOSSES.register("cross_entropy")
 class CrossEntropyLoss(FocalLoss):
     """-alpha_t log(p_t) for each of the K sigmoid classifiers; alpha for target 1, 1 - alpha for target 0, both 1 where
-    alpha is null; class_weights as in focal loss, of which this is gamma = 0. With `model.prior` it trains a dense
+    alpha is null; class_weights as in focal loss, of which this is gamma = 0. With `model.head.prior` it trains a dense
     detector; without, the background drowns it (Lin et al. 2017, section 3). Use it as the baseline."""
 
     def __init__(

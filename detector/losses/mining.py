@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detector.core.structures import IGNORED
+from detector.core.structures import IGNORED, is_foreground
 from detector.core.validation import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from detector.kernels import focal_terms
 from detector.kernels.reference import binary_targets, counted, focal_elements, widen
@@ -26,7 +26,7 @@ def keep_hard_background(labels: Tensor, scores: Tensor, num_classes: int, ratio
     """labels (..., R) with all but `ratio` background rows of highest score for each foreground row, image by image,
     set to ignored (Liu et al. 2016, "SSD", section 2.2)."""
     background = labels == num_classes
-    num_fg = ((labels >= 0) & ~background).sum(dim=-1)
+    num_fg = is_foreground(labels, num_classes).sum(dim=-1)
     kept = highest(scores, background, (num_fg * ratio).floor())
     return labels.masked_fill(background & ~kept, IGNORED)
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detector.core.structures import is_foreground
 from detector.core.validation import NonNegativeFloat, UnitFloat
 from detector.kernels import elementwise_terms
 from detector.kernels.reference import binary_targets, counted, widen
@@ -32,7 +33,7 @@ class QualityLoss(ClassificationLoss):
 def _on_foreground(quality: Tensor | None, logits: Tensor, labels: Tensor) -> Tensor:
     """The quality (...), 1 where there is none, and 0 off the foreground: there it may be anything, and a NaN behind a
     `where` still reaches the gradient."""
-    foreground = (labels >= 0) & (labels < logits.shape[-1])
+    foreground = is_foreground(labels, logits.shape[-1])
     quality = foreground if quality is None else quality.where(foreground, 0)
     return quality.to(torch.promote_types(logits.dtype, torch.float32))
 

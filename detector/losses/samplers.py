@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from detector.core.registry import Registry
-from detector.core.structures import IGNORED
+from detector.core.structures import IGNORED, is_foreground
 from detector.core.validation import PositiveFloat, PositiveInt, UnitFloat
 from detector.losses.mining import highest, keep_hard_background
 
@@ -48,7 +48,7 @@ class RandomAnchors(AnchorSampler):
     def __call__(self, labels: Tensor, logits: Tensor | None) -> Tensor:
         keys = torch.rand(labels.shape, device=labels.device)
         background = labels == self.num_classes
-        foreground = highest(keys, (labels >= 0) & ~background, int(self.count * self.foreground_fraction))
+        foreground = highest(keys, is_foreground(labels, self.num_classes), int(self.count * self.foreground_fraction))
         background = highest(keys, background, self.count - foreground.sum(dim=-1))
         return labels.where(foreground | background, IGNORED)
 

@@ -22,7 +22,8 @@ class FPN(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in in_channels)
         self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in in_channels)
         self.top, self.relu = top, relu
-        widths = [in_channels[-1] if top == "c5" else width, width][: num_levels - len(in_channels)]
+        num_extra = num_levels - len(in_channels)
+        widths = [in_channels[-1] if top == "c5" else width, *[width] * num_extra][:num_extra]
         self.extra = nn.ModuleList(nn.Conv2d(w, width, 3, stride=2, padding=1) for w in widths)
         for conv in [*self.lateral, *self.smooth, *self.extra]:
             nn.init.kaiming_uniform_(conv.weight, a=1)

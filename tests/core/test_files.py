@@ -26,6 +26,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path):
     assert path.read_text(encoding="utf-8") == "old"
     write_bytes(path, b"new")
     assert path.read_bytes() == b"new" and os.listdir(path.parent) == ["a.txt"]
+    longest = tmp_path / f"{'图' * 83}a.txt"
+    write_text(longest, "new")
+    assert longest.read_text(encoding="utf-8") == "new"
 
 
 @pytest.mark.parametrize(

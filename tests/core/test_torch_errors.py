@@ -52,7 +52,7 @@ def a_worker_is_killed() -> None:
     ("cause", "keys"),
     [
         (a_worker_is_killed, ["data.num_workers"]),
-        (one_value_a_channel, ["model.norm", "train.batch_size", "data.short_side"]),
+        (one_value_a_channel, ["model.backbone.norm", "train.batch_size", "data.short_side"]),
         (no_gpu_of_that_number, ["train.device"]),
         (too_much_for_torch, ["evaluation.batch_size", "data.short_side"]),
         (too_much_for_numpy, ["evaluation.batch_size", "data.short_side"]),

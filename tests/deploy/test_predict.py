@@ -17,7 +17,7 @@ from detector.core.errors import UserError
 from detector.core.structures import Detections
 from detector.data.images import as_rgb, read_image
 from detector.deploy.predict import WINDOW
-from detector.evaluation.coco import to_coco_results
+from detector.evaluation.coco_results import to_coco_results
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,15 @@ import torch
 from detector.config import CONFIGS, load_config
 from detector.core.errors import UserError
 from detector.deploy.predict import Detector
-from detector.engine.checkpoint import VERSION, is_whole, load_checkpoint, newest_whole, save_checkpoint
+from detector.engine.checkpoint import is_whole, load_checkpoint, newest_whole, save_checkpoint
 from detector.lab.study.plan import STUDIES, load_study
+from detector.old_versions import CHECKPOINT_VERSION
 
 
 def contents(seed: int = 0) -> dict:
     weights = {"weight": torch.randn(20, 30, generator=torch.Generator().manual_seed(seed))}
     return {
-        "version": VERSION,
+        "version": CHECKPOINT_VERSION,
         "config": "data: {}",
         "class_names": ["a", "b"],
         "category_ids": [3, 1],
@@ -106,7 +107,10 @@ def _without(key: str) -> Callable[[Path], None]:
         (_saved([1, 2]), "holds a list, not a state dict"),
         (_saved({"weight": torch.zeros(2)}), "a foreign checkpoint .no category_ids, class_names, config, model, ver"),
         (_without("class_names"), "a foreign checkpoint .no class_names"),
-        (_saved(contents() | {"version": VERSION + 1}), f"checkpoint version {VERSION + 1}, this release reads"),
+        (
+            _saved(contents() | {"version": CHECKPOINT_VERSION + 1}),
+            f"checkpoint version {CHECKPOINT_VERSION + 1}, this release reads",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_of_ours_is_named_in_one_line(write: Callable, said: str, tmp_path: Path):

@@ -13,9 +13,9 @@ from ranks import environment
 from tiny import TINY
 
 from detector.core.errors import UserError
+from detector.core.files import write_text
 from detector.engine.checkpoint import save_checkpoint
 from detector.engine.claim import claim, claim_run
-from detector.engine.run_folder import write_text
 
 REPO = Path(__file__).parents[2]
 

@@ -13,6 +13,7 @@ from detector.config import config_from_text
 from detector.core.errors import UserError
 from detector.core.structures import Predictions, Priors
 from detector.data.images import write_image
+from detector.evaluation.metrics import Metrics
 from detector.geometry.coders import DeltaCoder
 
 DELTAS = DeltaCoder()
@@ -37,6 +38,8 @@ GREY_STEP = 40  # image i is grey 40 i, which resampling leaves alone
 
 class Oracle(nn.Module):
     """Knows each image by its colour and predicts its annotations in the resized image, `shift` pixels to the right."""
+
+    size_divisor = 16
 
     def __init__(self, labels: dict[int, int], shift: float = 0.0):
         super().__init__()
@@ -88,7 +91,7 @@ def config(tmp_path: Path):
     )
 
 
-def evaluate(config, model: nn.Module) -> tuple[dict, list[dict]]:
+def evaluate(config, model: nn.Module) -> tuple[Metrics, list[dict]]:
     dataset = build_dataset(config, "val")
     return build_evaluation(config, dataset, torch.device("cpu"), torch.float32)(model)
 
@@ -98,8 +101,8 @@ def test_annotations_sent_through_the_pipeline_come_back_as_they_were(config):
     model.train()
     metrics, detections = evaluate(config, model)
     assert metrics["AP"] >= 0.9999 and metrics["AR100"] >= 0.9999
-    assert all(values["AP"] >= 0.9999 for values in metrics["per_class"].values())
-    assert set(metrics["per_class"]) == {"four", "seven", "nine"}
+    assert all(values.AP >= 0.9999 for values in metrics.per_class.values())
+    assert set(metrics.per_class) == {"four", "seven", "nine"}
     assert len(detections) == sum(map(len, BOXES.values()))
     for i, boxes in BOXES.items():
         found = sorted((d for d in detections if d["image_id"] == 100 - i), key=lambda d: -d["score"])
@@ -114,7 +117,7 @@ def test_detections_that_are_off_score_less(config):
     metrics, _ = evaluate(config, Oracle({4: 0, 7: 1, 9: 2}, shift=3))
     assert metrics["AP"] < 0.9
     metrics, _ = evaluate(config, Oracle({4: 1, 7: 0, 9: 2}))
-    assert metrics["per_class"]["four"]["AP"] < 0.5 and metrics["per_class"]["nine"]["AP"] >= 0.9999
+    assert metrics.per_class["four"].AP < 0.5 and metrics.per_class["nine"].AP >= 0.9999
 
 
 def test_a_model_that_finds_nothing_scores_0(config):
@@ -144,7 +147,7 @@ def test_the_numbers_come_with_the_settings_that_they_hold_for(config):
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update=changed)})
     metrics, _ = evaluate(config, Oracle({4: 0, 7: 1, 9: 2}))
     kept = {"nms_iou": 0.5, "candidates_per_level": 1000, "short_side": 64, "long_side": 128, "precision": "float32"}
-    assert changed.items() | kept.items() <= metrics["settings"].items()
+    assert changed.items() | kept.items() <= metrics.settings.items()
 
 
 @pytest.mark.parametrize(("crowds", "warned"), [(0, True), (1, False)])

@@ -36,7 +36,7 @@ from detector.engine.checkpoint import load_checkpoint, newest_whole
 
 OPTIONS = (
     *("train.epochs=30", "train.accumulation=1", "train.ema_decay=0.9", "train.lr=0.001", "train.evaluate_every=20"),
-    *("model.levels=[3, 3]", "model.anchor_sizes=[[12, 26]]"),  # a quarter of the weights: most of the time is saving
+    *("model.levels=[3, 3]", "model.head.sizes=[[12, 26]]"),  # a quarter of the weights: most of the time is saving
 )
 folder, rng = Path(sys.argv[1]), random.Random(0)
 
@@ -223,14 +223,16 @@ def test_stop_ends_the_run_before_the_weights_and_leaves_a_record(tmp_path: Path
 
 @pytest.mark.parametrize("delay", [0, 2])  # of the numbers from the device
 def test_skip_leaves_the_step_out(delay: int, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    trainer = faulty(tmp_path / "skip", math.inf, {3, 4}, "faults.bad_step=skip", "model.norm=batch", "train.epochs=1")
+    trainer = faulty(
+        tmp_path / "skip", math.inf, {3, 4}, "faults.bad_step=skip", "model.backbone.norm=batch", "train.epochs=1"
+    )
     trainer.readback.delay = delay
     trainer.train()
     refused = [int(float(row["refused"])) for row in rows_of(tmp_path / "skip")]
     assert refused == [0, 0, 0, 1, 1, 0] and caplog.text.count("skipped, the weights are as before") == 2
     assert {path.name for path in (tmp_path / "skip/refused").iterdir()} == {f"step_{i}_rank_0.json" for i in (3, 4)}
 
-    other = make_trainer(tmp_path / "by hand", "train.accumulation=1", "model.norm=batch", "train.epochs=1")
+    other = make_trainer(tmp_path / "by hand", "train.accumulation=1", "model.backbone.norm=batch", "train.epochs=1")
     for step, batch in enumerate(first_batches(other, 6)):
         if step in (3, 4):
             other.step.steps_done += 1

@@ -29,7 +29,7 @@ from dataclasses import replace
 folder, empty, out = Path(sys.argv[1]), sys.argv[2] == "empty", Path(sys.argv[3])
 SIZES = (
     *("train.batch_size=4", "data.train.num_images=16", "train.accumulation=2"),
-    *("model.prior=0.1", "train.meter_every=1"),
+    *("model.head.prior=0.1", "train.meter_every=1"),
 )
 whole = tiny_trainer(folder, *SIZES)  # in a process of its own yet: the loader has all images
 torch.set_num_threads(1)
@@ -94,13 +94,13 @@ from tiny import tiny_config
 
 torch.set_num_threads(1)
 config = tiny_config(
-    Path(sys.argv[1]), "data.val.num_images=11", "evaluation.batch_size=2", "model.prior=0.3", "data.short_side=50"
+    Path(sys.argv[1]), "data.val.num_images=11", "evaluation.batch_size=2", "model.head.prior=0.3", "data.short_side=50"
 )
 val = build_dataset(config, "val")
 model = build_trained_model(config, val)
 with process_group(torch.device("cpu")):
     metrics, detections = build_evaluation(config, val, torch.device("cpu"), torch.float32)(model)
-    print(json.dumps({"rank": rank(), "metrics": metrics, "detections": detections}))
+    print(json.dumps({"rank": rank(), "metrics": metrics.to_json(), "detections": detections}))
 """
 
 
@@ -208,7 +208,7 @@ with process_group(torch.device("cpu")):
     found["skip"] = weights(trainer)
 
     try:
-        make_trainer(out / "sync", "model.norm=sync")
+        make_trainer(out / "sync", "model.backbone.norm=sync")
     except UserError as error:
         found["sync"] = str(error)
 torch.save(found, out / f"{os.environ['RANK']}.pt")
@@ -274,7 +274,7 @@ def test_a_step_that_one_rank_cannot_take_is_skipped_by_all(pair: tuple[Path, di
 @pytest.mark.slow
 def test_shared_statistics_without_gpus_are_refused(pair: tuple[Path, dict, dict]):
     for found in pair[1:]:
-        assert found["sync"].startswith("model.norm: sync ") and "\n" not in found["sync"]
+        assert found["sync"].startswith("model.backbone.norm: sync ") and "\n" not in found["sync"]
 
 
 RUN = ("train.epochs=2", "train.batch_size=2", "train.accumulation=2", "train.save_every=1", "train.lr=0.01")

@@ -66,7 +66,7 @@ def test_what_does_not_change_the_run_may_change_silently(run: Path, caplog: pyt
         *("train.epochs=3", "train.log_every=1", "train.save_every=3", "train.keep_checkpoints=3"),
         *("train.evaluate_every=0", "train.meter_every=7", "train.device=auto", "faults.spike_factor=50"),
         *("evaluation.batch_size=3", "data.invalid=skip", "data.keep_empty=false", "imports=[json]"),
-        "data.num_workers=1",
+        *("data.num_workers=1", "train.loggers=[csv]"),
     )
     assert warnings_of(caplog) == []
 
@@ -103,9 +103,12 @@ def test_what_changes_the_training_is_told_with_both_values(
         (["train.optimizer=adamw"], ["train.optimizer", "sgd", "adamw"]),
         (["train.seed=1"], ["train.seed", "0", "1"]),
         (["train.ema_decay=null"], ["train.ema_decay", "0.9", "null"]),
-        (["model.width=24", "model.norm=batch"], ["model.width", "16", "24", "model.norm", "group", "batch"]),
-        (["model.anchor_sizes=[[12, 18], [26, 44]]"], ["model.anchor_sizes", "40", "44"]),
-        (["model.anchor_ratios=[0.5, 1, 3]"], ["model.anchor_ratios", "2.0", "3.0"]),
+        (
+            ["model.width=24", "model.backbone.norm=batch"],
+            ["model.width", "16", "24", "model.backbone.norm", "group", "batch"],
+        ),
+        (["model.head.sizes=[[12, 18], [26, 44]]"], ["model.head.sizes", "40", "44"]),
+        (["model.head.ratios=[0.5, 1, 3]"], ["model.head.ratios", "2.0", "3.0"]),
         (["assigner=atss"], ["assigner", "max_iou", "atss"]),
         (["data.train.distractors=2"], ["data.train.distractors", "1.0", "2.0"]),  # other pictures, the same boxes
         (["data.val.seed=5"], ["data.val.seed", "0", "5"]),

@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from detector.core.errors import UserError
 from detector.core.files import write_json
+from detector.engine.loggers import LOGGERS
 from detector.engine.outcome import load_evaluation, save_evaluation, summary
 from detector.engine.run_folder import RunFolder, commit
+from detector.evaluation.metrics import ClassMetrics, Metrics
+
+SHIPPED = [LOGGERS.resolve(name) for name in ("csv", "tensorboard")]
 
 
 @pytest.fixture(autouse=True)
@@ -30,21 +35,30 @@ def test_json_is_strict_and_nan_becomes_null(here: Path):
 
 
 def test_an_evaluation_comes_back_as_it_was_saved(here: Path):
-    classes = {"cat": {"AP": 0.25, "AP50": 0.5}, "dog": {"AP": math.nan}}
-    metrics = {"AP": 0.25, "APs": math.nan, "settings": {"score_threshold": 0.05}, "per_class": classes}
+    classes = {"cat": ClassMetrics(AP=0.25, AP50=0.5), "dog": ClassMetrics(AP=math.nan, AP50=0.0)}
+    metrics = Metrics(numbers={"AP": 0.25, "APs": math.nan}, per_class=classes, settings={"score_threshold": 0.05})
     detections = [{"image_id": 3, "category_id": 9, "bbox": [1 / 3, 0.1, 1e-9 / 7, 640.0], "score": 2 / 3}]
     save_evaluation(here, metrics, detections)
     loaded, loaded_detections = load_evaluation(here)
     assert repr(loaded) == repr(metrics) and loaded_detections == detections  # repr, as NaN is not itself
+    assert json.loads((here / "metrics.json").read_text()) == {
+        **{"AP": 0.25, "APs": None, "settings": {"score_threshold": 0.05}},
+        "per_class": {"cat": {"AP": 0.25, "AP50": 0.5}, "dog": {"AP": None, "AP50": 0.0}},
+    }
+    (here / "metrics.json").write_text('{"AP": 0.25}')  # of a version without classes and settings
+    assert load_evaluation(here)[0] == Metrics(numbers={"AP": 0.25})
+    (here / "metrics.json").write_text('{"AP": 0.25, "per_class": {"cat": {"AP": 0.5}}}')
+    with pytest.raises(UserError, match="detector evaluate --checkpoint"):
+        load_evaluation(here)
 
 
 NUMBERS = {"AP": 0.12345, "APs": 0.1, "APm": 0.2, "APl": 0.3}
-CLASSES = {"cat": {"AP": 0.5, "AP50": 0.75}, "horse": {"AP": 0.0, "AP50": 0.0}}
+CLASSES = {"cat": ClassMetrics(AP=0.5, AP50=0.75), "horse": ClassMetrics(AP=0.0, AP50=0.0)}
 FOUND = [{"image_id": 3, "category_id": 9, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.5}]
 
 
 def test_summary_shows_every_number_and_class():
-    lines = summary(NUMBERS | {"settings": {"nms_iou": 0.5}, "per_class": CLASSES}, FOUND).splitlines()
+    lines = summary(Metrics(numbers=NUMBERS, per_class=CLASSES, settings={"nms_iou": 0.5}), FOUND).splitlines()
     assert lines == [
         "AP 0.123  APs 0.100  APm 0.200  APl 0.300",
         "  cat    AP 0.500  AP50 0.750",
@@ -71,13 +85,13 @@ def test_summary_shows_every_number_and_class():
 def test_summary_says_in_words_what_a_nan_or_a_zero_comes_from(
     numbers: dict[str, float], classes: Sequence[str], detections: list[dict], said: str
 ):
-    nothing = {name: {"AP": math.nan, "AP50": math.nan} for name in classes}
-    text = summary(NUMBERS | numbers | {"per_class": CLASSES | nothing}, detections)
+    nothing = {name: ClassMetrics(AP=math.nan, AP50=math.nan) for name in classes}
+    text = summary(Metrics(numbers=NUMBERS | numbers, per_class=CLASSES | nothing), detections)
     assert text.splitlines()[-1] == said and text.count("\n") == 3 + len(classes)
 
 
 def record(folder: Path, first: int, last: int, loss: float) -> None:
-    with RunFolder(folder, num_steps=10, first_step=first) as run:
+    with RunFolder(folder, num_steps=10, first_step=first, loggers=SHIPPED) as run:
         run.record([{"step": step, "loss": loss} for step in range(first, last)])
 
 
@@ -94,7 +108,7 @@ def test_levels_and_classes_have_a_table_of_their_own(here: Path):
     measured = {"P3/num_fg": 16777216.0, "P3/loss_share_fg": 1 / 3, "class a, b/c/num_fg": 2.0}
     measured["class a, b/c/loss_share_fg"] = 0.0
     for first in (0, 1):  # the second time resumed, step 1 taken again
-        with RunFolder(here, num_steps=3, first_step=first) as run:
+        with RunFolder(here, num_steps=3, first_step=first, loggers=SHIPPED) as run:
             for step in range(first, 3):
                 run.record([{"step": step, "loss": 1.0, **(measured if step != 1 else dict.fromkeys(measured))}])
     assert (here / "metrics.csv").read_text() == "step,loss\n0,1.0\n1,1.0\n2,1.0\n"

@@ -25,6 +25,7 @@ from detector.data.images import write_image
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.outcome import load_evaluation, save_curves
 from detector.engine.trainer import Trainer
+from detector.evaluation.metrics import Metrics
 from detector.losses.base import BoxLoss
 
 
@@ -128,7 +129,7 @@ def labels_by_hand(anchors: torch.Tensor, batch, image: int, num_classes: int) -
 
 def test_num_fg_and_the_foreground_gradient_share_by_hand(tmp_path: Path):
     """Cross entropy: |d loss / d logit| = |p - target| / num_fg, here in float64 and without autograd."""
-    trainer = make_trainer(tmp_path, "loss.classification={type: cross_entropy}", "model.prior=0.2")
+    trainer = make_trainer(tmp_path, "loss.classification={type: cross_entropy}", "model.head.prior=0.2")
     batches = first_batches(trainer, 2)
     num_fg, pulls = 0, []
     for batch in batches:
@@ -170,7 +171,7 @@ def test_accumulated_batches_equal_one_large_batch(normaliser: str, tmp_path: Pa
 
 def test_the_average_of_weights_and_buffers_by_hand(tmp_path: Path):
     """The first step's weights are taken whole; then after n updates decay is min(0.3, (1 + n) / (10 + n))."""
-    trainer = make_trainer(tmp_path, "train.ema_decay=0.3", "model.norm=batch", "train.accumulation=1")
+    trainer = make_trainer(tmp_path, "train.ema_decay=0.3", "model.backbone.norm=batch", "train.accumulation=1")
     expected: dict[str, torch.Tensor] = {}
     for n, batch in enumerate(first_batches(trainer, 5)):
         trainer.step([batch])
@@ -218,14 +219,14 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_leaves_everything_as_it_was
     """The first step too, when momentum has no value yet."""
     trainer = make_trainer(
         tmp_path,
-        *(f"train.precision={precision}", f"train.optimizer={optimizer}", "model.norm=batch"),
+        *(f"train.precision={precision}", f"train.optimizer={optimizer}", "model.backbone.norm=batch"),
         *("loss.classification=ghm_c", "loss.normaliser=ema", "train.ema_decay=0.9"),
     )
     batches, good = first_batches(trainer, 6), trainer.criterion.boxes[0]
     for bad in (0, 2):
         if cause == "weight":
             with torch.no_grad():
-                trainer.model.box_head.output.bias[0] = math.inf
+                trainer.model.head.box_branch.output.bias[0] = math.inf
         else:
             trainer.criterion.boxes[0] = NaNLoss() if cause == "loss" else InfiniteSlope()
         before, average = copy.deepcopy((trainer.state(), trainer.step.average.module.state_dict()))
@@ -242,13 +243,13 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_leaves_everything_as_it_was
             assert_same(dict(after[part]), dict(before[part]), part)
         if cause == "weight":
             with torch.no_grad():
-                trainer.model.box_head.output.bias[0] = 0
+                trainer.model.head.box_branch.output.bias[0] = 0
         trainer.criterion.boxes[0] = good
         trainer.step.scaler.update(64.0)
         assert not bool(trainer.step(batches[bad + 2 : bad + 4])["refused"])
         weights = trainer.model.state_dict()
         assert all(torch.isfinite(value).all() for value in weights.values())
-        for name in ("fpn.lateral.0.weight", "backbone.bn1.running_mean"):
+        for name in ("neck.lateral.0.weight", "backbone.bn1.running_mean"):
             assert not torch.equal(weights[name], before["model"][name]), name
 
 
@@ -267,9 +268,9 @@ def test_fp16_skips_a_step_with_infinite_gradients_and_lowers_its_scale(tmp_path
     assert any(not torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
 
 
-def validations(aps: list[float]) -> Callable[[nn.Module], tuple[dict, list[dict]]]:
+def validations(aps: list[float]) -> Callable[[nn.Module], tuple[Metrics, list[dict]]]:
     values = iter(aps)
-    return lambda model: ({"AP": (ap := next(values)), "AP50": ap, "per_class": {}}, [])
+    return lambda model: (Metrics(numbers={"AP": (ap := next(values)), "AP50": ap}), [])
 
 
 def test_best_keeps_the_best_and_last_the_last(tmp_path: Path):
@@ -277,7 +278,7 @@ def test_best_keeps_the_best_and_last_the_last(tmp_path: Path):
     seen = []
     answer = validations([0.2, 0.5, 0.3])
 
-    def evaluate(model: nn.Module) -> tuple[dict, list[dict]]:
+    def evaluate(model: nn.Module) -> tuple[Metrics, list[dict]]:
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return answer(model)
 
@@ -286,7 +287,7 @@ def test_best_keeps_the_best_and_last_the_last(tmp_path: Path):
     best, last = (load_checkpoint(tmp_path / f"checkpoints/{name}.pt") for name in ("best", "last"))
     assert_same(dict(best["model"]), seen[1])
     assert_same(dict(last["model"]), seen[2])
-    assert not torch.equal(best["model"]["fpn.lateral.0.weight"], last["model"]["fpn.lateral.0.weight"])
+    assert not torch.equal(best["model"]["neck.lateral.0.weight"], last["model"]["neck.lateral.0.weight"])
     assert trainer.best_ap == last["training"]["best_ap"] == 0.5
     assert json.loads((tmp_path / "metrics.json").read_text())["AP"] == 0.3
     assert "training" not in best
@@ -299,7 +300,7 @@ def test_without_ground_truth_the_first_model_is_kept_as_best(tmp_path: Path):
     trainer.evaluate = validations([math.nan, math.nan])
     trainer.train()
     best, last = (load_checkpoint(tmp_path / f"checkpoints/{name}.pt") for name in ("best", "last"))
-    assert not torch.equal(best["model"]["fpn.lateral.0.weight"], last["model"]["fpn.lateral.0.weight"])
+    assert not torch.equal(best["model"]["neck.lateral.0.weight"], last["model"]["neck.lateral.0.weight"])
     assert json.loads((tmp_path / "metrics.json").read_text())["AP"] is None
 
 
@@ -360,7 +361,7 @@ def test_a_few_images_are_learnt_by_heart(tmp_path: Path):
     trainer = make_trainer(
         tmp_path / "run",
         *(f"data.train={blocks}", f"data.val={blocks}", "data.augment.brightness=0"),
-        *("model.head_norm=group", "train.accumulation=1", "train.epochs=15", "train.evaluate_every=0"),
+        *("model.head.norm=group", "train.accumulation=1", "train.epochs=15", "train.evaluate_every=0"),
         *("train.optimizer=adamw", "train.lr=0.002", "train.warmup_steps=10", "train.clip_norm=10"),
         "train.schedule=cosine",
     )

@@ -5,16 +5,19 @@ import math
 import pytest
 import torch
 
+from detector.core.files import read_json, write_json
 from detector.evaluation.anatomy import (
     at_border,
     background_per_foreground,
     calibration,
     class_curves,
     confusion,
-    describe,
     make_anatomy,
-    threshold_curves,
+    make_curves,
 )
+from detector.evaluation.anatomy_result import Anatomy, AtBorder, OperatingPoint
+from detector.evaluation.anatomy_text import describe
+from detector.evaluation.anchor_scores import AnchorRanking
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.tide import match
 
@@ -46,16 +49,16 @@ DETECTIONS = [
 
 
 def test_curves_over_the_threshold():
-    curves = threshold_curves(match(GROUND_TRUTH, DETECTIONS))
-    by_threshold = {t: i for i, t in enumerate(curves["thresholds"])}
+    curves = make_curves(match(GROUND_TRUTH, DETECTIONS), ["a", "b"])
+    by_threshold = {t: i for i, t in enumerate(curves.thresholds)}
     for threshold, hits, shown in [(0.0, 2, 5), (0.3, 1, 4), (0.6, 1, 3), (0.9, 1, 1)]:
         i = by_threshold[threshold]
-        assert curves["precision"][i] == pytest.approx(hits / shown)
-        assert curves["recall"][i] == pytest.approx(hits / 3)
-        assert curves["f1"][i] == pytest.approx(2 * hits / (shown + 3))
-    assert math.isnan(curves["precision"][by_threshold[0.97]])
+        assert curves.precision[i] == pytest.approx(hits / shown)
+        assert curves.recall[i] == pytest.approx(hits / 3)
+        assert curves.f1[i] == pytest.approx(2 * hits / (shown + 3))
+    assert math.isnan(curves.precision[by_threshold[0.97]])
     # F1 0.5 with the best alone (2 / 4) and with all (4 / 8): the lower threshold
-    assert curves["best_f1"] == {"score": 0.0, "precision": 0.4, "recall": 2 / 3, "f1": 0.5}
+    assert curves.best_f1 == OperatingPoint(score=0.0, precision=0.4, recall=2 / 3, f1=0.5)
 
 
 def test_confusion_with_background():
@@ -68,56 +71,65 @@ def test_confusion_with_background():
 def test_calibration():
     found = calibration(match(GROUND_TRUTH, DETECTIONS))
     # one detection a bin: |1 - 0.95|, |0 - 0.85|, |0 - 0.65|, |0 - 0.55|, |1 - 0.25|
-    assert found["ece"] == pytest.approx((0.05 + 0.85 + 0.65 + 0.55 + 0.75) / 5)
-    assert [b["count"] for b in found["bins"]] == [1] * 5
-    assert math.isnan(calibration(match(GROUND_TRUTH, []))["ece"])
+    assert found.ece == pytest.approx((0.05 + 0.85 + 0.65 + 0.55 + 0.75) / 5)
+    assert [b.count for b in found.bins] == [1] * 5
+    assert math.isnan(calibration(match(GROUND_TRUTH, [])).ece)
 
 
 def test_what_touches_the_border():
     """BOX does, on two sides; FAR does not. A hundredth of 100 pixels is one."""
     matches = match(GROUND_TRUTH, DETECTIONS)
-    assert at_border(GROUND_TRUTH, DETECTIONS, matches, 0.0) == {"objects": [2, 3], "wrong": [1, 3]}
-    assert at_border(GROUND_TRUTH, DETECTIONS, matches, 0.6) == {"objects": [2, 3], "wrong": [1, 2]}
-    assert at_border(GROUND_TRUTH, [], match(GROUND_TRUTH, []), 0.0) == {"objects": [2, 3], "wrong": [0, 0]}
+    assert at_border(GROUND_TRUTH, DETECTIONS, matches, 0.0) == AtBorder(objects=(2, 3), wrong=(1, 3))
+    assert at_border(GROUND_TRUTH, DETECTIONS, matches, 0.6) == AtBorder(objects=(2, 3), wrong=(1, 2))
+    assert at_border(GROUND_TRUTH, [], match(GROUND_TRUTH, []), 0.0) == AtBorder(objects=(2, 3), wrong=(0, 0))
     for box, touches in (([1, 50, 9, 9], 1), ([1.5, 50, 9, 9], 0), ([50, 89, 9, 10], 1), ([50, 89, 9, 9.5], 0)):
         wrong = [{"image_id": 2, "category_id": B, "bbox": box, "score": 0.5}]
-        assert at_border(GROUND_TRUTH, wrong, match(GROUND_TRUTH, wrong), 0.0)["wrong"] == [touches, 1]
+        assert at_border(GROUND_TRUTH, wrong, match(GROUND_TRUTH, wrong), 0.0).wrong == (touches, 1)
 
 
 def test_class_curves_are_cocos():
     curves = class_curves(match(GROUND_TRUTH, DETECTIONS), ["a", "b"])
     metrics = coco_metrics(GROUND_TRUTH, DETECTIONS)
     for name in ("a", "b"):
-        mean = sum(curves[name]["precision"]) / 101
-        assert mean == pytest.approx(metrics["per_class"][name]["AP50"])
-    assert curves["a"]["precision"][:51] == [1.0] * 51  # recall to 1 / 2 at the first detection
+        mean = sum(curves[name].precision) / 101
+        assert mean == pytest.approx(metrics.per_class[name].AP50)
+    assert curves["a"].precision[:51] == [1.0] * 51  # recall to 1 / 2 at the first detection
 
 
 @pytest.fixture(scope="module")
-def whole() -> dict:
+def whole() -> Anatomy:
     metrics = coco_metrics(GROUND_TRUTH, DETECTIONS)
     ratios = {1: 30.0, 2: 10.0, 3: math.inf}
     settings = {"backend": "hotcoco", "max_detections": 100}
-    return make_anatomy(GROUND_TRUTH, DETECTIONS, metrics, ratios, **settings) | {
-        "anchor_level": {"roc_auc": 0.9, "average_precision": 0.5}
-    }
+    ranking = AnchorRanking(roc_auc=0.9, average_precision=math.nan)
+    return make_anatomy(GROUND_TRUTH, DETECTIONS, metrics, ratios, ranking, **settings)
 
 
 def test_parts_by_imbalance_are_separate_evaluations(whole):
-    assert [(p["name"], p["images"], p["background_per_foreground"]) for p in whole["by_imbalance"]] == [
-        ("lowest third", 1, [10.0, 10.0]),
-        ("middle third", 1, [30.0, 30.0]),
+    assert [(p.name, p.images, p.background_per_foreground) for p in whole.by_imbalance] == [
+        ("lowest third", 1, (10.0, 10.0)),
+        ("middle third", 1, (30.0, 30.0)),
     ]
     first = {**GROUND_TRUTH, "images": [{"id": 2, "width": 100, "height": 100}]}
     first["annotations"] = [one for one in GROUND_TRUTH["annotations"] if one["image_id"] == 2]
     expected = coco_metrics(first, [one for one in DETECTIONS if one["image_id"] == 2])
-    assert whole["by_imbalance"][0]["AP"] == expected["AP"]
+    assert expected["AP"] == whole.by_imbalance[0].AP
 
 
 def test_description_names_the_main_figures(whole):
     text = describe(whole)
     assert "best F1 0.500 at score 0.00" in text and "b taken for a 1" in text and "ROC-AUC 0.9000" in text
     assert "border: 67% of the objects, 33% of the wrong detections" in text
+
+
+def test_an_anatomy_comes_back_from_its_file(whole, tmp_path):
+    write_json(tmp_path / "anatomy.json", whole.to_json())
+    values = read_json(tmp_path / "anatomy.json")
+    assert repr(Anatomy.from_json(values)) == repr(whole)  # repr, as NaN is not itself
+    assert values["anchor_level"] == {"roc_auc": 0.9, "average_precision": None}
+    del values["at_border"], values["anchor_level"]  # as older versions wrote it
+    older = Anatomy.from_json(values)
+    assert older.at_border is None and describe(older)
 
 
 def test_ratios_count_each_images_own_anchors():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from detector.evaluation.anchor_scores import AnchorScores
+from detector.evaluation.anchor_scores import AnchorRanking, AnchorScores
 
 
 def test_pairs_and_precisions_by_hand():
@@ -15,9 +15,9 @@ def test_pairs_and_precisions_by_hand():
     scores.update(logits[3:], torch.tensor([2, 0, -1]))
     found = scores.compute()
     # fg 3, 2, 1 against bg 2, 0: of six pairs 3>2, 3>0, 2>0, 1>0 are right and 2=2 is half
-    assert found["roc_auc"] == pytest.approx(4.5 / 6)
+    assert found.roc_auc == pytest.approx(4.5 / 6)
     # thresholds 3: 1 of 1; 2: 2 of 3; 1: 3 of 4; each adds a third of the recall
-    assert found["average_precision"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    assert found.average_precision == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
 
 
 def test_streamed_numbers_equal_sorting_all_scores():
@@ -36,8 +36,8 @@ def test_streamed_numbers_equal_sorting_all_scores():
     order = is_fg[np.argsort(-best)]
     precision = np.cumsum(order) / np.arange(1, len(order) + 1)
     found = scores.compute()
-    assert found["roc_auc"] == pytest.approx(auc, abs=1e-4)
-    assert found["average_precision"] == pytest.approx(precision[order].mean(), abs=2e-4)
+    assert found.roc_auc == pytest.approx(auc, abs=1e-4)
+    assert found.average_precision == pytest.approx(precision[order].mean(), abs=2e-4)
 
 
 def auc_by_ranks(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -58,22 +58,22 @@ def test_infinite_and_large_logits_keep_their_end(dtype: torch.dtype):
         scores = AnchorScores()
         scores.update(torch.stack((values, torch.full_like(values, -math.inf)), dim=1), torch.where(positive, 0, 2))
         expected = auc_by_ranks(values.double().clamp(-24, 24).numpy(), positive.numpy())
-        assert scores.compute()["roc_auc"] == pytest.approx(expected)
+        assert scores.compute().roc_auc == pytest.approx(expected)
     scores = AnchorScores()
     scores.update(torch.tensor([[math.inf], [0.0], [-math.inf]]), torch.tensor([0, 1, 1]))
-    assert scores.compute() == {"roc_auc": 1.0, "average_precision": 1.0}
+    assert scores.compute() == AnchorRanking(roc_auc=1.0, average_precision=1.0)
 
 
 def test_a_logit_that_is_not_a_number_shows():
     scores = AnchorScores()
     scores.update(torch.tensor([[1.0], [0.0], [math.nan]]), torch.tensor([0, 1, -1]))
-    assert scores.compute()["roc_auc"] == 1.0  # an ignored anchor counts neither way
+    assert scores.compute().roc_auc == 1.0  # an ignored anchor counts neither way
     scores.update(torch.tensor([[math.nan]]), torch.tensor([0]))
-    assert all(math.isnan(value) for value in scores.compute().values())
+    assert all(math.isnan(value) for value in scores.compute().to_json().values())
 
 
 @pytest.mark.parametrize("label", [-1, 0, 2])
 def test_one_kind_alone_has_no_curve(label):
     scores = AnchorScores()
     scores.update(torch.randn(5, 2), torch.full((5,), label))
-    assert all(math.isnan(value) for value in scores.compute().values())
+    assert all(math.isnan(value) for value in scores.compute().to_json().values())

@@ -13,7 +13,9 @@ from pycocotools.cocoeval import COCOeval
 from detector.core.errors import UserError
 from detector.core.structures import Detections
 from detector.data.formats.coco import CocoDataset
-from detector.evaluation.coco import coco_metrics, to_coco_results
+from detector.evaluation.coco import coco_metrics
+from detector.evaluation.coco_results import to_coco_results
+from detector.evaluation.metrics import Metrics
 
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 BACKENDS = ["hotcoco", "pycocotools"]
@@ -95,9 +97,9 @@ def mean(values: np.ndarray) -> float:
     return float(np.mean(values[values > -1])) if (values > -1).any() else math.nan
 
 
-def assert_identical(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+def assert_identical(ours: Metrics, theirs: dict[str, Any]) -> None:
     """To the last digit, NaN in the same places."""
-    assert json.dumps(ours) == json.dumps(theirs)
+    assert json.dumps(ours.to_json()) == json.dumps(theirs | {"settings": {}})
 
 
 @pytest.mark.parametrize("first", range(0, 200, 25))
@@ -164,7 +166,7 @@ def test_real_annotations_equal_the_original_to_the_last_digit(split: str, share
         assert_identical(coco_metrics(raw, detections, backend), theirs)
         assert_identical(coco_metrics(ours, detections, backend), theirs)
     assert 0.2 < theirs["AP"] < 0.9 and len(theirs["per_class"]) == 80
-    assert list(coco_metrics(raw, detections)) == [*KEYS, "per_class"]
+    assert list(coco_metrics(raw, detections).to_json()) == [*KEYS, "per_class", "settings"]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -202,8 +204,8 @@ def test_by_hand(backend: str):
     expected = {"AP": 0.4, "AP50": 1, "AP75": 0, "APm": 0.4, "AR1": 0.4, "AR10": 0.4, "AR100": 0.4, "ARm": 0.4}
     assert {key: metrics[key] for key in expected} == pytest.approx(expected, rel=1e-12)
     assert all(math.isnan(metrics[key]) for key in ("APs", "APl", "ARs", "ARl"))
-    assert metrics["per_class"]["dog"] == pytest.approx({"AP": 0.4, "AP50": 1}, rel=1e-12)
-    assert all(map(math.isnan, metrics["per_class"]["cat"].values()))
+    assert metrics.per_class["dog"].to_json() == pytest.approx({"AP": 0.4, "AP50": 1}, rel=1e-12)
+    assert all(map(math.isnan, metrics.per_class["cat"].to_json().values()))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -230,7 +232,7 @@ def test_no_detections_give_zero_and_no_ground_truth_gives_nan(backend: str):
         for found in ([], [detection([1.0, 1, 9, 9])]):
             metrics = coco_metrics(ground_truth | {"annotations": nothing}, found, backend)
             assert all(math.isnan(metrics[key]) for key in KEYS)
-            assert all(math.isnan(value) for scores in metrics["per_class"].values() for value in scores.values())
+            assert all(math.isnan(scores.AP) and math.isnan(scores.AP50) for scores in metrics.per_class.values())
     no_images = {"images": [], "annotations": [], "categories": ground_truth["categories"]}
     assert math.isnan(coco_metrics(no_images, [], backend)["AP"])
 
@@ -243,7 +245,7 @@ def test_max_detections_limits_every_metric_but_the_first_two_recalls(backend: s
     found = [*wrong, detection([10.0, 10, 50, 50], score=0.1)]
     assert coco_metrics(ground_truth, found, backend)["AR100"] == 0
     metrics = coco_metrics(ground_truth, found, backend, max_detections=150)
-    assert "AR100" not in metrics and (metrics["AR10"], metrics["AR150"]) == (0, 1)
+    assert "AR100" not in metrics.numbers and (metrics["AR10"], metrics["AR150"]) == (0, 1)
     assert metrics["AP"] == pytest.approx(1 / 150, rel=1e-12)
     with pytest.raises(ValueError, match="max_detections is 10"):
         coco_metrics(ground_truth, found, backend, max_detections=10)

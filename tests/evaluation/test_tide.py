@@ -119,7 +119,7 @@ def test_perturbed_real_annotations_agree_with_the_package(shared_data):
 @pytest.mark.slow
 def test_a_trained_models_detections_agree_with_the_package(tmp_path):
     """Ten seconds of training: some objects found, and every type of error."""
-    recipe = ("model.head_norm=group", "train.optimizer=adamw", "train.lr=0.002", "train.clip_norm=10")
+    recipe = ("model.head.norm=group", "train.optimizer=adamw", "train.lr=0.002", "train.clip_norm=10")
     schedule = ("train.epochs=14", "train.warmup_steps=10", "train.schedule=cosine", "train.evaluate_every=0")
     seen = ("data.train.num_images=48", "data.val.num_images=24", "data.val.split=train", "train.batch_size=4")
     trainer = tiny_trainer(tmp_path, *recipe, *schedule, *seen, "evaluation.score_threshold=0.02")
@@ -141,7 +141,7 @@ def test_precision_curve_is_cocos():
     for k in range(3):
         own = ~matches.ignored & (matches.label == k)
         curve = precision_curve(matches.score[own], matches.correct[own], (matches.truth == k).sum())
-        assert curve.mean() == pytest.approx(metrics["per_class"][f"c{k}"]["AP50"], abs=0.01)
+        assert curve.mean() == pytest.approx(metrics.per_class[f"c{k}"].AP50, abs=0.01)
 
 
 def test_nothing_found_and_nothing_to_find():

@@ -8,27 +8,29 @@ from detector.geometry.anchors import AnchorGrid, default_sizes
 RATIOS = (0.5, 1.0, 2.0)
 
 # as torchvision.models.detection.retinanet_resnet50_fpn has them
-SIZES = tuple((x, int(x * 2 ** (1.0 / 3)), int(x * 2 ** (2.0 / 3))) for x in (32, 64, 128, 256, 512))
+SIZES = [[x, int(x * 2 ** (1.0 / 3)), int(x * 2 ** (2.0 / 3))] for x in (32, 64, 128, 256, 512)]
 
 
 def test_default_sizes_are_retinanets():
-    assert default_sizes((3, 7), exact=False) == SIZES
-    assert default_sizes((4, 5), exact=False) == SIZES[1:3]
-    assert default_sizes((3, 3), exact=True) == (pytest.approx((32, 40.3175, 50.7968), abs=1e-4),)
+    assert default_sizes((8, 16, 32, 64, 128), exact=False) == SIZES
+    assert default_sizes((16, 32), exact=False) == SIZES[1:3]
+    assert default_sizes((8,), exact=True) == [pytest.approx([32, 40.3175, 50.7968], abs=1e-4)]
 
 
 @pytest.mark.parametrize("image_size", [(160, 224), (96, 352), (800, 1088), (32, 32)])
 def test_anchors_equal_torchvision(image_size: tuple[int, int]):
     sizes = [tuple(-(-side // 2**level) for side in image_size) for level in range(3, 8)]  # odd ones among them
     maps = [torch.zeros(1, 1, *size) for size in sizes]
-    (expected,) = AnchorGenerator(SIZES, (RATIOS,) * 5)(ImageList(torch.zeros(1, 3, *image_size), [image_size]), maps)
-    levels = AnchorGrid((3, 7), SIZES, RATIOS, exact=False).of_image(image_size)
+    (expected,) = AnchorGenerator(tuple(map(tuple, SIZES)), (RATIOS,) * 5)(
+        ImageList(torch.zeros(1, 3, *image_size), [image_size]), maps
+    )
+    levels = AnchorGrid((8, 16, 32, 64, 128), SIZES, RATIOS, exact=False).of_image(image_size)
     assert [len(level) for level in levels] == [height * width * 9 for height, width in sizes]
     assert torch.equal(torch.cat(levels), expected)
 
 
 def test_order_is_row_column_ratio_size():
-    grid = AnchorGrid((3, 3), [(8, 16)], (1.0, 4.0), exact=False)
+    grid = AnchorGrid((8,), [(8, 16)], (1.0, 4.0), exact=False)
     (base,) = grid.base()
     # ratio 1: squares of 8 and 16; ratio 4 (height / width): 4 x 16 and 8 x 32
     assert base.tolist() == [[-4, -4, 4, 4], [-8, -8, 8, 8], [-2, -8, 2, 8], [-4, -16, 4, 16]]
@@ -42,7 +44,7 @@ def test_order_is_row_column_ratio_size():
 def test_exact_anchors_keep_fractions_and_strides():
     """On 160 pixels P7 has two cells: 128 pixels apart, where torchvision puts 80."""
     sizes, ratios = [(32, 64), (48, 96)], (0.5, 2.0)
-    exact, rounded = (AnchorGrid((6, 7), sizes, ratios, exact).of_image((160, 64))[1] for exact in (True, False))
+    exact, rounded = (AnchorGrid((64, 128), sizes, ratios, exact).of_image((160, 64))[1] for exact in (True, False))
     centres = (exact[:, :2] + exact[:, 2:]) / 2
     assert centres.unique(dim=0).tolist() == [[0, 0], [0, 128]]
     assert ((rounded[:, :2] + rounded[:, 2:]) / 2).unique(dim=0).tolist() == [[0, 0], [0, 80]]
@@ -53,4 +55,4 @@ def test_exact_anchors_keep_fractions_and_strides():
 
 def test_sizes_for_each_level():
     with pytest.raises(ValueError):
-        AnchorGrid((3, 4), [(8,)], RATIOS, exact=False).of_image((32, 32))
+        AnchorGrid((8, 16), [(8,)], RATIOS, exact=False).of_image((32, 32))

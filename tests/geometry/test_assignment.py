@@ -25,8 +25,12 @@ LEVEL_SIZES = tuple(6 * height * width for height, width in GRIDS)
 
 @pytest.fixture(scope="module")
 def anchors() -> Tensor:
-    grid = AnchorGrid((3, 5), [(s, 1.3 * s) for s in (16, 32, 64)], RATIOS, exact=False)
+    grid = AnchorGrid((8, 16, 32), [(s, 1.3 * s) for s in (16, 32, 64)], RATIOS, exact=False)
     return torch.cat(grid.of_image((HEIGHT, WIDTH)))
+
+
+def retinanet_grid(*strides: int) -> AnchorGrid:
+    return AnchorGrid(strides, default_sizes(strides, exact=False), RATIOS, exact=False)
 
 
 def ground_truths(counts: list[int], seed: int) -> tuple[Tensor, Tensor]:
@@ -242,7 +246,7 @@ def test_atss_by_hand():
 
 def test_atss_where_all_candidates_overlap_alike():
     """Without a spread the threshold is their mean, which all of them reach."""
-    (anchors,) = AnchorGrid((3, 3), [(6,)], (1.0,), exact=False).of_image((80, 80))
+    (anchors,) = AnchorGrid((8,), [(6,)], (1.0,), exact=False).of_image((80, 80))
     for side in (31.7, 40.1, 49.3):
         boxes, labels = torch.tensor([[[40 - side, 40 - side, 40 + side, 40 + side]]]), torch.tensor([[1]])
         targets = ATSSAssigner(K)(Priors(anchors, (100,)), GroundTruth(boxes, labels, not_ignored(labels)))
@@ -254,7 +258,9 @@ def test_atss_on_real_annotations(shared_data: Path):
     dataset = CocoDataset(images=coco / "val2017", annotations=coco / "annotations/instances_val2017.json")
     records = [record for record in dataset.records if len(record.boxes)][:4]
     padded = [-(-max(sides) // 128) * 128 for sides in zip(*((r.height, r.width) for r in records), strict=True)]
-    levels = AnchorGrid((3, 7), default_sizes((3, 7), exact=False), RATIOS, exact=False).of_image(tuple(padded))
+    levels = AnchorGrid(
+        (8, 16, 32, 64, 128), default_sizes((8, 16, 32, 64, 128), exact=False), RATIOS, exact=False
+    ).of_image(tuple(padded))
     num_boxes = max(len(record.boxes) for record in records)
     boxes, labels = torch.zeros(len(records), num_boxes, 4), torch.full((len(records), num_boxes), IGNORED)
     ignore = not_ignored(labels)
@@ -277,7 +283,7 @@ def test_real_crowds_teach_neither_background_nor_their_class(assigner, shared_d
     flip = Augment(horizontal_flip=1.0, scale=(1, 1), min_visibility=0.1, **still)
     samples = [flip(resize(dataset[i], 192, 256), np.random.default_rng(i)) for i in crowded]
     batch = collate(samples, 64)
-    levels = AnchorGrid((3, 6), default_sizes((3, 6), exact=False), RATIOS, exact=False).of_image((192, 256))
+    levels = retinanet_grid(8, 16, 32, 64).of_image((192, 256))
     anchors, sizes = torch.cat(levels), tuple(map(len, levels))
 
     targets = assigner(Priors(anchors, sizes), batch.truth)

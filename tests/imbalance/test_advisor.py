@@ -1,4 +1,4 @@
-import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,48 +6,91 @@ import pytest
 from detector.imbalance import advisor
 from detector.imbalance.advisor import Advice, alpha_of_probe, overlay
 from detector.imbalance.balance import initial_alpha
+from detector.imbalance.census_result import (
+    AnchorSuggestion,
+    Census,
+    ClassCounts,
+    Comparison,
+    Distribution,
+    ImageCounts,
+    MatchCounts,
+    Remedies,
+)
+from detector.imbalance.probe_result import LossByScore, LossProbe, NormHistogram, ProbeResult
+from detector.imbalance.vocabulary import AnchorCounts
 
-CENSUS = {
-    "num_images": 100,
-    "class_names": ["a", "b"],
-    "anchors": {"foreground": 1_000, "ignored": 500, "background": 99_000},
-    "by_class": [
-        {"name": "a", "objects": 400, "images": 90, "foreground": 800},
-        {"name": "b", "objects": 100, "images": 40, "foreground": 200},
+QUANTILES = Distribution(quantiles={"50": 9, "95": 20.5})
+CENSUS = Census(
+    num_images=100,
+    num_objects=500,
+    num_crowd=0,
+    class_names=["a", "b"],
+    anchors=AnchorCounts(foreground=1_000, ignored=500, background=99_000),
+    ratio=99.0,
+    by_level=[],
+    by_class=[
+        ClassCounts(name="a", objects=400, images=90, foreground=800, ignored=0, foreground_of_object=QUANTILES),
+        ClassCounts(name="b", objects=100, images=40, foreground=200, ignored=0, foreground_of_object=QUANTILES),
     ],
-    "by_image": {"images_without_objects": 10, "foreground": {"quantiles": {"50": 9, "95": 20.5}}},
-    "matches": {"objects": 500, "unmatched": 0, "low_quality": 5},
-    "anchor_suggestion": {
-        **{"sizes": [[10.0], [20.0]], "ratios": [1.0]},
-        "recall": {"now": 0.99, "suggested": 0.995},
-    },
-    "remedies": {"prior": 0.01, "class_weights": {"effective_number": [0.4, 1.6]}},
-}
+    by_size=[],
+    by_image=ImageCounts(
+        background_per_foreground=QUANTILES,
+        foreground=QUANTILES,
+        objects=QUANTILES,
+        images_without_objects=10,
+        images_without_foreground=10,
+    ),
+    matches=MatchCounts(objects=500, unmatched=0, low_quality=5),
+    anchor_suggestion=AnchorSuggestion(
+        sizes=[[10.0], [20.0]],
+        ratios=[1.0],
+        recall=Comparison(now=0.99, suggested=0.995),
+        mean_max_iou=Comparison(now=0.8, suggested=0.8),
+    ),
+    remedies=Remedies(prior=0.01, alpha={}, class_weights={"effective_number": [0.4, 1.6]}, repeat_factors={}),
+)
 
 
-def advise(census: dict, probe: dict | None = None, gamma: float = 2.0) -> list[Advice]:
+def advise(census: Census, probe: ProbeResult | None = None, gamma: float = 2.0) -> list[Advice]:
     return advisor.advise(census, probe, gamma)
 
 
-def change(**parts) -> dict:
-    return copy.deepcopy(CENSUS) | parts
+def change(**parts) -> Census:
+    return replace(CENSUS, **parts)
 
 
-def probe(outliers: float, harmonised: float = 0.1) -> dict:
+def with_rare_class(images: int) -> Census:
+    rare = replace(CENSUS.by_class[1], objects=20, images=images, foreground=30)
+    return change(by_class=[CENSUS.by_class[0], rare])
+
+
+def probe(outliers: float, harmonised: float = 0.1) -> ProbeResult:
     """Foreground at gradient norm 0.45, background at 0.05; `outliers` of cross entropy's and focal loss's gradient,
     `harmonised` of GHM-C's."""
     edges = [i / 10 for i in range(11)]
     foreground, background = [0] * 10, [0] * 10
     foreground[4], background[0] = 1_000, 200_000
     shares = {"cross_entropy": outliers, "focal": outliers, "ghm_c": harmonised}
-    return {
-        "split": "val",
-        "gradient_norm": {"edges": edges, "foreground": foreground, "background": background},
-        "losses": {
-            name: {"gradient": {"foreground_outlier": share / 2, "background_outlier": share / 2}}
+    nothing = LossByScore(p=[], background=[], foreground=[])
+    return ProbeResult(
+        split="val",
+        num_images=100,
+        rows=CENSUS.anchors,
+        elements={},
+        gradient_norm=NormHistogram(edges=edges, foreground=foreground, background=background),
+        losses={
+            name: LossProbe(
+                loss={},
+                gradient={"foreground_outlier": share / 2, "background_outlier": share / 2},
+                loss_foreground=0.5,
+                gradient_foreground=0.5,
+                cumulative={},
+                reweighted=[],
+                loss_by_p=nothing,
+            )
             for name, share in shares.items()
         },
-    }
+    )
 
 
 def keys(advice: list[Advice]) -> list[str]:
@@ -82,18 +125,18 @@ def test_without_focusing_the_background_is_under_sampled():
     assert loss.value == {"type": "cross_entropy"} and sampler.key == "anchor_sampler"
     assert sampler.value == {"type": "random", "count": 42, "foreground_fraction": 0.5}  # 21 of each hold 95% of images
     assert "one in 99" in sampler.reason
-    mild = change(anchors={"foreground": 1_000, "ignored": 0, "background": 5_000})
+    mild = change(anchors=AnchorCounts(foreground=1_000, ignored=0, background=5_000))
     assert keys(advise(mild, gamma=0.0)) == ["loss.classification"]
 
 
 def test_images_are_drawn_by_class_where_most_have_no_object():
-    empty = change(by_image=CENSUS["by_image"] | {"images_without_objects": 60})
+    empty = change(by_image=replace(CENSUS.by_image, images_without_objects=60))
     _, sampler = advise(empty)
     assert sampler.key == "data.sampler" and sampler.value == {"type": "class_balanced"} and "60%" in sampler.reason
 
 
 def test_a_mild_one_needs_none():
-    (one,) = advise(change(anchors={"foreground": 1_000, "ignored": 0, "background": 5_000}))
+    (one,) = advise(change(anchors=AnchorCounts(foreground=1_000, ignored=0, background=5_000)))
     assert one.value == {"type": "cross_entropy"}
 
 
@@ -119,7 +162,7 @@ def test_harmonising_that_lifts_the_outliers_is_not_advised():
 
 def test_an_alpha_that_would_silence_one_side_is_kept_within_limits():
     crowded = probe(0.1)
-    crowded["gradient_norm"]["foreground"][4] = 1_000_000
+    crowded.gradient_norm.foreground[4] = 1_000_000
     (one,) = advise(CENSUS, crowded)
     assert one.value["alpha"] == 0.05 and "kept within 0.05" in one.reason
 
@@ -128,8 +171,7 @@ def test_an_alpha_that_would_silence_one_side_is_kept_within_limits():
     ("images", "key"), [(10, "data.sampler"), (80, "loss.classification.class_weights")], ids=["apart", "together"]
 )
 def test_a_rare_class_is_repeated_where_it_has_images_of_its_own_and_else_weighted(images, key):
-    rare = {"name": "b", "objects": 20, "images": images, "foreground": 30}
-    advice = advise(change(by_class=[CENSUS["by_class"][0], rare]))
+    advice = advise(with_rare_class(images))
     assert keys(advice) == ["loss.classification", key]
     if key == "data.sampler":  # sqrt(0.4 / 0.1) = 2
         assert advice[1].value == {"type": "repeat_factor", "threshold": 0.4}
@@ -142,21 +184,20 @@ def test_a_rare_class_is_repeated_where_it_has_images_of_its_own_and_else_weight
 
 
 def test_class_weights_are_not_given_to_a_loss_without_them():
-    rare = {"name": "b", "objects": 20, "images": 80, "foreground": 30}
-    assert keys(advise(change(by_class=[CENSUS["by_class"][0], rare]), probe(0.4))) == ["loss.classification"]
+    assert keys(advise(with_rare_class(80), probe(0.4))) == ["loss.classification"]
 
 
 def test_anchors_that_miss_objects_are_replaced_by_fitting_ones():
-    fit = CENSUS["anchor_suggestion"] | {"recall": {"now": 0.7, "suggested": 0.9}}
+    fit = replace(CENSUS.anchor_suggestion, recall=Comparison(now=0.7, suggested=0.9))
     advice = advise(change(anchor_suggestion=fit))
-    assert overlay(advice)["model"] == {"anchor_sizes": [[10.0], [20.0]], "anchor_ratios": [1.0]}
+    assert overlay(advice)["model"] == {"head": {"sizes": [[10.0], [20.0]], "ratios": [1.0]}}
 
 
 @pytest.mark.parametrize(
     ("matches", "value"),
     [
-        ({"objects": 500, "unmatched": 50, "low_quality": 0}, {"type": "max_iou", "low_quality": True}),
-        ({"objects": 500, "unmatched": 0, "low_quality": 100}, {"type": "atss"}),
+        (MatchCounts(objects=500, unmatched=50, low_quality=0), {"type": "max_iou", "low_quality": True}),
+        (MatchCounts(objects=500, unmatched=0, low_quality=100), {"type": "atss"}),
     ],
 )
 def test_objects_without_good_anchors_get_another_assignment(matches, value):
@@ -164,5 +205,5 @@ def test_objects_without_good_anchors_get_another_assignment(matches, value):
 
 
 def test_nothing_is_said_of_a_set_without_objects():
-    empty = change(anchors={"foreground": 0, "ignored": 0, "background": 9}, by_class=[], anchor_suggestion=None)
+    empty = change(anchors=AnchorCounts(foreground=0, ignored=0, background=9), by_class=[], anchor_suggestion=None)
     assert advise(empty) == []

@@ -10,15 +10,21 @@ import torch
 
 from detector.build import build_census, build_dataset
 from detector.config import load_config
+from detector.core.errors import UserError
+from detector.core.files import write_json
+from detector.core.json_records import read_record
 from detector.core.structures import GroundTruth, Priors
 from detector.data.dataset import Record
 from detector.data.pipeline.transforms import target_size
 from detector.geometry.anchors import AnchorGrid
 from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner
 from detector.geometry.boxes import pairwise_iou
+from detector.imbalance.anchor_counts import Setting, count_all, count_images, padded_size, scaled_boxes
 from detector.imbalance.anchor_fit import best_iou, suggest
 from detector.imbalance.balance import balancing_alpha, focal_pull, initial_alpha
-from detector.imbalance.census import Setting, count_all, count_images, padded_size, scaled_boxes, take_census
+from detector.imbalance.census import take_census
+from detector.imbalance.census_result import CENSUS, Census, Crowding, MatchCounts, RepeatFactors
+from detector.imbalance.vocabulary import AnchorCounts
 
 NUM_CLASSES = 3
 ASSIGNERS = [MaxIoUAssigner(NUM_CLASSES), MaxIoUAssigner(NUM_CLASSES, background=0.0), ATSSAssigner(NUM_CLASSES)]
@@ -26,7 +32,7 @@ ASSIGNERS = [MaxIoUAssigner(NUM_CLASSES), MaxIoUAssigner(NUM_CLASSES, background
 
 def make_setting(assigner, short_side: int = 96, exact: bool = False) -> Setting:
     return Setting(
-        grid=AnchorGrid((3, 5), [[12, 18], [26, 40], [55, 80]], [0.5, 1.0, 2.0], exact),
+        grid=AnchorGrid((8, 16, 32), [[12, 18], [26, 40], [55, 80]], [0.5, 1.0, 2.0], exact),
         assigner=assigner,
         target_size=partial(target_size, short_side=short_side, long_side=160),
         divisor=32,
@@ -114,7 +120,7 @@ def test_the_nearest_anchor_of_each_shape_is_the_best(exact: bool):
 def test_figures_by_hand():
     """One 64 x 64 image, one level, one anchor a cell: 64 anchors of 16 x 16, centred at multiples of 8."""
     setting = Setting(
-        grid=AnchorGrid((3, 3), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2), divisor=8, prior=0.01,
+        grid=AnchorGrid((8,), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2), divisor=8, prior=0.01,
         num_classes=2,
         target_size=partial(target_size, short_side=64, long_side=64),
     )  # fmt: skip
@@ -133,35 +139,37 @@ def test_figures_by_hand():
 
     iou = pairwise_iou(torch.cat(setting.grid.of_image((64, 64))), torch.tensor([tiny]))
     ties = int((iou == iou.max()).sum())
-    assert census["anchors"] == {"foreground": 2 + ties, "ignored": 0, "background": 128 - 2 - ties}
-    assert census["ratio"] == (126 - ties) / (2 + ties)
+    assert census.anchors == AnchorCounts(foreground=2 + ties, ignored=0, background=128 - 2 - ties)
+    assert census.ratio == (126 - ties) / (2 + ties)
     rows = [("a", 2, 1, 2), ("b", 1, 1, ties)]
-    for row, expected in zip(census["by_class"], rows, strict=True):
-        assert tuple(row[key] for key in ("name", "objects", "images", "foreground")) == expected
-    assert census["by_class"][0]["foreground_of_object"]["quantiles"]["50"] == 1
-    assert set(census["by_class"][1]["foreground_of_object"]["quantiles"].values()) == {ties}
-    assert census["by_level"][0]["foreground_of_image"]["quantiles"]["100"] == 2 + ties
-    assert census["by_level"][0]["foreground_of_image"]["quantiles"]["0"] == 0
-    assert census["matches"] == {"objects": 3, "unmatched": 0, "low_quality": 1}
-    small = census["by_size"][0]
+    for row, expected in zip(census.by_class, rows, strict=True):
+        assert (row.name, row.objects, row.images, row.foreground) == expected
+    assert census.by_class[0].foreground_of_object.median == 1
+    assert set(census.by_class[1].foreground_of_object.quantiles.values()) == {ties}
+    assert census.by_level[0].foreground_of_image.quantiles["100"] == 2 + ties
+    assert census.by_level[0].foreground_of_image.quantiles["0"] == 0
+    assert census.matches == MatchCounts(objects=3, unmatched=0, low_quality=1)
+    small = census.by_size[0]
     expected = {"name": "small", "objects": 3, "foreground": 2 + ties, "unmatched": 0, "low_quality": 1, "ignored": 0}
-    assert {key: small[key] for key in expected} == expected
-    assert small["foreground_of_object"]["quantiles"]["100"] == max(1, ties)
-    assert census["by_image"]["images_without_objects"] == census["by_image"]["images_without_foreground"] == 1
-    assert census["by_image"]["objects"]["quantiles"]["50"] == 1.5
-    assert census["max_iou"]["counts"][19] == census["max_iou"]["counts"][10] == census["max_iou"]["counts"][1] == 1
-    assert census["anchor_suggestion"]["recall"]["now"] == pytest.approx(2 / 3)
-    remedies = census["remedies"]
-    assert remedies["class_weights"]["inverse_frequency"] == pytest.approx([2 / 3, 4 / 3])
-    assert remedies["repeat_factors"]["0.1"] == {"classes": [1, 1], "largest": 1, "epoch": 1}  # each in half the images
-    json.dumps(census)  # plain numbers
+    assert {key: getattr(small, key) for key in expected} == expected
+    assert small.foreground_of_object.quantiles["100"] == max(1, ties)
+    assert census.by_image.images_without_objects == census.by_image.images_without_foreground == 1
+    assert census.by_image.objects.median == 1.5
+    assert census.max_iou.counts[19] == census.max_iou.counts[10] == census.max_iou.counts[1] == 1
+    assert census.anchor_suggestion.recall.now == pytest.approx(2 / 3)
+    remedies = census.remedies
+    assert remedies.class_weights["inverse_frequency"] == pytest.approx([2 / 3, 4 / 3])
+    half = RepeatFactors(classes=[1, 1], largest=1, epoch=1)  # each class is in half of the images
+    assert remedies.repeat_factors["0.1"] == half
+    text = json.dumps(census.to_json())  # plain numbers
+    assert json.dumps(Census.from_json(json.loads(text)).to_json()) == text
 
 
 def test_an_ignored_anchor_is_its_objects():
     """16 x 16 anchors at multiples of 8; an object 8 wide and 14 high on one, 16 x 16 in all: IoU 112 / 256 = 0.4375
     with the anchor around it, between background and foreground. It lies in a crowd of its class as well."""
     setting = Setting(
-        grid=AnchorGrid((3, 3), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2, low_quality=False),
+        grid=AnchorGrid((8,), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2, low_quality=False),
         divisor=8, prior=0.01, num_classes=2, target_size=partial(target_size, short_side=64, long_side=64),
     )  # fmt: skip
     between = [12.0, 9, 20, 23]
@@ -169,9 +177,9 @@ def test_an_ignored_anchor_is_its_objects():
     boxes = np.array([between, crowd], np.float32)
     record = Record(Path("a"), 1, 64, 64, boxes, np.array([1, 1]), np.array([False, True]), np.array([112.0, 1536]))
     census = take_census([record], ["a", "b"], setting)
-    assert [row["ignored"] for row in census["by_class"]] == [0, 1]
-    assert [row["ignored"] for row in census["by_size"]] == [1, 0, 0]
-    assert census["anchors"]["ignored"] > 1, "those in the crowd are no object's"
+    assert [row.ignored for row in census.by_class] == [0, 1]
+    assert [row.ignored for row in census.by_size] == [1, 0, 0]
+    assert census.anchors.ignored > 1, "those in the crowd are no object's"
 
 
 def make_records(*boxes_of_images: list[list[float]]) -> list[Record]:
@@ -190,33 +198,33 @@ def test_crowding_by_hand():
     """Two boxes with 2/3, one that touches neither, one alone in its image."""
     one, other, apart = [0, 0, 10, 10], [0, 2, 10, 12], [30, 30, 40, 40]
     census = take_census(make_records([one, other, apart], [one], []), ["a", "b", "c"], make_setting(ASSIGNERS[0]))
-    assert census["crowding"] == {"mean_max_iou": pytest.approx(2 * (8 / 12) / 4), "objects_overlapping_half": 2}
+    assert census.crowding == Crowding(mean_max_iou=pytest.approx(2 * (8 / 12) / 4), objects_overlapping_half=2)
 
 
 def test_repeat_factors_are_the_papers():
     """sqrt(t / f) of a class in the fraction f of the images, 1 at least; an image has its rarest class's."""
     records = make_records(*[[[0, 0, 10, 10]]] * 100)
     records[7].labels[:] = 1  # f = 0.01
-    found = take_census(records, ["a", "b", "c"], make_setting(ASSIGNERS[0]))["remedies"]["repeat_factors"]
-    assert found["0.1"]["classes"] == pytest.approx([1, math.sqrt(10), math.nan], nan_ok=True)
-    assert found["0.1"]["largest"] == pytest.approx(math.sqrt(10))
-    assert found["0.1"]["epoch"] == pytest.approx((99 + math.sqrt(10)) / 100)
-    assert found["0.001"]["classes"] == pytest.approx([1, 1, math.nan], nan_ok=True)
+    found = take_census(records, ["a", "b", "c"], make_setting(ASSIGNERS[0])).remedies.repeat_factors
+    assert found["0.1"].classes == pytest.approx([1, math.sqrt(10), math.nan], nan_ok=True)
+    assert found["0.1"].largest == pytest.approx(math.sqrt(10))
+    assert found["0.1"].epoch == pytest.approx((99 + math.sqrt(10)) / 100)
+    assert found["0.001"].classes == pytest.approx([1, 1, math.nan], nan_ok=True)
 
 
 def test_the_suggestions_recall_is_that_of_all_its_anchors():
     records = [make_record(seed) for seed in range(40)]
     setting = make_setting(ASSIGNERS[0])
-    fit = take_census(records, list("abc"), setting)["anchor_suggestion"]
-    suggested = replace(setting.grid, sizes=fit["sizes"], ratios=fit["ratios"])
+    fit = take_census(records, list("abc"), setting).anchor_suggestion
+    suggested = replace(setting.grid, sizes=fit.sizes, ratios=fit.ratios)
     for which, grid in (("now", setting.grid), ("suggested", suggested)):
         best = []
         for record in records:
             boxes = scaled_boxes(record, setting)[torch.from_numpy(~record.crowd)]
             anchors = torch.cat(grid.of_image(padded_size(record, setting)))
             best += pairwise_iou(anchors, boxes).amax(dim=0).tolist()
-        assert fit["recall"][which] == pytest.approx(sum(iou >= 0.5 for iou in best) / len(best))
-        assert fit["mean_max_iou"][which] == pytest.approx(sum(best) / len(best), rel=1e-5)
+        assert getattr(fit.recall, which) == pytest.approx(sum(iou >= 0.5 for iou in best) / len(best))
+        assert getattr(fit.mean_max_iou, which) == pytest.approx(sum(best) / len(best), rel=1e-5)
 
 
 def test_suggested_anchors_fit_boxes_of_known_shapes():
@@ -255,14 +263,14 @@ def test_real_annotations_with_crowds(shared_data):
     dataset = build_dataset(config, "train")
     census = build_census(config, dataset)
     counts = dataset.class_counts()
-    assert census["num_objects"] == counts.sum() == sum(s["objects"] for s in census["by_size"])
-    assert [c["objects"] for c in census["by_class"]] == counts.tolist()
-    assert sum(row["foreground"] for row in census["by_level"]) == sum(c["foreground"] for c in census["by_class"])
-    assert census["matches"]["unmatched"] <= census["matches"]["low_quality"] + census["matches"]["unmatched"]
-    in_objects = [sum(row["ignored"] for row in census[part]) for part in ("by_class", "by_size")]
+    assert census.num_objects == counts.sum() == sum(size.objects for size in census.by_size)
+    assert [row.objects for row in census.by_class] == counts.tolist()
+    assert sum(row.foreground for row in census.by_level) == sum(row.foreground for row in census.by_class)
+    assert census.matches.unmatched + census.matches.low_quality <= census.matches.objects
+    in_objects = [sum(row.ignored for row in rows) for rows in (census.by_class, census.by_size)]
     assert in_objects[0] == in_objects[1] > 0
-    assert in_objects[0] < census["anchors"]["ignored"], "some lie in crowds"
-    assert 100 < census["ratio"] < 10_000
+    assert in_objects[0] < census.anchors.ignored, "some lie in crowds"
+    assert 100 < census.ratio < 10_000
 
 
 @pytest.mark.parametrize("assigner", ASSIGNERS, ids=["max_iou", "no ignored background", "atss"])
@@ -270,13 +278,12 @@ def test_a_census_of_nothing_counts_nothing(assigner):
     names, setting = ["a", "b", "c"], make_setting(assigner)
     nothing = take_census([], names, setting)
     empty = take_census([replace(make_record(0), width=96, height=96)] * 2, names, setting)
-    assert nothing.keys() == empty.keys()
-    assert nothing["num_images"] == 0 and nothing["anchors"] == {"foreground": 0, "ignored": 0, "background": 0}
-    assert empty["anchors"] == {"foreground": 0, "ignored": 0, "background": 2 * 6 * (12**2 + 6**2 + 3**2)}
+    assert nothing.num_images == 0 and nothing.anchors == AnchorCounts(foreground=0, ignored=0, background=0)
+    assert empty.anchors == AnchorCounts(foreground=0, ignored=0, background=2 * 6 * (12**2 + 6**2 + 3**2))
     for census in (nothing, empty):
-        assert math.isnan(census["ratio"]) and census["num_objects"] == 0
-        assert [row["objects"] for row in census["by_class"]] == [0, 0, 0]
-        assert [row["level"] for row in census["by_level"]] == ["P3", "P4", "P5"]
+        assert math.isnan(census.ratio) and census.num_objects == 0
+        assert [row.objects for row in census.by_class] == [0, 0, 0]
+        assert [row.level for row in census.by_level] == ["P3", "P4", "P5"]
 
 
 def test_a_box_that_touches_no_anchor_is_unmatched():
@@ -284,4 +291,28 @@ def test_a_box_that_touches_no_anchor_is_unmatched():
     record = make_records([[10.0, 10, 10, 10]])[0]
     for assigner in ASSIGNERS:
         census = take_census([record], ["a", "b", "c"], make_setting(assigner))
-        assert census["anchors"]["foreground"] == 0 and census["matches"]["unmatched"] == 1
+        assert census.anchors.foreground == 0 and census.matches.unmatched == 1
+
+
+def test_an_assigner_that_reads_predictions_is_refused():
+    class ByPredictions(MaxIoUAssigner):
+        needs_predictions = True
+
+    with pytest.raises(UserError):
+        take_census(make_records([[10.0, 10, 30, 30]]), ["a", "b", "c"], make_setting(ByPredictions(NUM_CLASSES)))
+
+
+def test_a_census_of_an_older_version_is_read_or_refused(tmp_path: Path):
+    file = tmp_path / "census.json"
+    write_json(file, take_census([], ["a", "b", "c"], make_setting(ASSIGNERS[0])).to_json())
+    values = json.loads(file.read_text())
+    assert values["ratio"] is None and list(values)[:3] == ["split", "num_images", "num_objects"]
+    values.pop("crowding")  # older versions did not count it
+    write_json(file, values)
+    census = read_record(file, Census, CENSUS)
+    assert census.crowding is None and math.isnan(census.ratio)
+    values.pop("remedies")
+    write_json(file, values)
+    with pytest.raises(UserError) as caught:
+        read_record(file, Census, CENSUS)
+    assert all(part in str(caught.value) for part in (str(file), "remedies", CENSUS)) and "\n" not in str(caught.value)

@@ -194,8 +194,8 @@ def step_lines(trainer: Trainer, caplog: pytest.LogCaptureFixture, steps: int = 
         *([f"loss.classification={name}"] for name in LOSSES),
         ["train.accumulation=2"],
         ["train.accumulation=2", "loss.normaliser=image"],
-        ["loss.normaliser=ema", "model.prior=0.1"],
-        ["loss.classification=cross_entropy", "model.prior=null"],
+        ["loss.normaliser=ema", "model.head.prior=0.1"],
+        ["loss.classification=cross_entropy", "model.head.prior=null"],
         ["loss.classification=cross_entropy", "anchor_sampler=random"],
         ["anchor_sampler=hard_negatives"],
         ["loss.classification={type: focal, class_weights: effective_number, rescale: true}", "assigner=atss"],
@@ -213,14 +213,14 @@ def test_the_line_comes_with_the_first_step_alone(tmp_path: Path, caplog: pytest
     assert len(step_lines(trainer, caplog, steps=3)) == 1
     assert caplog.messages[0].startswith("step 0: classification loss ")
     with torch.no_grad():
-        trainer.model.class_head.output.bias.fill_(-4.6)  # as if it were new
+        trainer.model.head.class_branch.output.bias.fill_(-4.6)  # as if it were new
     assert step_lines(trainer, caplog) == []
 
 
 def test_a_head_whose_biases_differ_promises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     trainer = tiny_trainer(tmp_path)
     with torch.no_grad():
-        trainer.model.class_head.output.bias[0] += 0.1
+        trainer.model.head.class_branch.output.bias[0] += 0.1
     assert step_lines(trainer, caplog) == []
 
 

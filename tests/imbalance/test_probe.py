@@ -1,5 +1,6 @@
 """The probe against loops over ten hand-made anchors, and against exact sorting."""
 
+import json
 import math
 import tracemalloc
 
@@ -12,7 +13,8 @@ from detector.build import build_dataset, build_probe, build_trained_model, plac
 from detector.core.structures import Predictions, Priors, Targets
 from detector.geometry.coders import DeltaCoder
 from detector.imbalance.probe import NORM_BINS, SCORE_BINS, Probe
-from detector.imbalance.vocabulary import GROUPS
+from detector.imbalance.probe_result import CumulativeLoss, ProbeResult
+from detector.imbalance.vocabulary import GROUPS, AnchorCounts
 from detector.losses import CLASSIFICATION_LOSSES
 
 DELTAS = DeltaCoder()
@@ -51,7 +53,7 @@ def group(p: float, label: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def ten() -> dict:
+def ten() -> ProbeResult:
     probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("focal", "cross_entropy")})
     probe.update(*batch_of(ANCHORS[:4]))  # the counts are those of the whole, however it is cut
     probe.update(*batch_of(ANCHORS[4:]))
@@ -59,33 +61,33 @@ def ten() -> dict:
 
 
 def test_counts_by_hand(ten):
-    assert ten["rows"] == {"foreground": 3, "background": 6, "ignored": 1}
-    assert ten["elements"] == dict(zip(GROUPS, (2, 1, 3, 2, 1), strict=True))
-    assert sum(ten["gradient_norm"]["foreground"]) == 3 and sum(ten["gradient_norm"]["background"]) == 6
-    assert ten["gradient_norm"]["foreground"][0] == 1  # 0.97 is right by 0.03, below 1 / 30
-    assert ten["gradient_norm"]["background"][int(0.7 * NORM_BINS)] == 1
+    assert ten.rows == AnchorCounts(foreground=3, ignored=1, background=6)
+    assert ten.elements == dict(zip(GROUPS, (2, 1, 3, 2, 1), strict=True))
+    assert sum(ten.gradient_norm.foreground) == 3 and sum(ten.gradient_norm.background) == 6
+    assert ten.gradient_norm.foreground[0] == 1  # 0.97 is right by 0.03, below 1 / 30
+    assert ten.gradient_norm.background[int(0.7 * NORM_BINS)] == 1
     # fg 0.97 0.62 0.04 against bg: 6 + 4 + 2 of 18 pairs
-    assert ten["anchor_level"]["roc_auc"] == pytest.approx(12 / 18, abs=1e-6)
+    assert ten.anchor_level.roc_auc == pytest.approx(12 / 18, abs=1e-6)
 
 
 def test_budgets_by_hand():
     probe = Probe({"focal": CLASSIFICATION_LOSSES.build("focal")})
     probe.update(*batch_of(ANCHORS))
-    found = probe.compute()["losses"]["focal"]
+    found = probe.compute().losses["focal"]
     counted = [(p, label) for p, label in ANCHORS if label >= 0]
     for kind, formula in (("loss", focal), ("gradient", focal_slope)):
         total = sum(formula(*a) for a in counted)
         for name in GROUPS:
             expected = sum(formula(*a) for a in counted if group(*a) == name) / total
-            assert found[kind][name] == pytest.approx(expected, rel=1e-4), (kind, name)
+            assert getattr(found, kind)[name] == pytest.approx(expected, rel=1e-4), (kind, name)
         expected = sum(formula(*a) for a in counted if a[1] == 0) / total
-        assert found[f"{kind}_foreground"] == pytest.approx(expected, rel=1e-4)
+        assert getattr(found, f"{kind}_foreground") == pytest.approx(expected, rel=1e-4)
     total = sum(focal_slope(*a) for a in counted)
     for i in range(NORM_BINS):
         own = [a for a in counted if int(abs(a[0] - (a[1] == 0)) * NORM_BINS) == i]
-        assert found["reweighted"][i] == pytest.approx(sum(focal_slope(*a) for a in own) / total, rel=1e-4, abs=1e-9)
+        assert found.reweighted[i] == pytest.approx(sum(focal_slope(*a) for a in own) / total, rel=1e-4, abs=1e-9)
     for kind, label in (("foreground", 0), ("background", 1)):
-        for i, mean in enumerate(found["loss_by_p"][kind]):
+        for i, mean in enumerate(getattr(found.loss_by_p, kind)):
             own = [focal(*a) / 3 for a in counted if a[1] == label and int(a[0] * SCORE_BINS) == i]  # three foreground
             assert mean == pytest.approx(sum(own) / len(own), rel=1e-4) if own else math.isnan(mean)
 
@@ -94,10 +96,10 @@ def test_budgets_by_hand():
 def test_cumulative_curve_by_hand(kind, label):
     probe = Probe({"focal": CLASSIFICATION_LOSSES.build("focal")})
     probe.update(*batch_of(ANCHORS))
-    curve = probe.compute()["losses"]["focal"]["cumulative"][kind]
+    curve = probe.compute().losses["focal"].cumulative[kind]
     losses = sorted(focal(*a) for a in ANCHORS if a[1] == label)
-    assert curve["elements"] == pytest.approx([i / len(losses) for i in range(len(losses) + 1)])
-    assert curve["loss"] == pytest.approx([sum(losses[:i]) / sum(losses) for i in range(len(losses) + 1)], abs=1e-6)
+    assert curve.elements == pytest.approx([i / len(losses) for i in range(len(losses) + 1)])
+    assert curve.loss == pytest.approx([sum(losses[:i]) / sum(losses) for i in range(len(losses) + 1)], abs=1e-6)
 
 
 # Two foreground anchors, so that mining at 3 : 1 leaves one of seven background anchors out.
@@ -115,7 +117,7 @@ def test_figures_of_every_loss_on_ten_anchors(name):
     predictions, targets = batch_of(TEN)
     probe = Probe({name: build_loss(name)})
     probe.update(predictions, targets)
-    found = probe.compute()["losses"][name]
+    found = probe.compute().losses[name]
 
     loss = build_loss(name).train()
     leaf = predictions.logits.double().requires_grad_()
@@ -126,17 +128,17 @@ def test_figures_of_every_loss_on_ten_anchors(name):
 
     for kind, label in (("foreground", 0), ("background", 1)):
         losses = sorted(value for value, (_, y) in zip(elements, TEN, strict=True) if y == label)
-        curve = found["cumulative"][kind]
+        curve = found.cumulative[kind]
         if sum(losses) == 0:
-            assert curve == {"elements": [], "loss": []}
+            assert curve == CumulativeLoss(elements=[], loss=[])
             continue
         # those of one bin come together: equal losses, and all below 1e-12
         ends = [i for i in range(1, len(losses)) if losses[i] > max(1.01 * losses[i - 1], 2e-12)]
         ends = [0, *ends, len(losses)]
-        assert curve["elements"] == pytest.approx([i / len(losses) for i in ends])
-        assert curve["loss"] == pytest.approx([sum(losses[:i]) / sum(losses) for i in ends], abs=1e-6)
+        assert curve.elements == pytest.approx([i / len(losses) for i in ends])
+        assert curve.loss == pytest.approx([sum(losses[:i]) / sum(losses) for i in ends], abs=1e-6)
     assert sum(pulls) > 0
-    for i, share in enumerate(found["reweighted"]):
+    for i, share in enumerate(found.reweighted):
         own = [pull for pull, (p, y) in zip(pulls, TEN, strict=True) if y >= 0 and int(abs(p - (y == 0)) * 30) == i]
         assert share == pytest.approx(sum(own) / sum(pulls), rel=1e-4, abs=1e-9)
 
@@ -151,15 +153,15 @@ def test_cumulative_curve_of_many_elements_equals_sorting_them():
         Predictions(logits, torch.zeros(1, 100_000, 4), Priors(boxes, (100_000,)), DELTAS),
         make_targets(labels, boxes[None]),
     )
-    found = probe.compute()["losses"]["focal"]["cumulative"]
+    found = probe.compute().losses["focal"].cumulative
     for kind, label in (("foreground", 0), ("background", 1)):
         p = logits[0, :, 0].double().sigmoid()[labels[0] == label]
         p_t = p if label == 0 else 1 - p
         losses = (-((1 - p_t) ** 2) * p_t.log()).sort().values
         exact = torch.cat((torch.zeros(1), losses.cumsum(0) / losses.sum()))
-        x = torch.tensor(found[kind]["elements"], dtype=torch.float64) * len(losses)
+        x = torch.tensor(found[kind].elements, dtype=torch.float64) * len(losses)
         assert len(x) <= 200 and x[0] == 0 and x[-1] == len(losses)
-        assert (exact[x.round().long()] - torch.tensor(found[kind]["loss"])).abs().max() < 1e-3
+        assert (exact[x.round().long()] - torch.tensor(found[kind].loss)).abs().max() < 1e-3
         assert x.diff().min() > 0
 
 
@@ -202,13 +204,14 @@ def test_a_pass_over_more_images_takes_no_more_memory(tmp_path, monkeypatch):
 def test_every_loss_of_the_library_is_scored_with_and_without_objects(labels):
     probe = Probe({name: build_loss(name) for name in names_of_the_library(CLASSIFICATION_LOSSES)})
     probe.update(*batch_of(list(zip((0.2, 0.6, 0.9), labels, strict=True))))
-    for name, found in probe.compute()["losses"].items():
+    for name, found in probe.compute().losses.items():
         for kind in ("loss", "gradient"):
-            total = sum(found[kind].values())
+            shares = getattr(found, kind).values()
+            total = sum(shares)
             assert total == pytest.approx(1, abs=1e-6) or total == 0, name
-            assert all(share >= 0 for share in found[kind].values())
+            assert all(share >= 0 for share in shares)
         if set(labels) == {-1}:
-            assert sum(found["gradient"].values()) == 0
+            assert sum(found.gradient.values()) == 0
 
 
 @pytest.mark.parametrize("shape", [(0, 6, 1), (2, 0, 1)])
@@ -218,7 +221,8 @@ def test_without_images_or_anchors(shape: tuple[int, int, int]):
     predictions = Predictions(torch.zeros(shape), torch.zeros(*shape[:2], 4), Priors(anchors, (shape[1],)), DELTAS)
     probe.update(predictions, make_targets(torch.ones(shape[:2], dtype=torch.int64), torch.zeros(*shape[:2], 4)))
     found = probe.compute()
-    assert set(found["rows"].values()) == {0} and set(found["losses"]["focal"]["gradient"].values()) == {0.0}
+    assert found.rows == AnchorCounts(foreground=0, ignored=0, background=0)
+    assert set(found.losses["focal"].gradient.values()) == {0.0}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -228,5 +232,7 @@ def test_a_logit_that_is_no_finite_number_shows_and_stops_nothing(value: float):
     predictions.logits[0, 5] = value
     probe.update(predictions, targets)
     found = probe.compute()
-    assert found["rows"]["background"] == 6
-    assert math.isnan(found["losses"]["focal"]["loss_foreground"]) == (value is math.nan)
+    assert found.rows.background == 6
+    text = json.dumps(found.to_json())
+    assert json.dumps(ProbeResult.from_json(json.loads(text)).to_json()) == text
+    assert math.isnan(found.losses["focal"].loss_foreground) == (value is math.nan)

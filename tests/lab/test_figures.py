@@ -13,9 +13,11 @@ from matplotlib.axes import Axes
 
 from detector.core.structures import Predictions, Priors
 from detector.evaluation.anatomy import make_anatomy
+from detector.evaluation.anchor_scores import AnchorRanking
 from detector.evaluation.coco import coco_metrics
 from detector.geometry.coders import DeltaCoder
 from detector.imbalance.probe import NORM_BINS, Probe
+from detector.imbalance.probe_result import ProbeResult
 from detector.lab.report import figures
 from detector.lab.report.sources import read_source
 from detector.lab.study.plan import Study
@@ -44,7 +46,7 @@ ANCHORS = [(0.91, 0), (0.22, 0), *((p, 1) for p in (0.01, 0.04, 0.11, 0.31, 0.51
 
 
 @pytest.fixture(scope="module")
-def ten() -> dict:
+def ten() -> ProbeResult:
     logits = torch.tensor([[[math.log(p / (1 - p))] for p, _ in ANCHORS]])
     boxes = torch.tensor([0.0, 0, 8, 8]).expand(len(ANCHORS), 4)
     probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("cross_entropy", "focal")})
@@ -54,7 +56,7 @@ def ten() -> dict:
 
 
 def test_the_cumulative_curves_are_sorted_sums(ten, drawn):
-    figures.probe(ten)
+    figures.draw_probe(ten)
     for axes, label in zip(drawn[1], (0, 1), strict=True):
         p_t = [1 - p if label else p for p, own in ANCHORS if own == label]
         for name, gamma in (("cross_entropy", 0), ("focal", 2)):  # alpha is the same for all of a side
@@ -65,7 +67,7 @@ def test_the_cumulative_curves_are_sorted_sums(ten, drawn):
 
 
 def test_the_density_counts_gradient_norms_and_the_weighted_one_their_pull(ten, drawn):
-    figures.probe(ten)
+    figures.draw_probe(ten)
     density, weighted = drawn[2]
     for patch, label in zip(density.patches, (0, 1), strict=True):
         norms = [p if label else 1 - p for p, own in ANCHORS if own == label]
@@ -80,7 +82,7 @@ def test_the_density_counts_gradient_norms_and_the_weighted_one_their_pull(ten, 
 
 
 def test_the_budgets_bars_are_the_groups_shares(ten, drawn):
-    figures.probe(ten)
+    figures.draw_probe(ten)
     (axes,) = drawn[0]
     norms = [p if own else 1 - p for p, own in ANCHORS if own >= 0]
     shares = [0.09 + 0.78, 0, 0.01 + 0.04, 0.11 + 0.31 + 0.51 + 0.61, 0.97]
@@ -106,11 +108,11 @@ def test_the_confusion_matrix_with_background(drawn):
         "annotations": coco([(1, places[0]), (2, places[1]), (2, places[2])]),
     }
     found = coco([(1, places[0]), (1, places[1]), (1, places[3])], [0.9] * 3)
+    ranking = AnchorRanking(roc_auc=0.9, average_precision=0.5)
     limits = {"backend": "hotcoco", "max_detections": 100}
-    anatomy = make_anatomy(truth, found, coco_metrics(truth, found), {1: 10.0}, **limits)
-    anatomy["anchor_level"] = {"roc_auc": 0.9, "average_precision": 0.5}
-    assert anatomy["confusion"]["score"] <= 0.9
-    figures.anatomy(anatomy)
+    anatomy = make_anatomy(truth, found, coco_metrics(truth, found), {1: 10.0}, ranking, **limits)
+    assert anatomy.confusion.score <= 0.9
+    figures.draw_anatomy(anatomy)
     (axes,) = drawn[1]
     shown = {text.get_position(): int(text.get_text()) for text in axes.texts}  # x is what it was taken for
     expected = {(0, 0): 1, (0, 1): 1, (2, 1): 1, (0, 2): 1}
@@ -127,7 +129,7 @@ def test_a_studys_levels_have_means_with_their_intervals(drawn):
         for (level, variant), aps in values.items()
         for seed, ap in enumerate(aps)
     ]
-    figures.study(make_tables(study, rows))
+    figures.draw_study(make_tables(study, rows))
     (axes,) = drawn[0]
     found = {}
     for container in axes.containers:
@@ -146,7 +148,7 @@ def test_a_studys_levels_have_means_with_their_intervals(drawn):
 
 def test_runs_side_by_side_are_bars_of_their_metrics(drawn):
     sources = [{"AP": 0.25, "AP50": 0.5}, {"AP": 0.75, "AP50": math.nan, "APl": 0.1}]
-    figures.bars(["first", "second"], sources, ("AP", "AP50", "APl"))
+    figures.draw_comparison(["first", "second"], sources, ("AP", "AP50", "APl"))
     (axes,) = drawn[0]
     heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
     assert heights == {"first": [0.25, 0.5, 0], "second": [0.75, pytest.approx(math.nan, nan_ok=True), 0.1]}
@@ -168,7 +170,7 @@ def test_shares_of_levels_and_classes_are_stacked_over_the_whole_training(drawn)
              | {"cls_fg": 1.0, "cls_bg": 1.0, "box": 1.0, "fg_gradient_share": 0.5, "gradient_norm_00": 3.0}
              for step in (0, 20, 40)]  # fmt: skip
     half = [parts[0] | {"step": 60}, {"step": 60, "part": "P4", "num_fg": 3}]  # as a killed run leaves it
-    figures.training(steps, parts + half)
+    figures.draw_training(steps, parts + half)
     levels, classes = drawn[4]
     for axes, names in ((levels, ("P3", "P4")), (classes, ("class a", "class b"))):
         edges = [0, *accumulate(share for name in names for share in shares[name])]
@@ -181,7 +183,7 @@ def test_shares_of_levels_and_classes_are_stacked_over_the_whole_training(drawn)
         assert [label.get_text() for label in axes.get_yticklabels()] == list(names)
     assert [bar.get_width() for bar in drawn[5][0].patches] == [0, 9]  # P4 had no foreground
     assert [bar.get_width() for bar in drawn[5][1].patches] == [0, 14]
-    assert len(figures.training(steps, [])) == 3, "a run without parts.csv"
+    assert len(figures.draw_training(steps, [])) == 3, "a run without parts.csv"
 
 
 def test_a_number_that_is_being_written_ends_the_rows(tmp_path: Path):

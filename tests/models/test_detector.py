@@ -21,7 +21,7 @@ from torchvision.models.detection.retinanet import _default_anchorgen
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detector.build import build_model
-from detector.config import Config, to_yaml
+from detector.config import Config, config_from_text, to_yaml
 from detector.core.errors import UserError
 from detector.core.structures import GroundTruth, Predictions
 from detector.geometry.assignment import MaxIoUAssigner
@@ -29,10 +29,11 @@ from detector.geometry.coders import DeltaCoder
 from detector.losses.focal import FocalLoss
 from detector.losses.smooth_l1 import L1Loss
 from detector.models.backbones.resnet import frozen_batch_norm_is_random
-from detector.models.detector import RetinaNet
+from detector.models.detector import DetectionModel
 from detector.models.postprocess import postprocess
-from detector.models.weights.importers import TORCHVISION, rename
+from detector.models.weights.imported import rename
 from detector.models.weights.load import load_weights
+from detector.models.weights.torchvision import NAMES
 
 DELTAS = DeltaCoder()
 
@@ -42,28 +43,24 @@ ROUNDING = {"rtol": 0, "atol": 1e-3}  # of fp32 through the 60 layers of R50, on
 COCO_NAMES = tuple(RetinaNet_ResNet50_FPN_Weights.COCO_V1.meta["categories"])  # 91, unused ids among them
 
 
-def make_model(num_classes: int = 3, **changes: Any) -> RetinaNet:
-    small = {
-        "backbone": "resnet18",
-        "norm": "batch",
-        "trainable_stages": 5,
-        "levels": (3, 7),
-        "width": 32,
-        "head_depth": 1,
-        "head_norm": "none",
-        "prior": 0.01,
-        "anchor_sizes": None,
-        "anchor_ratios": RATIOS,
-        "stride_in_1x1": False,
-        "pyramid_top": "p5",
-        "pyramid_relu": True,
-        "exact_anchors": False,
-    }
-    return RetinaNet(num_classes, **(small | changes))
+SMALL = """
+data: {train: synthetic, val: synthetic}
+model:
+  backbone: {type: resnet18, norm: batch, trainable_stages: 5}
+  width: 32
+  head: {depth: 1}
+"""
 
 
-def make_resnet50(num_classes: int, **changes: Any) -> RetinaNet:
-    return make_model(num_classes, **({"backbone": "resnet50", "width": 256, "head_depth": 4} | changes))
+def make_model(num_classes: int = 3, *overrides: str) -> DetectionModel:
+    """Overrides are those of the model section."""
+    config = config_from_text(SMALL, "SMALL", [f"model.{override}" for override in overrides])
+    return build_model(config, num_classes)
+
+
+def make_resnet50(num_classes: int, *overrides: str) -> DetectionModel:
+    backbone = "backbone={type: resnet50, norm: batch, trainable_stages: 5}"
+    return make_model(num_classes, backbone, "width=256", "head.depth=4", *overrides)
 
 
 # ---- torchvision's network and ours, with the same weights on the same images
@@ -126,20 +123,20 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
 
 
 @pytest.fixture(scope="module")
-def ours(reference: Reference) -> RetinaNet:
+def ours(reference: Reference) -> DetectionModel:
     model = make_resnet50(91)
-    load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", COCO_NAMES)
+    load_weights(model, f"torchvision_retinanet:{reference.file}", COCO_NAMES)
     return model.eval()
 
 
-def as_predictions(reference: Reference, ours: RetinaNet) -> Predictions:
+def as_predictions(reference: Reference, ours: DetectionModel) -> Predictions:
     """torchvision's own outputs, whose gradients can be asked for."""
     logits, deltas = (reference.outputs[k].clone().requires_grad_() for k in ("cls_logits", "bbox_regression"))
     return Predictions(logits, deltas, ours.priors(reference.images.shape[-2:], torch.device("cpu")), DELTAS)
 
 
 @torch.no_grad()
-def test_logits_deltas_and_anchors_equal_torchvision(reference: Reference, ours: RetinaNet):
+def test_logits_deltas_and_anchors_equal_torchvision(reference: Reference, ours: DetectionModel):
     said = ours(reference.images)
     logits, deltas = reference.outputs["cls_logits"], reference.outputs["bbox_regression"]
     assert logits.std() > 1 and deltas.std() > 0.1  # it says something
@@ -169,8 +166,8 @@ def test_in_float64_the_models_are_equal(backbone: str, tmp_path: Path):
         levels = settle(reference, images)
     file = tmp_path / "retinanet.pth"
     torch.save(reference.state_dict(), file)
-    model = make_model(3, backbone=backbone, width=256, head_depth=4).double().eval()
-    load_weights(model, backbone, f"torchvision_retinanet:{file}", ("a", "b", "c"))
+    model = make_model(3, f"backbone={{type: {backbone}, norm: batch}}", "width=256", "head.depth=4").double().eval()
+    load_weights(model, f"torchvision_retinanet:{file}", ("a", "b", "c"))
     said, outputs = model(images), reference.head(levels)
     assert said.logits.dtype == torch.float64 and outputs["cls_logits"].std() > 1
     torch.testing.assert_close(said.logits, outputs["cls_logits"], rtol=0, atol=1e-9)
@@ -178,23 +175,25 @@ def test_in_float64_the_models_are_equal(backbone: str, tmp_path: Path):
 
 
 @torch.no_grad()
-def test_frozen_norm_says_the_same(reference: Reference, ours: RetinaNet):
-    frozen = make_resnet50(91, norm="frozen")
+def test_frozen_norm_says_the_same(reference: Reference, ours: DetectionModel):
+    frozen = make_resnet50(91, "backbone.norm=frozen")
     assert frozen_batch_norm_is_random(frozen.backbone.state_dict())
-    load_weights(frozen, "resnet50", f"torchvision_retinanet:{reference.file}", COCO_NAMES)
+    load_weights(frozen, f"torchvision_retinanet:{reference.file}", COCO_NAMES)
     assert not frozen_batch_norm_is_random(frozen.backbone.state_dict())
     torch.testing.assert_close(frozen.train()(reference.images).logits, ours(reference.images).logits, **ROUNDING)
 
 
 @torch.no_grad()
-def test_uint8_images_are_normalised_as_torchvision_does(reference: Reference, ours: RetinaNet):
+def test_uint8_images_are_normalised_as_torchvision_does(reference: Reference, ours: DetectionModel):
     pixels = torch.randint(0, 256, (1, 3, 160, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     images, _ = reference.model.transform([pixels[0] / 255])
     torch.testing.assert_close(ours(pixels).logits, ours(images.tensors).logits, **ROUNDING)
 
 
 @pytest.mark.parametrize("counts", [(5, 2), (0, 3)])
-def test_losses_and_their_gradients_equal_torchvision(reference: Reference, ours: RetinaNet, counts: tuple[int, int]):
+def test_losses_and_their_gradients_equal_torchvision(
+    reference: Reference, ours: DetectionModel, counts: tuple[int, int]
+):
     generator = torch.Generator().manual_seed(3)
     boxes, labels = torch.zeros(2, 5, 4), torch.full((2, 5), -1)
     for i, n in enumerate(counts):
@@ -230,7 +229,7 @@ def by_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
     return torch.cat((labels[order, None].double(), scores[order, None].double(), boxes[order].double()), dim=1)
 
 
-def test_detections_equal_torchvision(reference: Reference, ours: RetinaNet, monkeypatch: pytest.MonkeyPatch):
+def test_detections_equal_torchvision(reference: Reference, ours: DetectionModel, monkeypatch: pytest.MonkeyPatch):
     """But for boxes that have no area inside their image, which torchvision keeps."""
     said = as_predictions(reference, ours)
     flat = {k: list(v.split(said.priors.level_sizes, dim=1)) for k, v in reference.outputs.items()}
@@ -258,7 +257,7 @@ def test_detections_equal_torchvision(reference: Reference, ours: RetinaNet, mon
         torch.testing.assert_close(scaled.boxes, own.boxes * torch.tensor([3, 2, 3, 2]), rtol=1e-6, atol=0)
 
 
-def test_no_detections_above_the_threshold(ours: RetinaNet, reference: Reference):
+def test_no_detections_above_the_threshold(ours: DetectionModel, reference: Reference):
     said = as_predictions(reference, ours)
     sizes = torch.tensor(reference.sizes)
     found = postprocess(
@@ -272,30 +271,30 @@ def test_a_coco_data_set_gets_the_channels_of_its_categories(reference: Referenc
     names = [COCO_NAMES[i] for i in ids]
     assert (len(ids), ids[-1], names[-1]) == (80, 90, "toothbrush")
     model = make_resnet50(80)
-    load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", names)
+    load_weights(model, f"torchvision_retinanet:{reference.file}", names)
     with torch.no_grad():
         torch.testing.assert_close(
-            model.class_head(reference.features), reference.outputs["cls_logits"][..., ids], **ROUNDING
+            model.head.class_branch(reference.features), reference.outputs["cls_logits"][..., ids], **ROUNDING
         )
 
 
 def test_other_classes_start_afresh_with_a_warning(reference: Reference, caplog: pytest.LogCaptureFixture):
     model = make_resnet50(80)
-    fresh = {k: v.clone() for k, v in model.class_head.output.state_dict().items()}
+    fresh = {k: v.clone() for k, v in model.head.class_branch.output.state_dict().items()}
     with caplog.at_level(logging.WARNING):
         names = [f"part {i}" for i in range(80)]  # as many as COCO's, under its first ids
-        load_weights(model, "resnet50", f"torchvision_retinanet:{reference.file}", names)
+        load_weights(model, f"torchvision_retinanet:{reference.file}", names)
     assert "starts afresh" in caplog.text
-    assert all(torch.equal(v, fresh[k]) for k, v in model.class_head.output.state_dict().items())
+    assert all(torch.equal(v, fresh[k]) for k, v in model.head.class_branch.output.state_dict().items())
     box_bias = reference.model.head.regression_head.bbox_reg.bias
-    assert torch.equal(model.box_head.output.bias, box_bias)
+    assert torch.equal(model.head.box_branch.output.bias, box_bias)
 
 
-@pytest.mark.parametrize("key", ["stride_in_1x1", "pyramid_relu", "exact_anchors"])
+@pytest.mark.parametrize("key", ["backbone.stride_in_1x1", "pyramid_relu", "head.exact"])
 def test_a_checkpoint_of_ours_brings_its_structure(key: str, tmp_path: Path):
     """Of these keys the weights themselves show nothing."""
 
-    def make(*overrides: str) -> tuple[RetinaNet, Config]:
+    def make(*overrides: str) -> tuple[DetectionModel, Config]:
         config = tiny_config(tmp_path, *overrides)
         return build_model(config, 2), config
 
@@ -303,15 +302,17 @@ def test_a_checkpoint_of_ours_brings_its_structure(key: str, tmp_path: Path):
     content = {"model": model.state_dict(), "config": to_yaml(config), "class_names": ["cat", "dog"]}
     torch.save(content, tmp_path / "a.pt")
     same, _ = make()
-    load_weights(same, "resnet18", str(tmp_path / "a.pt"), ["dog", "cat"])
-    bias = model.class_head.output.bias.unflatten(0, (-1, 2)).flip(1).flatten()
-    torch.testing.assert_close(same.class_head.output.bias, bias)  # channels go by name
-    value = not getattr(config.model, key)
+    load_weights(same, str(tmp_path / "a.pt"), ["dog", "cat"])
+    bias = model.head.class_branch.output.bias.unflatten(0, (-1, 2)).flip(1).flatten()
+    torch.testing.assert_close(same.head.class_branch.output.bias, bias)  # channels go by name
+    part, _, name = key.rpartition(".")
+    section = config.model.model_dump(mode="json")
+    value = not (section[part] if part else section)[name]
     other, _ = make(f"model.{key}={str(value).lower()}")
     with pytest.raises(
         UserError, match=rf"of another structure than this one; set model\.{key}={str(not value).lower()}"
     ):
-        load_weights(other, "resnet18", str(tmp_path / "a.pt"), ["cat", "dog"])
+        load_weights(other, str(tmp_path / "a.pt"), ["cat", "dog"])
 
 
 def test_names_of_older_releases(reference: Reference):
@@ -330,9 +331,9 @@ def test_names_of_older_releases(reference: Reference):
     assert "head.classification_head.conv.6.weight" in old and "backbone.fpn.inner_blocks.0.weight" in old
     reference.model.load_state_dict(old | {k: v for k, v in new.items() if k.endswith("num_batches_tracked")})
 
-    renamed = rename(old, TORCHVISION)
-    expected = rename({k: v for k, v in new.items() if not k.endswith("num_batches_tracked")}, TORCHVISION)
-    assert renamed.keys() == expected.keys() == make_resnet50(91, norm="frozen").state_dict().keys()
+    renamed = rename(old, NAMES)
+    expected = rename({k: v for k, v in new.items() if not k.endswith("num_batches_tracked")}, NAMES)
+    assert renamed.keys() == expected.keys() == make_resnet50(91, "backbone.norm=frozen").state_dict().keys()
     assert all(renamed[name] is old_value for name, old_value in zip(renamed, old.values(), strict=True))
     assert all(torch.equal(renamed[name], expected[name]) for name in renamed)
 
@@ -344,7 +345,7 @@ def test_names_of_older_releases(reference: Reference):
 @pytest.mark.parametrize("levels", [(3, 7), (3, 5), (4, 7), (3, 4)])
 @torch.no_grad()
 def test_every_anchor_has_its_logits(levels: tuple[int, int], norm: str):
-    model = make_model(levels=levels, head_norm=norm, head_depth=2).eval()
+    model = make_model(3, f"levels={list(levels)}", f"head.norm={norm}", "head.depth=2").eval()
     for height, width in ((96, 160), (32, 224)):
         said = model(torch.zeros(2, 3, height, width))
         expected = [9 * -(-height // 2**p) * -(-width // 2**p) for p in range(levels[0], levels[1] + 1)]
@@ -356,10 +357,11 @@ def test_every_anchor_has_its_logits(levels: tuple[int, int], norm: str):
 
 
 def test_own_anchor_sizes():
-    model = make_model(levels=(3, 4), anchor_sizes=((8, 12), (16, 24)), anchor_ratios=(0.5, 1.0))
+    model = make_model(3, "levels=[3, 4]", "head.sizes=[[8, 12], [16, 24]]", "head.ratios=[0.5, 1.0]")
     assert model.priors((32, 32), torch.device("cpu")).level_sizes == (4 * 4 * 4, 2 * 2 * 4)
-    with pytest.raises(ValueError, match="same number"):
-        make_model(levels=(3, 4), anchor_sizes=((8, 12), (16,)))
+    for sizes in ("[[8, 12], [16]]", "[[8, 12]]"):
+        with pytest.raises(UserError, match=r"model\.head\.sizes"):
+            make_model(3, "levels=[3, 4]", f"head.sizes={sizes}")
 
 
 @pytest.mark.parametrize("head_norm", ["none", "group"])
@@ -367,11 +369,11 @@ def test_own_anchor_sizes():
 def test_scores_start_at_the_prior(head_norm: str):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = make_model(prior=0.01, head_norm=head_norm, head_depth=4, width=64)
+        model = make_model(3, f"head={{norm: {head_norm}, depth: 4}}", "width=64")
         scores = model(torch.randn(2, 3, 128, 160)).logits.sigmoid()
     assert scores.mean() == pytest.approx(0.01, rel=0.1)
-    assert make_model(prior=0.2).class_head.output.bias.sigmoid().tolist() == pytest.approx([0.2] * 27)
-    assert not make_model(prior=None).class_head.output.bias.any()
+    assert make_model(3, "head.prior=0.2").head.class_branch.output.bias.sigmoid().tolist() == pytest.approx([0.2] * 27)
+    assert not make_model(3, "head.prior=null").head.class_branch.output.bias.any()
 
 
 @pytest.mark.parametrize("head_norm", ["none", "group"])
@@ -379,7 +381,7 @@ def test_scores_start_at_the_prior(head_norm: str):
 def test_gradient_reaches_every_trainable_parameter_and_no_frozen_one(trainable: int, head_norm: str):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = make_model(trainable_stages=trainable, head_norm=head_norm, prior=0.3)
+        model = make_model(3, f"backbone.trainable_stages={trainable}", f"head={{norm: {head_norm}, prior: 0.3}}")
         said = model(torch.randn(2, 3, 128, 128))
     (said.logits.square().sum() + said.raw.sin().sum()).backward()
     stages = ["conv1", "bn1"], ["layer1"], ["layer2"], ["layer3"], ["layer4"]
@@ -401,9 +403,9 @@ def file_of(state: Any, tmp_path: Path) -> str:
     return str(path)
 
 
-def refusal(weights: str, backbone: str = "resnet18", **model: Any) -> str:
+def refusal(weights: str, *overrides: str) -> str:
     with pytest.raises(UserError) as error:
-        load_weights(make_model(backbone=backbone, **model), backbone, weights, ("a", "b", "c"))
+        load_weights(make_model(3, *overrides), weights, ("a", "b", "c"))
     message = str(error.value)
     assert "\n" not in message and len(message) < 400
     return message
@@ -412,8 +414,8 @@ def refusal(weights: str, backbone: str = "resnet18", **model: Any) -> str:
 def test_backbone_from_a_file(tmp_path: Path):
     resnet = torchvision.models.resnet18(weights=None)
     nn.init.constant_(resnet.bn1.running_mean, 0.5)
-    model = make_model(norm="frozen")
-    load_weights(model, "resnet18", file_of(resnet.state_dict(), tmp_path), ("a", "b", "c"))
+    model = make_model(3, "backbone.norm=frozen")
+    load_weights(model, file_of(resnet.state_dict(), tmp_path), ("a", "b", "c"))
     state = resnet.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in model.backbone.state_dict().items())
 
@@ -425,7 +427,7 @@ def test_published_backbone_from_torchs_cache(tmp_path: Path, monkeypatch: pytes
     torch.save(resnet.state_dict(), tmp_path / "hub/checkpoints/resnet18-f37072fd.pth")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     model = make_model()
-    load_weights(model, "resnet18", "IMAGENET1K_V1", ("a", "b", "c"))
+    load_weights(model, "IMAGENET1K_V1", ("a", "b", "c"))
     assert torch.equal(model.backbone.conv1.weight, resnet.conv1.weight)
 
 
@@ -439,29 +441,29 @@ def test_own_checkpoint_keeps_its_classes_or_starts_their_layer_afresh(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     trained = make_model()
-    nn.init.constant_(trained.class_head.output.bias, 7)
+    nn.init.constant_(trained.head.class_branch.output.bias, 7)
     contents = {"model": trained.state_dict(), "class_names": ["a", "b", "c"], "config": "model: {}"}
     path = file_of(contents, tmp_path)
     same = make_model()
-    load_weights(same, "resnet18", path, ("a", "b", "c"))
+    load_weights(same, path, ("a", "b", "c"))
     assert all(torch.equal(v, trained.state_dict()[k]) for k, v in same.state_dict().items())
-    by_class = trained.class_head.output.weight.unflatten(0, (-1, 3))
+    by_class = trained.head.class_branch.output.weight.unflatten(0, (-1, 3))
     for names, rows in ((("c", "b", "a"), [2, 1, 0]), (("a", "c"), [0, 2])):
         other = make_model(len(names))
-        load_weights(other, "resnet18", path, names)
-        assert torch.equal(other.class_head.output.weight, by_class[:, rows].flatten(0, 1))
+        load_weights(other, path, names)
+        assert torch.equal(other.head.class_branch.output.weight, by_class[:, rows].flatten(0, 1))
     assert not caplog.records
     other = make_model(3)
-    load_weights(other, "resnet18", path, ("a", "b", "d"))
-    assert torch.equal(other.box_head.output.weight, trained.box_head.output.weight)
-    torch.testing.assert_close(other.class_head.output.bias.detach().unique(), torch.tensor([-math.log(99)]))
+    load_weights(other, path, ("a", "b", "d"))
+    assert torch.equal(other.head.box_branch.output.weight, trained.head.box_branch.output.weight)
+    torch.testing.assert_close(other.head.class_branch.output.bias.detach().unique(), torch.tensor([-math.log(99)]))
     assert len(caplog.records) == 1
 
 
 def test_no_weights_leave_the_model_as_it_is():
     model = make_model()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    load_weights(model, "resnet18", None, ("a", "b", "c"))
+    load_weights(model, None, ("a", "b", "c"))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -486,7 +488,7 @@ def test_bytes_that_are_no_checkpoint(tmp_path: Path):
     for data in contents:
         (tmp_path / "broken.pth").write_bytes(data)
         with pytest.raises(UserError, match=r"broken\.pth") as error:
-            load_weights(model, "resnet18", str(tmp_path / "broken.pth"), ("a", "b", "c"))
+            load_weights(model, str(tmp_path / "broken.pth"), ("a", "b", "c"))
         assert len(str(error.value).splitlines()) == 1
 
 
@@ -518,12 +520,12 @@ def test_code_in_a_file_is_refused_and_never_runs(tmp_path: Path, writer: str, p
 def test_weights_of_something_else(tmp_path: Path):
     resnet18 = torchvision.models.resnet18(weights=None).state_dict()
     path = file_of(resnet18, tmp_path)
-    assert "resnet34" in refusal(path, backbone="resnet34")
+    assert "resnet34" in refusal(path, "backbone.type=resnet34")
     assert "not a RetinaNet" in refusal(f"torchvision_retinanet:{path}")
     assert "does not fit" in refusal(file_of({"conv1.weight": torch.ones(3)}, tmp_path))
     assert "does not fit" in refusal(file_of(resnet18 | {"conv1.weight": torch.ones(3)}, tmp_path))
     assert "not a state dict" in refusal(file_of([torch.ones(3)], tmp_path))
-    width = {"model": make_model(width=16).state_dict(), "class_names": ["a", "b", "c"], "config": "model: {}"}
+    width = {"model": make_model(3, "width=16").state_dict(), "class_names": ["a", "b", "c"], "config": "model: {}"}
     assert "does not fit" in refusal(file_of(width, tmp_path))
 
 

@@ -28,46 +28,50 @@ from detector.core.errors import UserError
 from detector.data.images import read_image
 from detector.geometry.coders import DeltaCoder
 from detector.models.backbones.resnet import frozen_batch_norm_is_random
-from detector.models.detector import RetinaNet
-from detector.models.weights.importers import CLASSES, IMPORTERS
-from detector.models.weights.load import load_weights
+from detector.models.detector import DetectionModel
+from detector.models.weights.imported import COCO_CLASSES as CLASSES
+from detector.models.weights.load import IMPORTERS, load_weights
 
 DELTAS = DeltaCoder()
 
 ROUNDING = {"rtol": 0, "atol": 1e-3}  # of fp32 through the 60 layers of R50, on logits whose deviation is 1.5
 HEIGHT, WIDTH = 96, 160  # the strides of P6 and P7 do not divide them
 KINDS = ("detectron2", "mmdet")
+STRIDE_IN_1X1 = {"detectron2": "true", "mmdet": "false"}
+QUICK = {  # models that are made quickly
+    kind: (f"backbone={{type: resnet18, stride_in_1x1: {value}}}", "width=32") for kind, value in STRIDE_IN_1X1.items()
+}
 
 
-def make_model(kind: str, num_classes: int = 80, *overrides: str) -> RetinaNet:
+def make_model(kind: str, num_classes: int = 80, *overrides: str) -> DetectionModel:
     """Of the config that is shipped for it."""
     config = load_config(f"coco_{kind}", [f"model.{override}" for override in overrides])
     return build_model(config, num_classes).eval()
 
 
-def loaded(kind: str, file: Path, names: tuple[str, ...] = CLASSES, *overrides: str) -> RetinaNet:
+def loaded(kind: str, file: Path, names: tuple[str, ...] = CLASSES, *overrides: str) -> DetectionModel:
     model = make_model(kind, len(names), *overrides)
-    load_weights(model, "resnet50", f"{kind}_retinanet:{file}", names)
+    load_weights(model, f"{kind}_retinanet:{file}", names)
     return model
 
 
 def refusal(kind: str, file: Path, *overrides: str) -> str:
     with pytest.raises(UserError) as error:
-        loaded(kind, file, CLASSES, "backbone=resnet18", "width=32", *overrides)  # quickly made
+        loaded(kind, file, CLASSES, *QUICK[kind], *overrides)
     message = str(error.value)
     assert "\n" not in message and len(message) < 400 and file.name in message
     return message
 
 
 @cache
-def refusing_model() -> RetinaNet:
+def refusing_model() -> DetectionModel:
     """Return the model that every file is refused for; a refusal leaves the model as it was."""
     return make_model("mmdet", 80, "backbone=resnet18", "width=32")
 
 
 def refusal_of(weights: str) -> str:
     with pytest.raises(UserError) as error:
-        load_weights(refusing_model(), "resnet18", weights, CLASSES)
+        load_weights(refusing_model(), weights, CLASSES)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -133,7 +137,7 @@ def example(
 
 
 @pytest.fixture(scope="module")
-def ours(example: Example) -> RetinaNet:
+def ours(example: Example) -> DetectionModel:
     return loaded(example.kind, example.file)
 
 
@@ -145,7 +149,7 @@ def ratio_major(kind: str, values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_logits_deltas_anchors_and_boxes_are_the_originals(example: Example, ours: RetinaNet):
+def test_logits_deltas_anchors_and_boxes_are_the_originals(example: Example, ours: DetectionModel):
     logits, deltas, anchors, boxes = (ratio_major(example.kind, values) for values in example.said)
     assert logits.std() > 1 and deltas.std() > 0.1 and (logits.sigmoid() > 0.05).any()  # it says something
     said = ours(example.images)
@@ -171,8 +175,8 @@ def test_in_float64_the_models_are_equal(kind: str, backbone: str, tmp_path: Pat
         reference.settle(images.double(), *outputs)
     state = reference.published_state() if kind == "detectron2" else reference.state_dict()
     torch.save({"model": state} if kind == "detectron2" else {"state_dict": state}, tmp_path / "model.pth")
-    model = make_model(kind, 3, f"backbone={backbone}").double()
-    load_weights(model, backbone, f"{kind}_retinanet:{tmp_path / 'model.pth'}", CLASSES[:3])
+    model = make_model(kind, 3, f"backbone={{type: {backbone}, stride_in_1x1: {STRIDE_IN_1X1[kind]}}}").double()
+    load_weights(model, f"{kind}_retinanet:{tmp_path / 'model.pth'}", CLASSES[:3])
     logits, deltas, *_ = (ratio_major(kind, values) for values in reference.predict(images.double()))
     said = model(images)
     assert said.logits.dtype == torch.float64 and logits.std() > 1
@@ -180,7 +184,7 @@ def test_in_float64_the_models_are_equal(kind: str, backbone: str, tmp_path: Pat
     torch.testing.assert_close(said.raw, deltas, rtol=0, atol=1e-9)
 
 
-def test_every_published_tensor_has_its_place(example: Example, ours: RetinaNet):
+def test_every_published_tensor_has_its_place(example: Example, ours: DetectionModel):
     """53 convolutions of the backbone, each with its norm's 4 tensors (mmdetection's count batches too); 8 of the
     pyramid and 10 of the heads, each with a bias."""
     assert len(example.state) == 53 * (5 if example.kind == "detectron2" else 6) + 2 * (8 + 10)
@@ -193,11 +197,18 @@ def test_every_published_tensor_has_its_place(example: Example, ours: RetinaNet)
 @pytest.mark.parametrize(
     ("kind", "structure"),
     [
-        ("detectron2", {"stride_in_1x1": "true", "pyramid_top": "c5", "pyramid_relu": "true", "exact_anchors": "true"}),
-        ("mmdet", {"stride_in_1x1": "false", "pyramid_top": "c5", "pyramid_relu": "false", "exact_anchors": "true"}),
+        (
+            "detectron2",
+            {"backbone.stride_in_1x1": "true", "pyramid_top": "c5", "pyramid_relu": "true", "head.exact": "true"},
+        ),
+        (
+            "mmdet",
+            {"backbone.stride_in_1x1": "false", "pyramid_top": "c5", "pyramid_relu": "false", "head.exact": "true"},
+        ),
     ],
 )
 def test_another_structure_is_refused_by_its_keys(kind: str, structure: dict[str, str], tmp_path: Path):
+    structure = structure | {"head.exact": "true"}
     state = {f"{name}.{part}": torch.ones(1) for name in HEADS[kind] for part in ("weight", "bias")}
     p6 = {"detectron2": "backbone.top_block.p6.weight", "mmdet": "neck.fpn_convs.3.conv.weight"}[kind]
     state[p6] = torch.ones(256, 2048, 3, 3)
@@ -211,22 +222,22 @@ def test_another_structure_is_refused_by_its_keys(kind: str, structure: dict[str
 
 
 def test_classes_keep_their_channels_by_name_or_start_afresh(
-    example: Example, ours: RetinaNet, caplog: pytest.LogCaptureFixture
+    example: Example, ours: DetectionModel, caplog: pytest.LogCaptureFixture
 ):
     some = ("toothbrush", "person", "tv")
-    bias = ours.class_head.output.bias.unflatten(0, (9, 80))
+    bias = ours.head.class_branch.output.bias.unflatten(0, (9, 80))
     few = loaded(example.kind, example.file, some)
-    assert torch.equal(few.class_head.output.bias.unflatten(0, (9, 3)), bias[:, [79, 0, 62]])
+    assert torch.equal(few.head.class_branch.output.bias.unflatten(0, (9, 3)), bias[:, [79, 0, 62]])
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         other = loaded(example.kind, example.file, ("person", "lamp"))
     assert "starts afresh" in caplog.text
-    assert other.class_head.output.bias.unique().numel() == 1
-    assert torch.equal(other.box_head.output.weight, ours.box_head.output.weight)
+    assert other.head.class_branch.output.bias.unique().numel() == 1
+    assert torch.equal(other.head.box_branch.output.weight, ours.head.box_branch.output.weight)
     assert torch.equal(other.backbone.layer4[2].conv3.weight, ours.backbone.layer4[2].conv3.weight)
 
 
-def test_the_shipped_config_builds_it_for_coco(example: Example, ours: RetinaNet, shared_data: Path):
+def test_the_shipped_config_builds_it_for_coco(example: Example, ours: DetectionModel, shared_data: Path):
     weights = f"model.weights={example.kind}_retinanet:{example.file}"
     config = load_config(f"coco_{example.kind}", [weights, f"data.root={shared_data / 'coco_tiny'}"])
     model = build_trained_model(config, build_dataset(config, "val"))
@@ -301,10 +312,10 @@ def test_norms_of_scales_and_shifts_alone_count_as_trained():
 
 def test_the_visible_structure_is_asked_for_in_one_line(example: Example):
     """Of a model that differs from the file in several keys: each with the file's value."""
-    model = make_model(example.kind, 80, "backbone=resnet18", "width=32", "head_depth=1", "pyramid_top=p5")
+    model = make_model(example.kind, 80, "backbone=resnet18", "width=32", "head.depth=1", "pyramid_top=p5")
     with pytest.raises(UserError) as error:
-        load_weights(model, "resnet18", f"{example.kind}_retinanet:{example.file}", CLASSES)
-    for setting in ("backbone=resnet50", "width=256", "head_depth=4", "pyramid_top=c5"):
+        load_weights(model, f"{example.kind}_retinanet:{example.file}", CLASSES)
+    for setting in ("backbone.type=resnet50", "width=256", "head.depth=4", "pyramid_top=c5"):
         assert f"model.{setting}" in str(error.value)
 
 
@@ -363,7 +374,7 @@ def test_a_file_under_another_prefix_is_told_its_own(example: Example, tmp_path:
     resnet = tmp_path / "resnet.pth"
     torch.save({"conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)}, resnet)
     checkpoint = tmp_path / "best.pt"
-    state = {"class_head.output.weight": torch.zeros(1)}
+    state = {"head.class_branch.output.weight": torch.zeros(1)}
     torch.save({"model": state, "config": "model: {}", "class_names": ["a"]}, checkpoint)
     for file in (resnet, checkpoint):
         assert refusal_of(f"mmdet_retinanet:{file}").endswith(f"set model.weights={file}")
@@ -392,7 +403,7 @@ def test_arrays_of_every_protocol(protocol: int, tmp_path: Path):
     contents = {"model": OrderedDict({"head.cls_score.bias": values}), "iteration": np.int64(3), "lr": np.float64(0.1)}
     path.write_bytes(pickle.dumps(contents, protocol=protocol))
     state = IMPORTERS["detectron2_retinanet"](path).state
-    assert torch.equal(state["class_head.output.bias"], torch.from_numpy(values))
+    assert torch.equal(state["head.class_branch.output.bias"], torch.from_numpy(values))
 
 
 class Marker:
@@ -461,7 +472,7 @@ def test_foreign_objects_beside_the_weights(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(pickle.UnpicklingError, match="Unsupported global"):  # nothing to be had without stand-ins
         torch.load(path, weights_only=True)
     found = IMPORTERS["mmdet_retinanet"](path).state
-    assert torch.equal(found["class_head.output.bias"], state["bbox_head.retina_cls.bias"])
+    assert torch.equal(found["head.class_branch.output.bias"], state["bbox_head.retina_cls.bias"])
     assert set(torch.serialization.get_safe_globals()) == set(before)  # the stand-ins are gone
 
 
@@ -469,7 +480,7 @@ def test_torchs_older_format(tmp_path: Path):
     path = tmp_path / "model.pth"
     contents = {"meta": {"CLASSES": CLASSES}, "state_dict": OrderedDict({"bbox_head.retina_reg.bias": torch.ones(36)})}
     torch.save(contents, path, _use_new_zipfile_serialization=False)
-    assert torch.equal(IMPORTERS["mmdet_retinanet"](path).state["box_head.output.bias"], torch.ones(36))
+    assert torch.equal(IMPORTERS["mmdet_retinanet"](path).state["head.box_branch.output.bias"], torch.ones(36))
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

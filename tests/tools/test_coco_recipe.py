@@ -23,7 +23,7 @@ def test_the_coco_recipes_run_on_real_coco_images(recipe, shared_data, tmp_path,
     call(
         *(monkeypatch, "train.py", "--cfg", recipe, "--out", tmp_path),
         f"data.root={shared_data / 'coco_tiny'}",
-        *("model.weights=null", "model.norm=group", "model.trainable_stages=5", "data.short_side=64"),
+        *("model.weights=null", "model.backbone.norm=group", "model.backbone.trainable_stages=5", "data.short_side=64"),
         *("data.long_side=112", "train.epochs=1", "train.log_every=1", "data.num_workers=0"),
     )
     metrics = json.loads((tmp_path / "metrics.json").read_text())

@@ -1,8 +1,9 @@
-"""From a training to an ONNX file, and from there to what `Detector.predict` finds."""
+"""From a training to an ONNX file, and from there to what `Detector.predict` finds. An exporter from outside."""
 
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,17 +11,42 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+import yaml
 from tiny import tiny_trainer
+from tiny_checkpoint import save_tiny_checkpoint
 from tools_run import run_tool
 
+from detector.deploy.export import EXPORTERS
 from detector.deploy.predict import Detector
+from detector.engine.checkpoint import load_checkpoint, save_checkpoint
+
+OUTSIDE = """
+import json
+
+import numpy as np
+import torch
+
+from detector.deploy.export import EXPORTERS, Exporter
+
+
+@EXPORTERS.register("numpy_weights")
+class NumpyWeights(Exporter):
+    suffix = ".npz"
+    requires = ("numpy",)
+
+    def write(self, graph, path, metadata):
+        with torch.no_grad():
+            results = dict(zip(graph.outputs, graph(*graph.example()), strict=True))
+        with path.open("wb") as file:
+            np.savez(file, metadata=json.dumps(metadata), boxes=results["boxes"].numpy(), **graph.model.state_dict())
+"""
 
 
 @pytest.mark.slow
 def test_a_trained_average_in_onnxruntime(
     tmp_path: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
 ):
-    tiny_trainer(tmp_path, "train.epochs=1", "train.ema_decay=0.9", "model.prior=0.2").train()
+    tiny_trainer(tmp_path, "train.epochs=1", "train.ema_decay=0.9", "model.head.prior=0.2").train()
     checkpoint = tmp_path / "checkpoints/last.pt"
     capfd.readouterr(), caplog.clear()
     options = ("--nms", "--size", 64, 96, "evaluation.score_threshold=0.1")
@@ -53,3 +79,27 @@ def test_a_trained_average_in_onnxruntime(
 def test_a_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert run_tool("export", "--checkpoint", tmp_path / "gone.pt") == 2
     assert re.fullmatch(r"error: .*gone\.pt: no such weights file.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("is_in_checkpoint", [True, False])
+def test_an_exporter_from_outside(is_in_checkpoint: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    (tmp_path / "outside_exporter.py").write_text(OUTSIDE, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "outside_exporter", raising=False)
+    monkeypatch.setattr(EXPORTERS, "_entries", dict(EXPORTERS._entries))
+    checkpoint, out = save_tiny_checkpoint(tmp_path), tmp_path / "a.npz"
+    options = ["--checkpoint", checkpoint, "--out", out, "--nms", "--size", 64, 96]
+    assert run_tool("export", *options) == 2  # the module is not imported
+    assert capsys.readouterr().err.count("\n") == 1 and not out.exists()
+
+    contents = load_checkpoint(checkpoint)
+    if is_in_checkpoint:
+        config = yaml.safe_load(contents["config"]) | {"imports": ["outside_exporter"]}
+        save_checkpoint(checkpoint, contents | {"config": yaml.safe_dump(config)})
+    else:
+        options.append("imports=[outside_exporter]")
+    assert run_tool("export", *options) == 0
+    with np.load(out) as file:
+        assert json.loads(str(file["metadata"]))["image_size"] == [64, 96] and file["boxes"].shape == (2, 100, 4)
+        for name, weight in contents["model"].items():
+            np.testing.assert_array_equal(file[name], weight.numpy())

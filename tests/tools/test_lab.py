@@ -128,8 +128,11 @@ def test_the_advice_is_a_config(lab):
     ("files", "message"),
     [
         ({}, "nothing to report; looked for metrics.json"),
-        ({"probe.json": "{"}, "probe.json: no JSON"),
-        ({"census.json": "[]"}, "census.json: should hold an object"),
+        ({"probe.json": "{"}, "probe.json"),
+        ({"census.json": "[]"}, "detector census"),
+        ({"metrics.json": "{}"}, "AP"),
+        ({"anatomy.json": '{"tide": {}}'}, "confusion"),
+        ({"tables.json": "[]"}, "tables.json"),
     ],
 )
 def test_a_report_of_something_else_is_refused_in_one_line(tmp_path, capsys, files, message):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tools_run import run_tool
 
-from detector.engine.run_folder import StepTable
+from detector.engine.loggers.csv import StepTable
 
 
 def test_out_that_is_a_folder_is_one_line_and_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture):

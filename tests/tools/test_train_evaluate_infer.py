@@ -237,8 +237,8 @@ def test_a_run_that_is_resumed_with_another_optimizer_stays_as_it_is(run: Path, 
 def test_batch_norm_over_one_value_is_one_line_with_the_keys(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    overrides = ("model.norm=batch", "train.batch_size=1", "data.short_side=8", "train.epochs=1")
-    overrides += ("model.levels=[3, 5]", "model.anchor_sizes=null")
+    overrides = ("model.backbone.norm=batch", "train.batch_size=1", "data.short_side=8", "train.epochs=1")
+    overrides += ("model.levels=[3, 5]", "model.head.sizes=null")
     assert run_tool("train", "--cfg", place / "tiny.yaml", "--out", tmp_path / "out", *overrides) == 2
     assert_one_line(capsys, r"model\.norm.*train\.batch_size.*data\.short_side")
 
@@ -277,7 +277,7 @@ def coco(folder: str) -> str:
         (["loss.classification=focl"], r"loss\.classification.*'focl'; did you mean 'focal'\?.*"),
         (["train.lr=fast"], r"train\.lr: 'fast' is wrong"),
         (["train.epochs"], r"override 'train\.epochs': should read key\.path=value"),
-        (["model.norm=frozen"], r"model\.norm: frozen batch norm .*model\.weights"),
+        (["model.backbone.norm=frozen"], r"model\.norm: frozen batch norm .*model\.weights"),
         (["model.weights=gone.pt"], r"gone\.pt: no such weights file"),
         (["train.accumulation=9"], r"train\.accumulation: 9 batches a step, but an epoch has only 8"),
         ([f"data.train={coco('gone')}"], r"gone/a\.json: cannot read the annotations"),

@@ -83,7 +83,7 @@ KINDS: dict[str, Kind] = {
     "box_small": Kind(
         "boxes too small for any anchor at the training size",
         "matched poorly or not at all",
-        "raise data.short_side or lower model.anchor_sizes (`detector census` suggests some)",
+        "raise data.short_side or lower model.head.sizes (`detector census` suggests some)",
     ),
     "annotation_id": Kind("annotations with a missing, repeated or zero id", "numbered anew", "nothing need be done"),
     "category_ids": Kind("category ids that leave gaps or begin at 0", "kept in results", "nothing need be done"),

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from detector.core.errors import UserError
+from detector.core.files import write_text
 from detector.core.machine import cache_folder
 from detector.core.validation import NonNegativeFloat, NonNegativeInt, PositiveInt, UnitFloat
 from detector.data.checks.findings import Findings
@@ -278,10 +279,7 @@ def _cached_annotations(folder: Path, settings: SceneSettings, noise: tuple[floa
         contents = json.loads(clean.read_text(encoding="utf-8"))
         rng = _generator(settings, NOISE_STREAM)
         contents["annotations"] = add_noise(contents["annotations"], settings, noise, rng)
-        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
-            written = Path(unfinished) / noisy.name
-            written.write_text(json.dumps(contents), encoding="utf-8")
-            written.replace(noisy)
+        write_text(noisy, json.dumps(contents))
     return noisy
 
 

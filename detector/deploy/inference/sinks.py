@@ -10,12 +10,12 @@ import cv2
 
 from detector.core.drawing import draw_boxes
 from detector.core.errors import UserError, one_line
-from detector.core.files import WRITE_TEXT, csv_line, replacing, utf8_path
+from detector.core.files import WRITE_TEXT, csv_line, replacing, utf8_path, write_text
 from detector.core.structures import Detections
 from detector.data.formats.writers import format_line
 from detector.data.images import write_image
 from detector.deploy.inference.sources import Picture, Source
-from detector.evaluation.coco import to_coco_results
+from detector.evaluation.coco_results import to_coco_results
 
 
 class Sink(Protocol):
@@ -77,7 +77,7 @@ class YoloLabels:
         self.folder = folder / "yolo"
         self.folder.mkdir(exist_ok=True)
         lines = [f"{one_line(name)}\n" for name in class_names]  # a line break in a name would shift the numbers
-        (self.folder / "classes.txt").write_text("".join(lines), **WRITE_TEXT)
+        write_text(self.folder / "classes.txt", "".join(lines))
 
     def write(self, picture: Picture, found: Detections) -> None:
         height, width = picture.image.shape[:2]
@@ -88,7 +88,7 @@ class YoloLabels:
         if picture.frame is not None:
             path.mkdir(exist_ok=True)
             path /= f"{picture.frame:06}"
-        path.with_name(f"{path.name}.txt").write_text("".join(lines), **WRITE_TEXT)
+        write_text(path.with_name(f"{path.name}.txt"), "".join(lines))
 
     def close(self) -> None:
         pass

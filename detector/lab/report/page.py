@@ -18,14 +18,15 @@ def make_page(sources: Sequence[Source]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("detector.lab.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    with_metrics = [source for source in sources if source.metrics]
+    with_metrics = [source for source in sources if source.metrics is not None]
     comparison = None
     if len(with_metrics) > 1:
-        comparison = figures.bars([s.name for s in with_metrics], [s.metrics for s in with_metrics], METRICS)
+        names, numbers = zip(*((source.name, source.metrics.numbers) for source in with_metrics), strict=True)
+        comparison = figures.draw_comparison(names, numbers, METRICS)
     return environment.get_template("template.html.jinja").render(
         sources=[_section(source) for source in sources],
         metrics=METRICS,
-        summary=[[s.name, *(number(s.metrics.get(name)) for name in METRICS)] for s in with_metrics],
+        summary=[[s.name, *(number(s.metrics.numbers.get(name)) for name in METRICS)] for s in with_metrics],
         configured=[source.name for source in sources if source.config],
         differences=_differences([source.config for source in sources if source.config]),
         comparison=comparison,
@@ -34,13 +35,13 @@ def make_page(sources: Sequence[Source]) -> str:
 
 def _section(source: Source) -> dict:
     parts = [
-        ("Study", source.study, figures.study, tables.study),
-        ("Training", source.steps, partial(figures.training, parts=source.parts), None),
-        ("Errors", source.anatomy, figures.anatomy, tables.anatomy),
-        ("Probe: every loss on this model's scores", source.probe, figures.probe, None),
-        ("Census: the data and the anchors", source.census, figures.census, tables.census),
+        ("Study", source.study, figures.draw_study, tables.study),
+        ("Training", source.steps, partial(figures.draw_training, parts=source.parts), None),
+        ("Errors", source.anatomy, figures.draw_anatomy, tables.anatomy),
+        ("Probe: every loss on this model's scores", source.probe, figures.draw_probe, None),
+        ("Census: the data and the anchors", source.census, figures.draw_census, tables.census),
     ]
-    metrics = source.metrics or {}
+    per_class = source.metrics.per_class if source.metrics is not None else {}
     return {
         "name": source.name,
         "parts": [
@@ -51,7 +52,7 @@ def _section(source: Source) -> dict:
         "missing": [
             title.partition(":")[0].lower() for title, values, *_ in parts[1:] if not values and not source.study
         ],
-        "classes": [(n, number(v["AP"]), number(v["AP50"])) for n, v in metrics.get("per_class", {}).items()],
+        "classes": [(name, number(values.AP), number(values.AP50)) for name, values in per_class.items()],
         "pictures": [base64.b64encode(path.read_bytes()).decode() for path in source.pictures],
     }
 

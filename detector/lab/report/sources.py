@@ -8,6 +8,11 @@ import yaml
 
 from detector.core.errors import UserError
 from detector.core.files import read_json
+from detector.core.json_records import RecordType, read_record
+from detector.evaluation.anatomy_result import Anatomy
+from detector.evaluation.metrics import EVALUATE, Metrics
+from detector.imbalance.census_result import CENSUS, Census
+from detector.imbalance.probe_result import PROBE, ProbeResult
 from detector.lab.study.results import with_nan
 
 KINDS = ("metrics.json", "metrics.csv", "census.json", "probe.json", "anatomy.json", "tables.json")
@@ -21,12 +26,12 @@ class Source:
 
     name: str
     config: dict
-    metrics: dict | None
+    metrics: Metrics | None
     steps: list[dict[str, float]]
     parts: list[dict]
-    census: dict | None
-    probe: dict | None
-    anatomy: dict | None
+    census: Census | None
+    probe: ProbeResult | None
+    anatomy: Anatomy | None
     study: dict | None
     pictures: list[Path] = field(default_factory=list)
 
@@ -42,12 +47,12 @@ def read_source(folder: Path) -> Source:
     return Source(
         name=folder.resolve().name,
         config=yaml.safe_load(config.read_text(encoding="utf-8")) if config else {},
-        metrics=_json(found["metrics.json"]),
+        metrics=_record(found["metrics.json"], Metrics, EVALUATE),
         steps=_rows(found["metrics.csv"]),
         parts=_rows(found["parts.csv"]),
-        census=_json(found["census.json"]),
-        probe=_json(found["probe.json"]),
-        anatomy=_json(found["anatomy.json"]),
+        census=_record(found["census.json"], Census, CENSUS),
+        probe=_record(found["probe.json"], ProbeResult, PROBE),
+        anatomy=_record(found["anatomy.json"], Anatomy, EVALUATE),
         study=with_nan(tables) if (tables := _json(found["tables.json"])) else None,
         pictures=sorted((folder / "pictures").glob("*.jpg"))[:MAX_PICTURES],
     )
@@ -69,6 +74,10 @@ def _json(file: Path | None) -> dict | None:
     if not isinstance(values, dict):
         raise UserError(f"{file}: should hold an object, not {type(values).__name__}")
     return values
+
+
+def _record(file: Path | None, kind: type[RecordType], command: str) -> RecordType | None:
+    return None if file is None else read_record(file, kind, command)
 
 
 def _rows(file: Path | None) -> list[dict]:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from detector.evaluation.anatomy_result import Anatomy
+from detector.imbalance.census_result import Census
 from detector.lab.study.results import difference_cells, mean_cells
 
 
@@ -24,62 +26,60 @@ def study(tables: dict) -> list[Table]:
     return [Table("Means", *mean_cells(tables)), Table("Paired tests", *difference_cells(tables))]
 
 
-def anatomy(anatomy: dict) -> list[Table]:
-    sizes, scores, border = anatomy["by_size"], anatomy["anchor_level"], anatomy["at_border"]
-    return [
-        Table("AP by object size", list(sizes), [[number(value) for value in sizes.values()]]),
-        Table(
-            "Anchors, foreground against background",
-            ["ROC-AUC", "average precision"],
-            [[number(scores["roc_auc"], 4), number(scores["average_precision"], 4)]],
-        ),
-        Table(
-            "At the picture's border",
-            ["objects", "wrong detections"],
-            [[f"{touching:,} of {total:,}" for touching, total in (border["objects"], border["wrong"])]],
-        ),
-    ]
+def anatomy(anatomy: Anatomy) -> list[Table]:
+    sizes, scores, border = anatomy.by_size, anatomy.anchor_level, anatomy.at_border
+    tables = [Table("AP by object size", list(sizes), [[number(value) for value in sizes.values()]])]
+    if scores is not None:
+        row = [number(scores.roc_auc, 4), number(scores.average_precision, 4)]
+        tables.append(Table("Anchors, foreground against background", ["ROC-AUC", "average precision"], [row]))
+    if border is not None:
+        row = [f"{touching:,} of {total:,}" for touching, total in (border.objects, border.wrong)]
+        tables.append(Table("At the picture's border", ["objects", "wrong detections"], [row]))
+    return tables
 
 
-def census(census: dict) -> list[Table]:
-    crowding, remedies = census["crowding"], census["remedies"]
-    kinds = ("objects", "foreground", "ignored", "unmatched", "low_quality")
-    sizes = [
-        [row["name"], *(f"{row[kind]:,}" for kind in kinds), number(_median(row["foreground_of_object"]), 0)]
-        for row in census["by_size"]
-    ]
-    factors = remedies["repeat_factors"]
+def census(census: Census) -> list[Table]:
+    remedies = census.remedies
+    factors = remedies.repeat_factors
     values = [
-        [f"{row['objects']:,}" for row in census["by_class"]],
-        [number(_median(row["foreground_of_object"]), 0) for row in census["by_class"]],
-        *([number(v) for v in weights] for weights in remedies["class_weights"].values()),
-        *([number(v, 2) for v in factor["classes"]] for factor in factors.values()),
+        [f"{row.objects:,}" for row in census.by_class],
+        [number(row.foreground_of_object.median, 0) for row in census.by_class],
+        *([number(v) for v in weights] for weights in remedies.class_weights.values()),
+        *([number(v, 2) for v in factor.classes] for factor in factors.values()),
     ]
     return [
-        Table(
-            "Object sizes",
-            ["size", "objects", "foreground anchors", "ignored anchors", "without an anchor", "low quality only",
-             "anchors of the median object"],
-            sizes,
-        ),
-        Table(
-            "Crowding",
-            ["mean IoU with the nearest object", "objects that another overlaps by half"],
-            [[number(crowding["mean_max_iou"]), f"{crowding['objects_overlapping_half']:,}"]],
-        ),
+        _sizes(census),
+        *_crowding(census),
         Table(
             "Remedies: alpha at which the first scores pull alike",
-            [f"gamma {gamma}" for gamma in remedies["alpha"]],
-            [[number(alpha) for alpha in remedies["alpha"].values()]],
+            [f"gamma {gamma}" for gamma in remedies.alpha],
+            [[number(alpha) for alpha in remedies.alpha.values()]],
         ),
         Table(
             "Remedies: class weights and repeat factors",
             ["class", "objects", "anchors of the median object", *(rule.replace("_", " ") for rule in
-             remedies["class_weights"]), *(f"repeated at {threshold}" for threshold in factors)],
-            list(zip(census["class_names"], *values, strict=True)),
+             remedies.class_weights), *(f"repeated at {threshold}" for threshold in factors)],
+            list(zip(census.class_names, *values, strict=True)),
         ),
     ]  # fmt: skip
 
 
-def _median(distribution: dict) -> float | None:
-    return distribution["quantiles"]["50"]
+def _sizes(census: Census) -> Table:
+    return Table(
+        "Object sizes",
+        ["size", "objects", "foreground anchors", "ignored anchors", "without an anchor", "low quality only",
+         "anchors of the median object"],
+        [
+            [row.name, *(f"{n:,}" for n in (row.objects, row.foreground, row.ignored, row.unmatched, row.low_quality)),
+             number(row.foreground_of_object.median, 0)]
+            for row in census.by_size
+        ],
+    )  # fmt: skip
+
+
+def _crowding(census: Census) -> list[Table]:
+    crowding = census.crowding
+    if crowding is None:
+        return []
+    columns = ["mean IoU with the nearest object", "objects that another overlaps by half"]
+    return [Table("Crowding", columns, [[number(crowding.mean_max_iou), f"{crowding.objects_overlapping_half:,}"]])]

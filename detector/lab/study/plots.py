@@ -5,6 +5,7 @@ from pathlib import Path
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 
+from detector.core.files import replacing
 from detector.core.plotting import optional, plain, plotting
 
 
@@ -47,11 +48,13 @@ def save_plots(tables: dict, folder: Path) -> None:
     with optional(f"{folder / 'levels.png'}"), plotting():
         figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
         draw_levels(tables, axes)
-        figure.savefig(folder / "levels.png", dpi=110)
+        with replacing(folder / "levels.png") as temporary:
+            figure.savefig(temporary, dpi=110)
         pyplot.close(figure)
     with optional(f"{folder / 'differences.png'}"), plotting():
         count, height = len(panels(tables)), 0.5 * len(tables["variants"]) + 1.2
         figure, axes = pyplot.subplots(1, count, figsize=(3 * count, height), layout="constrained", squeeze=False)
         draw_differences(tables, *axes.flat)
-        figure.savefig(folder / "differences.png", dpi=110)
+        with replacing(folder / "differences.png") as temporary:
+            figure.savefig(temporary, dpi=110)
         pyplot.close(figure)

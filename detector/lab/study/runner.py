@@ -16,9 +16,11 @@ import torch
 
 from detector.config import to_yaml
 from detector.core.errors import Interrupted
-from detector.core.files import read_json, write_text
+from detector.core.files import write_text
+from detector.core.json_records import read_record
 from detector.core.machine import num_cores
 from detector.engine.interrupt import Interrupt
+from detector.evaluation.metrics import EVALUATE, Metrics
 from detector.lab.study.plan import Run
 from detector.lab.study.results import is_row_of, pending, read_results, result_row, write_results
 
@@ -114,11 +116,10 @@ def _finish(one: _Active, keep_checkpoints: bool) -> dict[str, str]:
         lines = (one.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         error = lines[-1] if lines else f"exit code {one.process.returncode}"
         return result_row(one.run, {}, seconds, error)
-    metrics = read_json(one.folder / "metrics.json")
+    metrics = read_record(one.folder / "metrics.json", Metrics, EVALUATE)
     if not keep_checkpoints:
         shutil.rmtree(one.folder / "checkpoints", ignore_errors=True)
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, float)}
-    return result_row(one.run, numbers, seconds)
+    return result_row(one.run, metrics.numbers, seconds)
 
 
 def _says(row: dict[str, str]) -> str:

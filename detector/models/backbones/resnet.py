@@ -1,14 +1,23 @@
-"""torchvision's ResNets as feature extractors."""
+"""torchvision's ResNets as backbones."""
 
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
+import torch
 import torchvision
+from pydantic import Field
 from torch import Tensor, nn
+from torchvision.models import get_model_weights
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
+
+from detector.core.errors import UserError
+from detector.core.validation import NonNegativeInt, Switch
+from detector.models.backbones.base import BACKBONES, Backbone
+from detector.models.weights.files import first_line, load_contents, state_of
 
 Norm = Literal["frozen", "batch", "sync", "group"]
 
@@ -64,69 +73,124 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-class ResNetBackbone(nn.Module):
-    """A torchvision ResNet up to stage `last_stage`, with torchvision's own parameter names.
+class ResNet(Backbone):
+    """A ResNet of torchvision, with torchvision's parameter names.
 
-    Returns the maps C_first..C_last at strides 2^first..2^last, (B, C, H / stride, W / stride). Of its five stages
-    (stem, layer1..layer4) the last `trainable_stages` train; frozen ones stay outside the autograd graph.
-    stride_in_1x1: a bottleneck's stride is in its first convolution, as He et al. 2015 had it, not in its 3x3 one.
+    norm: `frozen` keeps the statistics of the weights; `batch` and `sync` are batch norms, of one process or of all;
+    `group` has 32 groups.
+    trainable_stages: the last so many of the five stages (stem, layer1..layer4) train. Frozen stages stay outside the
+    autograd graph.
+    stride_in_1x1: a bottleneck has its stride in the first convolution, as in He et al. 2015, not in the 3x3 one.
     """
+
+    architecture: str  # torchvision's name
 
     def __init__(
         self,
-        name: str,
+        min_stride: int,
+        max_stride: int,
         *,
-        norm: Norm,
-        trainable_stages: int,
-        stride_in_1x1: bool,
-        first_stage: int,
-        last_stage: int,
+        norm: Norm = "frozen",
+        trainable_stages: Annotated[NonNegativeInt, Field(le=5)] = 3,
+        stride_in_1x1: Switch = False,
     ):
         super().__init__()
-        net = getattr(torchvision.models, name)(weights=None, norm_layer=NORMS[norm])
+        net = getattr(torchvision.models, self.architecture)(weights=None, norm_layer=NORMS[norm])
         if stride_in_1x1:
             for block in net.modules():
                 if isinstance(block, Bottleneck):
                     block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
         absorb_norms(net)
         self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
-        stages = [f"layer{i}" for i in range(1, last_stage)]
-        for stage in stages:
-            self.add_module(stage, getattr(net, stage))
-        self.stages = stages
-        self.first_stage = first_stage
-        out = [getattr(self, stage)[-1] for stage in stages[first_stage - 2 :]]
-        self.out_channels = [(block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels for block in out]
-        for frozen in [[self.conv1, self.bn1], *([getattr(self, s)] for s in stages)][: 5 - trainable_stages]:
+        stages = {4: net.layer1, 8: net.layer2, 16: net.layer3, 32: net.layer4}  # by stride
+        self.strides = tuple(stride for stride in stages if min_stride <= stride <= max_stride)
+        self.stages = [f"layer{i}" for i, stride in enumerate(stages, start=1) if stride <= max_stride]
+        for name, stage in zip(self.stages, stages.values(), strict=False):
+            self.add_module(name, stage)
+        last_blocks = [stages[stride][-1] for stride in self.strides]
+        self.out_channels = tuple(
+            (block.conv3 if hasattr(block, "conv3") else block.conv2).out_channels for block in last_blocks
+        )
+        for frozen in [[self.conv1, self.bn1], *([getattr(self, s)] for s in self.stages)][: 5 - trainable_stages]:
             for module in frozen:
                 module.requires_grad_(False)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        features = []
-        for i, stage in enumerate(self.stages, start=2):
-            x = getattr(self, stage)(x)
-            if i >= self.first_stage:
-                features.append(x)
-        return features
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = []
+        for name in self.stages:
+            x = getattr(self, name)(x)
+            maps.append(x)
+        return maps[-len(self.strides) :]
 
-    def load(self, state: dict[str, Tensor]) -> None:
-        """A torchvision classification state dict; the classifier and unused stages are left out.
-
-        Raises RuntimeError where a name is missing, a shape differs, or batch norms would have to become group norms.
-        """
+    def load(self, weights: str | Path) -> None:
+        """Load torchvision's published weights by their name, or a file with the tensors of a classification model.
+        The classifier and the stages that are not used are left out."""
+        state = self._published(weights) if isinstance(weights, str) else state_of(load_contents(weights))
         own = self.state_dict()
         if "bn1.running_mean" in state and "bn1.running_mean" not in own:
-            raise RuntimeError("they were trained with batch norm; use model.norm=frozen, batch or sync")
+            raise self._misfit(weights, "they were trained with batch norm; use model.backbone.norm=frozen or batch")
+        try:
+            self.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+        except RuntimeError as error:
+            raise self._misfit(weights, first_line(error)) from error
         counters = {name for name in own if name.endswith("num_batches_tracked")}
-        self.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
         missing = own.keys() - state.keys() - counters
         if missing:
-            raise RuntimeError(f"no values for {', '.join(sorted(missing)[:3])}")
+            raise self._misfit(weights, f"no values for {', '.join(sorted(missing)[:3])}")
+
+    def check_trainable(self) -> None:
+        """Raise UserError where frozen batch norms have no weights: they normalize nothing then."""
+        if isinstance(self.bn1, AbsorbedNorm) and frozen_batch_norm_is_random(self.state_dict()):
+            raise UserError(
+                "model.backbone.norm: frozen batch norm normalises nothing without pretrained weights",
+                "set model.weights (e.g. IMAGENET1K_V1), or model.backbone.norm=group or batch to train from scratch",
+            )
+
+    def _published(self, name: str) -> dict[str, Tensor]:
+        published = get_model_weights(self.architecture)
+        if name not in published.__members__:
+            known = ", ".join(published.__members__)
+            raise UserError(
+                f"model.weights: '{name}' is neither a file nor one of {self.architecture}'s published {known}"
+            )
+        try:
+            return published[name].get_state_dict(progress=True, check_hash=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"model.weights: cannot download {published[name].url} ({first_line(error)})",
+                f"put the file into {torch.hub.get_dir()}/checkpoints or give its path",
+            ) from error
+
+    def _misfit(self, weights: str | Path, reason: str) -> UserError:
+        return UserError(
+            f"model.weights: {weights} does not fit the backbone {self.architecture} ({reason})",
+            "give weights of that backbone, or set model.backbone to theirs",
+        )
+
+
+@BACKBONES.register("resnet18")
+class ResNet18(ResNet):
+    architecture = "resnet18"
+
+
+@BACKBONES.register("resnet34")
+class ResNet34(ResNet):
+    architecture = "resnet34"
+
+
+@BACKBONES.register("resnet50")
+class ResNet50(ResNet):
+    architecture = "resnet50"
+
+
+@BACKBONES.register("resnet101")
+class ResNet101(ResNet):
+    architecture = "resnet101"
 
 
 def frozen_batch_norm_is_random(state: dict[str, Tensor]) -> bool:
-    """True where every frozen norm still has its initial mean 0 and shift 0, so that it normalises nothing. (Norms made
-    of published scales and shifts alone have means of 0 too.)"""
+    """Return whether every frozen norm still has its initial mean 0 and shift 0, so that it normalizes nothing.
+    (Published scales and shifts alone give means of 0 too.)"""
     norms = [k.removesuffix("running_mean") for k in state if k.endswith("running_mean")]
     return bool(norms) and not any(state[k + kind].any() for k in norms for kind in ("running_mean", "bias"))

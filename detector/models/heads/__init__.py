@@ -1,1 +1,6 @@
-"""Heads: feature maps become class scores and boxes."""
+"""Heads: one file for each kind. Importing this package registers them."""
+
+from detector.models.heads import anchors  # noqa: F401
+from detector.models.heads.base import HEADS, Head
+
+__all__ = ["HEADS", "Head"]

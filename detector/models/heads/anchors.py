@@ -1,56 +1,71 @@
-"""The class and box heads: one small convolutional tower each, shared by all pyramid levels."""
+"""The head of RetinaNet: dense anchors, a class branch and a box branch."""
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated
 
-import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-HeadNorm = Literal["none", "group"]
+from detector.core.errors import UserError
+from detector.core.validation import NonNegativeInt, PositiveFloat, PositiveFloats, Switch, UnitFloat
+from detector.geometry.anchors import AnchorGrid, default_sizes
+from detector.geometry.coders import DeltaCoder
+from detector.models.heads.base import HEADS, Head
+from detector.models.heads.branch import Branch, BranchNorm
+
+Ratios = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 
-class Head(nn.Module):
-    """`depth` 3x3 convolutions of `width` channels (with group norm where asked) and ReLU, then a 3x3 convolution to
-    `num_outputs` values for each of `num_anchors` anchors a cell. Weights start normal with deviation 0.01, biases 0.
+@HEADS.register("anchors")
+class AnchorHead(Head):
+    """RetinaNet's head (Lin et al. 2017, section 4). The two branches are shared by all pyramid maps.
 
-    Levels (B, width, H, W) -> (B, sum of H * W * num_anchors, num_outputs): cells row by row, anchors innermost.
+    depth: convolutions of each branch before its last one.
+    norm: what follows them.
+    prior: the score that every anchor starts with for each class (section 3.3), so that the many background anchors do
+        not dominate the first steps; null for 0.5.
+    sizes: the square root of an anchor's area in pixels, a list for each pyramid level; null for
+        4 x stride x (1, 2^(1/3), 2^(2/3)).
+    ratios: height / width.
+    exact: anchors without torchvision's rounding to whole pixels.
     """
 
-    def __init__(self, width: int, depth: int, num_anchors: int, num_outputs: int, norm: HeadNorm):
+    def __init__(
+        self,
+        num_classes: int,
+        width: int,
+        strides: Sequence[int],
+        *,
+        depth: NonNegativeInt = 4,
+        norm: BranchNorm = "none",
+        prior: Annotated[UnitFloat, Field(gt=0, lt=1)] | None = 0.01,
+        sizes: list[PositiveFloats] | None = None,
+        ratios: Ratios = (0.5, 1.0, 2.0),
+        exact: Switch = False,
+    ):
         super().__init__()
-        layers: list[nn.Module] = []
-        for _ in range(depth):
-            layers.append(nn.Conv2d(width, width, 3, padding=1, bias=norm == "none"))
-            if norm == "group":
-                layers.append(nn.GroupNorm(math.gcd(32, width), width))
-            layers.append(nn.ReLU(inplace=True))
-        self.tower = nn.Sequential(*layers)
-        self.output = nn.Conv2d(width, num_anchors * num_outputs, 3, padding=1)
-        self.num_outputs = num_outputs
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=0.01 if norm == "none" or module is self.output else _he(width))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        if sizes is not None and (len(sizes) != len(strides) or len(set(map(len, sizes))) > 1):
+            raise UserError(
+                f"model.head.sizes: should be {len(strides)} lists of one length, one for each pyramid level"
+            )
+        self.grid = AnchorGrid(strides, sizes or default_sizes(strides, exact), ratios, exact)
+        self.coder = DeltaCoder()
+        num_anchors = self.grid.anchors_per_cell
+        self.class_branch = Branch(width, depth, num_anchors, num_classes, norm)
+        self.box_branch = Branch(width, depth, num_anchors, self.coder.num_outputs, norm)
+        self.initial_score = 0.5 if prior is None else prior
+        if prior is not None:
+            nn.init.constant_(self.class_branch.output.bias, -math.log((1 - prior) / prior))
 
-    def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        # channels-last maps make the permuted view contiguous: only the concatenation copies
-        rows = [self.output(self.tower(x)).permute(0, 2, 3, 1).flatten(1) for x in levels]
-        return torch.cat(rows, dim=1).unflatten(1, (-1, self.num_outputs))
+    def priors(self, image_size: tuple[int, int]) -> list[Tensor]:
+        return self.grid.of_image(image_size)
 
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return self.class_branch(maps), self.box_branch(maps)
 
-def _he(width: int) -> float:
-    return math.sqrt(2 / (9 * width))
-
-
-def initialise_prior(head: Head, prior: float) -> None:
-    """Every anchor starts with sigmoid(logit) = prior for each class (Lin et al. 2017, section 3.3), so that the many
-    background anchors do not drown the first steps."""
-    nn.init.constant_(head.output.bias, -math.log((1 - prior) / prior))
-
-
-def is_untrained(head: Head) -> bool:
-    """Whether all anchors and classes still have the one bias that they start with."""
-    bias = head.output.bias.detach()
-    return bool((bias == bias[0]).all())
+    @property
+    def is_untrained(self) -> bool:
+        """Whether all anchors and classes still have the one bias that they start with."""
+        bias = self.class_branch.output.bias.detach()
+        return bool((bias == bias[0]).all())

@@ -1,5 +1,6 @@
 """Files of weights, read without running any code that they may hold."""
 
+import importlib.util
 import pickle
 import struct
 from collections import OrderedDict
@@ -43,6 +44,22 @@ def load_contents(path: Path) -> dict:
             foreign = []
         with torch.serialization.safe_globals([(Foreign, name) for name in foreign]):
             return torch.load(path, map_location="cpu", weights_only=True)
+
+    return _load(path, load)
+
+
+def load_safetensors(path: Path) -> dict:
+    """Read a file of the format safetensors. Raises UserError where there is none, or the package is missing."""
+    if importlib.util.find_spec("safetensors") is None:
+        raise UserError(f"{path}: safetensors is not installed", "pip install safetensors")
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    def load() -> dict:
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
 
     return _load(path, load)
 

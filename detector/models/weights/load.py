@@ -1,86 +1,114 @@
-"""Weights made elsewhere: torchvision's ImageNet backbones, files, and whole RetinaNets of other projects."""
+"""Weights of any source, into a model: a backbone's, a checkpoint's, a detector's of another project."""
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models import get_model_weights
 
 from detector.core.errors import UserError
 from detector.core.strict_yaml import read_yaml
-from detector.models.detector import RetinaNet
+from detector.models.detector import DetectionModel
+from detector.models.heads.anchors import AnchorHead
+from detector.models.weights.detectron2 import import_detectron2
 from detector.models.weights.files import first_line, load_contents, state_of
-from detector.models.weights.importers import IMPORTERS, Imported
+from detector.models.weights.imported import Imported
+from detector.models.weights.mmdet import import_mmdet
 from detector.models.weights.recognition import refuse_another_detector
+from detector.models.weights.torchvision import import_torchvision
+from detector.old_versions import upgrade_checkpoint
 
 log = logging.getLogger(__name__)
+IMPORTERS: dict[str, Callable[[Path], Imported]] = {
+    "torchvision_retinanet": import_torchvision,
+    "detectron2_retinanet": import_detectron2,
+    "mmdet_retinanet": import_mmdet,
+}
+CLASS_OUTPUT = "head.class_branch.output"
+OUTPUTS = [f"{output}.{name}" for output in (CLASS_OUTPUT, "head.box_branch.output") for name in ("weight", "bias")]
+# what a checkpoint must have in common with the model that takes its weights
+STRUCTURE = (
+    *("backbone.type", "backbone.name", "backbone.stride_in_1x1", "width", "pyramid_top", "pyramid_relu"),
+    *("head.type", "head.depth", "head.norm", "head.exact"),
+)
 
 
-def load_weights(model: RetinaNet, backbone: str, weights: str | None, class_names: Sequence[str]) -> None:
-    """Fill `model` from `weights`: null leaves it as it was initialised; `IMAGENET1K_V1` and its like are torchvision's
-    names for the backbone; `torchvision_retinanet:FILE`, `detectron2_retinanet:FILE` and `mmdet_retinanet:FILE` are
-    whole detectors; anything else a file with a backbone's state dict or one of this project's checkpoints.
+def load_weights(model: DetectionModel, weights: str | None, class_names: Sequence[str]) -> None:
+    """Fill a model from `model.weights` of a config.
 
-    Raises UserError for a missing, foreign or unfitting file."""
+    null leaves the model as it was initialized. `torchvision_retinanet:FILE`, `detectron2_retinanet:FILE` and
+    `mmdet_retinanet:FILE` are whole detectors. A file is a checkpoint of this project, or holds a backbone's tensors.
+    Any other text is the name of the backbone's published weights.
+
+    Args:
+        model: the model, on the CPU.
+        weights: the value of the config.
+        class_names: the classes of the model, in label order.
+
+    Raises:
+        UserError: the file is missing, foreign or does not fit.
+    """
     if weights is None:
         return
     kind, colon, file = weights.partition(":")
     if colon and kind in IMPORTERS:
         _load_imported(model, IMPORTERS[kind](Path(os.path.expanduser(file))), file, class_names)
-        return
-    published = get_model_weights(backbone)
-    if weights in published.__members__:
-        try:
-            state = published[weights].get_state_dict(progress=True, check_hash=True)
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"model.weights: cannot download {published[weights].url} ({first_line(error)})",
-                f"put the file into {torch.hub.get_dir()}/checkpoints or give its path",
-            ) from error
     elif "/" not in weights and not Path(weights).suffix:
-        known = ", ".join(published.__members__)
-        raise UserError(f"model.weights: '{weights}' is neither a file nor one of {backbone}'s published {known}")
+        model.backbone.load(weights)
+        log.info("backbone weights: %s", weights)
     else:
-        file = Path(weights).expanduser()
-        state = load_contents(file)
-        refuse_another_detector(file, state_of(state), "")
-    if {"class_names", "config"} <= state.keys() and isinstance(state.get("model"), dict):
-        section = read_yaml(state["config"], f"config of {weights}")["model"]
-        structure = {key: section[key] for key in model.structure if key in section}
-        own = Imported(state["model"], tuple(state["class_names"]), structure, size_major=False)
-        _load_imported(model, own, weights, class_names)
+        _load_file(model, Path(weights).expanduser(), class_names)
+
+
+def _load_file(model: DetectionModel, file: Path, class_names: Sequence[str]) -> None:
+    contents = {} if file.suffix == ".safetensors" else load_contents(file)
+    is_checkpoint = {"class_names", "config"} <= contents.keys() and isinstance(contents.get("model"), dict)
+    if not is_checkpoint:
+        refuse_another_detector(file, state_of(contents), "")
+        model.backbone.load(file)
+        log.info("backbone weights from %s", file)
         return
-    try:
-        model.backbone.load(state_of(state))
-    except RuntimeError as error:
-        raise UserError(
-            f"model.weights: {weights} does not fit the backbone {backbone} ({first_line(error)})",
-            "give weights of that backbone, or set model.backbone to theirs",
-        ) from error
-    log.info("backbone weights from %s", weights)
+    contents = upgrade_checkpoint(contents)
+    section = _flat(read_yaml(contents["config"], f"config of {file}")["model"])
+    structure = {key: section[key] for key in STRUCTURE if key in section}
+    imported = Imported(contents["model"], tuple(contents["class_names"]), structure, size_major=False)
+    _load_imported(model, imported, str(file), class_names)
 
 
-def _load_imported(model: RetinaNet, imported: Imported, origin: str, class_names: Sequence[str]) -> None:
-    state, names = dict(imported.state), imported.class_names
-    outputs = [f"{head}.output.{name}" for head in ("class_head", "box_head") for name in ("weight", "bias")]
-    missing = [name for name in outputs if name not in state]
-    if missing:
-        raise UserError(
-            f"{origin}: not a RetinaNet of this kind: it has no values for {missing[0]}", "give another file"
-        )
-    wrong = {key: value for key, value in imported.structure.items() if model.structure[key] != value}
+def _load_imported(model: DetectionModel, imported: Imported, origin: str, class_names: Sequence[str]) -> None:
+    if isinstance(model.head, AnchorHead):
+        missing = [name for name in OUTPUTS if name not in imported.state]
+        if missing:
+            raise UserError(
+                f"{origin}: not a RetinaNet of this kind: it has no values for {missing[0]}", "give another file"
+            )
+    section = _flat(model.settings.model_dump(mode="json"))
+    wrong = {key: value for key, value in imported.structure.items() if section.get(key) != value}
     if wrong:
         keys = " ".join(f"model.{key}={str(value).lower()}" for key, value in wrong.items())
         raise UserError(f"{origin}: its model is of another structure than this one", f"set {keys}")
-    num_anchors = model.class_head.output.out_channels // model.num_classes
-    num_channels = state["class_head.output.bias"].numel()
+    state = dict(imported.state)
+    if isinstance(model.head, AnchorHead):
+        state, keep_classes = _fit_anchors(model, model.head, imported, origin, class_names)
+    else:
+        keep_classes = tuple(class_names) == imported.class_names
+    _load_detector(model, state, origin, keep_classes)
+
+
+def _fit_anchors(
+    model: DetectionModel, head: AnchorHead, imported: Imported, origin: str, class_names: Sequence[str]
+) -> tuple[dict[str, Tensor], bool]:
+    """Return the tensors with the anchors and classes in the model's order, and whether their classes are kept."""
+    state, names = dict(imported.state), imported.class_names
+    num_anchors = head.grid.anchors_per_cell
+    num_channels = state[f"{CLASS_OUTPUT}.bias"].numel()
     try:
         if imported.size_major:
-            by_size = (-1, len(model.grid.ratios))
-            for name in outputs:
+            by_size = (-1, len(head.grid.ratios))
+            for name in OUTPUTS:
                 per_anchor = state[name].unflatten(0, (num_anchors, -1)).unflatten(0, by_size)
                 state[name] = per_anchor.transpose(0, 1).flatten(0, 2)
         keep = num_channels == num_anchors * model.num_classes
@@ -88,21 +116,21 @@ def _load_imported(model: RetinaNet, imported: Imported, origin: str, class_name
             keep = set(class_names) <= set(names)
             if keep and tuple(class_names) != names:
                 rows = torch.tensor([names.index(name) for name in class_names])
-                for name in outputs[:2]:
+                for name in OUTPUTS[:2]:
                     state[name] = state[name].unflatten(0, (num_anchors, -1))[:, rows].flatten(0, 1)
     except RuntimeError as error:
         raise UserError(f"{origin} does not fit this model's anchors ({first_line(error)})") from error
-    _load_detector(model, state, origin, keep_classes=keep)
+    return state, keep
 
 
-def _load_detector(model: RetinaNet, state: dict[str, Tensor], origin: str, keep_classes: bool) -> None:
+def _load_detector(model: DetectionModel, state: dict[str, Tensor], origin: str, keep_classes: bool) -> None:
     own = model.state_dict()
     state = {k: v for k, v in state.items() if k in own or not k.endswith("num_batches_tracked")}
     if not keep_classes:
-        state = {k: v for k, v in state.items() if not k.startswith("class_head.output.")}
-        log.warning("%s was trained on other classes: the class head's last layer starts afresh", origin)
+        state = {k: v for k, v in state.items() if not k.startswith(f"{CLASS_OUTPUT}.")}
+        log.warning("%s was trained on other classes: the class branch's last layer starts afresh", origin)
     counters = {name for name in own if name.endswith("num_batches_tracked")}
-    absent = {n for n in own if n not in state} - counters - {n for n in own if n.startswith("class_head.output.")}
+    absent = {n for n in own if n not in state} - counters - {n for n in own if n.startswith(f"{CLASS_OUTPUT}.")}
     wrong = [n for n in state if n not in own or own[n].shape != state[n].shape]
     if absent or wrong:
         name = sorted(wrong or absent)[0]
@@ -113,3 +141,11 @@ def _load_detector(model: RetinaNet, state: dict[str, Tensor], origin: str, keep
         )
     model.load_state_dict(state, strict=False)
     log.info("detector weights from %s", origin)
+
+
+def _flat(section: dict[str, Any]) -> dict[str, Any]:
+    """Return a section's values by key, those of parts by `part.key`."""
+    flat = {}
+    for key, value in section.items():
+        flat |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
+    return flat

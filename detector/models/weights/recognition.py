@@ -12,7 +12,10 @@ LOADABLE = {
     "torchvision_retinanet": ("torchvision's RetinaNet", r"head\.classification_head\.cls_logits\."),
     "detectron2_retinanet": ("detectron2's RetinaNet", r"head\.cls_score\."),
     "mmdet_retinanet": ("mmdetection's RetinaNet", r"bbox_head\.retina_cls\."),
-    "": ("a checkpoint of this project or a ResNet, not a RetinaNet of this kind", r"class_head\.output\.|fc\.weight$"),
+    "": (
+        "a checkpoint of this project or a ResNet, not a RetinaNet of this kind",
+        r"(head\.)?class_(head|branch)\.output\.|fc\.weight$",
+    ),
 }
 FOREIGN = (
     (r"head\.classification_head\.conv\.\d+\.1\.", "torchvision's v2 RetinaNet, whose heads have group norms"),

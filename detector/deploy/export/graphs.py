@@ -1,0 +1,147 @@
+"""The graph that a file contains: the model alone (`RawGraph`), or with its post-processing (`DetectionGraph`).
+
+Non-maximum suppression is the operator `detector::suppress` of a graph. Each exporter replaces this operator.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torchvision import ops
+
+from detector.geometry.boxes import clip, is_empty
+from detector.models.detector import DetectionModel
+from detector.models.postprocess import best_of_levels
+
+BATCH = Dim("batch", min=1)
+EXAMPLE_BATCH = 2  # torch.export would make a constant of a batch of 1
+
+
+def suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, num_classes: int, score_threshold: float, nms_iou: float
+) -> Tensor:
+    """Set the scores of suppressed boxes to 0.
+
+    A box is suppressed if its score is not above the threshold, or if its IoU with a better box of the same image and
+    class is above `nms_iou`.
+
+    Args:
+        boxes: (B, C, 4), xyxy in pixels.
+        scores: (B, C).
+        labels: (B, C) int64, 0..num_classes - 1.
+        num_classes: the number of classes.
+        score_threshold: the highest score that is too low.
+        nms_iou: the highest IoU that is permitted.
+
+    Returns:
+        The scores (B, C).
+    """
+    image, column = (scores > score_threshold).nonzero(as_tuple=True)
+    group = image * num_classes + labels[image, column]
+    # the offset separates the classes and images; in fp32 it would cost parts of a pixel
+    offset_boxes = boxes[image, column].double() + (group * (boxes.amax().double() + 1))[:, None]
+    # torchvision declares two results at least to torch.export: two empty boxes, which nothing overlaps, are the two
+    selected = ops.nms(F.pad(offset_boxes, (0, 0, 0, 2)), F.pad(scores[image, column].double(), (0, 2)), nms_iou)
+    selected = selected[selected < column.shape[0]]
+    position = image * scores.shape[1] + column
+    return scores * torch.zeros_like(scores).flatten().scatter(0, position[selected], 1.0).view_as(scores)
+
+
+# It stays an operator until the file is written, because ONNX has an operator that knows images and classes.
+suppress_op = torch.library.custom_op("detector::suppress", suppress, mutates_args=())
+suppress_op.register_fake(lambda boxes, scores, *_: torch.empty_like(scores))
+SUPPRESS = torch.ops.detector.suppress.default
+
+
+class Graph(nn.Module):
+    """A model that is traced for images (B, 3, H, W), uint8 RGB, of any B and one H and W.
+
+    inputs, outputs: the names of the arguments and results of `forward`.
+    image_size: H and W in pixels.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __init__(self, model: DetectionModel, image_size: tuple[int, int]):
+        super().__init__()
+        self.model = model
+        self.image_size = image_size
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Return arguments for `forward`."""
+        raise NotImplementedError
+
+    def batch_dimensions(self) -> tuple[dict[int, Dim], ...]:
+        """Return the dimensions of each argument that are free, as torch.export takes them."""
+        return ({0: BATCH},) * len(self.inputs)
+
+    def program(self) -> ExportedProgram:
+        """Trace the graph. The suppression of a `DetectionGraph` is the operator `detector::suppress`."""
+        return torch.export.export(self, self.example(), dynamic_shapes=self.batch_dimensions())
+
+
+class RawGraph(Graph):
+    """images -> logits (B, A, K), deltas (B, A, 4), anchors (A, 4). The model's box coder decodes the deltas."""
+
+    inputs = ("images",)
+    outputs = ("logits", "deltas", "anchors")
+
+    def example(self) -> tuple[Tensor, ...]:
+        return (torch.zeros(EXAMPLE_BATCH, 3, *self.image_size, dtype=torch.uint8),)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        predictions = self.model(images)
+        return predictions.logits, predictions.raw, predictions.priors.boxes
+
+
+class DetectionGraph(Graph):
+    """images, sizes -> boxes (B, N, 4), scores (B, N), labels (B, N), sorted by descending score.
+
+    sizes (B, 2) int64 are the height and width of each image without its padding. boxes are xyxy in pixels of `images`,
+    and labels are int64. N is max_detections, or the number of candidates if that is smaller. Unused rows have score 0,
+    label -1 and box 0.
+
+    The rule is that of `detector.models.postprocess`, with two exceptions: the order of equal scores is not defined,
+    and a box that contains NaN is not detected.
+    """
+
+    inputs = ("images", "sizes")
+    outputs = ("boxes", "scores", "labels")
+
+    def __init__(
+        self,
+        model: DetectionModel,
+        image_size: tuple[int, int],
+        *,
+        score_threshold: float,
+        nms_iou: float,
+        candidates_per_level: int,
+        max_detections: int,
+    ):
+        super().__init__(model, image_size)
+        self.score_threshold = score_threshold
+        self.nms_iou = nms_iou
+        self.candidates_per_level = candidates_per_level
+        self.max_detections = max_detections
+
+    def example(self) -> tuple[Tensor, ...]:
+        images = torch.zeros(EXAMPLE_BATCH, 3, *self.image_size, dtype=torch.uint8)
+        return images, torch.full((EXAMPLE_BATCH, 2), self.model.size_divisor)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        predictions = self.model(images)
+        scores, candidates = best_of_levels(predictions, self.candidates_per_level, torch.topk)
+        num_classes = predictions.logits.shape[2]
+        anchor, labels = candidates // num_classes, candidates % num_classes
+        raw = predictions.raw.gather(1, anchor[..., None].expand(-1, -1, predictions.raw.shape[2]))
+        boxes = predictions.coder.decode(raw, predictions.priors.boxes[anchor])
+        sizes = sizes.to(boxes.dtype)
+        boxes = clip(boxes, sizes[:, :1], sizes[:, 1:]).nan_to_num(0)  # NaN becomes a box without area
+        scores = scores.masked_fill(is_empty(boxes), 0)
+        scores = suppress_op(boxes, scores, labels, num_classes, self.score_threshold, self.nms_iou)
+        scores, best = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
+        is_detected = scores > 0
+        labels = labels.gather(1, best).where(is_detected, -1)
+        boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4)).where(is_detected[..., None], 0)
+        return boxes, scores, labels

@@ -1,0 +1,24 @@
+"""Programs of torch.export. The metadata is one JSON object in the program's extra file `METADATA`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detector.deploy.export.base import EXPORTERS, Exporter
+from detector.deploy.export.graphs import SUPPRESS, Graph, suppress
+
+METADATA = "metadata.json"
+
+
+@EXPORTERS.register("torch_export")
+class TorchExporter(Exporter):
+    """The program contains only operators of PyTorch and torchvision."""
+
+    suffix = ".pt2"
+
+    def write(self, graph: Graph, path: Path, metadata: Mapping[str, Any]) -> None:
+        program = graph.program().run_decompositions({SUPPRESS: suppress})
+        torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})

@@ -1,0 +1,123 @@
+"""The export of a trained detector. The graph, its checks and its metadata are the same for all formats."""
+
+import copy
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from detector.build import evaluation_side
+from detector.config import import_modules
+from detector.core.errors import UserError
+from detector.core.files import replacing, utf8_path
+from detector.data.pipeline.buckets import round_up
+from detector.data.pipeline.transforms import PADDING_COLOUR
+from detector.deploy.export.base import EXPORTERS, Exporter
+from detector.deploy.export.graphs import DetectionGraph, Graph, RawGraph
+from detector.deploy.predict import Detector
+from detector.engine.views import PLAIN, make_views
+
+
+def export(
+    detector: Detector, path: Path, *, size: tuple[int, int] | None = None, nms: bool = False
+) -> tuple[int, int]:
+    """Write a file with the model in fp32 and the metadata.
+
+    The metadata are class_names, category_ids, image_size, level_sizes (the number of anchors of each level),
+    padding_colour, and the settings of the post-processing: score_threshold, nms_iou, candidates_per_level and
+    max_detections.
+
+    Args:
+        detector: the trained detector.
+        path: the file to write. Its suffix chooses the exporter.
+        size: height and width of the images in pixels. The default is a square of the evaluation's side.
+        nms: whether the graph contains the post-processing of the config (`DetectionGraph`) or not (`RawGraph`).
+
+    Returns:
+        The height and width of the images.
+
+    Raises:
+        UserError: no exporter has this suffix, a package is missing, the model does not take images of this size, or
+            the config asks for several views of an image.
+    """
+    exporter = _exporter_for(path, detector.config.imports)
+    graph, metadata = _prepare(detector, size, nms)
+    with _quiet(), replacing(path) as temporary, utf8_path(temporary) as name:
+        exporter.write(graph, Path(name), metadata)
+    return graph.image_size
+
+
+def _exporter_for(path: Path, imports: Sequence[str]) -> Exporter:
+    """Return the exporter of the suffix of `path`.
+
+    The modules of `imports` are imported only if no exporter has the suffix without them: a checkpoint must not need
+    the modules of its training for a shipped format.
+    """
+    if not _names_for(path):
+        import_modules(imports)
+    names = _names_for(path)
+    if not names:
+        known = ", ".join(EXPORTERS.get(name).suffix for name in EXPORTERS.names())
+        raise UserError(
+            f"{path}: no exporter writes '{path.suffix}'; known: {known}",
+            "choose another suffix, or name the module that registers the exporter: imports=[MODULE]",
+        )
+    if len(names) > 1:
+        raise UserError(f"{path}: {', '.join(names)} all write '{path.suffix}'", "change the suffix of all but one")
+    exporter = EXPORTERS.build(names[0])
+    for package in exporter.requires:
+        if importlib.util.find_spec(package) is None:
+            extra = exporter.extra
+            remedy = f"uv sync --extra {extra}, or pip install 'imbalance-detector[{extra}]'" if extra else "install it"
+            raise UserError(f"{package} is not installed, and the exporter {names[0]} requires it", remedy)
+    return exporter
+
+
+def _names_for(path: Path) -> list[str]:
+    return [name for name in EXPORTERS.names() if path.name.endswith(EXPORTERS.get(name).suffix)]
+
+
+def _prepare(detector: Detector, size: tuple[int, int] | None, nms: bool) -> tuple[Graph, dict[str, Any]]:
+    """Check the settings, and return the graph and its metadata."""
+    model = copy.deepcopy(detector.model).to("cpu", memory_format=torch.contiguous_format).requires_grad_(False)
+    height, width = size or [evaluation_side(detector.config)] * 2
+    divisor = model.size_divisor
+    image_size = tuple(round_up((height, width), divisor).tolist())
+    if size is not None and (size != image_size or min(size) <= 0):
+        good = " ".join(str(max(side, divisor)) for side in image_size)
+        raise UserError(f"size {height} {width}: the model takes sides that are multiples of {divisor}", f"take {good}")
+    evaluation = detector.config.evaluation
+    if nms and make_views(evaluation.flip, evaluation.scales) != [PLAIN]:
+        raise UserError(
+            "evaluation.flip, evaluation.scales: a file takes only one view of an image",
+            "set them to false and [1.0], or export without nms",
+        )
+    # the model caches the anchors, so that they become a constant of the graph: therefore the image size is fixed
+    level_sizes = model.priors(image_size, torch.device("cpu")).level_sizes
+    rule = evaluation.postprocessing
+    metadata = {
+        "class_names": detector.class_names,
+        "category_ids": detector.category_ids,
+        "image_size": image_size,
+        "level_sizes": level_sizes,
+        "padding_colour": PADDING_COLOUR,
+    } | rule
+    return DetectionGraph(model, image_size, **rule) if nms else RawGraph(model, image_size), metadata
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """As a context: hide the warnings and log lines of the libraries that write the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)

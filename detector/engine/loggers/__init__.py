@@ -1,0 +1,7 @@
+"""Loggers: one file for each record of a run. Importing this package registers the shipped loggers."""
+
+from detector.engine.loggers.base import LOGGERS, Logger
+from detector.engine.loggers.csv import CsvLogger
+from detector.engine.loggers.tensorboard import TensorBoardLogger
+
+__all__ = ["LOGGERS", "CsvLogger", "Logger", "TensorBoardLogger"]

@@ -1,0 +1,44 @@
+"""torchvision's RetinaNet (models/detection/retinanet.py), under our names."""
+
+import hashlib
+from pathlib import Path
+
+from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
+
+from detector.models.weights.files import load_contents
+from detector.models.weights.imported import (
+    CATEGORIES,
+    Imported,
+    Renaming,
+    branch_names,
+    rename,
+    tensors_of,
+    visible_structure,
+)
+
+_WEIGHTS = RetinaNet_ResNet50_FPN_Weights.COCO_V1
+
+NAMES: Renaming = (
+    (r"^backbone\.body\.", "backbone."),
+    # releases before 0.14 put convolutions where later ones put (convolution, norm, activation) blocks
+    (r"^backbone\.fpn\.inner_blocks\.(\d+)\.(?:0\.)?(weight|bias)$", r"neck.lateral.\1.\2"),
+    (r"^backbone\.fpn\.layer_blocks\.(\d+)\.(?:0\.)?(weight|bias)$", r"neck.smooth.\1.\2"),
+    (r"^backbone\.fpn\.extra_blocks\.p6\.", "neck.extra.0."),
+    (r"^backbone\.fpn\.extra_blocks\.p7\.", "neck.extra.1."),
+    (r"^head\.classification_head\.cls_logits\.", "head.class_branch.output."),
+    (r"^head\.regression_head\.bbox_reg\.", "head.box_branch.output."),
+    (r"^head\.classification_head\.conv\.(\d+)\.0\.", branch_names("head.class_branch")),
+    (r"^head\.regression_head\.conv\.(\d+)\.0\.", branch_names("head.box_branch")),
+    (r"^head\.classification_head\.conv\.", "head.class_branch.tower."),
+    (r"^head\.regression_head\.conv\.", "head.box_branch.tower."),
+)
+
+
+def import_torchvision(path: Path) -> Imported:
+    """Read the state dict of `retinanet_resnet50_fpn`, of any release."""
+    state = rename(tensors_of(path, load_contents(path), "torchvision_retinanet"), NAMES)
+    if hashlib.sha256(path.read_bytes()).hexdigest().startswith(Path(_WEIGHTS.url).stem.rpartition("-")[2]):
+        # the published weights belong to norms that add nothing to the variance; ours add 1e-5: it is taken off here
+        state = {k: v - 1e-5 if k.endswith("running_var") else v for k, v in state.items()}
+    structure = {"backbone.stride_in_1x1": False, **visible_structure(state), "pyramid_relu": True, "head.exact": False}
+    return Imported(state, CATEGORIES, structure, size_major=False)

@@ -1,0 +1,73 @@
+"""Configs and checkpoints of version 0.1, in today's terms."""
+
+from typing import Any
+
+import yaml
+
+from detector.core.strict_yaml import Dumper, read_yaml
+
+CHECKPOINT_VERSION = 3  # of today's checkpoints; those of version 0.1 have 2
+CHECKPOINT_KEYS = {"version", "config", "class_names", "category_ids", "model"}
+
+# keys of the model section, then and now
+MODEL_KEYS = {
+    "norm": "backbone.norm",
+    "trainable_stages": "backbone.trainable_stages",
+    "stride_in_1x1": "backbone.stride_in_1x1",
+    "head_depth": "head.depth",
+    "head_norm": "head.norm",
+    "prior": "head.prior",
+    "anchor_sizes": "head.sizes",
+    "anchor_ratios": "head.ratios",
+    "exact_anchors": "head.exact",
+}
+# names of the model's tensors, then and now
+PREFIXES = {"fpn.": "neck.", "class_head.": "head.class_branch.", "box_head.": "head.box_branch."}
+
+
+def upgrade_checkpoint(contents: dict[str, Any]) -> dict[str, Any]:
+    """Return the contents of a checkpoint as today's version writes them. Those of other versions than 0.1 stay."""
+    if contents.get("version") != 2:
+        return contents
+    config = upgrade_config(read_yaml(contents["config"], "the config of a checkpoint"))[0]
+    upgraded = contents | {
+        "version": CHECKPOINT_VERSION,
+        "config": yaml.dump(config, Dumper=Dumper, sort_keys=False, allow_unicode=True),
+        "model": _renamed(contents["model"], PREFIXES),
+    }
+    if "training" in contents:
+        training = contents["training"]
+        upgraded["training"] = training | {
+            "model": _renamed(training["model"], PREFIXES),
+            "criterion": _renamed(training["criterion"], {"box.": "boxes.0."}),
+        }
+    return upgraded
+
+
+def upgrade_config(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of a config with today's keys, and a text for each old key: `model.norm: write ...`."""
+    texts: list[str] = []
+    upgraded = dict(values)
+    if isinstance(model := values.get("model"), dict):
+        upgraded["model"] = _upgrade_model(model, texts)
+    return upgraded, texts
+
+
+def _upgrade_model(section: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    upgraded = {key: value for key, value in section.items() if key not in MODEL_KEYS}
+    for old, new in MODEL_KEYS.items():
+        if old in section:
+            part, key = new.split(".")
+            spec = upgraded.get(part, {})
+            upgraded[part] = ({"type": spec} if isinstance(spec, str) else dict(spec)) | {key: section[old]}
+            texts.append(f"model.{old}: write model.{new}")
+    return upgraded
+
+
+def _renamed(state: dict[str, Any], prefixes: dict[str, str]) -> dict[str, Any]:
+    """Return the tensors, those whose name has an old prefix under the new prefix."""
+    renamed = {}
+    for name, value in state.items():
+        old = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+        renamed[prefixes.get(old, "") + name.removeprefix(old)] = value
+    return renamed

@@ -1,0 +1,118 @@
+"""Backbones: the maps that they give, timm's models among them, and weights from files."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from runs import first_batches
+from safetensors.torch import save_file
+from tiny import tiny_config, tiny_trainer
+
+from detector.build import build_model, outline
+from detector.core.errors import UserError
+from detector.models.backbones import BACKBONES
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+# a family with batch norms in its own order of stages, and a family without a map of stride 2
+TIMM = ("mobilenetv4_conv_small_050", "convnext_atto")
+
+
+def timm_backbone(name: str, **strides: int):
+    known = {"min_stride": 8, "max_stride": 32} | strides
+    return BACKBONES.resolve({"type": "timm", "name": name}).build(known)
+
+
+@pytest.mark.parametrize("spec", [*RESNETS, *({"type": "timm", "name": name} for name in TIMM)], ids=str)
+@torch.no_grad()
+def test_maps_have_the_strides_and_channels_that_the_backbone_says(spec: str | dict):
+    for known, strides in (
+        ({"min_stride": 8, "max_stride": 128}, (8, 16, 32)),
+        ({"min_stride": 4, "max_stride": 8}, (4, 8)),
+    ):
+        backbone = BACKBONES.resolve(spec).build(known).eval()
+        assert backbone.strides == strides
+        maps = backbone(torch.zeros(1, 3, 64, 96))
+        shapes = [(1, c, 64 // s, 96 // s) for c, s in zip(backbone.out_channels, strides, strict=True)]
+        assert [tuple(x.shape) for x in maps] == shapes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TIMM)
+def test_a_file_of_a_whole_timm_model_gives_its_maps(name: str, tmp_path: Path):
+    torch.manual_seed(0)
+    whole = timm.create_model(name, num_classes=5).eval()
+    images = torch.rand(1, 3, 64, 64)
+    expected = whole.forward_intermediates(images, intermediates_only=True)
+    torch.save(whole.state_dict(), tmp_path / "whole.pth")
+    save_file(whole.state_dict(), tmp_path / "whole.safetensors")
+    for file in ("whole.pth", "whole.safetensors"):
+        backbone = timm_backbone(name).eval()
+        backbone.load(tmp_path / file)
+        for found in backbone(images):
+            assert any(found.shape == x.shape and torch.allclose(found, x, atol=1e-5) for x in expected)
+
+
+def test_wrong_names_and_files_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
+    (tmp_path / "other.safetensors").write_bytes(b"no such thing")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    backbone = timm_backbone(TIMM[0])
+    cases = (
+        (lambda: timm_backbone("convnext_atoo"), "did you mean 'convnext_atto'"),
+        (lambda: timm_backbone("convnext_atto.d3_in1k"), "did you mean"),
+        (lambda: timm_backbone("convnext_atto", min_stride=64, max_stride=128), "4, 8, 16, 32"),
+        (lambda: backbone.load(tmp_path / "other.pth"), "other.pth"),
+        (lambda: backbone.load(tmp_path / "other.safetensors"), "other.safetensors"),
+        (lambda: backbone.load(timm.list_pretrained(f"{TIMM[0]}.*")[0].partition(".")[2]), "cannot download"),
+        (lambda: backbone.load("imagenet"), "e3000_r224_in1k"),
+        (lambda: timm_backbone("convnext_atto").load("in12k"), "neither a file nor a tag"),
+    )
+    for i, (call, part) in enumerate(cases):
+        with pytest.raises(UserError) as error:
+            call()
+            pytest.fail(f"case {i} is taken")
+        assert part in str(error.value) and "\n" not in str(error.value)
+
+
+def test_pixels_are_normalized_as_the_weights_need_it(tmp_path: Path):
+    """timm's EfficientNet-Lite0 was trained with a mean and a deviation of 0.5."""
+    lite, resnet = (
+        build_model(tiny_config(tmp_path, f"model.backbone={spec}"), 3)
+        for spec in ("{type: timm, name: tf_efficientnet_lite0}", "{type: resnet18, norm: group}")
+    )
+    assert lite.mean.flatten().tolist() == lite.std.flatten().tolist() == [127.5] * 3
+    assert resnet.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
+
+
+def test_a_pyramid_needs_a_map_for_each_of_its_levels(tmp_path: Path):
+    config = tiny_config(tmp_path, "model.backbone={type: timm, name: vit_tiny_patch16_224}")
+    with pytest.raises(UserError, match=r"model\.levels"):
+        outline(config)
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_a_timm_backbone_trains(name: str, tmp_path: Path):
+    trainer = tiny_trainer(
+        tmp_path, f"model.backbone={{type: timm, name: {name}}}", "train.backbone_lr_scale=0.1", "train.ema_decay=0.9"
+    )
+    batches = first_batches(trainer, 2)
+    predictions = trainer.model(batches[0].images)
+    (predictions.logits.sum() + predictions.raw.sum()).backward()
+    for key, parameter in trainer.model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, key
+    trainer.model.zero_grad()
+    start = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+    for batch in batches:
+        measured = trainer.step([batch])
+        assert measured["loss"].isfinite() and not measured["refused"]
+    moved = {key for key, value in trainer.model.state_dict().items() if not torch.equal(value, start[key])}
+    assert any(key.startswith("backbone.") for key in moved)
+
+
+def test_an_outline_takes_no_memory_and_draws_no_random_number(tmp_path: Path):
+    before = torch.get_rng_state()
+    model = outline(tiny_config(tmp_path))
+    assert {p.device.type for p in model.parameters()} == {"meta"} and model.size_divisor == 16
+    assert model.head.priors((32, 32))[0].device.type == "cpu"
+    assert torch.equal(before, torch.get_rng_state())
