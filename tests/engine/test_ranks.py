@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from guides import write_examples
 from ranks import REPO, environment, run_ranks
 from tiny import TINY
 
@@ -27,6 +28,7 @@ from tiny import tiny_trainer
 from dataclasses import replace
 
 folder, empty, out = Path(sys.argv[1]), sys.argv[2] == "empty", Path(sys.argv[3])
+sys.path.insert(0, str(out))
 SIZES = (
     *("train.batch_size=4", "data.train.num_images=16", "train.accumulation=2"),
     *("model.head.prior=0.1", "train.meter_every=1"),
@@ -59,6 +61,7 @@ CASES = (
     "loss.classification=ghm_c loss.box=ghm_r",
     "loss.classification=equalized_focal loss.normaliser=ema",
     "loss.classification=focal loss.normaliser=image",
+    "imports=[my_assigner] assigner=best_fits loss.classification=quality_focal",  # needs predictions
 )
 
 
@@ -66,6 +69,7 @@ CASES = (
 @pytest.mark.parametrize("empty", [False, True], ids=["uneven", "one rank without objects"])
 def test_two_times_b_images_give_the_gradients_of_one_times_2b(empty: bool, tmp_path: Path):
     kind = "empty" if empty else "uneven"
+    write_examples(tmp_path)
     for num_ranks in (1, 2):
         run_ranks(STEPS, num_ranks, tmp_path, kind, tmp_path, *CASES)
     one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
