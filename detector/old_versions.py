@@ -21,7 +21,6 @@ MODEL_KEYS = {
     "anchor_ratios": "head.ratios",
     "exact_anchors": "head.exact",
 }
-TYPES = {"backbone": "resnet50", "head": "anchors"}  # where the model section of version 0.1 names none
 # keys of data.augment by transform, then and now
 AUGMENT_KEYS = {
     "flip": {"horizontal_flip": "horizontal", "vertical_flip": "vertical"},
@@ -29,6 +28,8 @@ AUGMENT_KEYS = {
     "color": {key: key for key in ("brightness", "contrast", "saturation", "hue")},
 }
 AUGMENT_DEFAULTS = {"horizontal_flip": 0.5, "vertical_flip": 0.0}
+# what version 0.1 did where today's version has a choice
+NEW_SETTINGS = {"backbone_lr_scale": 1.0, "decay_norms_and_biases": False}
 # names of the model's tensors, then and now
 PREFIXES = {"fpn.": "neck.", "class_head.": "head.class_branch.", "box_head.": "head.box_branch."}
 
@@ -38,6 +39,7 @@ def upgrade_checkpoint(contents: dict[str, Any]) -> dict[str, Any]:
     if contents.get("version") != 2:
         return contents
     config = upgrade_config(read_yaml(contents["config"], "the config of a checkpoint"))[0]
+    config["train"] = NEW_SETTINGS | config["train"]
     upgraded = contents | {
         "version": CHECKPOINT_VERSION,
         "config": yaml.dump(config, Dumper=Dumper, sort_keys=False, allow_unicode=True),
@@ -48,6 +50,7 @@ def upgrade_checkpoint(contents: dict[str, Any]) -> dict[str, Any]:
         upgraded["training"] = training | {
             "model": _renamed(training["model"], PREFIXES),
             "criterion": _renamed(training["criterion"], {"box.": "boxes.0."}),
+            "optimizer": _with_rate_scale(training["optimizer"]),
         }
     return upgraded
 
@@ -89,10 +92,15 @@ def _upgrade_model(section: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     for old, new in MODEL_KEYS.items():
         if old in section:
             part, key = new.split(".")
-            spec = upgraded.get(part, TYPES[part])
+            spec = upgraded.get(part, {"type": "anchors"} if part == "head" else {})
             upgraded[part] = ({"type": spec} if isinstance(spec, str) else dict(spec)) | {key: section[old]}
             texts.append(f"model.{old}: write model.{new}")
     return upgraded
+
+
+def _with_rate_scale(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of an optimizer whose groups have a factor of the learning rate."""
+    return optimizer | {"param_groups": [{"lr_scale": 1.0} | group for group in optimizer["param_groups"]]}
 
 
 def _renamed(state: dict[str, Any], prefixes: dict[str, str]) -> dict[str, Any]:

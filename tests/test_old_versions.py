@@ -1,42 +1,146 @@
-import copy
+"""Configs and checkpoints of version 0.1."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from runs import assert_same, first_batches, make_trainer
 
-from detector.config import make_config, to_yaml
+from detector.config import load_config, make_config
 from detector.core.errors import UserError
+from detector.deploy.predict import Detector
+from detector.engine.checkpoint import load_checkpoint, save_checkpoint
+from detector.engine.trainer import Trainer
 from detector.old_versions import upgrade_config
 
-# as version 0.1 wrote the sections into a checkpoint
-DATA = {"train": {"type": "coco", "images": "a", "annotations": "b"}, "val": None, "split": 0.8}
-AUGMENT = {"horizontal_flip": 0.5, "vertical_flip": 0.25, "scale": [0.5, 2.0], "translate": 0.0, "min_visibility": 0.1}
-AUGMENT |= {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.1}
-MODEL = {"backbone": "resnet18", "norm": "group", "trainable_stages": 5, "stride_in_1x1": False, "head_depth": 2}
-MODEL |= {"head_norm": "none", "prior": 0.01, "anchor_sizes": [[8.0]], "anchor_ratios": [1.0], "levels": [3, 3]}
-OLD = {"data": DATA | {"augment": AUGMENT}, "model": MODEL}
+NAMES = {"neck.": "fpn.", "head.class_branch.": "class_head.", "head.box_branch.": "box_head.", "boxes.0.": "box."}
+AUGMENT = """
+{horizontal_flip: 0.5, vertical_flip: 0.0, scale: [1.0, 1.0], translate: 0.0, min_visibility: 0.1, brightness: 0.2,
+ contrast: 0.0, saturation: 0.0, hue: 0.0}
+"""
+MODEL = """
+backbone: resnet18
+norm: group
+weights: null
+trainable_stages: 5
+levels: [3, 4]
+width: 16
+head_depth: 1
+head_norm: none
+prior: 0.01
+anchor_sizes: [[12.0, 18.0], [26.0, 40.0]]
+anchor_ratios: [0.5, 1.0, 2.0]
+stride_in_1x1: false
+pyramid_top: p5
+pyramid_relu: true
+exact_anchors: false
+"""
 
 
-def test_an_upgraded_config_is_what_this_version_writes():
-    """The resume comparison is between these two texts, so the types and all old keys must be there."""
-    before = copy.deepcopy(OLD)
-    upgraded, texts = upgrade_config(OLD)
-    assert before == OLD and upgrade_config(upgraded) == (upgraded, [])
-    assert len(texts) == 9
-    written = yaml.safe_load(to_yaml(make_config(upgraded)))
-    assert upgraded["data"]["transforms"] == written["data"]["transforms"]
-    assert [part["type"] for part in written["data"]["transforms"]] == ["flip", "affine", "color"]
-    assert upgraded["model"]["backbone"] == written["model"]["backbone"]
-    assert upgraded["model"]["head"].items() <= written["model"]["head"].items() and "type" in upgraded["model"]["head"]
+def old_names(state: dict[str, Any]) -> dict[str, Any]:
+    renamed = {}
+    for name, value in state.items():
+        new = next((prefix for prefix in NAMES if name.startswith(prefix)), "")
+        renamed[NAMES.get(new, "") + name.removeprefix(new)] = value
+    return renamed
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    trainer = make_trainer(tmp_path_factory.mktemp("run"), "train.accumulation=1", "loss.box=ghm_r")
+    trainer.step(first_batches(trainer, 1))
+    trainer.save("last")
+    return trainer
+
+
+@pytest.fixture
+def old(trainer: Trainer, tmp_path: Path) -> Path:
+    """The run's checkpoint, as version 0.1 would have written it."""
+    contents = load_checkpoint(trainer.folder / "checkpoints/last.pt")
+    config = yaml.safe_load(contents["config"])
+    config["model"] = yaml.safe_load(MODEL)
+    del config["data"]["transforms"]  # those of RUN
+    config["data"]["augment"] = yaml.safe_load(AUGMENT)
+    for key in ("backbone_lr_scale", "decay_norms_and_biases", "loggers"):
+        del config["train"][key]
+    training = contents["training"]
+    groups = [{k: v for k, v in group.items() if k != "lr_scale"} for group in training["optimizer"]["param_groups"]]
+    contents |= {
+        "version": 2,
+        "config": yaml.safe_dump(config),
+        "model": old_names(contents["model"]),
+        "training": training
+        | {
+            "model": old_names(training["model"]),
+            "criterion": old_names(training["criterion"]),
+            "optimizer": training["optimizer"] | {"param_groups": groups},
+        },
+    }
+    assert "fpn.lateral.0.weight" in contents["model"] and "box.density.steps" in contents["training"]["criterion"]
+    save_checkpoint(tmp_path / "last.pt", contents)
+    return tmp_path / "last.pt"
+
+
+def test_an_old_checkpoint_is_read_as_todays(trainer: Trainer, old: Path):
+    upgraded, expected = load_checkpoint(old), load_checkpoint(trainer.folder / "checkpoints/last.pt")
+    configs = [yaml.safe_load(contents.pop("config")) for contents in (upgraded, expected)]
+    del configs[1]["train"]["loggers"]  # which may change in any case
+    assert configs[0] == configs[1]
+    for contents in (upgraded, expected):
+        for owner, name in ((contents, "model"), (contents["training"], "model"), (contents["training"], "criterion")):
+            owner[name] = dict(owner[name])  # whatever the kind of mapping
+    assert_same(upgraded, expected)
+
+
+def test_an_old_run_resumes_without_a_warning(old: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    other = make_trainer(tmp_path / "new", "train.accumulation=1", "loss.box=ghm_r")
+    other.resume(load_checkpoint(old), old)
+    assert other.steps_done == 1 and not caplog.text
+
+
+def test_an_old_checkpoint_gives_its_weights_and_its_detector(trainer: Trainer, old: Path, tmp_path: Path):
+    loaded = make_trainer(tmp_path / "new", f"model.weights={old}").model.state_dict()
+    detector = Detector.load(old, device="cpu").model.state_dict()
+    for state in (loaded, detector):
+        assert_same(dict(state), dict(trainer.model.state_dict()))
+
+
+def test_old_keys_of_a_users_config_get_one_line(tmp_path: Path):
+    text = "data: {train: synthetic, val: synthetic}\nmodel: {backbone: resnet34, norm: group, prior: null}\n"
+    (tmp_path / "old.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        load_config(str(tmp_path / "old.yaml"), ["model.head_depth=2"])
+    line = "model.norm: write model.backbone.norm; model.head_depth: write model.head.depth; model.prior: write "
+    assert str(error.value) == line + "model.head.prior"
+    values = yaml.safe_load(text)
+    upgraded, _ = upgrade_config(values)
+    assert upgraded["model"] == {
+        "backbone": {"type": "resnet34", "norm": "group"},
+        "head": {"type": "anchors", "prior": None},
+    }
+    assert values == yaml.safe_load(text), "the values that are given stay"
 
 
 @pytest.mark.parametrize(
-    ("augment", "types"),
-    [({}, ["flip"]), ({"hue": 0.1}, ["flip", "color"]), ({"horizontal_flip": 0, "scale": [1, 1]}, []), (3, ["flip"])],
+    ("augment", "transforms"),
+    [
+        ({}, [{"type": "flip", "horizontal": 0.5, "vertical": 0.0}]),
+        ({"horizontal_flip": 0, "min_visibility": 0.5, "scale": [1, 1.0]}, []),
+        (
+            {"horizontal_flip": 0, "vertical_flip": 1, "translate": 0.1, "min_visibility": 0.5, "hue": 0.1},
+            [
+                {"type": "flip", "horizontal": 0, "vertical": 1},
+                {"type": "affine", "translate": 0.1, "min_visibility": 0.5},
+                {"type": "color", "hue": 0.1},
+            ],
+        ),
+    ],
 )
-def test_a_config_with_the_old_key_is_refused_with_what_to_write(augment, types):
-    with pytest.raises(UserError) as refused:
-        make_config({"data": DATA | {"augment": augment}})
-    key, _, value = str(refused.value).partition(": write data.transforms: ")
-    assert key == "data.augment"
-    transforms = make_config({"data": DATA | {"transforms": yaml.safe_load(value)}}).data.transforms
-    assert [part.type for part in transforms] == types
+def test_old_augmentation_gets_the_list_to_write(augment: dict[str, Any], transforms: list[dict[str, Any]]):
+    data = {"train": "synthetic", "val": "synthetic"}
+    with pytest.raises(UserError) as error:
+        make_config({"data": data | {"augment": augment}})
+    key, _, text = str(error.value).partition(": write data.transforms: ")
+    assert key == "data.augment" and yaml.safe_load(text) == transforms
+    make_config({"data": data | {"transforms": transforms}})

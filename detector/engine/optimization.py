@@ -45,7 +45,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     known = STATES[type(optimizer)]
     foreign = {name for state in optimizer.state.values() for name in state.keys() ^ known if state}
     for group, own in zip(optimizer.param_groups, settings, strict=True):
-        foreign |= own.keys() - group.keys() - {"lr_scale"}  # which version 0.2 did not have
+        foreign |= own.keys() - group.keys()
         group.update(own)
     if foreign:
         raise UserError(

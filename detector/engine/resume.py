@@ -49,6 +49,7 @@ RULES = {
     "train.lr": WARN,
     "train.weight_decay": WARN,
     "train.momentum": WARN,
+    "train.decay_norms_and_biases": WARN,
     "train.schedule": WARN,
     "train.milestones": WARN,
     "train.step_factor": WARN,

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from tools_run import run_tool
 
 from detector.cli import COMMANDS, DISTRIBUTION
 
@@ -14,18 +15,22 @@ REPO = Path(__file__).parents[2]
 
 
 def detector(*arguments: str, cwd: Path = REPO) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-X", "importtime", "-m", "detector", *arguments]
+    command = [sys.executable, "-m", "detector", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
 
 
-def imported(done: subprocess.CompletedProcess) -> set[str]:
-    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+def with_imports(*arguments: str) -> tuple[subprocess.CompletedProcess, set[str]]:
+    """What the command did, and the modules that it imported."""
+    command = [sys.executable, "-X", "importtime", "-m", "detector", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPO)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time")]
+    return done, {line.rpartition("|")[2].strip() for line in lines}
 
 
 def test_the_commands_are_listed_without_waiting_for_torch():
-    done = detector("--help")
+    done, imported = with_imports("--help")
     assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in COMMANDS)
-    assert not imported(done) & {"torch", "numpy", "pydantic"}
+    assert not imported & {"torch", "numpy", "pydantic"}
 
 
 def test_the_version_is_that_of_the_package():
@@ -34,9 +39,9 @@ def test_the_version_is_that_of_the_package():
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_has_its_help_and_its_script(name: str):
-    done = detector(name, "--help")
+    done, imported = with_imports(name, "--help")
     assert done.returncode == 0 and done.stdout.startswith(f"usage: detector {name} ") and "Example" in done.stdout
-    assert "torch" not in imported(done)
+    assert "torch" not in imported
     script = REPO / "tools" / ("check_data.py" if name == "check" else f"{name}.py")
     assert re.search(r'^run\("(\w+)"\)$', script.read_text(encoding="utf-8"), re.MULTILINE)[1] == name
 
@@ -47,9 +52,13 @@ def test_every_module_and_script_is_a_command():
     assert modules == scripts == COMMANDS.keys()
 
 
-@pytest.mark.parametrize("arguments", [(), ("trian",), ("train",), ("train", "--nope"), ("train", "--cfg", "nope")])
+@pytest.mark.parametrize("arguments", [(), ("trian",), ("train",), ("train", "--nope")])
 def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...]):
     assert detector(*arguments).returncode == 2
+
+
+def test_a_config_that_is_not_there_exits_with_2():
+    assert run_tool("train", "--cfg", "nope") == 2
 
 
 def test_a_config_is_found_from_any_folder(tmp_path: Path):

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from itertools import chain
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from guides import write_examples
 from ranks import REPO, environment, run_ranks
 from tiny import TINY
 
@@ -26,6 +28,7 @@ from tiny import tiny_trainer
 from dataclasses import replace
 
 folder, empty, out = Path(sys.argv[1]), sys.argv[2] == "empty", Path(sys.argv[3])
+sys.path.insert(0, str(out))
 SIZES = (
     *("train.batch_size=4", "data.train.num_images=16", "train.accumulation=2"),
     *("model.head.prior=0.1", "train.meter_every=1"),
@@ -58,6 +61,7 @@ CASES = (
     "loss.classification=ghm_c loss.box=ghm_r",
     "loss.classification=equalized_focal loss.normaliser=ema",
     "loss.classification=focal loss.normaliser=image",
+    "imports=[my_assigner] assigner=best_fits loss.classification=quality_focal",  # needs predictions
 )
 
 
@@ -65,6 +69,7 @@ CASES = (
 @pytest.mark.parametrize("empty", [False, True], ids=["uneven", "one rank without objects"])
 def test_two_times_b_images_give_the_gradients_of_one_times_2b(empty: bool, tmp_path: Path):
     kind = "empty" if empty else "uneven"
+    write_examples(tmp_path)
     for num_ranks in (1, 2):
         run_ranks(STEPS, num_ranks, tmp_path, kind, tmp_path, *CASES)
     one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
@@ -334,6 +339,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return load_checkpoint(folder / "whole/checkpoints/last.pt")
 
 
+@pytest.fixture(scope="module")
+def signalled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose rank 1 received SIGTERM in its fourth step."""
+    folder = tmp_path_factory.mktemp("signalled")
+    assert torchrun(folder, "stopped", number="SIGTERM") != 0
+    assert load_checkpoint(folder / "stopped/checkpoints/last.pt")["training"]["steps_done"] == 4
+    return folder
+
+
 def assert_same_weights(a: dict, b: dict) -> None:
     for name, value in a["model"].items():
         assert torch.equal(value, b["model"][name]), name
@@ -351,10 +365,9 @@ def test_a_killed_rank_comes_back_from_the_last_checkpoint_and_ends_with_the_sam
 
 @pytest.mark.slow
 def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_resuming_ends_with_the_same_weights(
-    undisturbed: dict, tmp_path: Path
+    undisturbed: dict, signalled: Path, tmp_path: Path
 ):
-    assert torchrun(tmp_path, "stopped", number="SIGTERM") != 0
-    assert load_checkpoint(tmp_path / "stopped/checkpoints/last.pt")["training"]["steps_done"] == 4
+    shutil.copytree(signalled, tmp_path, dirs_exist_ok=True)
     assert torchrun(tmp_path, "stopped") == 0
     assert steps_of(tmp_path / "stopped") == list(range(6))
     assert_same_weights(undisturbed, load_checkpoint(tmp_path / "stopped/checkpoints/last.pt"))
@@ -362,15 +375,15 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_resuming_ends_wi
 
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_images_and_says_what_differs(
-    undisturbed: dict, tmp_path: Path, capfd: pytest.CaptureFixture
+    undisturbed: dict, signalled: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ):
-    assert torchrun(tmp_path, "fewer", number="SIGTERM") != 0
-    assert torchrun(tmp_path, "fewer", num_ranks=1) == 0
+    shutil.copytree(signalled, tmp_path, dirs_exist_ok=True)
+    assert torchrun(tmp_path, "stopped", num_ranks=1) == 0
     assert (
         "was written by 2 processes, 1 continue: the order of the images and their pixels stay"
         in capfd.readouterr().err
     )
-    assert steps_of(tmp_path / "fewer") == list(range(6))
-    found = load_checkpoint(tmp_path / "fewer/checkpoints/last.pt")
+    assert steps_of(tmp_path / "stopped") == list(range(6))
+    found = load_checkpoint(tmp_path / "stopped/checkpoints/last.pt")
     for name, value in undisturbed["model"].items():
         torch.testing.assert_close(found["model"][name], value, rtol=1e-3, atol=1e-5)

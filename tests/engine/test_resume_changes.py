@@ -60,23 +60,14 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.levelname == "WARNING"]
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        *(
-            "train.epochs=3",
-            "data.num_workers=1",
-            "train.log_every=1",
-            "train.save_every=3",
-            "train.keep_checkpoints=3",
-            "train.loggers=[csv]",
-        ),
+def test_what_does_not_change_the_run_may_change_silently(run: Path, caplog: pytest.LogCaptureFixture):
+    resume(
+        run,
+        *("train.epochs=3", "train.log_every=1", "train.save_every=3", "train.keep_checkpoints=3"),
         *("train.evaluate_every=0", "train.meter_every=7", "train.device=auto", "faults.spike_factor=50"),
         *("evaluation.batch_size=3", "data.invalid=skip", "data.keep_empty=false", "imports=[json]"),
-    ],
-)
-def test_what_does_not_change_the_run_may_change_silently(run: Path, override: str, caplog: pytest.LogCaptureFixture):
-    resume(run, override)
+        *("data.num_workers=1", "train.loggers=[csv]"),
+    )
     assert warnings_of(caplog) == []
 
 
@@ -183,8 +174,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(("split", "change"), [*(("train", change) for change in CHANGES), ("val", CHANGES[0])])
 def test_annotations_that_changed_behind_the_same_paths_stop_it(tmp_path: Path, split: str, change: Callable):
     spec = {name: write_set(tmp_path / name) for name in ("train", "val")}
     overrides = [f"data.{name}={text}" for name, text in spec.items()]

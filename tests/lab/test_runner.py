@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from ranks import environment
 from tiny import TINY
+from tools_run import run_tool
 
 import detector.build  # noqa: F401  (registers the parts that a config names)
 from detector.core.errors import UserError
@@ -124,30 +125,31 @@ against: focal
 
 
 @pytest.mark.slow
-def test_a_study_that_is_refused_leaves_the_files_of_the_folder_alone(tmp_path):
+def test_a_study_that_is_refused_leaves_the_files_of_the_folder_alone(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "study.yaml").write_text(TINY_STUDY.replace("CONFIG", str(tmp_path / "tiny.yaml")))
-    tool = [sys.executable, str(REPO / "tools/study.py"), "--cfg", str(tmp_path / "study.yaml"), "--jobs", "1"]
-    tool += ["--out", str(tmp_path / "out")]
+    options = ["--cfg", str(tmp_path / "study.yaml"), "--jobs", "1", "--out", str(tmp_path / "out")]
 
-    def refuse() -> None:
-        done = subprocess.run(tool, env=environment(), capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    def assert_refused(code: int, errors: str) -> None:
+        assert code == 2 and errors.startswith("error: ") and errors.count("\n") == 1
         assert (tmp_path / "out/study.yaml").read_text() == "of the first"
 
     with claim(tmp_path / "out"):  # by this process
         (tmp_path / "out/study.yaml").write_text("of the first")
-        refuse()
+        tool = [sys.executable, str(REPO / "tools/study.py"), *options]
+        done = subprocess.run(tool, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+        assert_refused(done.returncode, done.stderr)
     row = {"level": "few", "variant": "ghm", "seed": "0", "fingerprint": "another config"}
     write_results(tmp_path / "out/results.csv", [dict.fromkeys(COLUMNS, "") | row])
-    refuse()
+    assert_refused(run_tool("study", *options), capsys.readouterr().err)
 
 
 @pytest.mark.slow
 def test_an_interrupted_study_ends_with_the_numbers_of_an_undisturbed_one(tmp_path):
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "study.yaml").write_text(TINY_STUDY.replace("CONFIG", str(tmp_path / "tiny.yaml")))
-    environment = os.environ | {"PYTHONPATH": str(REPO), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    variables = {"PYTHONPATH": str(REPO), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    environment = os.environ | variables | {"OMP_WAIT_POLICY": "passive"}  # the other tests need the cores too
 
     def start(out: str) -> subprocess.Popen:
         # one at a time, both: the number of threads, and with it the order of sums, follows from the jobs

@@ -9,6 +9,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from retinanet_references import BLOCKS, Detectron2RetinaNet, MMDetRetinaNet, Reference
+from retinanet_references import Detectron2RetinaNet, MMDetRetinaNet, Reference
 from torch import Tensor
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 
@@ -62,10 +63,15 @@ def refusal(kind: str, file: Path, *overrides: str) -> str:
     return message
 
 
+@cache
+def refusing_model() -> DetectionModel:
+    """Return the model that every file is refused for; a refusal leaves the model as it was."""
+    return make_model("mmdet", 80, "backbone=resnet18", "width=32")
+
+
 def refusal_of(weights: str) -> str:
-    model = make_model("mmdet", 80, "backbone=resnet18", "width=32")
     with pytest.raises(UserError) as error:
-        load_weights(model, weights, CLASSES)
+        load_weights(refusing_model(), weights, CLASSES)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -153,8 +159,7 @@ def test_logits_deltas_anchors_and_boxes_are_the_originals(example: Example, our
     torch.testing.assert_close(said.boxes, boxes, rtol=1e-3, atol=0.02)  # up to 1,000 pixels
 
 
-@pytest.mark.parametrize("backbone", BLOCKS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "backbone"), [("detectron2", "resnet101"), ("mmdet", "resnet50")])
 @torch.no_grad()
 def test_in_float64_the_models_are_equal(kind: str, backbone: str, tmp_path: Path):
     """Rounding in fp32 hides small faults, and grows with the depth."""

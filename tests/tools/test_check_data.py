@@ -136,7 +136,7 @@ def test_every_kind_is_found(found: Callable, tmp_path: Path):
     (tmp_path / "coco").mkdir()
     data = everything(tmp_path / "coco")
     before = snapshot(tmp_path / "coco")
-    code, train = found(*data, "data.invalid=skip", "model={levels: [3, 4], anchor_sizes: [[64], [64]]}")
+    code, train = found(*data, "data.invalid=skip", "model={levels: [3, 4], head: {sizes: [[64], [64]]}}")
     assert code == 1 and snapshot(tmp_path / "coco") == before
     _, val = found(*data, "data.invalid=skip", split="val")
     seen = train.keys() | val.keys()

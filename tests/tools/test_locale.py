@@ -22,8 +22,8 @@ data:
   val: {type: voc, images: images, annotations: annotations}
   short_side: 64
   num_workers: 0
-model: {backbone: resnet18, norm: group, trainable_stages: 5, levels: [3, 4], width: 16, head_depth: 1, prior: 0.4,
-  anchor_sizes: [[12, 18], [26, 40]]}
+model: {backbone: {type: resnet18, norm: group, trainable_stages: 5}, levels: [3, 4], width: 16,
+  head: {depth: 1, prior: 0.4, sizes: [[12, 18], [26, 40]]}}
 train: {batch_size: 2, device: cpu, precision: fp32, warmup_steps: 0, schedule: constant, epochs: 1, meter_every: 1}
 """
 TOOLS = [

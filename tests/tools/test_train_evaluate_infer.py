@@ -43,14 +43,10 @@ data:
   short_side: 64
   num_workers: 0
 model:
-  backbone: resnet18
-  norm: batch
-  trainable_stages: 5
+  backbone: {type: resnet18, norm: batch, trainable_stages: 5}
   levels: [3, 4]
   width: 16
-  head_depth: 1
-  prior: 0.1
-  anchor_sizes: [[12, 18], [26, 40]]
+  head: {depth: 1, prior: 0.1, sizes: [[12, 18], [26, 40]]}
 loss: {classification: {type: focal}}
 train: {epochs: 2, batch_size: 2, device: cpu, precision: fp32, lr: 0.01, ema_decay: 0.9, log_every: 1}
 """
@@ -240,7 +236,7 @@ def test_batch_norm_over_one_value_is_one_line_with_the_keys(
     overrides = ("model.backbone.norm=batch", "train.batch_size=1", "data.short_side=8", "train.epochs=1")
     overrides += ("model.levels=[3, 5]", "model.head.sizes=null")
     assert run_tool("train", "--cfg", place / "tiny.yaml", "--out", tmp_path / "out", *overrides) == 2
-    assert_one_line(capsys, r"model\.norm.*train\.batch_size.*data\.short_side")
+    assert_one_line(capsys, r"model\.backbone\.norm.*train\.batch_size.*data\.short_side")
 
 
 def assert_one_line(capsys: pytest.CaptureFixture, said: str) -> None:
@@ -277,7 +273,7 @@ def coco(folder: str) -> str:
         (["loss.classification=focl"], r"loss\.classification.*'focl'; did you mean 'focal'\?.*"),
         (["train.lr=fast"], r"train\.lr: 'fast' is wrong"),
         (["train.epochs"], r"override 'train\.epochs': should read key\.path=value"),
-        (["model.backbone.norm=frozen"], r"model\.norm: frozen batch norm .*model\.weights"),
+        (["model.backbone.norm=frozen"], r"model\.backbone\.norm: frozen batch norm .*model\.weights"),
         (["model.weights=gone.pt"], r"gone\.pt: no such weights file"),
         (["train.accumulation=9"], r"train\.accumulation: 9 batches a step, but an epoch has only 8"),
         ([f"data.train={coco('gone')}"], r"gone/a\.json: cannot read the annotations"),

@@ -22,7 +22,7 @@ from detector.data.formats.yolo import YoloDataset
 from detector.data.images import write_image
 
 FEW = settings(
-    max_examples=300,
+    max_examples=150,
     derandomize=True,
     database=None,
     deadline=None,
