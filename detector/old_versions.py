@@ -23,6 +23,13 @@ MODEL_KEYS = {
 }
 # what version 0.1 did where today's version has a choice
 NEW_SETTINGS = {"backbone_lr_scale": 1.0, "decay_norms_and_biases": False}
+# keys of data.augment by transform, then and now
+AUGMENT_KEYS = {
+    "flip": {"horizontal_flip": "horizontal", "vertical_flip": "vertical"},
+    "affine": {key: key for key in ("scale", "translate", "min_visibility")},
+    "color": {key: key for key in ("brightness", "contrast", "saturation", "hue")},
+}
+AUGMENT_DEFAULTS = {"horizontal_flip": 0.5, "vertical_flip": 0.0}
 # names of the model's tensors, then and now
 PREFIXES = {"fpn.": "neck.", "class_head.": "head.class_branch.", "box_head.": "head.box_branch."}
 
@@ -52,9 +59,32 @@ def upgrade_config(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Return the values of a config with today's keys, and a text for each old key: `model.norm: write ...`."""
     texts: list[str] = []
     upgraded = dict(values)
+    if isinstance(data := values.get("data"), dict):
+        upgraded["data"] = _upgrade_data(data, texts)
     if isinstance(model := values.get("model"), dict):
         upgraded["model"] = _upgrade_model(model, texts)
     return upgraded, texts
+
+
+def _upgrade_data(section: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    if "augment" not in section:
+        return section
+    augment = section["augment"]
+    transforms = _transforms(augment if isinstance(augment, dict) else {})
+    text = yaml.dump(transforms, Dumper=Dumper, sort_keys=False, default_flow_style=True, width=float("inf"))
+    texts.append(f"data.augment: write data.transforms: {text.strip()}")
+    return {key: value for key, value in section.items() if key != "augment"} | {"transforms": transforms}
+
+
+def _transforms(augment: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the transforms that do what the values of `data.augment` asked for."""
+    augment = AUGMENT_DEFAULTS | augment
+    transforms = []
+    for name, keys in AUGMENT_KEYS.items():
+        given = {old: augment[old] for old in keys if old in augment}
+        if any(value not in (0, [1, 1]) for old, value in given.items() if old != "min_visibility"):  # has an effect
+            transforms.append({"type": name} | {keys[old]: value for old, value in given.items()})
+    return transforms
 
 
 def _upgrade_model(section: dict[str, Any], texts: list[str]) -> dict[str, Any]:

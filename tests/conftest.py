@@ -35,7 +35,7 @@ def registered_parts() -> Iterator[None]:
     from detector.geometry import assignment
 
     registries = [losses.CLASSIFICATION_LOSSES, losses.BOX_LOSSES, losses.ANCHOR_SAMPLERS]
-    registries += [assignment.ASSIGNERS, data.DATASETS, data.IMAGE_SAMPLERS]
+    registries += [assignment.ASSIGNERS, data.DATASETS, data.IMAGE_SAMPLERS, data.TRANSFORMS]
     with pytest.MonkeyPatch.context() as patch:
         for registry in registries:
             patch.setattr(registry, "_entries", dict(registry._entries))

@@ -18,7 +18,7 @@ from detector.engine.guard import BufferSnapshot
 from detector.engine.trainer import Trainer
 
 RUN = (
-    "data.augment={horizontal_flip: 0.5, brightness: 0.2}",
+    "data.transforms=[flip, {type: color, brightness: 0.2}]",
     "train.epochs=2",
     "train.accumulation=2",
     "train.lr=0.01",

@@ -108,8 +108,7 @@ data:
   aspect_buckets: 4
   num_workers: auto
   cache: null
-  augment: {horizontal_flip: 0.5, vertical_flip: 0, brightness: 0, contrast: 0, saturation: 0, hue: 0,
-            scale: [1, 1], translate: 0, min_visibility: 0.1}
+  transforms: [{type: flip, horizontal: 0.5, vertical: 0}]
 model:
   backbone: {type: resnet50, norm: frozen, trainable_stages: 3, stride_in_1x1: false}
   weights: null
@@ -158,7 +157,15 @@ def test_sections_are_frozen_and_typed(configs):
     [
         ("trian.lr=1", "trian: unknown key; did you mean 'train'?"),
         ("train.lrr=1", "train.lrr: unknown key; did you mean 'lr'?"),
-        ("data.augment.hui=0.1", "data.augment.hui: unknown key; did you mean 'hue'?"),
+        ("data.transforms=[{type: color, hui: 0.1}]", "data.transforms.0.hui: unknown key; did you mean 'hue'?"),
+        ("data.transforms=[flip, colr]", "data.transforms.1.type: no transform 'colr'; did you mean 'color'?"),
+        ("data.transforms=flip", "data.transforms: 'flip' is wrong: should be a valid array"),
+        ("data.transforms.0.hue=0.1", "data.transforms: {'0': {'hue': 0.1}} is wrong: should be a valid array"),
+        (
+            "data.augment={vertical_flip: 0.5, scale: [0.5, 1], hue: 0.0}",
+            "data.augment: write data.transforms: [{type: flip, horizontal: 0.5, vertical: 0.5}, "
+            "{type: affine, scale: [0.5, 1]}]",
+        ),
         (
             "base=x.yaml",
             "base: unknown key; known: imports, data, model, assigner, anchor_sampler, loss, train, faults, evaluation",
@@ -176,8 +183,14 @@ def test_sections_are_frozen_and_typed(configs):
         ("train.channels_last=1", "train.channels_last: 1 is wrong: should be a valid boolean, or 'auto'"),
         ("train.optimizer=sdg", "train.optimizer: 'sdg' is wrong: should be 'sgd' or 'adamw'"),
         ("train.lr=.inf", "train.lr: inf is wrong: should be a finite number"),
-        ("data.augment.hue=.nan", "data.augment.hue: nan is wrong: should be a finite number"),
-        ("data.augment.hue=0.6", "data.augment.hue: 0.6 is wrong: should be less than or equal to 0.5"),
+        (
+            "data.transforms=[{type: color, hue: .nan}]",
+            "data.transforms.0.hue: nan is wrong: should be a finite number",
+        ),
+        (
+            "data.transforms=[{type: color, hue: 0.6}]",
+            "data.transforms.0.hue: 0.6 is wrong: should be less than or equal to 0.5",
+        ),
         ("data.num_workers=-1", "data.num_workers: -1 is wrong: should be greater than or equal to 0, or 'auto'"),
         ("data.short_side=[600]", "data.short_side.1: required, and missing"),
         (

@@ -128,7 +128,7 @@ def test_a_study_is_drawn_with_them(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert {path.name for path in tmp_path.iterdir()} == {"levels.png", "differences.png"} and not caplog.records
 
 
-@pytest.mark.parametrize("values", [{"root": "r\udce9"}, {"augment": {"hue": "\ud800"}}])
+@pytest.mark.parametrize("values", [{"root": "r\udce9"}, {"transforms": ["\ud800"]}])
 def test_a_config_that_is_not_utf8_is_one_line(values: dict):
     key = f"data.{next(iter(values))}"
     with pytest.raises(UserError, match=f"^{key}"):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from runs import assert_same, first_batches, make_trainer
 
-from detector.config import load_config
+from detector.config import load_config, make_config
 from detector.core.errors import UserError
 from detector.deploy.predict import Detector
 from detector.engine.checkpoint import load_checkpoint, save_checkpoint
@@ -33,6 +33,9 @@ pyramid_relu: true
 exact_anchors: false
 """
 
+AUGMENT = {"horizontal_flip": 0.5, "vertical_flip": 0.0, "scale": [1.0, 1.0], "translate": 0.0, "min_visibility": 0.1}
+AUGMENT |= {"brightness": 0.2, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+
 
 def old_names(state: dict[str, Any]) -> dict[str, Any]:
     renamed = {}
@@ -56,6 +59,8 @@ def old(trainer: Trainer, tmp_path: Path) -> Path:
     contents = load_checkpoint(trainer.folder / "checkpoints/last.pt")
     config = yaml.safe_load(contents["config"])
     config["model"] = yaml.safe_load(MODEL)
+    config["data"]["augment"] = AUGMENT
+    del config["data"]["transforms"]
     for key in ("backbone_lr_scale", "decay_norms_and_biases", "loggers"):
         del config["train"][key]
     training = contents["training"]
@@ -114,3 +119,22 @@ def test_old_keys_of_a_users_config_get_one_line(tmp_path: Path):
         "head": {"type": "anchors", "prior": None},
     }
     assert values == yaml.safe_load(text), "the values that are given stay"
+
+
+@pytest.mark.parametrize(
+    ("augment", "types"),
+    [
+        ({}, ["flip"]),
+        (AUGMENT, ["flip", "color"]),
+        ({"horizontal_flip": 0, "scale": [1, 1]}, []),
+        ({"translate": 0.1, "hue": 0.1}, ["flip", "affine", "color"]),
+    ],
+)
+def test_the_old_augmentation_is_refused_with_the_list_to_write(augment: dict, types: list[str]):
+    data = {"train": "synthetic", "val": "synthetic"}
+    with pytest.raises(UserError) as refused:
+        make_config({"data": data | {"augment": augment}})
+    key, _, value = str(refused.value).partition(": write data.transforms: ")
+    assert key == "data.augment"
+    transforms = make_config({"data": data | {"transforms": yaml.safe_load(value)}}).data.transforms
+    assert [part.type for part in transforms] == types

@@ -20,7 +20,7 @@ from detector.data.pipeline.buckets import Buckets, make_buckets
 from detector.data.pipeline.cache import CachedDataset
 from detector.data.pipeline.loader import Loader, make_loader
 from detector.data.pipeline.splitting import stratified_split
-from detector.data.pipeline.transforms import Augment, Resize, target_size
+from detector.data.pipeline.transforms import Resize, target_size
 
 log = logging.getLogger(__name__)
 
@@ -145,19 +145,19 @@ def cached(config: Config, dataset: DetectionDataset) -> DetectionDataset:
 
 def build_train_loader(config: Config, dataset: DetectionDataset) -> Loader:
     buckets = build_buckets(config, dataset)
+    known = facts(dataset)
     return make_loader(
         cached(config, dataset),
-        [
-            Resize(config.data.short_side, config.data.long_side),
-            Augment(**config.data.augment.model_dump()),
-        ],
+        Resize(config.data.short_side, config.data.long_side),
+        [part.build(known) for part in config.data.transforms],
         batch_size=config.train.batch_size,
         seed=config.train.seed,
-        sampler=config.data.sampler.build(facts(dataset)),
+        sampler=config.data.sampler.build(known),
         num_workers=num_workers(config),
         size_divisor=outline(config).size_divisor,
         buckets=buckets if isinstance(config.data.short_side, int) else replace(buckets, canvas={}),
         substitute=config.faults.max_unreadable > 0,
+        num_epochs=config.train.epochs,
     )
 
 
@@ -165,7 +165,7 @@ def build_eval_loader(config: Config, dataset: DetectionDataset) -> Loader:
     """Every image once, in order; a multi-scale range is evaluated at its upper end."""
     return make_loader(
         cached(config, dataset),
-        [Resize(evaluation_side(config), config.data.long_side)],
+        Resize(evaluation_side(config), config.data.long_side),
         batch_size=config.evaluation.batch_size,
         seed=0,
         sampler=None,

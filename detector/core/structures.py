@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor, device, set_grad_enabled
 
+PADDING_COLOR = (124, 116, 104)  # ImageNet's mean, which normalises to about 0
 IGNORED = -1  # label of a prior that counts neither way, and of a padded ground truth
 
 

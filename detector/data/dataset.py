@@ -9,9 +9,8 @@ import numpy as np
 
 from detector.core.errors import UserError
 from detector.core.registry import Registry
-from detector.core.structures import Sample
+from detector.core.structures import PADDING_COLOR, Sample
 from detector.data.images import FULL_BITS, read_image
-from detector.data.pipeline.transforms import PADDING_COLOUR
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class DetectionDataset(Sequence[Sample]):
     def blank(self, index: int) -> Sample:
         """An empty picture in the place of one that cannot be read."""
         record = self.records[index]
-        image = np.full((record.height, record.width, 3), PADDING_COLOUR, dtype=np.uint8)
+        image = np.full((record.height, record.width, 3), PADDING_COLOR, dtype=np.uint8)
         nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool)
         return Sample(image, *nothing, record.image_id, record.path.name, image.shape[:2])
 

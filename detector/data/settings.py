@@ -9,7 +9,6 @@ from detector.core.registry import ChosenFrom, Part
 from detector.core.validation import (
     InvalidValues,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     Settings,
     Switch,
@@ -18,22 +17,7 @@ from detector.core.validation import (
 )
 from detector.data.dataset import DATASETS, DetectionDataset
 from detector.data.pipeline.samplers import IMAGE_SAMPLERS, ImageSampler
-
-
-class AugmentSettings(Settings):
-    """Probabilities of the flips; range of the zoom factor; greatest move as a part of each side; the part of its area
-    that an object must show in the picture to be one, which should be as the annotators held it; greatest relative
-    change of each colour property (hue: greatest shift, in turns)."""
-
-    horizontal_flip: UnitFloat = 0.5
-    vertical_flip: UnitFloat = 0.0
-    scale: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(in_order)] = (1.0, 1.0)
-    translate: UnitFloat = 0.0
-    min_visibility: UnitFloat = 0.1
-    brightness: UnitFloat = 0.0
-    contrast: UnitFloat = 0.0
-    saturation: UnitFloat = 0.0
-    hue: Annotated[UnitFloat, Field(le=0.5)] = 0.0
+from detector.data.pipeline.transforms import TRANSFORMS, Transform
 
 
 class DataSettings(Settings):
@@ -43,7 +27,8 @@ class DataSettings(Settings):
     them in any case). sampler: which images come up in an epoch. short_side and long_side in pixels; a short_side of
     two is the range that training draws from. bits: how many bits the values of 16-bit images use, 12 for values up to
     4095; auto looks at the training set. aspect_buckets: a batch is of one of so many ranges of the aspect ratio,
-    each padded to one size. cache: a folder for decoded, resized images, 3 bytes a pixel."""
+    each padded to one size. cache: a folder for decoded, resized images, 3 bytes a pixel. transforms: what changes the
+    resized training images, in this order."""
 
     root: Path = Path(".")
     train: Annotated[Part[DetectionDataset], ChosenFrom(DATASETS)]
@@ -61,7 +46,9 @@ class DataSettings(Settings):
     aspect_buckets: PositiveInt = 4
     num_workers: NonNegativeInt | Literal["auto"] = "auto"
     cache: Path | None = None
-    augment: AugmentSettings = Field(default_factory=AugmentSettings)
+    transforms: list[Annotated[Part[Transform], ChosenFrom(TRANSFORMS)]] = Field(
+        [{"type": "flip", "horizontal": 0.5, "vertical": 0.0}], validate_default=True
+    )
 
     @model_validator(mode="after")
     def _one_size_to_keep(self) -> Self:

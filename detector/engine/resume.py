@@ -37,7 +37,7 @@ RULES = {
     "data.short_side": WARN,
     "data.long_side": WARN,
     "data.aspect_buckets": WARN,
-    "data.augment": WARN,
+    "data.transforms": WARN,
     "model.weights": WARN,  # the checkpoint has its own
     "anchor_sampler": WARN,
     "loss": WARN,
@@ -166,14 +166,28 @@ def load_criterion(criterion: nn.Module, saved: dict[str, Any], changed: set[str
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The deepest keys whose values differ, with both; a part (a mapping with a `type`) of another type is one key."""
-    mappings = isinstance(before, dict) and isinstance(now, dict)
-    if mappings and before.get("type") == now.get("type"):
+    """The deepest keys whose values differ, with both values.
+
+    A part (a mapping with a `type`) of another type is one key. Lists of the same types are compared part by part;
+    other lists of parts differ by their types.
+    """
+    if _is_list_of_parts(before) and _is_list_of_parts(now):
+        types_before, types_now = ([part["type"] for part in parts] for parts in (before, now))
+        if types_before != types_now:
+            yield key, types_before, types_now
+        else:
+            for i, parts in enumerate(zip(before, now, strict=True)):
+                yield from _differences(*parts, f"{key}.{i}")
+    elif isinstance(before, dict) and isinstance(now, dict) and before.get("type") == now.get("type"):
         for name in now | before:
             path = f"{key}.{name}" if key else name
             yield from _differences(before.get(name, ABSENT), now.get(name, ABSENT), path)
     elif before != now:
         yield key, before, now
+
+
+def _is_list_of_parts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) and "type" in item for item in value)
 
 
 def _short(value: Any) -> str:

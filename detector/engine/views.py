@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detector.core.structures import PADDING_COLOR
 from detector.data.pipeline.buckets import round_up
-from detector.data.pipeline.transforms import PADDING_COLOUR
 from detector.models.postprocess import Candidates
 
 
@@ -31,7 +31,7 @@ class View:
             height, width = self._size(images.shape[2:])
             resized = F.interpolate(images.float(), size=(height, width), mode="bilinear", antialias=True)
             padded = round_up((height, width), size_divisor).tolist()
-            images = images.new_tensor(PADDING_COLOUR).view(1, 3, 1, 1).repeat(len(images), 1, *padded)
+            images = images.new_tensor(PADDING_COLOR).view(1, 3, 1, 1).repeat(len(images), 1, *padded)
             images[:, :, :height, :width] = resized.round_().clamp_(0, 255)
         return images
 

@@ -20,6 +20,7 @@ from runs import (
     send_sigterm_in_step,
     watch_steps,
 )
+from user_transforms import Beside, Early  # noqa: F401  (registers them)
 
 from detector.core.errors import Interrupted
 from detector.engine.checkpoint import load_checkpoint
@@ -28,10 +29,11 @@ from detector.engine.trainer import Trainer
 SMALL = ("model.levels=[3, 3]", "model.head.sizes=[[12, 26]]")  # a quarter of the weights to save and to hash
 VARIANTS = {  # between them, every kind of state that a step can leave behind
     "adamw, ghm, average, batch norm, spikes": (*SMALL, *WITH_STATE, "faults.spike_factor=100"),
-    "sgd, equalized focal, ema normaliser, fp16, random anchors": (
+    "sgd, equalized focal, ema normaliser, fp16, random anchors, drawn samples": (
         *SMALL,
         *("loss.classification=equalized_focal", "loss.normaliser=ema", "anchor_sampler={type: random, count: 64}"),
         *("train.precision=fp16", "train.optimizer=sgd", "train.lr=0.001", "data.short_side=32"),  # fp16 is slow here
+        "data.transforms=[flip, test_beside, test_early]",
     ),
 }
 FIRST, SECOND = VARIANTS

@@ -360,7 +360,7 @@ def test_a_few_images_are_learnt_by_heart(tmp_path: Path):
     blocks = f"{{type: coco, images: {tmp_path}, annotations: {tmp_path / 'annotations.json'}}}"
     trainer = make_trainer(
         tmp_path / "run",
-        *(f"data.train={blocks}", f"data.val={blocks}", "data.augment.brightness=0"),
+        *(f"data.train={blocks}", f"data.val={blocks}", "data.transforms=[flip]"),
         *("model.head.norm=group", "train.accumulation=1", "train.epochs=15", "train.evaluate_every=0"),
         *("train.optimizer=adamw", "train.lr=0.002", "train.warmup_steps=10", "train.clip_norm=10"),
         "train.schedule=cosine",

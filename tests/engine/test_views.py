@@ -6,9 +6,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from detector.core.structures import Batch, Predictions, Priors, Sample
+from detector.core.structures import PADDING_COLOR, Batch, Predictions, Priors, Sample
 from detector.data.pipeline.loader import collate
-from detector.data.pipeline.transforms import PADDING_COLOUR
 from detector.engine.evaluate import detect_batch
 from detector.engine.views import PLAIN, View, make_views
 from detector.geometry.coders import DeltaCoder
@@ -103,8 +102,8 @@ def test_a_resized_batch_is_what_pillow_makes_of_it_and_padded():
         reference = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((99, 74), Image.Resampling.BILINEAR)
         difference = own[:, :74, :99].permute(1, 2, 0).int() - torch.from_numpy(np.array(reference)).int()
         assert difference.abs().max() <= 2
-        assert (own[:, 74:] == torch.tensor(PADDING_COLOUR)[:, None, None]).all()
-        assert (own[:, :74, 99:] == torch.tensor(PADDING_COLOUR)[:, None, None]).all()
+        assert (own[:, 74:] == torch.tensor(PADDING_COLOR)[:, None, None]).all()
+        assert (own[:, :74, 99:] == torch.tensor(PADDING_COLOR)[:, None, None]).all()
 
 
 def test_the_views_of_flips_and_scales():

@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 from detector.core.structures import IGNORED, GroundTruth, Priors
 from detector.data.formats.coco import CocoDataset
 from detector.data.pipeline.loader import collate
-from detector.data.pipeline.transforms import Augment, resize
+from detector.data.pipeline.transforms import Flip, TransformContext, resize
 from detector.geometry.anchors import AnchorGrid, default_sizes
 from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner, base
 
@@ -279,9 +279,8 @@ def test_real_crowds_teach_neither_background_nor_their_class(assigner, shared_d
     dataset = CocoDataset(images=coco / "val2017", annotations=coco / "annotations/instances_val2017.json")
     crowded = [i for i, record in enumerate(dataset.records) if record.crowd.any()]
     assert len(crowded) == 11
-    still = dict.fromkeys(("vertical_flip", "translate", "brightness", "contrast", "saturation", "hue"), 0.0)
-    flip = Augment(horizontal_flip=1.0, scale=(1, 1), min_visibility=0.1, **still)
-    samples = [flip(resize(dataset[i], 192, 256), np.random.default_rng(i)) for i in crowded]
+    context, flip = TransformContext(np.random.default_rng(0), 0.0, lambda: dataset[0]), Flip(horizontal=1.0)
+    samples = [flip(resize(dataset[i], 192, 256), context) for i in crowded]
     batch = collate(samples, 64)
     levels = retinanet_grid(8, 16, 32, 64).of_image((192, 256))
     anchors, sizes = torch.cat(levels), tuple(map(len, levels))

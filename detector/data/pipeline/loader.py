@@ -1,31 +1,28 @@
-"""Batches in a reproducible order: which samples is a function of (seed, epoch), with which random numbers one of
-(seed, epoch, index, repeat)."""
+"""Batches in a reproducible order: the samples of an epoch are a function of (seed, epoch)."""
 
 import atexit
 import logging
 import multiprocessing
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Literal
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from detector.core import distributed
 from detector.core.errors import UserError
-from detector.core.structures import IGNORED, Batch, Sample
+from detector.core.structures import IGNORED, PADDING_COLOR, Batch, Sample
 from detector.data.dataset import DetectionDataset
 from detector.data.pipeline.buckets import Buckets, gather_alike, round_up
 from detector.data.pipeline.samplers import ImageSampler
-from detector.data.pipeline.transforms import PADDING_COLOUR, Transform
+from detector.data.pipeline.transformed import SampleKey, Transformed
+from detector.data.pipeline.transforms import Resize, Transform
 
 log = logging.getLogger(__name__)
 MAX_DEATHS = 3  # of loader workers, in a run
-MAX_SUBSTITUTES = 10  # in a row: so many unreadable images mean that the folder is gone
 
 
 def collate(
@@ -45,8 +42,8 @@ def collate(
     ignore = np.zeros((len(samples), num_boxes), dtype=bool)
     for i, (sample, (h, w)) in enumerate(zip(samples, sizes, strict=True)):
         images[i, :h, :w] = sample.image
-        images[i, h:] = PADDING_COLOUR
-        images[i, :h, w:] = PADDING_COLOUR
+        images[i, h:] = PADDING_COLOR
+        images[i, :h, w:] = PADDING_COLOR
         n = len(sample.boxes)
         boxes[i, :n], labels[i, :n], ignore[i, :n] = sample.boxes, sample.labels, sample.ignore
     return Batch(
@@ -63,13 +60,13 @@ def collate(
 
 
 class EpochBatches:
-    """A batch sampler over (epoch, index, repeat), so that a loader's workers need no state of their own; repeat counts
-    the times that the epoch had the image before.
+    """A batch sampler over keys of samples, so that a loader's workers need no state of their own.
 
     With a `sampler`, epoch e is the order drawn from (seed, e), cut into whole batches (the rest of the order waits for
     another epoch; an order shorter than a batch is one batch), and each of the `num_ranks` processes has an equal part
     of every batch. Without, it is the order of the data set, and the processes take whole batches in turn: every image
     is there once, in the same batch however many they are. Batches are of one `bucket` (of each image) where possible.
+    `num_epochs` is the length of the run, by which the progress in the keys counts.
     Raises UserError where a batch cannot be dealt out equally.
     """
 
@@ -83,6 +80,7 @@ class EpochBatches:
         bucket: np.ndarray | None = None,
         rank: int = 0,
         num_ranks: int = 1,
+        num_epochs: int = 1,
     ):
         self.num_samples = num_images if sampler is None else len(sampler)
         self.batch_size = min(batch_size, self.num_samples)
@@ -91,6 +89,7 @@ class EpochBatches:
         self.bucket = np.zeros(num_images, dtype=np.int64) if bucket is None else bucket
         self.rank = rank
         self.num_ranks = num_ranks
+        self.num_epochs = num_epochs
         self.epoch = 0
         self.first_batch = 0  # a resumed epoch starts here
         if sampler is not None and self.batch_size % num_ranks:
@@ -106,20 +105,21 @@ class EpochBatches:
             return whole
         return len(range(self.rank, whole + (rest > 0), self.num_ranks))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.argsort(self.bucket, kind="stable")
         if self.sampler is not None:
             order = self.sampler.order(np.random.default_rng((self.seed, self.epoch)))
             order = order[: len(self) * self.batch_size]
             order = gather_alike(order, self.bucket[order], self.batch_size)
-        keys = [(self.epoch, *key) for key in zip(order.tolist(), repeats(order).tolist(), strict=True)]
+        images = list(zip(order.tolist(), repeats(order).tolist(), strict=True))
         for batch in range(self.first_batch, len(self)):
             if self.sampler is None:
                 start, size = (batch * self.num_ranks + self.rank) * self.batch_size, self.batch_size
             else:
                 size = self.batch_size // self.num_ranks
                 start = batch * self.batch_size + self.rank * size
-            yield keys[start : start + size]
+            progress = (self.epoch + batch / len(self)) / self.num_epochs
+            yield [SampleKey(self.epoch, *image, progress) for image in images[start : start + size]]
 
 
 def repeats(order: np.ndarray) -> np.ndarray:
@@ -129,45 +129,6 @@ def repeats(order: np.ndarray) -> np.ndarray:
     counted = np.empty_like(order)
     counted[by_value] = np.arange(len(order)) - np.searchsorted(values, values)
     return counted
-
-
-class Transformed(Dataset):
-    """A data set behind its transforms; item (epoch, index, repeat) draws from a generator of its own.
-
-    `substitute` says what stands in for an image that cannot be read: None, nothing, it is an error; `another`, an
-    image drawn in its place; `blank`, an empty picture of its size, so that an evaluation counts its objects as missed.
-    """
-
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        transforms: Sequence[Transform],
-        seed: int,
-        substitute: Literal["another", "blank"] | None = None,
-    ):
-        self.dataset = dataset
-        self.transforms = transforms
-        self.seed = seed
-        self.substitute = substitute
-
-    def __getitem__(self, key: tuple[int, int, int]) -> Sample:
-        epoch, index, repeat = key
-        rng = np.random.default_rng((self.seed, epoch, index, repeat))
-        sample = self._read(index, rng)
-        for transform in self.transforms:
-            sample = transform(sample, rng)
-        return sample
-
-    def _read(self, index: int, rng: np.random.Generator, unreadable: tuple[str, ...] = ()) -> Sample:
-        try:
-            return replace(self.dataset[index], unreadable=unreadable)
-        except UserError as error:
-            unreadable = (*unreadable, str(error))
-            if self.substitute is None or len(unreadable) == MAX_SUBSTITUTES:
-                raise
-        if self.substitute == "blank":
-            return replace(self.dataset.blank(index), unreadable=unreadable)
-        return self._read(int(rng.integers(len(self.dataset))), rng, unreadable)
 
 
 class Loader:
@@ -237,7 +198,8 @@ class Loader:
 
 def make_loader(
     dataset: DetectionDataset,
-    transforms: Sequence[Transform],
+    resize: Resize,
+    transforms: Sequence[Transform] = (),
     *,
     batch_size: int,
     seed: int,
@@ -246,16 +208,17 @@ def make_loader(
     size_divisor: int,
     buckets: Buckets | None = None,
     substitute: bool = False,
+    num_epochs: int = 1,
 ) -> Loader:
     """This process's part of the batches. `sampler` chooses an epoch's images; None, for evaluation, is every image
     once, in order (of their `buckets`). Where `substitute`, an image that cannot be read is no error (see
-    `Transformed`)."""
+    `Transformed`). `num_epochs`: the length of the run."""
     kind = None if not substitute else "blank" if sampler is None else "another"
-    ranks = {"rank": distributed.rank(), "num_ranks": distributed.world_size()}
+    run = {"rank": distributed.rank(), "num_ranks": distributed.world_size(), "num_epochs": num_epochs}
     bucket, canvas = (None, {}) if buckets is None else (buckets.of_image, buckets.canvas)
-    batches = EpochBatches(len(dataset), batch_size, seed=seed, sampler=sampler, bucket=bucket, **ranks)
+    batches = EpochBatches(len(dataset), batch_size, seed=seed, sampler=sampler, bucket=bucket, **run)
     return Loader(
-        Transformed(dataset, transforms, seed, kind),
+        Transformed(dataset, resize, transforms, seed, kind),
         batches,
         num_workers=num_workers,
         size_divisor=size_divisor,

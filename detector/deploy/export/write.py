@@ -15,8 +15,8 @@ from detector.build import evaluation_side
 from detector.config import import_modules
 from detector.core.errors import UserError
 from detector.core.files import replacing, utf8_path
+from detector.core.structures import PADDING_COLOR
 from detector.data.pipeline.buckets import round_up
-from detector.data.pipeline.transforms import PADDING_COLOUR
 from detector.deploy.export.base import EXPORTERS, Exporter
 from detector.deploy.export.graphs import DetectionGraph, Graph, RawGraph
 from detector.deploy.predict import Detector
@@ -105,7 +105,7 @@ def _prepare(detector: Detector, size: tuple[int, int] | None, nms: bool) -> tup
         "category_ids": detector.category_ids,
         "image_size": image_size,
         "level_sizes": level_sizes,
-        "padding_colour": PADDING_COLOUR,
+        "padding_colour": PADDING_COLOR,
     } | rule
     return DetectionGraph(model, image_size, **rule) if nms else RawGraph(model, image_size), metadata
 

@@ -75,13 +75,13 @@ def test_every_image_comes_up_alike_whatever_its_bucket():
     batches = EpochBatches(23, 5, seed=0, sampler=UniformSampler([np.zeros(1, np.int64)] * 23, 1), bucket=bucket)
     counts = np.zeros(23)
     for batches.epoch in range(600):
-        np.add.at(counts, [index for batch in batches for _, index, _ in batch], 1)
+        np.add.at(counts, [index for batch in batches for _, index, *_ in batch], 1)
     assert np.abs(counts / 600 - 20 / 23).max() < 0.06
 
 
 def test_an_evaluation_goes_bucket_by_bucket():
     batches = EpochBatches(6, 2, seed=0, sampler=None, bucket=np.array([1, 0, 1, 0, 0, 1]))
-    assert [[index for _, index, _ in batch] for batch in batches] == [[1, 3], [4, 0], [2, 5]]
+    assert [[index for _, index, *_ in batch] for batch in batches] == [[1, 3], [4, 0], [2, 5]]
 
 
 def make_sample(height: int, width: int) -> Sample:

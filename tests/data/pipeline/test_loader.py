@@ -3,13 +3,10 @@ import pytest
 import torch
 
 from detector.core.errors import UserError
-from detector.core.structures import Batch, Sample
-from detector.data.pipeline.loader import PADDING_COLOUR, EpochBatches, collate, make_loader, repeats
+from detector.core.structures import PADDING_COLOR, Batch, Sample
+from detector.data.pipeline.loader import EpochBatches, collate, make_loader, repeats
 from detector.data.pipeline.samplers import ClassBalancedSampler, ImageSampler, UniformSampler
-from detector.data.pipeline.transforms import Augment, Resize
-
-AUGMENT = {"horizontal_flip": 0.5, "vertical_flip": 0.5, "brightness": 0.4, "contrast": 0.4, "saturation": 0, "hue": 0}
-AUGMENT |= {"scale": (0.7, 1.4), "translate": 0.2, "min_visibility": 0.1}
+from detector.data.pipeline.transforms import Affine, Color, Flip, Resize
 
 
 def make_sample(height: int, width: int, num_boxes: int, index: int = 0, seed: int = 0) -> Sample:
@@ -39,7 +36,7 @@ def test_images_are_padded_to_the_largest_and_rounded_up():
         np.testing.assert_array_equal(image[:height, :width], sample.image)
         padding = np.ones((64, 64), dtype=bool)
         padding[:height, :width] = False
-        assert (image[padding] == PADDING_COLOUR).all()
+        assert (image[padding] == PADDING_COLOR).all()
     assert batch.sizes.tolist() == [[20, 50], [33, 40], [32, 64]]
     assert batch.original_sizes.tolist() == [[60, 100], [99, 80], [96, 128]]
     assert batch.image_ids == (100, 101, 102) and batch.file_names == ("0.png", "1.png", "2.png")
@@ -80,8 +77,8 @@ def balanced() -> ClassBalancedSampler:
 
 def indices(sampler: EpochBatches) -> list[list[int]]:
     batches = list(sampler)
-    assert {epoch for batch in batches for epoch, _, _ in batch} == {sampler.epoch}
-    return [[index for _, index, _ in batch] for batch in batches]
+    assert {epoch for batch in batches for epoch, *_ in batch} == {sampler.epoch}
+    return [[index for _, index, *_ in batch] for batch in batches]
 
 
 def test_training_shuffles_by_seed_and_epoch_into_whole_batches():
@@ -133,7 +130,7 @@ def test_an_epoch_is_the_samplers_order_drawn_from_seed_and_epoch():
 def test_repeats_are_counted():
     assert repeats(np.array([5, 2, 5, 5, 0, 2])).tolist() == [0, 0, 1, 2, 0, 1]
     keys = sum(EpochBatches(8, 2, seed=0, sampler=balanced()), [])
-    assert len(set(keys)) == 8 and [repeat for _, index, repeat in keys if index == 0] == [0, 1, 2, 3]
+    assert len({key[:3] for key in keys}) == 8 and [key.repeat for key in keys if key.index == 0] == [0, 1, 2, 3]
     assert [key[2] for key in sum(EpochBatches(8, 2, seed=0, sampler=uniform(8)), [])] == [0] * 8
 
 
@@ -155,7 +152,7 @@ def test_in_evaluation_the_ranks_take_whole_batches_in_turn(num_ranks: int):
     expected = indices(EpochBatches(7, 2, seed=0, sampler=None))
     ranks = [EpochBatches(7, 2, seed=0, sampler=None, rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
     for r, rank in enumerate(ranks):
-        found = [[index for _, index, _ in batch] for batch in rank]
+        found = [[index for _, index, *_ in batch] for batch in rank]
         assert found == expected[r::num_ranks] and len(rank) == len(found)
 
 
@@ -183,7 +180,8 @@ def epochs(
     """The batches of two epochs, of the uniform sampler unless another is given."""
     loader = make_loader(
         SameImage(),
-        [Resize((24, 40), 100), Augment(**AUGMENT)],
+        Resize((24, 40), 100),
+        [Flip(vertical=0.5), Affine(scale=(0.7, 1.4), translate=0.2), Color(brightness=0.4, contrast=0.4)],
         batch_size=2,
         seed=seed,
         sampler=sampler or uniform(8),

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from detector.core.structures import IGNORED, Sample
 from detector.data.pipeline.loader import collate
-from detector.data.pipeline.transforms import Augment, Resize, resize, target_size
+from detector.data.pipeline.transforms import (
+    Affine,
+    Color,
+    Flip,
+    Resize,
+    Transform,
+    TransformContext,
+    resize,
+    target_size,
+)
 
 COLOUR = (250, 20, 90)
 
@@ -43,14 +52,17 @@ def noise(height: int = 40, width: int = 60) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def augment(**strengths: float) -> Augment:
-    none = dict.fromkeys(("horizontal_flip", "vertical_flip", "translate", "brightness", "contrast"), 0.0)
-    none |= {"saturation": 0.0, "hue": 0.0, "scale": (1, 1), "min_visibility": 0.1}
-    return Augment(**(none | strengths))
-
-
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+def apply(before: Sample, *transforms: Transform, seed: int = 0) -> Sample:
+    """Apply transforms in their order, with one generator."""
+    context = TransformContext(rng(seed), 0.0, lambda: before)
+    after = before
+    for transform in transforms:
+        after = transform(after, context)
+    return after
 
 
 @pytest.mark.parametrize(
@@ -81,7 +93,7 @@ def test_resize_moves_boxes_with_their_pixels(new: tuple[int, int]):
 
 
 def test_resize_scales_each_axis_by_what_was_rounded():
-    after = Resize(50, 1000)(sample(noise(75, 101), [(0, 0, 101, 75)]), rng())
+    after = Resize(50, 1000)(sample(noise(75, 101), [(0, 0, 101, 75)]), 50)
     assert after.image.shape == (50, 67, 3)  # 67.33 rounded
     np.testing.assert_allclose(after.boxes, [[0, 0, 67, 50]], rtol=1e-6)
 
@@ -92,32 +104,31 @@ def test_resize_to_the_same_size_changes_nothing():
 
 
 def test_multi_scale_draws_the_whole_range():
-    transform, generator, empty = Resize((24, 28), 1000), rng(), painted(40, 60)
-    sides = [min(transform(empty, generator).image.shape[:2]) for _ in range(100)]
-    assert set(sides) == {24, 25, 26, 27, 28}
+    transform, generator = Resize((24, 28), 1000), rng()
+    assert {transform.draw_side(generator) for _ in range(100)} == {24, 25, 26, 27, 28}
 
 
 @pytest.mark.parametrize(
     ("flips", "expected"),
     [
-        ({"horizontal_flip": 1.0}, [36, 8, 50, 32]),
-        ({"vertical_flip": 1.0}, [10, 8, 24, 32]),
-        ({"horizontal_flip": 1.0, "vertical_flip": 1.0}, [36, 8, 50, 32]),
+        ({"horizontal": 1.0}, [36, 8, 50, 32]),
+        ({"horizontal": 0.0, "vertical": 1.0}, [10, 8, 24, 32]),
+        ({"horizontal": 1.0, "vertical": 1.0}, [36, 8, 50, 32]),
     ],
 )
 def test_flips_move_boxes_with_their_pixels(flips: dict[str, float], expected: list[int]):
     before = painted(40, 60, (10, 8, 24, 32))
-    after = augment(**flips)(before, rng())
+    after = apply(before, Flip(**flips))
     np.testing.assert_allclose(after.boxes, [expected], atol=1e-4)
     assert painted_box(after.image) == expected
 
 
-@pytest.mark.parametrize("flip", ["horizontal_flip", "vertical_flip"])
-def test_a_flip_twice_is_the_identity(flip: str):
+@pytest.mark.parametrize("flip", [Flip(horizontal=1.0), Flip(horizontal=0.0, vertical=1.0)])
+def test_a_flip_twice_is_the_identity(flip: Flip):
     before = sample(noise(), [(0, 0, 60, 40), (3.25, 7.5, 20.125, 30), (50, 1, 58, 39)])
-    once = augment(**{flip: 1.0})(before, rng())
+    once = apply(before, flip)
     assert not np.array_equal(once.image, before.image)
-    twice = augment(**{flip: 1.0})(once, rng())
+    twice = apply(once, flip)
     np.testing.assert_array_equal(twice.image, before.image)
     np.testing.assert_allclose(twice.boxes, before.boxes, atol=1e-4)
     np.testing.assert_array_equal(twice.labels, before.labels)
@@ -125,15 +136,15 @@ def test_a_flip_twice_is_the_identity(flip: str):
 
 
 def test_flips_have_their_probability():
-    before, generator, flip = sample(noise(4, 4), []), rng(), augment(horizontal_flip=0.25)
-    flipped = sum(not np.array_equal(flip(before, generator).image, before.image) for _ in range(400))
+    before, flip = sample(noise(4, 4), []), Flip(horizontal=0.25)
+    flipped = sum(not np.array_equal(apply(before, flip, seed=seed).image, before.image) for seed in range(400))
     assert 70 < flipped < 130  # 100 expected, deviation 9
 
 
 @pytest.mark.parametrize("strength", ["brightness", "contrast", "saturation", "hue"])
-def test_colour_leaves_boxes_and_shape(strength: str):
+def test_color_leaves_boxes_and_shape(strength: str):
     before = sample(noise(), [(3.25, 7.5, 20.125, 30), (50, 1, 58, 39)])
-    after = augment(**{strength: 0.4})(before, rng())
+    after = apply(before, Color(**{strength: 0.4}))
     assert after.image.shape == before.image.shape and after.image.dtype == np.uint8
     assert not np.array_equal(after.image, before.image)
     np.testing.assert_allclose(after.boxes, before.boxes, atol=1e-4)
@@ -142,13 +153,13 @@ def test_colour_leaves_boxes_and_shape(strength: str):
 
 def test_nothing_asked_changes_nothing():
     before = sample(noise(), [(3.25, 7.5, 20.125, 30)])
-    after = augment()(before, rng())
+    after = apply(before, Flip(horizontal=0.0), Affine(), Color())
     np.testing.assert_array_equal(after.image, before.image)
     np.testing.assert_allclose(after.boxes, before.boxes, atol=1e-4)
 
 
 def test_no_boxes():
-    after = augment(horizontal_flip=1.0)(sample(noise(), []), rng())
+    after = apply(sample(noise(), []), Flip(horizontal=1.0), Affine(scale=(0.5, 2.0)), Color(hue=0.1))
     assert after.boxes.shape == (0, 4) and after.boxes.dtype == np.float32
     assert after.labels.shape == (0,) and after.labels.dtype == np.int64
     assert after.ignore.shape == (0,) and after.ignore.dtype == bool
@@ -156,18 +167,18 @@ def test_no_boxes():
 
 def test_boxes_are_clipped_and_those_outside_go_with_their_labels():
     before = sample(noise(), [(70, 5, 80, 9), (-5, 10, 20, 50), (1, 1, 5, 5)])
-    after = augment()(before, rng())
+    after = apply(before, Flip(horizontal=0.0))
     np.testing.assert_allclose(after.boxes, [[0, 10, 20, 40], [1, 1, 5, 5]], atol=1e-4)
     assert after.labels.tolist() == [1, 2] and after.ignore.tolist() == [True, False]
 
 
 def test_the_generator_alone_decides():
-    jitter = augment(horizontal_flip=0.5, brightness=0.4, hue=0.1)
+    jitter = Flip(horizontal=0.5), Color(brightness=0.4, hue=0.1)
     before = sample(noise(), [(1, 2, 30, 35)])
-    images = [jitter(before, rng(seed)).image for seed in (1, 2, 1)]
+    images = [apply(before, *jitter, seed=seed).image for seed in (1, 2, 1)]
     assert np.array_equal(images[0], images[2]) and not np.array_equal(images[0], images[1])
     np.random.seed(0)  # noqa: NPY002  (a global seed must change nothing)
-    assert np.array_equal(jitter(replace(before), rng(1)).image, images[0])
+    assert np.array_equal(apply(replace(before), *jitter, seed=1).image, images[0])
 
 
 sides = st.integers(30, 90)
@@ -183,8 +194,8 @@ strengths = st.floats(0, 0.4)
     scale=st.tuples(st.floats(0.5, 1.5), st.floats(0.5, 1.5)).map(sorted),
     options=st.fixed_dictionaries(
         {
-            "horizontal_flip": st.sampled_from((0.0, 0.5, 1.0)),
-            "vertical_flip": st.sampled_from((0.0, 0.5, 1.0)),
+            "horizontal": st.sampled_from((0.0, 0.5, 1.0)),
+            "vertical": st.sampled_from((0.0, 0.5, 1.0)),
             "translate": st.floats(0, 0.3),
             "min_visibility": st.sampled_from((0.1, 0.7)),
             "brightness": strengths,
@@ -201,15 +212,19 @@ def test_boxes_stay_in_the_picture_and_only_those_that_left_it_are_dropped(
     x, y, w, h = np.float32(corners).reshape(-1, 4).T
     boxes = np.stack((x * (1 - w), y * (1 - h), x * (1 - w) + w, y * (1 - h) + h), axis=1) * np.tile([width, height], 2)
     boxes = np.concatenate([[[0.475 * width, 0.475 * height, 0.525 * width, 0.525 * height]], boxes])
-    before = Resize(tuple(short_side), 1000)(sample(noise(height, width), boxes), rng(seed))
+    change = Resize(tuple(short_side), 1000)
+    before = change(sample(noise(height, width), boxes), change.draw_side(rng(seed)))
     new = np.array(before.image.shape[1::-1])
     assert len(before.boxes) == len(boxes)
     np.testing.assert_allclose(
         before.boxes / np.tile(new, 2), boxes / np.tile([width, height], 2), rtol=1e-5, atol=1e-6
     )
 
-    transform = augment(scale=tuple(scale), **options)
-    after = transform(before, rng(seed))
+    flip, affine, color = (
+        {key: options[key] for key in keys}
+        for keys in (("horizontal", "vertical"), ("translate", "min_visibility"), ("brightness", "hue"))
+    )
+    after = apply(before, Flip(**flip), Affine(scale=tuple(scale), **affine), Color(**color), seed=seed)
     assert after.image.shape == before.image.shape
     assert (after.boxes >= 0).all() and (after.boxes <= np.tile(new, 2)).all()
     assert (after.boxes[:, 2:] > after.boxes[:, :2]).all()
@@ -222,9 +237,9 @@ def test_boxes_stay_in_the_picture_and_only_those_that_left_it_are_dropped(
     best = min(
         (_misfit(after, centre + offsets * (sx, sy), new, options["min_visibility"]), sx, sy)
         for sx in signs
-        if sx == 1 or options["horizontal_flip"]
+        if sx == 1 or options["horizontal"]
         for sy in signs
-        if sy == 1 or options["vertical_flip"]
+        if sy == 1 or options["vertical"]
     )
     assert best[0] < 0.05  # pixels
 
