@@ -129,15 +129,22 @@ def import_modules(modules: Any) -> None:
                 raise UserError(f"imports.{i}: {module!r} is wrong: {error}") from None
 
 
-def with_parts(config: Config, split: str, *, losses: bool = False) -> Config:
-    """A config made for inference, whose data set of `split`, assigner and, if asked for, losses can be built.
+def with_parts(config: Config, *parts: Part | None) -> Config:
+    """Return a config made for inference whose `parts` can be built.
 
-    The modules of `imports` are imported where these parts need them. Raises UserError where a module is missing."""
-    data = config.data.train if config.data.split or split == "train" else config.data.val
-    parts = [data, config.assigner, *([config.loss.classification] if losses else [])]
-    if all(part is not None and part.is_registered for part in parts):
+    The modules of `imports` are imported where one of the parts is not registered.
+
+    Raises:
+        UserError: a module is missing, or no module registers the part.
+    """
+    if all(part is None or part.is_registered for part in parts):
         return config
     return make_config(config.model_dump(mode="json"))
+
+
+def data_part(config: Config, split: str) -> Part | None:
+    """Return the data set that `train` or `val` is read from."""
+    return config.data.train if config.data.split or split == "train" else config.data.val
 
 
 def to_yaml(config: Config) -> str:

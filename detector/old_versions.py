@@ -21,6 +21,8 @@ MODEL_KEYS = {
     "anchor_ratios": "head.ratios",
     "exact_anchors": "head.exact",
 }
+# what version 0.1 did where today's version has a choice
+NEW_SETTINGS = {"backbone_lr_scale": 1.0, "decay_norms_and_biases": False}
 # keys of data.augment by transform, then and now
 AUGMENT_KEYS = {
     "flip": {"horizontal_flip": "horizontal", "vertical_flip": "vertical"},
@@ -28,8 +30,6 @@ AUGMENT_KEYS = {
     "color": {key: key for key in ("brightness", "contrast", "saturation", "hue")},
 }
 AUGMENT_DEFAULTS = {"horizontal_flip": 0.5, "vertical_flip": 0.0}
-# what version 0.1 did where today's version has a choice
-NEW_SETTINGS = {"backbone_lr_scale": 1.0, "decay_norms_and_biases": False}
 # names of the model's tensors, then and now
 PREFIXES = {"fpn.": "neck.", "class_head.": "head.class_branch.", "box_head.": "head.box_branch."}
 

@@ -92,7 +92,7 @@ def test_the_examples_train_evaluate_and_export(tmp_path: Path):
     assert json.loads((tmp_path / "evaluation/metrics.json").read_text())["AP"] is not None
     detector(tmp_path, "probe", "--checkpoint", checkpoint, "--out", "probe")
     assert json.loads((tmp_path / "probe/probe.json").read_text())["rows"]["foreground"] > 0
-    detector(tmp_path, "export", "--checkpoint", checkpoint, "--out", "weights.npz", "imports=[my_exporter]")
+    detector(tmp_path, "export", "--checkpoint", checkpoint, "--out", "weights.npz", f"imports=[{', '.join(EXAMPLES)}]")
     with np.load(tmp_path / "weights.npz") as weights:
         assert "head.class_branch.output.bias" in weights and "class_names" in json.loads(str(weights["metadata"]))
 

@@ -2,6 +2,7 @@
 
 import logging
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from detector.config import Config
 from detector.data.dataset import DetectionDataset
 from detector.engine.precision import choose_device, choose_dtype, choose_inference_dtype, choose_memory_format
 from detector.models.detector import DetectionModel
+from detector.models.heads import Head
 from detector.models.weights.load import load_weights
 
 log = logging.getLogger(__name__)
@@ -21,10 +23,27 @@ def build_model(config: Config, num_classes: int) -> DetectionModel:
     return DetectionModel(config.model, num_classes)
 
 
-def outline(config: Config) -> DetectionModel:
-    """Return the network without memory for its weights: its strides and its priors are known."""
-    with torch.device("meta"):
-        return build_model(config, num_classes=1)
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What the data and the census must know of a network: the strides of its pyramid levels, the number that an
+    image's sides should be multiples of, and a head, which knows its priors."""
+
+    strides: tuple[int, ...]
+    size_divisor: int
+    head: Head
+
+
+def outline(config: Config) -> Outline:
+    """Return the outline of the network that the config describes. Each network is built once for it."""
+    section = config.model.model_dump_json()
+    if section not in _OUTLINES:
+        with torch.random.fork_rng(devices=[]):  # the weights of the training come from the same numbers as before
+            model = build_model(config, num_classes=1)
+        _OUTLINES[section] = Outline(model.strides, model.size_divisor, model.head)
+    return _OUTLINES[section]
+
+
+_OUTLINES: dict[str, Outline] = {}
 
 
 def build_trained_model(config: Config, dataset: DetectionDataset) -> DetectionModel:

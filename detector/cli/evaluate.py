@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     # imported here, so that --help does not wait for torch
     from detector.build import build_dataset, build_evaluation, build_trained_model, with_targets
-    from detector.config import load_config, with_parts
+    from detector.config import data_part, load_config, with_parts
     from detector.core.distributed import gather, process_group, rank
     from detector.core.files import write_json
     from detector.core.structures import Batch, Predictions, Targets
@@ -53,7 +53,7 @@ def main() -> None:
         detector = Detector(model, config, dataset.class_names, dataset.category_ids, args.device)
     else:
         detector = Detector.load(args.checkpoint, cfg=args.cfg, overrides=args.overrides, device=args.device)
-        config = with_parts(detector.config, args.split)
+        config = with_parts(detector.config, data_part(detector.config, args.split), detector.config.assigner)
         dataset = build_dataset(config, args.split, detector.class_names)
     num_classes = len(dataset.class_names)
     run_folder = args.checkpoint.parent.parent if args.checkpoint else Path()

@@ -26,7 +26,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     # imported here, so that --help does not wait for torch
     from detector.build import build_dataset, build_probe
-    from detector.config import with_parts
+    from detector.config import data_part, with_parts
     from detector.core.files import write_json
     from detector.core.tables import show
     from detector.deploy.predict import Detector
@@ -35,7 +35,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     detector = Detector.load(args.checkpoint, overrides=args.overrides, device=args.device)
-    config = with_parts(detector.config, args.split, losses=True)
+    config = detector.config
+    config = with_parts(config, data_part(config, args.split), config.assigner, config.loss.classification)
     dataset = build_dataset(config, args.split, detector.class_names)
     if args.images is not None:
         if args.images < 1:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from detector.build import build_detection, build_model, evaluation_side, place
-from detector.config import Config, config_from_text, load_config
+from detector.config import Config, config_from_text, load_config, with_parts
 from detector.core.errors import UserError
 from detector.core.structures import Detections, Sample
 from detector.core.validation import did_you_mean
@@ -70,6 +70,7 @@ class Detector:
             if cfg is None
             else load_config(str(cfg), overrides, for_inference=True)
         )
+        config = with_parts(config, config.model.backbone, config.model.head)
         model = build_model(config, len(checkpoint["class_names"]))
         try:
             model.load_state_dict(checkpoint["model"])
