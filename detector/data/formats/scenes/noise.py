@@ -1,0 +1,39 @@
+"""Annotations with mistakes, as annotators make them."""
+
+import numpy as np
+
+from detector.data.formats.scenes.settings import SceneSettings
+
+JITTER = 0.25  # a jittered box has each edge moved by up to this share of its side
+
+
+def add_noise(
+    annotations: list[dict], settings: SceneSettings, noise: tuple[float, float, float], rng: np.random.Generator
+) -> list[dict]:
+    """Return COCO annotations with mistakes in the fractions (missed, jittered, mislabelled) of them; ids stay.
+
+    Each box draws the same numbers whatever the fractions, so more noise changes the same boxes and then others.
+    """
+    noisy = []
+    for annotation in annotations:
+        missed, jittered, mislabelled = rng.uniform(size=3) < noise
+        shifts = rng.uniform(-JITTER, JITTER, 4)
+        other_class = rng.integers(1, settings.num_classes)
+        if missed:
+            continue
+        x, y, w, h = annotation["bbox"]
+        box, label = np.array([x, y, x + w, y + h]), annotation["category_id"] - 1
+        if jittered:
+            box = np.clip(box + shifts * [w, h, w, h], 0, settings.image_size).round(2)
+        if mislabelled:
+            label = (label + int(other_class)) % settings.num_classes
+        noisy.append(annotation | coco_box(box.tolist(), label))
+    return noisy
+
+
+def coco_box(box_xyxy: list[float], label: int) -> dict:
+    """Return the fields of a COCO annotation that tell its box and class."""
+    x1, y1, x2, y2 = box_xyxy
+    width, height = round(x2 - x1, 2), round(y2 - y1, 2)
+    area = round(width * height, 4)
+    return {"category_id": label + 1, "bbox": [x1, y1, width, height], "area": area, "iscrowd": 0}

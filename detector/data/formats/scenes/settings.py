@@ -1,0 +1,29 @@
+"""What decides the pixels and boxes of a scene, and its streams of random numbers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SPLITS = ("train", "val")
+SCENE_STREAM, NOISE_STREAM = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class SceneSettings:
+    """What decides a scene's pixels and boxes, beside its index; the fields are those of `SyntheticDataset`."""
+
+    image_size: int
+    num_classes: int
+    objects: float
+    object_size: tuple[float, float]
+    rotation: float
+    distractors: float
+    zipf: float
+    seed: int
+    split: str
+
+
+def generator(settings: SceneSettings, *stream: int) -> np.random.Generator:
+    """Return the generator of a stream, e.g. `SCENE_STREAM` and the index of a scene."""
+    entropy = [settings.seed, SPLITS.index(settings.split)]
+    return np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=stream))
