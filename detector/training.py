@@ -61,7 +61,9 @@ def train(
         Interrupted: a signal ended the run, which was saved.
     """
     config = load_config(str(cfg), overrides)
-    return train_config(config, Path(cfg).stem, None if out is None else Path(out), resume and str(resume))
+    return train_config(
+        config, Path(cfg).stem, None if out is None else Path(out), None if resume is None else str(resume)
+    )
 
 
 def train_config(config: Config, name: str, out: Path | None, resume: str | None) -> TrainedRun | None:

@@ -107,9 +107,9 @@ def make_model(seed: int) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(
-            nn.Linear(FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1)
+            nn.Linear(FEATURES, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), output := nn.Linear(HIDDEN, 1)
         )
-    nn.init.constant_(model[-1].bias, -math.log((1 - PRIOR) / PRIOR))
+    nn.init.constant_(output.bias, -math.log((1 - PRIOR) / PRIOR))
     return model
 
 
@@ -174,7 +174,7 @@ def run(*, seeds: int, size: int = 60_000, steps: int = 600) -> dict:
     trials = [trial(REMEDIES, seed=seed, size=size, steps=steps) for seed in range(seeds)]
     rows = []
     for name in REMEDIES:
-        row = {"name": name}
+        row: dict[str, str | float] = {"name": name}
         for key in trials[0][name]:
             values = [float(results[name][key]) for results in trials]
             row |= {key: statistics.mean(values), f"{key}_std": statistics.stdev(values)}

@@ -17,7 +17,7 @@ from detector.config import Config, config_from_text
 from detector.core.structures import Batch
 from detector.deploy.export import export
 from detector.deploy.predict import Detector
-from detector.engine.precision import autocast
+from detector.engine.precision import autocast, choose_device, choose_dtype
 from detector.models.postprocess import postprocess
 
 PRIOR = 0.2  # of an untrained model: every score is above the threshold, so that post-processing has all it can have
@@ -51,7 +51,8 @@ def onnxruntime_detections(batch: Batch, config: Config) -> Callable[[], object]
     options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        export(detector, path, size=tuple(batch.images.shape[2:]), nms=True)
+        height, width = batch.images.shape[2:]
+        export(detector, path, size=(height, width), nms=True)
         session = onnxruntime.InferenceSession(path, options)
     inputs = {"images": batch.images.contiguous().numpy(), "sizes": batch.sizes.numpy()}
     return lambda: session.run(None, inputs)
@@ -63,10 +64,11 @@ def torchvision_detections(
     model, device = torchvision_retinanet(batch.images.shape[-1], config)
     model.eval()
     model.score_thresh, model.nms_thresh = config.evaluation.score_threshold, config.evaluation.nms_iou
-    nn.init.constant_(model.head.classification_head.cls_logits.bias, torch.tensor(PRIOR).logit())
+    (bias,) = (p for name, p in model.named_parameters() if name.endswith("cls_logits.bias"))
+    nn.init.constant_(bias, torch.tensor(PRIOR).logit().item())
     images = (batch.images.float() / 255).to(device)
     if channels_last:
-        model, images = (x.to(memory_format=torch.channels_last) for x in (model, images))
+        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     else:
         images = images.contiguous()
     kept: list = []
@@ -76,7 +78,7 @@ def torchvision_detections(
         kept[:] = arguments
         return finish(*arguments)
 
-    model.postprocess_detections = keep_and_finish
+    setattr(model, "postprocess_detections", keep_and_finish)  # noqa: B010  (a method of the library)
 
     @torch.inference_mode()
     def detect() -> object:
@@ -95,7 +97,8 @@ def run(*, side: int, batch_size: int, rounds: int, precision: str) -> dict:
         f"model: {{backbone: resnet50, head: {{prior: {PRIOR}}}}}\ntrain: {{precision: {precision}}}",
         "the benchmark's config",
     )
-    _, device, dtype = place(nn.Linear(1, 1), config)
+    device = choose_device(config.train.device)
+    dtype = choose_dtype(config.train.precision, device)
     batch = make_batch(batch_size, side)
     ours, our_end = our_detections(batch, config)
     plain, plain_end = torchvision_detections(batch, config, torch.float32, channels_last=False)

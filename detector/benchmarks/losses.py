@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +101,7 @@ def focal(logits: Tensor, labels: Tensor, backend: str) -> Tensor:
     return focal_terms(logits, labels, alpha=ALPHA, gamma=GAMMA, backend=backend).sum()
 
 
-def make_candidates(device: torch.device, with_compile: bool) -> dict[str, dict[str, tuple[Loss, int]]]:
+def make_candidates(device: torch.device, with_compile: bool) -> dict[str, dict[str, tuple[Any, int]]]:
     """Family -> name -> (loss, how often it must move each logit: reads and writes); each family's first is ours."""
     fast = "triton" if device.type == "cuda" else "cpu"
     harmonised = CLASSIFICATION_LOSSES.build("ghm_c").to(device)

@@ -50,6 +50,6 @@ def run(*, cfg: str, overrides: list[str], workers: list[int], steps: int, round
         }
         for name, found in rates.items()
     ]
-    fastest = max(rows, key=lambda row: row["images_s"])["name"]
+    fastest = max(rates, key=lambda name: median(rates[name]))
     keep_fastest(cfg, *settings[fastest])
     return {"benchmark": "threads", "cfg": Path(cfg).name, "cores": cores, "fastest": fastest, "rows": rows}

@@ -3,12 +3,14 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 
-def alternate(candidates: dict[str, Callable[[], object]], *, rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def alternate(
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2
+) -> dict[str, list[float]]:
     """Seconds of each candidate in each round; a round calls every candidate once, in order, and waits for the GPU."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for i in range(warmup + rounds):

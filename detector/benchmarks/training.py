@@ -86,7 +86,7 @@ def torchvision_step(batch: Batch, config: Config, dtype: torch.dtype, channels_
     model.train()
     images = (batch.images.float() / 255).to(device)
     if channels_last:
-        model, images = (x.to(memory_format=torch.channels_last) for x in (model, images))
+        model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     else:
         images = images.contiguous()
     targets = [{"boxes": b.to(device), "labels": k.to(device)} for b, k in zip(batch.boxes, batch.labels, strict=True)]

@@ -118,6 +118,7 @@ def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | Non
 
 def divide(config: Config, dataset: DetectionDataset) -> dict[str, DetectionDataset]:
     """The parts `train` and `val` that `data.split` makes of it."""
+    assert config.data.split is not None
     first = stratified_split(dataset.labels_by_image(), config.data.split, config.data.split_seed)
     return {"train": dataset.subset(np.flatnonzero(first)), "val": dataset.subset(np.flatnonzero(~first))}
 

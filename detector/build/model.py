@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from detector.config import Config
 from detector.data.dataset import DetectionDataset
@@ -57,8 +56,8 @@ def build_trained_model(config: Config, dataset: DetectionDataset) -> DetectionM
 
 
 def place(
-    model: nn.Module, config: Config, inference_device: str | None = None
-) -> tuple[nn.Module, torch.device, torch.dtype]:
+    model: DetectionModel, config: Config, inference_device: str | None = None
+) -> tuple[DetectionModel, torch.device, torch.dtype]:
     """The model on its device and in its memory format; the device; the format to compute in.
 
     They are those of the config's training. With `inference_device` (auto, cpu or cuda), a training on another machine
@@ -73,4 +72,4 @@ def place(
         if config.train.device not in ("auto", device.type):
             log.info("running on %s; train.device=%s is for training alone", device, config.train.device)
     layout = choose_memory_format(config.train.channels_last, device, dtype)
-    return model.to(device, memory_format=layout), device, dtype
+    return model.to(device).to(memory_format=layout), device, dtype

@@ -4,6 +4,7 @@ Example: detector benchmark training --out tools/benchmarks/training_cpu.json
 """
 
 import argparse
+from typing import Any
 
 from detector.core.command import out_file
 
@@ -58,7 +59,8 @@ def main() -> None:
 
     kind, out = args.pop("kind"), args.pop("out")
     kinds = (census, evaluation, imbalanced, inference, loader, losses, threads, training)
-    result = next(module for module in kinds if module.__name__.endswith(kind)).run(**args) | {"machine": machine()}
+    measured: dict[str, Any] = next(module for module in kinds if module.__name__.endswith(kind)).run(**args)
+    result: dict[str, Any] = measured | {"machine": machine()}
     title = ", ".join(f"{key} {value}" for key, value in result.items() if key not in ("rows", "machine"))
     columns, rows = cells(result["rows"])
     show(columns, rows, f"{title}\n{result['machine']}")

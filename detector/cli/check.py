@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import sys
+from typing import Any
 
 log = logging.getLogger("detector")
 
@@ -59,7 +60,7 @@ def main() -> None:
             report_leaks(parts["train"].records, parts["val"].records, verdicts, found[splits[-1]])
 
     stopping = {"fatal"} if config.data.invalid == "skip" else {"fatal", "invalid"}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"split": split, "kind": kind, "stops": KINDS[kind].level in stopping, "count": finding.count,
          "what": KINDS[kind].what, "becomes": KINDS[kind].becomes, "remedy": KINDS[kind].remedy,
          "examples": finding.examples}

@@ -61,5 +61,6 @@ def main() -> None:
     short = [group.replace("_", " ").replace("foreground", "fg").replace("background", "bg") for group in GROUPS]
     show(["loss", "fg's loss", *short], rows, "share of the gradient, of foreground (fg) and background (bg) elements")
     scores = result.anchor_level
+    assert scores is not None
     log.info("anchors: ROC-AUC %.4f, average precision %.4f", scores.roc_auc, scores.average_precision)
     log.info("%s/probe.json; detector report %s draws it", folder, folder)

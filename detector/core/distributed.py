@@ -4,7 +4,7 @@ exchange is the identity."""
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,7 +21,7 @@ def launched() -> bool:
 
 
 @contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Generator[None]:
     """As a context: joined with the processes that torchrun started; a single one goes on alone. Each takes the GPU of
     its local rank; host data travel by gloo, a GPU's by NCCL."""
     if not launched():
@@ -49,7 +49,7 @@ def _of_this_start(store: dist.Store, rank: int, world_size: int) -> dist.Store:
     by an id of its own, until all are known to have the name that it has given. Raises TimeoutError."""
     own = uuid.uuid4().hex
     if rank == 0:
-        until = time.monotonic() + store.timeout.total_seconds()
+        until = time.monotonic() + store.timeout.total_seconds()  # ty: ignore[missing-attribute]  (torch's types lack it)
         for other in range(1, world_size):
             while not store.check([f"{own}/{other}"]):
                 if time.monotonic() > until:

@@ -19,9 +19,9 @@ _GOLDEN_RATIO = 0.618034
 def draw_boxes(
     image: np.ndarray,
     boxes: np.ndarray,
-    labels: Sequence[int],
+    labels: Sequence[int] | np.ndarray,
     class_names: Sequence[str],
-    scores: Sequence[float] | None = None,
+    scores: Sequence[float] | np.ndarray | None = None,
 ) -> np.ndarray:
     """A copy of the (H, W, 3) uint8 RGB image with its (N, 4) xyxy boxes, each with its class's name and its score.
 

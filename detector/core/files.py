@@ -9,7 +9,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -23,7 +23,7 @@ MAX_NAME = 200  # bytes of a name without its suffixes; file systems allow 255
 
 
 @contextmanager
-def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+def replacing(path: Path, temporary: Path | None = None) -> Generator[Path]:
     """As a context: give a temporary path, and rename its file to `path` at the end of the context.
 
     A reader finds the complete old file or the complete new file. After an error the temporary file is removed, and
@@ -85,7 +85,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 @contextmanager
-def utf8_path(path: Path) -> Iterator[str]:
+def utf8_path(path: Path) -> Generator[str]:
     """As a context: give `path`, or a link to it where `path` is not UTF-8. Some libraries crash at such a path."""
     if is_utf8(path):
         yield str(path)

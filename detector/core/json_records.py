@@ -25,7 +25,8 @@ class JsonRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values; NaN stays NaN."""
-        return asdict(self)
+        record: Any = self  # the subclass is a dataclass
+        return asdict(record)
 
     @classmethod
     def from_json(cls, values: object) -> Self:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import matplotlib
@@ -22,7 +22,7 @@ def plain(name: str) -> str:
 
 
 @contextmanager
-def plotting() -> Iterator[None]:
+def plotting() -> Generator[None]:
     """As a context: figures without matplotlib's warnings of missing glyphs and narrow layouts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -30,7 +30,7 @@ def plotting() -> Iterator[None]:
 
 
 @contextmanager
-def optional(what: str) -> Iterator[None]:
+def optional(what: str) -> Generator[None]:
     """Log an error inside the context as a warning, and continue."""
     try:
         yield

@@ -210,4 +210,4 @@ def _split(spec: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _is_same_definition(first: Callable[..., Any], second: Callable[..., Any]) -> bool:
-    return (first.__module__, first.__qualname__) == (second.__module__, second.__qualname__)
+    return all(getattr(first, name) == getattr(second, name) for name in ("__module__", "__qualname__"))

@@ -1,9 +1,11 @@
 """YAML as configs and data sets are written: nothing in it can run, repeat itself or be read in two ways."""
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
+from yaml.constructor import ConstructorError
+from yaml.scanner import ScannerError
 
 from detector.core.errors import UserError
 
@@ -14,7 +16,8 @@ def read_yaml(text: str, source: str, *, as_text: bool = False) -> Any:
     try:
         return yaml.load(text, Loader=TextLoader if as_text else Loader)
     except yaml.MarkedYAMLError as error:
-        raise UserError(f"{source}: line {error.problem_mark.line + 1}: {error.problem}") from None
+        line = 1 if error.problem_mark is None else error.problem_mark.line + 1
+        raise UserError(f"{source}: line {line}: {error.problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a forbidden character; a number or nesting too long
         raise UserError(f"{source}: {str(error).splitlines()[0]}") from None
 
@@ -23,16 +26,16 @@ class Loader(yaml.SafeLoader):
     """YAML with the scalars of version 1.2 (1e-4 is a number; no, on and 2024-01-31 are text; 010 is ten), every key
     text and there once, and neither tags nor anchors."""
 
-    yaml_implicit_resolvers: ClassVar = {}  # none of version 1.1
+    yaml_implicit_resolvers: dict = {}  # of the class, as in yaml; none of version 1.1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key should be text", key_node.start_mark)
+                raise ConstructorError(None, None, "a key should be text", key_node.start_mark)
             if key_node.value in mapping:
                 problem = f"duplicate key {key_node.value!r}; keep one"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+                raise ConstructorError(None, None, problem, key_node.start_mark)
             mapping[key_node.value] = self.construct_object(value_node, deep=deep)
         return mapping
 
@@ -50,13 +53,13 @@ class Loader(yaml.SafeLoader):
 
     def _refuse(self, what: str) -> None:
         problem = f"{what} have no place here; quote the text if it is meant as such"
-        raise yaml.scanner.ScannerError(None, None, problem, self.get_mark())
+        raise ScannerError(None, None, problem, self.get_mark())
 
 
 class TextLoader(Loader):
     """The same, where every scalar is text."""
 
-    yaml_implicit_resolvers: ClassVar = {}
+    yaml_implicit_resolvers: dict = {}
 
 
 class Dumper(yaml.SafeDumper):

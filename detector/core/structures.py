@@ -72,6 +72,12 @@ class Batch:
     unreadable: tuple[str, ...] = ()
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width, with the padding."""
+        height, width = self.images.shape[-2:]
+        return height, width
+
+    @property
     def truth(self) -> GroundTruth:
         return GroundTruth(self.boxes, self.labels, self.ignore)
 
@@ -100,7 +106,8 @@ class Batch:
 class BoxCoder(Protocol):
     """Between boxes and the `num_outputs` numbers (R) that a head gives for each prior."""
 
-    num_outputs: int
+    @property
+    def num_outputs(self) -> int: ...
 
     def encode(self, boxes: Tensor, priors: Tensor) -> Tensor:
         """Turn boxes (..., 4) xyxy into what a head should give, (..., R)."""

@@ -113,7 +113,9 @@ def _path(location: KeyPath, values: Any) -> KeyPath:
     """pydantic's location without the union members it names between the keys."""
     path: KeyPath = ()
     for item in location:
-        if isinstance(values, dict) and (item in values or item.isidentifier()):  # a key that is absent is a field's
+        if isinstance(values, dict) and (
+            item in values or str(item).isidentifier()
+        ):  # a key that is absent is a field's
             path, values = (*path, item), values.get(item, {})
         elif isinstance(values, list | tuple) and isinstance(item, int):
             path, values = (*path, item), values[item] if item < len(values) else None
@@ -134,6 +136,8 @@ def _reason(detail: ErrorDetails) -> str:
 
 
 def _keys(schema: type[BaseModel], path: KeyPath) -> list[str]:
+    fields = schema.model_fields
     for key in path:
-        schema = schema.model_fields[key].annotation
-    return list(schema.model_fields)
+        annotation = fields[str(key)].annotation
+        fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
+    return list(fields)

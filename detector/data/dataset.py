@@ -59,7 +59,7 @@ class DetectionDataset(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample:  # ty: ignore[incompatible-method-override]  (slices are not asked for)
         record = self.records[index]
         size = (record.height, record.width)
         image = read_image(record.path, upright=record.upright, bits=self.bits)

@@ -258,7 +258,7 @@ def _parse_header(path: Path, file: BinaryIO) -> Header:
             warnings.simplefilter("ignore")  # of corrupt metadata, and of sizes that are checked below
             image = Image.open(file)
             is_deep = ";16" in str(image.tile) or image.mode[0] == "I"
-            header = Header(*image.size, image.format, image.mode, is_deep, _orientation(image))
+            header = Header(*image.size, str(image.format), image.mode, is_deep, _orientation(image))
     except Image.DecompressionBombError as error:
         raise UserError(f"{path}: the image is too large ({error})", "scale it down") from None
     except (OSError, ValueError, SyntaxError):
@@ -281,7 +281,9 @@ def _orientation(image: Image.Image) -> int:
         orientation = exif.get(ORIENTATION)
     except (SyntaxError, ValueError, OSError):
         orientation = None
-    return orientation if orientation in range(1, 9) else 1  # corrupt metadata turn nothing
+    return (
+        orientation if isinstance(orientation, int) and orientation in range(1, 9) else 1
+    )  # corrupt metadata turn nothing
 
 
 def _jpeg_has_end(file: BinaryIO) -> bool:

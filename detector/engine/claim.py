@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ TIME = "%Y-%m-%d_%H-%M-%S"
 
 
 @contextmanager
-def claim_run(name: str, out: Path | None, resume: str | None) -> Iterator[tuple[Path, Path | None]]:
+def claim_run(name: str, out: Path | None, resume: str | None) -> Generator[tuple[Path, Path | None]]:
     """As a context: the run folder, which no other process can claim meanwhile, and the checkpoint to continue from.
 
     `out` defaults to a new folder runs/<name>/<time>. `resume` is a checkpoint's path, or `auto`: the newest whole
@@ -53,7 +53,7 @@ def claim_run(name: str, out: Path | None, resume: str | None) -> Iterator[tuple
 
 
 @contextmanager
-def claim(folder: Path, *, created: Sequence[Path] = ()) -> Iterator[None]:
+def claim(folder: Path, *, created: Sequence[Path] = ()) -> Generator[None]:
     """Lock the folder, and create it if needed.
 
     The operating system releases the lock when the process dies. Folders created here are removed if they stay empty.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import AfterValidator, Field
@@ -41,7 +41,7 @@ class EvaluationSettings(Settings):
     batch_size: PositiveInt = 16
 
     @property
-    def postprocessing(self) -> dict[str, float | int]:
+    def postprocessing(self) -> dict[str, Any]:
         """What turns one view's predictions into detections."""
         return self.model_dump(include={"score_threshold", "nms_iou", "candidates_per_level", "max_detections"})
 

@@ -1,6 +1,6 @@
 """Steps that must not be taken: the loss or its gradient is no finite number, or the loss leaps."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Annotated, Literal
 
@@ -32,6 +32,9 @@ class FaultSettings(Settings):
 class Guard(nn.Module):
     """Judges steps on their device, without a host sync. Where `spike_factor` is given, a loss above so many times the
     running mean of the steps taken is no step either."""
+
+    mean_loss: Tensor
+    steps: Tensor
 
     def __init__(self, spike_factor: float | None):
         super().__init__()
@@ -71,7 +74,7 @@ def batch_norms(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def inference_within_memory(images: torch.Tensor) -> Iterator[None]:
+def inference_within_memory(images: torch.Tensor) -> Generator[None]:
     """As a context: raises UserError, with the keys to lower, where the memory does not suffice for images (B, 3, H, W)
     in any view."""
     try:

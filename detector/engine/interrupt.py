@@ -1,9 +1,10 @@
 """SIGINT and SIGTERM end a run after the step at hand, so that it can be saved; a second one ends it at once."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from detector.core.errors import Interrupted
 
@@ -15,7 +16,7 @@ class Interrupt:
     def __init__(self):
         self.exit_code: int | None = None
         self._at_once = False
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -28,7 +29,7 @@ class Interrupt:
         self._previous.clear()
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
+    def at_once(self) -> Generator[None]:
         """As a context: the first signal raises Interrupted, as one that was noted before does."""
         if self.exit_code is not None:
             raise Interrupted(self.exit_code)

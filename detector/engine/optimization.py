@@ -1,15 +1,27 @@
 """Optimizers: their groups of parameters, and their state in a checkpoint."""
 
+from collections.abc import Iterator
+from typing import Protocol
+
 import torch
+from torch import nn
 
 from detector.core.errors import UserError
 from detector.engine.settings import TrainSettings
-from detector.models.detector import DetectionModel
 
 STATES = {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}  # of a parameter
 
 
-def parameter_groups(model: DetectionModel, settings: TrainSettings) -> list[dict]:
+class HasBackbone(Protocol):
+    """A model with a backbone."""
+
+    @property
+    def backbone(self) -> nn.Module: ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+
+def parameter_groups(model: HasBackbone, settings: TrainSettings) -> list[dict]:
     """Return the trainable parameters in groups, with the weight decay and the factor of the learning rate (`lr_scale`)
     of each group. Norms and biases are the parameters with fewer than two dimensions."""
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -25,7 +37,7 @@ def parameter_groups(model: DetectionModel, settings: TrainSettings) -> list[dic
     return groups
 
 
-def make_optimizer(model: DetectionModel, settings: TrainSettings) -> torch.optim.Optimizer:
+def make_optimizer(model: HasBackbone, settings: TrainSettings) -> torch.optim.Optimizer:
     """Return SGD with momentum, or AdamW with PyTorch's betas. Both are fused: a step can be skipped on the device."""
     groups = parameter_groups(model, settings)
     if settings.optimizer == "adamw":
@@ -42,7 +54,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict) -> None:
     """
     settings = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
     optimizer.load_state_dict(saved)
-    known = STATES[type(optimizer)]
+    (known,) = (names for kind, names in STATES.items() if isinstance(optimizer, kind))
     foreign = {name for state in optimizer.state.values() for name in state.keys() ^ known if state}
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         foreign |= own.keys() - group.keys()

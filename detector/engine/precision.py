@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: Literal["auto", "cpu", "cuda"], key: str = "train.device") -> torch.device:
+def choose_device(name: str, key: str = "train.device") -> torch.device:
     """`auto` is a GPU where there is one; of several, that of this process's local rank (torchrun).
 
     Raises UserError, which names `key`, for another name, and for `cuda` where PyTorch has no GPU for this process."""

@@ -41,7 +41,7 @@ class Progress:
         if self.rows and self.folder is not None:
             steps_per_s = len(self.rows) / (time.perf_counter() - self.since)
             images_per_s = steps_per_s * self.schedule.images_per_step
-            self._record(images_per_s)
+            self._record(self.folder, images_per_s)
             remaining_s = (self.schedule.num_steps - steps_done) / steps_per_s
             head = f"epoch {epoch + 1}/{self.schedule.settings.epochs}"
             text = f"{head}  {self._means()}  {images_per_s:.1f} images/s  ETA {remaining_s:.0f} s"
@@ -49,7 +49,7 @@ class Progress:
         self.rows.clear()
         self.restart()
 
-    def _record(self, images_per_s: float) -> None:
+    def _record(self, folder: RunFolder, images_per_s: float) -> None:
         for row in self.rows:
             if self.meter_names[0] in row:
                 self._warn(row)
@@ -58,7 +58,7 @@ class Progress:
         for row in self.rows:
             numbers = {name: value for name, value in row.items() if name not in unmeasured}
             rows.append(numbers | {"images_per_s": images_per_s} | unmeasured | row)
-        self.folder.record(rows)
+        folder.record(rows)
 
     def _means(self) -> str:
         """Return the means of the steps that were taken, as text."""

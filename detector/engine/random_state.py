@@ -8,7 +8,8 @@ import torch
 
 def random_state(device: torch.device) -> dict:
     python = random.getstate()
-    numpy = np.random.get_state()
+    numpy = np.random.get_state(legacy=True)
+    assert isinstance(numpy, tuple)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,

@@ -2,9 +2,10 @@
 
 import logging
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -65,7 +66,7 @@ class RunFolder:
         self._progress.stop()
         self._opened.close()
 
-    def record(self, rows: list[dict[str, float]]) -> None:
+    def record(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Log training steps in ascending order.
 
         Args:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,8 @@ class TrainingStep:
         self.faults = faults
         self.device = device
         self.dtype = dtype
-        self.replica = replicate(torch.compile(model, dynamic=False) if settings.compile else model)
+        compiled: Any = torch.compile(model, dynamic=False) if settings.compile else model
+        self.replica = replicate(compiled)
         self.average = None if settings.ema_decay is None else ModelAverage(model, settings.ema_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.guard = Guard(faults.spike_factor).to(device)
@@ -145,7 +147,7 @@ class TrainingStep:
 
     def assign(self, batch: Batch, predictions: Predictions | None = None) -> Targets:
         """Return the targets of a batch. `predictions` are those of an assigner that needs them."""
-        priors = self.model.priors(batch.images.shape[-2:], batch.images.device)
+        priors = self.model.priors(batch.image_size, batch.images.device)
         with torch.no_grad():
             return self.criterion.sample(self.assigner(priors, batch.truth, predictions))
 
@@ -180,7 +182,8 @@ class TrainingStep:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.steps_done) * group["lr_scale"]
         # what GradScaler.step tells a fused optimizer, which then leaves everything alone without asking the host
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, (~is_taken).float()
+        fused: Any = self.optimizer  # which reads these attributes
+        fused.grad_scale, fused.found_inf = None, (~is_taken).float()
         self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -219,6 +222,7 @@ class TrainingStep:
 
     def _result(self, predictions: Predictions, targets: Targets, terms: LossTerms) -> BatchResult:
         gradient = predictions.logits.grad
+        assert gradient is not None
         meters = None
         if self.steps_done % self.settings.meter_every == 0:
             sizes = predictions.priors.level_sizes
@@ -239,7 +243,7 @@ class TrainingStep:
             expected_initial_loss(
                 self.criterion,
                 target,
-                self.model.priors(batch.images.shape[-2:], batch.images.device),
+                self.model.priors(batch.image_size, batch.images.device),
                 self.model.coder,
                 normaliser,
                 self.model.head.initial_score,

@@ -117,8 +117,9 @@ def confusion(ground_truth: dict[str, Any], detections: Sequence[dict[str, Any]]
     counts = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
     for boxes, scores, labels, objects, truth, crowd in by_image(ground_truth, detections):
         iou = iou_xywh(boxes, objects[~crowd])
-        in_crowd = (iou_xywh(boxes, objects[crowd], of_first=True) > FOREGROUND_IOU).any(axis=1)
-        free, truth = np.ones(iou.shape[1], bool), truth[~crowd]
+        in_crowd = np.any(iou_xywh(boxes, objects[crowd], of_first=True) > FOREGROUND_IOU, axis=1)
+        free: np.ndarray = np.ones(iou.shape[1], bool)
+        truth = truth[~crowd]
         for i in np.flatnonzero(scores >= score):
             overlap = np.where(free, iou[i], 0)
             j = int(overlap.argmax()) if len(overlap) else -1

@@ -14,7 +14,7 @@ from pycocotools.cocoeval import COCOeval
 from detector.evaluation.coco_results import check_finite
 from detector.evaluation.metrics import ClassMetrics, Metrics
 
-BACKENDS = {"hotcoco": (hotcoco.COCO, hotcoco.COCOeval), "pycocotools": (COCO, COCOeval)}
+BACKENDS: dict[str, tuple[Any, Any]] = {"hotcoco": (hotcoco.COCO, hotcoco.COCOeval), "pycocotools": (COCO, COCOeval)}
 
 # Indices into the libraries' arrays of precision (T, R, K, A, M) and recall (T, K, A, M): T thresholds of the IoU 0.5,
 # 0.55, ..., 0.95; R recall levels; K categories by id; A areas; M limits on the detections of an image.

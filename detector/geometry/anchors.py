@@ -50,7 +50,7 @@ class AnchorGrid:
         levels = []
         for stride, base in zip(self.strides, self.base(), strict=True):
             y, x = (
-                torch.arange(num_cells(side, stride), dtype=torch.float32) * self.step(side, stride)
+                torch.arange(int(num_cells(side, stride)), dtype=torch.float32) * self.step(side, stride)
                 for side in image_size
             )
             y, x = torch.meshgrid(y, x, indexing="ij")

@@ -65,7 +65,8 @@ class Count:
 
 
 def padded_size(record: Record, setting: Setting) -> tuple[int, int]:
-    return tuple(-(-s // setting.divisor) * setting.divisor for s in setting.target_size(record.height, record.width))
+    height, width = setting.target_size(record.height, record.width)
+    return -(-height // setting.divisor) * setting.divisor, -(-width // setting.divisor) * setting.divisor
 
 
 def scaled_boxes(record: Record, setting: Setting) -> Tensor:
@@ -145,7 +146,7 @@ def count_images(records: Sequence[Record], setting: Setting) -> list[Count]:
         size = padded_size(record, setting)
         if size not in cache:
             cache[size] = [
-                anchors.view(*(num_cells(side, stride) for side in size), -1, 4)
+                anchors.view(*(int(num_cells(side, stride)) for side in size), -1, 4)
                 for stride, anchors in zip(setting.grid.strides, setting.grid.of_image(size), strict=True)
             ]
         counts.append(count_image(record, setting, cache[size]))

@@ -21,7 +21,7 @@ def best_iou(boxes: Tensor, image_sizes: Tensor, grid: AnchorGrid) -> Tensor:
     sides = image_sizes.flip(1)
     for stride, base in zip(grid.strides, grid.base(), strict=True):
         step = grid.step(sides, stride)
-        nearest = (centres / step).round().clamp(min=0).minimum(num_cells(sides, stride) - 1) * step
+        nearest = (centres / step).round().clamp(min=0).minimum(torch.as_tensor(num_cells(sides, stride) - 1)) * step
         for anchor in base:
             placed = torch.cat((nearest, nearest), dim=1) + anchor
             best = torch.maximum(best, paired_iou(boxes, placed))

@@ -30,8 +30,9 @@ def make_remedies(labels: Sequence[np.ndarray], num_classes: int, num_fg: int, n
         prior=prior,
         alpha={str(gamma): initial_alpha(num_fg, num_bg, gamma, prior) for gamma in GAMMAS},
         class_weights={
-            rule: make_class_weights(rule, objects.tolist(), BETA).tolist()
+            rule: weights.tolist()
             for rule in ("inverse_frequency", "effective_number")
+            if (weights := make_class_weights(rule, objects.tolist(), BETA)) is not None
         },
         repeat_factors={
             str(threshold): _repeat_factors(labels, num_classes, threshold)

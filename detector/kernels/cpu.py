@@ -6,6 +6,7 @@ entries are then gathered, computed on their own and scattered into the gradient
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,9 +81,10 @@ class _Fused(torch.autograd.Function):
         scale: Tensor,
     ) -> Tensor:
         blocks = _Blocks(logits, labels)
-        scale = float(scale)
+        factor = float(scale)
         per_class = torch.is_tensor(alpha)
-        foreground_weight, background_weight = (1.0, 1.0) if alpha is None else (alpha, 1 - alpha)
+        foreground_weight: Any = 1.0 if alpha is None else alpha
+        background_weight: Any = 1.0 if alpha is None else 1 - alpha
         hit_labels = blocks.labels[blocks.hit_rows]
         wanted = ctx.needs_input_grad[0]
         grad = torch.empty(logits.shape if wanted else 0, dtype=gradient_dtype(logits))
@@ -98,19 +100,19 @@ class _Fused(torch.autograd.Function):
             loss, slope = both
             background += loss.sum().item()
             if wanted:
-                torch.mul(slope, scale if per_class else background_weight * scale, out=slope)
+                torch.mul(slope, factor if per_class else background_weight * factor, out=slope)
                 rows[span] = slope
 
         loss, slope = terms(-blocks.foreground())
-        weight = foreground_weight[hit_labels] if per_class else foreground_weight
+        weight: Any = foreground_weight[hit_labels] if per_class else foreground_weight
         if class_weight is not None:
             weight = weight * class_weight[hit_labels]
         if wanted:
-            grad.view(-1)[blocks.hits] = (slope * (weight * -scale)).to(grad.dtype)
+            grad.view(-1)[blocks.hits] = (slope * (weight * -factor)).to(grad.dtype)
         ctx.save_for_backward(grad, blocks.hits)
         ctx.dtype = logits.dtype
         sums = ((loss * weight).sum().item(), background if per_class else background * background_weight)
-        return torch.tensor(sums, dtype=blocks.dtype) * scale
+        return torch.tensor(sums, dtype=blocks.dtype) * factor
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -45,9 +45,9 @@ class BoxTerms(ChosenFrom):
             raise InvalidValues(problems or {(): "[] is wrong: should name a box loss"})
         return tuple(terms)
 
-    def to_plain(self, terms: Any) -> Any:
+    def to_plain(self, part: Any) -> Any:
         """Return the specs of the terms, as YAML holds them."""
-        plain = [term.loss.to_dict() | ({} if term.weight == 1 else {"weight": term.weight}) for term in terms]
+        plain = [term.loss.to_dict() | ({} if term.weight == 1 else {"weight": term.weight}) for term in part]
         return plain[0] if len(plain) == 1 else plain
 
     def _term(self, spec: Any, context: Any) -> BoxTerm:
@@ -107,6 +107,9 @@ class Criterion(nn.Module):
     `self_normalised` are means. The sampler says which priors count.
     """
 
+    mean_num_fg: Tensor
+    steps: Tensor
+
     def __init__(
         self,
         settings: LossSettings,
@@ -146,7 +149,7 @@ class Criterion(nn.Module):
         return not self.divides_by_step or (shared and not any(self._is_self_normalised()))
 
     def _is_self_normalised(self) -> list[bool]:
-        return [loss.self_normalised for loss in (self.classification, *self.boxes)]
+        return [bool(loss.self_normalised) for loss in (self.classification, *self.boxes)]
 
     @property
     def term_names(self) -> list[str]:
@@ -204,6 +207,7 @@ class Criterion(nn.Module):
         cls_fg, cls_bg = cls.detach().unbind()
         weighted = {"cls": cls.sum()}
         for name, weight, loss in zip(self.box_names, self.box_weights, self.boxes, strict=True):
+            assert isinstance(loss, BoxLoss)
             weighted[name] = self._box(loss, predictions, targets, normaliser, num_batches) * weight
         return LossTerms(weighted, {"cls_fg": cls_fg, "cls_bg": cls_bg})
 

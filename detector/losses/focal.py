@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,9 @@ class FocalLoss(ClassificationLoss):
     class_weights: multiply the row of an object of class y by w_y, given or by a rule from `class_counts`, which a
     config takes from the training set; see `make_class_weights`."""
 
+    alpha_k: Tensor | None
+    class_weight: Tensor | None
+
     def __init__(
         self,
         *,
@@ -49,11 +53,13 @@ class FocalLoss(ClassificationLoss):
         self.register_buffer("class_weight", make_class_weights(class_weights, class_counts, beta), False)
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        settings = {"alpha": self._alpha, "class_weight": self.class_weight, "scale": one_over(num_fg, logits)}
-        terms = focal_terms(logits, labels, gamma=self.gamma, **settings)
+        terms_of = partial(
+            focal_terms, alpha=self._alpha, class_weight=self.class_weight, scale=one_over(num_fg, logits)
+        )
+        terms = terms_of(logits, labels, gamma=self.gamma)
         if not self.rescale:
             return terms
-        cross_entropy = focal_terms(logits.detach(), labels, gamma=0, **settings)
+        cross_entropy = terms_of(logits.detach(), labels, gamma=0)
         full, own = sum_over_ranks(torch.stack((cross_entropy.sum(), terms.detach().sum())))
         return terms * torch.where(own > 0, full / own, 1)
 
@@ -74,7 +80,7 @@ class FocalLoss(ClassificationLoss):
 
     @property
     def _alpha(self) -> float | Tensor | None:
-        return self.alpha if self.alpha_k is None else self.alpha_k
+        return self.alpha_k if self.alpha_k is not None or isinstance(self.alpha, list) else self.alpha
 
 
 @CLASSIFICATION_LOSSES.register("poly_focal")
@@ -136,6 +142,8 @@ class EqualizedFocalLoss(ClassificationLoss):
     0..1: the sums over all training batches so far, on all ranks, of the absolute gradients of these elements (before
     the division by num_fg) on class k's foreground and on its background; 1 before the first. Use it for long-tailed
     classes (LVIS). `num_classes` sizes the sums; a config takes it from the training set."""
+
+    gradient_sums: Tensor
 
     def __init__(
         self,

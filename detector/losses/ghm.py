@@ -34,6 +34,9 @@ class GradientDensity(nn.Module):
     In eval mode the buffers stay, and without any history the counts of the call itself serve.
     """
 
+    running_counts: Tensor
+    steps: Tensor
+
     def __init__(self, bins: int, momentum: float):
         super().__init__()
         self.bins = bins

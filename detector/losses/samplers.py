@@ -64,5 +64,6 @@ class HardNegatives(AnchorSampler):
         super().__init__(num_classes)
         self.ratio = ratio
 
-    def __call__(self, labels: Tensor, logits: Tensor) -> Tensor:
+    def __call__(self, labels: Tensor, logits: Tensor | None) -> Tensor:
+        assert logits is not None
         return keep_hard_background(labels, logits.detach().amax(dim=-1), self.num_classes, self.ratio)

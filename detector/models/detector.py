@@ -43,6 +43,9 @@ class DetectionModel(nn.Module):
     """Images (B, 3, H, W) -> `Predictions`. uint8 RGB images are normalized here, on their device; floating ones are
     taken as normalized already."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, settings: ModelSettings, num_classes: int):
         """Build the network as it is initialized. `settings.weights` is not loaded.
 
@@ -70,7 +73,8 @@ class DetectionModel(nn.Module):
         self._priors: dict[tuple, Priors] = {}
 
     def forward(self, images: Tensor) -> Predictions:
-        priors = self.priors(images.shape[-2:], images.device)
+        height, width = images.shape[-2:]
+        priors = self.priors((height, width), images.device)
         if images.dtype == torch.uint8:
             images = (images.float() - self.mean) / self.std
         # a channels-last image would keep every feature map so, whatever the weights' layout

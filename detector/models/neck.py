@@ -25,9 +25,10 @@ class FPN(nn.Module):
         num_extra = num_levels - len(in_channels)
         widths = [in_channels[-1] if top == "c5" else width, *[width] * num_extra][:num_extra]
         self.extra = nn.ModuleList(nn.Conv2d(w, width, 3, stride=2, padding=1) for w in widths)
-        for conv in [*self.lateral, *self.smooth, *self.extra]:
+        for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
             nn.init.kaiming_uniform_(conv.weight, a=1)
-            nn.init.zeros_(conv.bias)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         merged = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)]

@@ -75,5 +75,6 @@ def check_boxes(
 
 def _four_numbers(row: Any) -> list[float]:
     """NaN where a row is not four numbers."""
-    numbers = [as_number(value) for value in row] if isinstance(row, list) and len(row) == 4 else [None]
-    return [np.nan] * 4 if None in numbers else numbers
+    numbers = [as_number(value) for value in row] if isinstance(row, list) and len(row) == 4 else []
+    known = [number for number in numbers if number is not None]
+    return known if len(known) == 4 else [np.nan] * 4

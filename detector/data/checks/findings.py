@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from detector.core.errors import UserError, one_line
 
 Invalid = Literal["error", "skip"]
@@ -214,7 +216,7 @@ class Findings:
         self.invalid = invalid
         self.found: dict[str, Finding] = {}
 
-    def add(self, kind: str, which: Sequence[int], describe: Callable[[int], str]) -> None:
+    def add(self, kind: str, which: Sequence[int] | np.ndarray, describe: Callable[[int], str]) -> None:
         """The entries `which` are of this kind; `describe` says of one of them what is wrong and where."""
         if not len(which):
             return

@@ -50,13 +50,13 @@ def check_images(
         UserError: no image is there, or none can be used.
     """
     is_outside = [not folder.holds(name) for name in written]
-    found = [None if outside else folder.find(name) for name, outside in zip(written, is_outside, strict=True)]
-    if not any(is_outside) and not any(name is not None for name in found):
+    found = ["" if outside else folder.find(name) or "" for name, outside in zip(written, is_outside, strict=True)]
+    if not any(is_outside) and not any(found):
         raise UserError(f"{folder.path(written[0])}: no such image, yet {source} lists it", "check the images folder")
     usable = np.ones(len(written), dtype=bool)
     reasons: list[str] = []
 
-    def leave_out(kind: str, wrong: Sequence[bool], describe: Callable[[int], str]) -> None:
+    def leave_out(kind: str, wrong: Sequence[bool] | np.ndarray, describe: Callable[[int], str]) -> None:
         which = np.flatnonzero(usable & np.array(wrong, dtype=bool))
         findings.add(kind, which, describe)
         usable[which] = False
@@ -69,13 +69,13 @@ def check_images(
     )
     leave_out(
         "image_missing",
-        [name is None for name in found],
+        [not name for name in found],
         lambda i: f"{folder.path(written[i])}: no such image, yet {source} lists it",
     )
     first: dict[Any, int] = {}
     leave_out(
         "image_twice",
-        [name is not None and first.setdefault(name, i) != i for i, name in enumerate(found)],
+        [bool(name) and first.setdefault(name, i) != i for i, name in enumerate(found)],
         lambda i: f"{source}: image '{written[i]}' is listed twice",
     )
     renamed = [i for i in np.flatnonzero(usable) if found[i] != written[i]]
@@ -90,9 +90,12 @@ def check_images(
         lambda i: f"{folder.path(found[i])}: {of_image[i]}",
     )
     annotated = np.zeros((len(written), 2), dtype=np.int64)
+    pixels: dict[int, str] = {}
     is_deep, sizeless, unlike = np.zeros(len(written), dtype=bool), [], np.zeros(len(written), dtype=bool)
     for i in np.flatnonzero(usable):
         header = of_image[i]
+        assert isinstance(header, Header)
+        pixels[i] = f"{header.width}x{header.height}"
         stored, shown = (header.width, header.height), header.upright_size()
         annotated[i] = sizes[i] if 0 not in sizes[i] else shown if upright else stored
         is_deep[i] = header.is_deep
@@ -104,8 +107,7 @@ def check_images(
         "image_unlike",
         unlike,
         lambda i: (
-            f"{folder.path(found[i])}: {of_image[i].width}x{of_image[i].height} pixels, its annotations say "
-            f"{annotated[i][0]}x{annotated[i][1]}"
+            f"{folder.path(found[i])}: {pixels[i]} pixels, its annotations say {annotated[i][0]}x{annotated[i][1]}"
         ),
     )
     if not usable.any():

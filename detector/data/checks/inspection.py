@@ -68,14 +68,14 @@ def report_files(records: Sequence[Record], verdicts: dict[Path, Verdict], findi
     headers = [verdict.header for verdict in seen]
 
     def add(kind: str, test: Callable[[Header, Record], bool], text: Callable[[Header, Record], str]) -> None:
-        which = [i for i, (h, record) in enumerate(zip(headers, records, strict=True)) if h and test(h, record)]
-        findings.add(kind, which, lambda i: f"{records[i].path}: {text(headers[i], records[i])}")
+        pairs = [(h, record) for h, record in zip(headers, records, strict=True) if h and test(h, record)]
+        findings.add(kind, range(len(pairs)), lambda i: f"{pairs[i][1].path}: {text(*pairs[i])}")
 
     def first_with_the_bytes(r: Record) -> Path:
         return first.setdefault(verdicts[r.path].digest, r.path)
 
     first: dict[str, Path] = {}
-    findings.add("image_damaged", [i for i, h in enumerate(headers) if h is None], lambda i: seen[i].error)
+    findings.add("image_damaged", [i for i, h in enumerate(headers) if h is None], lambda i: str(seen[i].error))
     add("image_misnamed", lambda h, r: h.format not in FORMATS.get(r.path.suffix.lower(), ()), lambda h, r: h.format)
     add("image_turned", lambda h, r: h.orientation != 1, lambda h, r: f"orientation {h.orientation}")
     add("image_grey", lambda h, r: h.mode in ("1", "L", "I", "F") or h.mode.startswith("I;"), lambda h, r: h.mode)

@@ -32,11 +32,11 @@ class CocoDataset(DetectionDataset):
         findings = findings or Findings()
         folder = Folder.read(images)
         dictionary = read_json(annotations)
-        records, *rest = parse_coco(dictionary, annotations, folder, class_names, findings)
+        records, class_names, category_ids = parse_coco(dictionary, annotations, folder, class_names, findings)
         named = (folder.find(entry.get("file_name", "")) for entry in dictionary["images"])
         used = [annotations, *(folder.path(name) for name in named if name), *(record.path for record in records)]
         list_unused([folder], used, findings)
-        super().__init__(records, *rest)
+        super().__init__(records, class_names, category_ids)
 
 
 def read_json(path: Path) -> dict[str, Any]:

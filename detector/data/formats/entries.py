@@ -61,7 +61,7 @@ def parse_coco(
     partly = [i for i, entry in enumerate(entries) if entry.get("not_exhaustive_category_ids")]
     findings.add("image_partly", partly, lambda i: f"{source}: image {image_ids[i]}")
     file_names = [_file_name(entry, index, folder, source) for index, entry in enumerate(entries)]
-    sizes = [tuple(_side(entry.get(key)) for key in ("width", "height")) for entry in entries]
+    sizes = [(_side(entry.get("width")), _side(entry.get("height"))) for entry in entries]
     images = check_images(file_names, sizes, folder, source, findings, headers=headers or {}, upright=upright)
 
     def describe(index: int) -> str:
@@ -174,7 +174,7 @@ def _check_completeness(
         else:
             taken.add(number)
     findings.add("annotation_id", odd, describe)
-    ids = sorted(whole(category["id"]) for category in categories)
+    ids = sorted(whole(category["id"]) or 0 for category in categories)
     if ids != list(range(1, len(ids) + 1)):
         shown = [*map(str, ids[:3]), *(["..."] if len(ids) > 3 else [])]
         findings.add("category_ids", [0], lambda _: f"{source}: {', '.join(shown)}")

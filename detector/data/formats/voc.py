@@ -105,7 +105,7 @@ class VocDataset(DetectionDataset):
             "annotations": [{**entry, "category_id": category_ids[name]} for name, entry in objects],
             "categories": [{"id": index, "name": name} for name, index in category_ids.items()],
         }
-        records, *rest = parse_coco(dictionary, annotations, pictures, class_names, findings, places=places)
+        records, class_names, ids = parse_coco(dictionary, annotations, pictures, class_names, findings, places=places)
         # a picture that another split's file names is not without annotations
         used = [*(pictures.path(name) for name, _ in of_file.values()), *(files[stem].path for stem in stems)]
         read = {files[stem].path for stem in stems}
@@ -114,7 +114,7 @@ class VocDataset(DetectionDataset):
         ]
         findings.add("annotation_unlisted", range(len(unlisted)), lambda i: str(unlisted[i]))
         list_unused([pictures, listed], [*used, *unlisted], findings)
-        super().__init__(records, *rest, decided=decided)
+        super().__init__(records, class_names, ids, decided=decided)
 
 
 def is_one_based(corners: np.ndarray, where: str, findings: Findings) -> bool:
@@ -185,10 +185,12 @@ def _read_file(folder: Path, stem: str, known: dict[str, str]) -> _File:
     if root.tag != "annotation":  # CVAT's own format, say, or a namespace
         return _File(path, error=f"its root is <{root.tag}>, not <annotation> as in Pascal VOC")
     elements = root.findall("object")
+    width, height = (whole(root.findtext(f"size/{side}")) for side in ("width", "height"))
     return _File(
         path,
         (root.findtext("filename") or "").strip().replace("\\", "/"),
-        *(whole(root.findtext(f"size/{side}")) for side in ("width", "height")),
+        width,
+        height,
         root.findtext("source/coordinates") == FROM_1,
         tuple(map(_read_object, elements)),
         frozenset(child.tag for element in elements for child in element),

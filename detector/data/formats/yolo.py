@@ -187,8 +187,8 @@ def _keypoint_values(content: dict, file: Path) -> int:
     shape = content.get("kpt_shape")
     if shape is None:
         return 0
-    sides = [whole(side) for side in shape] if isinstance(shape, list) else []
-    if len(sides) != 2 or None in sides or sides[0] < 1 or sides[1] not in (2, 3):
+    sides = [whole(side) or 0 for side in shape] if isinstance(shape, list) else []
+    if len(sides) != 2 or sides[0] < 1 or sides[1] not in (2, 3):
         raise UserError(f"{file}: 'kpt_shape' should be [number of keypoints, 2 or 3], not {shape!r}")
     return sides[0] * sides[1]
 

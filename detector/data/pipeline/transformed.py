@@ -47,7 +47,8 @@ class Transformed(Dataset):
         self.seed = seed
         self.substitute = substitute
 
-    def __getitem__(self, key: SampleKey) -> Sample:
+    def __getitem__(self, index: SampleKey) -> Sample:
+        key = index
         rng = np.random.default_rng((self.seed, key.epoch, key.index, key.repeat))
         unreadable: list[str] = []
         sample = self._read(key.index, rng, unreadable)

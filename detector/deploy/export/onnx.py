@@ -28,6 +28,7 @@ class OnnxExporter(Exporter):
             dynamic_shapes=graph.batch_dimensions(),  # for the dimension's name
             custom_translation_table={SUPPRESS: suppress_in_onnx},
         )
+        assert onnx is not None
         onnx.model.metadata_props.update({key: json.dumps(value) for key, value in metadata.items()})
         onnx.save(path, external_data=False)
 
@@ -36,7 +37,9 @@ def suppress_in_onnx(
     boxes: Any, scores: Any, labels: Any, num_classes: int, score_threshold: float, nms_iou: float
 ) -> Any:
     """`detector.deploy.export.graphs.suppress` with the operators of ONNX."""
-    from onnxscript import opset18 as op
+    from onnxscript import opset18
+
+    op: Any = opset18  # its types know no plain numbers, which it takes
 
     classes = op.Constant(value_ints=list(range(num_classes)))
     is_of_class = op.Equal(op.Unsqueeze(labels, [1]), op.Unsqueeze(classes, [0, 2]))  # B K C

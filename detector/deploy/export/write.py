@@ -4,7 +4,7 @@ import copy
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def _exporter_for(path: Path, imports: Sequence[str]) -> Exporter:
         import_modules(imports)
     names = _names_for(path)
     if not names:
-        known = ", ".join(EXPORTERS.get(name).suffix for name in EXPORTERS.names())
+        known = ", ".join(_suffix(name) for name in EXPORTERS.names())
         raise UserError(
             f"{path}: no exporter writes '{path.suffix}'; known: {known}",
             "choose another suffix, or name the module that registers the exporter: imports=[MODULE]",
@@ -79,15 +79,20 @@ def _exporter_for(path: Path, imports: Sequence[str]) -> Exporter:
 
 
 def _names_for(path: Path) -> list[str]:
-    return [name for name in EXPORTERS.names() if path.name.endswith(EXPORTERS.get(name).suffix)]
+    return [name for name in EXPORTERS.names() if path.name.endswith(_suffix(name))]
+
+
+def _suffix(name: str) -> str:
+    return EXPORTERS.build(name).suffix
 
 
 def _prepare(detector: Detector, size: tuple[int, int] | None, nms: bool) -> tuple[Graph, dict[str, Any]]:
     """Check the settings, and return the graph and its metadata."""
-    model = copy.deepcopy(detector.model).to("cpu", memory_format=torch.contiguous_format).requires_grad_(False)
+    model = copy.deepcopy(detector.model).to("cpu").to(memory_format=torch.contiguous_format).requires_grad_(False)
     height, width = size or [evaluation_side(detector.config)] * 2
     divisor = model.size_divisor
-    image_size = tuple(round_up((height, width), divisor).tolist())
+    padded_height, padded_width = round_up((height, width), divisor).tolist()
+    image_size = (padded_height, padded_width)
     if size is not None and (size != image_size or min(size) <= 0):
         good = " ".join(str(max(side, divisor)) for side in image_size)
         raise UserError(f"size {height} {width}: the model takes sides that are multiples of {divisor}", f"take {good}")
@@ -111,7 +116,7 @@ def _prepare(detector: Detector, size: tuple[int, int] | None, nms: bool) -> tup
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """As a context: hide the warnings and log lines of the libraries that write the file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

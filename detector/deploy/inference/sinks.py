@@ -119,7 +119,7 @@ class Drawings:
         if self._video is None:
             size = drawn.shape[1], drawn.shape[0]
             with utf8_path(path) as name:
-                self._video = cv2.VideoWriter(name, cv2.VideoWriter_fourcc(*"mp4v"), picture.rate, size)
+                self._video = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*"mp4v"), picture.rate, size)
             if not self._video.isOpened():
                 raise UserError(f"{path}: no video can be written there", "check the folder and the disk's space")
         self._video.write(cv2.cvtColor(drawn, cv2.COLOR_RGB2BGR))

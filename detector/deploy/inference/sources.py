@@ -3,7 +3,7 @@
 import glob
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +43,7 @@ class Source:
     @property
     def drawing(self) -> str:
         """The file name of its annotated copy."""
-        if self.is_video:
+        if isinstance(self.file, int) or self.is_video:
             return self.name + ".mp4"
         return self.name + (self.file.suffix if self.file.suffix.lower() in WRITTEN_SUFFIXES else ".png")
 
@@ -128,7 +128,7 @@ def read_pictures(
     image_id = 0
     for source in sources:
         try:
-            if not source.is_video:
+            if isinstance(source.file, Path) and not source.is_video:
                 image_id += 1  # whether it can be read or not
                 yield Picture(source, image_id, read_image(source.file, upright=True, bits=bits))
                 continue
@@ -141,7 +141,7 @@ def read_pictures(
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[cv2.VideoCapture]:
+def _opened(source: Source) -> Generator[cv2.VideoCapture]:
     if isinstance(source.file, int):
         capture = cv2.VideoCapture(source.file)
     else:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary  # ty: ignore[missing-module-member]  (made at import)
 from torch.utils.tensorboard import SummaryWriter
 
 from detector.core.errors import UserError
@@ -30,7 +30,9 @@ class TensorBoardLogger:
             for name, value in values.items()
             if value is not None
         ]
-        self._writer.file_writer.add_summary(Summary(value=summary), step)
+        file_writer = self._writer.file_writer
+        assert file_writer is not None
+        file_writer.add_summary(Summary(value=summary), step)
         if any(name.startswith(EVALUATION) for name in values):
             self._writer.flush()
 

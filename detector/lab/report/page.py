@@ -1,8 +1,9 @@
 """The page: sources to HTML."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jinja2
 
@@ -18,15 +19,15 @@ def make_page(sources: Sequence[Source]) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("detector.lab.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    with_metrics = [source for source in sources if source.metrics is not None]
+    with_metrics = [(source.name, source.metrics.numbers) for source in sources if source.metrics is not None]
     comparison = None
     if len(with_metrics) > 1:
-        names, numbers = zip(*((source.name, source.metrics.numbers) for source in with_metrics), strict=True)
+        names, numbers = zip(*with_metrics, strict=True)
         comparison = figures.draw_comparison(names, numbers, METRICS)
     return environment.get_template("template.html.jinja").render(
         sources=[_section(source) for source in sources],
         metrics=METRICS,
-        summary=[[s.name, *(number(s.metrics.numbers.get(name)) for name in METRICS)] for s in with_metrics],
+        summary=[[name, *(number(numbers.get(key)) for key in METRICS)] for name, numbers in with_metrics],
         configured=[source.name for source in sources if source.config],
         differences=_differences([source.config for source in sources if source.config]),
         comparison=comparison,
@@ -34,7 +35,7 @@ def make_page(sources: Sequence[Source]) -> str:
 
 
 def _section(source: Source) -> dict:
-    parts = [
+    parts: list[tuple[str, Any, Callable[[Any], Any], Callable[[Any], Any] | None]] = [
         ("Study", source.study, figures.draw_study, tables.study),
         ("Training", source.steps, partial(figures.draw_training, parts=source.parts), None),
         ("Errors", source.anatomy, figures.draw_anatomy, tables.anatomy),

@@ -97,7 +97,7 @@ def make_tables(study: Study, rows: list[Row]) -> dict:
                 | {"difference": interval.mean, "low": interval.low, "high": interval.high}
                 | {"p": paired_p_value(ours, theirs)}
             )
-        adjusted = holm([test["p"] for test in found])
+        adjusted = holm([float(test["p"]) for test in found])
         tests += [test | {"p_holm": p} for test, p in zip(found, adjusted, strict=True)]
     return {
         "metric": study.metric,

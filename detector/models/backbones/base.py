@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from detector.core.registry import Registry
 
+PixelValues = tuple[float, float, float]  # of red, green, blue
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
@@ -23,8 +24,8 @@ class Backbone(nn.Module):
 
     strides: tuple[int, ...]
     out_channels: tuple[int, ...]
-    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
-    pixel_std: tuple[float, float, float] = IMAGENET_STD
+    pixel_mean: PixelValues = IMAGENET_MEAN
+    pixel_std: PixelValues = IMAGENET_STD
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Turn normalized images (B, 3, H, W) into maps (B, C, H / stride, W / stride), one for each stride."""

@@ -25,12 +25,23 @@ Norm = Literal["frozen", "batch", "sync", "group"]
 class AbsorbedNorm(FrozenBatchNorm2d):
     """A frozen batch norm whose convolution does its work: only its values are here, under torchvision's names."""
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def forward(self, x: Tensor) -> Tensor:
         return x
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
+
+
+def pair(values: tuple[int, ...]) -> tuple[int, int]:
+    """Return the two values, for height and width."""
+    height, width = values
+    return height, width
 
 
 class NormedConv2d(nn.Conv2d):
@@ -41,10 +52,10 @@ class NormedConv2d(nn.Conv2d):
         super().__init__(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
+            pair(conv.kernel_size),
+            pair(conv.stride),
+            conv.padding if isinstance(conv.padding, str) else pair(conv.padding),
+            pair(conv.dilation),
             conv.groups,
             bias=False,
             device="meta",
@@ -52,9 +63,9 @@ class NormedConv2d(nn.Conv2d):
         self.weight = conv.weight
         self.norm = (norm,)  # not a module of this one: the norm keeps its place in the state dict
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         scale, shift = self.norm[0].scale_and_shift()
-        return self._conv_forward(x, self.weight * scale[:, None, None, None], shift)
+        return self._conv_forward(input, self.weight * scale[:, None, None, None], shift)
 
 
 def absorb_norms(net: nn.Module) -> None:

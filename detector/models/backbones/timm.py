@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detector.core.errors import UserError
 from detector.core.validation import did_you_mean
-from detector.models.backbones.base import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone
+from detector.models.backbones.base import BACKBONES, IMAGENET_MEAN, IMAGENET_STD, Backbone, PixelValues
 from detector.models.weights.files import first_line, load_contents, load_safetensors, state_of
 
 
@@ -35,7 +35,7 @@ class TimmBackbone(Backbone):
             raise UserError(f"model.backbone.name: timm {timm.__version__} has no model {name!r}{hint}")
         try:
             with torch.device("meta"):
-                strides = self._create().feature_info.reduction()
+                strides = _strides(self._create())
         except (RuntimeError, AttributeError, AssertionError) as error:
             raise UserError(f"model.backbone.name: timm's {name} gives no feature maps ({first_line(error)})") from None
         indices = tuple(i for i, stride in enumerate(strides) if min_stride <= stride <= max_stride)
@@ -47,8 +47,8 @@ class TimmBackbone(Backbone):
             )
         self.options = {"out_indices": indices}
         self.net = self._create(**self.options)
-        self.strides = tuple(self.net.feature_info.reduction())
-        self.out_channels = tuple(self.net.feature_info.channels())
+        self.strides = tuple(_strides(self.net))
+        self.out_channels = tuple(_information(self.net).channels())
         self.pixel_mean, self.pixel_std = self._pixel_statistics(self.tag)
         self._freeze_unused()
 
@@ -110,12 +110,22 @@ class TimmBackbone(Backbone):
         """Return the tags of the published weights."""
         return [name.partition(".")[2] for name in _timm().list_pretrained(f"{self.name}.*")]
 
-    def _pixel_statistics(self, tag: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _pixel_statistics(self, tag: str) -> tuple[PixelValues, PixelValues]:
         """Return the mean and the deviation of the pixels for the weights of a tag; "" is timm's default tag."""
         config = _timm().get_pretrained_cfg(f"{self.name}.{tag}" if tag else self.name)
         if config is None:
             return IMAGENET_MEAN, IMAGENET_STD
-        return tuple(255 * value for value in config.mean), tuple(255 * value for value in config.std)
+        (r, g, b), (of_r, of_g, of_b) = config.mean, config.std
+        return (255 * r, 255 * g, 255 * b), (255 * of_r, 255 * of_g, 255 * of_b)
+
+
+def _information(net: nn.Module) -> Any:
+    """Return timm's information on the maps of a network."""
+    return net.feature_info
+
+
+def _strides(net: nn.Module) -> list[int]:
+    return _information(net).reduction()
 
 
 def _timm() -> ModuleType:

@@ -56,7 +56,7 @@ class AnchorHead(Head):
         self.box_branch = Branch(width, depth, num_anchors, self.coder.num_outputs, norm)
         self.initial_score = 0.5 if prior is None else prior
         if prior is not None:
-            nn.init.constant_(self.class_branch.output.bias, -math.log((1 - prior) / prior))
+            nn.init.constant_(self.class_branch.bias, -math.log((1 - prior) / prior))
 
     def priors(self, image_size: tuple[int, int]) -> list[Tensor]:
         return self.grid.of_image(image_size)
@@ -67,5 +67,5 @@ class AnchorHead(Head):
     @property
     def is_untrained(self) -> bool:
         """Whether all anchors and classes still have the one bias that they start with."""
-        bias = self.class_branch.output.bias.detach()
+        bias = self.class_branch.bias.detach()
         return bool((bias == bias[0]).all())

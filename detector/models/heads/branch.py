@@ -34,6 +34,12 @@ class Branch(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    @property
+    def bias(self) -> Tensor:
+        """The bias of each output."""
+        assert self.output.bias is not None
+        return self.output.bias
+
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         # channels-last maps make the permuted view contiguous: only the concatenation copies
         rows = [self.output(self.tower(x)).permute(0, 2, 3, 1).flatten(1) for x in maps]

@@ -65,7 +65,7 @@ def _write_scenes(settings: SceneSettings, num_images: int, folder: Path) -> Non
         height, width = image.shape[:2]
         file_name = f"{index:06d}.jpg"
         _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        (folder / "images" / file_name).write_bytes(encoded)
+        (folder / "images" / file_name).write_bytes(encoded.tobytes())
         images.append({"id": index + 1, "file_name": file_name, "width": width, "height": height})
         for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
             annotations.append({"id": len(annotations) + 1, "image_id": index + 1} | coco_box(box, label))

@@ -21,7 +21,7 @@ class GeometricOperations:
 
     def __init__(self, operations: Sequence[albumentations.BasicTransform], min_visibility: float = 0.0):
         self.compose = albumentations.Compose(
-            operations,
+            list(operations),
             bbox_params=albumentations.BboxParams(
                 format="pascal_voc",
                 label_fields=["index"],
@@ -48,7 +48,7 @@ class PixelOperations:
     """Operations in their order on the image alone. Boxes stay as they are."""
 
     def __init__(self, operations: Sequence[albumentations.BasicTransform]):
-        self.compose = albumentations.Compose(operations)
+        self.compose = albumentations.Compose(list(operations))
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         _seed(self.compose, rng)
@@ -62,7 +62,7 @@ def flips(horizontal: float, vertical: float) -> GeometricOperations:
 
 def affine(scale: tuple[float, float], translate: float, min_visibility: float) -> GeometricOperations:
     """Return a zoom with a move; see `Affine`."""
-    move = {axis: (-translate, translate) for axis in "xy"}
+    move: dict[str, float | tuple[float, float]] = {axis: (-translate, translate) for axis in "xy"}
     zoom = albumentations.Affine(scale=scale, translate_percent=move, keep_ratio=True, fill=PADDING_COLOR, p=1)
     return GeometricOperations([zoom], min_visibility)
 
