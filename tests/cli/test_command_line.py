@@ -61,6 +61,7 @@ def test_a_config_that_is_not_there_exits_with_2():
     assert run_tool("train", "--cfg", "nope") == 2
 
 
+@pytest.mark.slow
 def test_a_config_is_found_from_any_folder(tmp_path: Path):
     done = detector("train", "--cfg", "retina_focal.yaml", "train.epoch=1", cwd=tmp_path)
     assert done.returncode == 2 and "train.epoch" in done.stderr  # the config was read; the key is wrong

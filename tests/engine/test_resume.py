@@ -26,6 +26,8 @@ from detector.core.errors import Interrupted
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.trainer import Trainer
 
+pytestmark = pytest.mark.slow  # each test trains to the end of a run
+
 SMALL = ("model.levels=[3, 3]", "model.head.sizes=[[12, 26]]")  # a quarter of the weights to save and to hash
 VARIANTS = {  # between them, every kind of state that a step can leave behind
     "adamw, ghm, average, batch norm, spikes": (*SMALL, *WITH_STATE, "faults.spike_factor=100"),

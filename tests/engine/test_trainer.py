@@ -354,6 +354,7 @@ def write_blocks(folder: Path) -> None:
     (folder / "annotations.json").write_text(json.dumps(contents))
 
 
+@pytest.mark.slow
 def test_a_few_images_are_learnt_by_heart(tmp_path: Path):
     """Data, model, losses, optimisation and evaluation agree: the training images' own AP50 becomes high."""
     write_blocks(tmp_path)

@@ -98,6 +98,7 @@ def ignored_by_hand(anchors, boxes, objects, labels, assigner) -> list[int]:
     return counts
 
 
+@pytest.mark.slow
 def test_processes_count_what_one_process_counts():
     setting = make_setting(ASSIGNERS[0])
     records = [make_record(seed) for seed in range(230)]

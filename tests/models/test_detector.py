@@ -146,7 +146,7 @@ def test_logits_deltas_and_anchors_equal_torchvision(reference: Reference, ours:
     assert sum(said.priors.level_sizes) == len(said.priors) == logits.shape[1]
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet34", "resnet50", "resnet101"])
+@pytest.mark.parametrize("backbone", ["resnet34", pytest.param("resnet101", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_in_float64_the_models_are_equal(backbone: str, tmp_path: Path):
     """Rounding in fp32 hides small faults, and grows with the depth."""

@@ -159,6 +159,7 @@ def test_logits_deltas_anchors_and_boxes_are_the_originals(example: Example, our
     torch.testing.assert_close(said.boxes, boxes, rtol=1e-3, atol=0.02)  # up to 1,000 pixels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "backbone"), [("detectron2", "resnet101"), ("mmdet", "resnet50")])
 @torch.no_grad()
 def test_in_float64_the_models_are_equal(kind: str, backbone: str, tmp_path: Path):

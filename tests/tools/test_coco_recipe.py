@@ -17,14 +17,15 @@ def call(monkeypatch, tool, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["coco_focal_r50_1x", "coco_ghm_r50_1x"])
-def test_the_coco_recipes_run_on_real_coco_images(recipe, shared_data, tmp_path, monkeypatch):
-    """From scratch and at a quarter of the size: the weights and the hours of the real recipe are not at hand here."""
+@pytest.mark.parametrize(("recipe", "backbone"), [("coco_focal_r50_1x", "resnet18"), ("coco_ghm_r50_1x", "resnet50")])
+def test_the_coco_recipes_run_on_real_coco_images(recipe, backbone, shared_data, tmp_path, monkeypatch):
+    """From scratch and small, one with a smaller backbone: the weights and the hours are not at hand here."""
     call(
         *(monkeypatch, "train.py", "--cfg", recipe, "--out", tmp_path),
         f"data.root={shared_data / 'coco_tiny'}",
-        *("model.weights=null", "model.backbone.norm=group", "model.backbone.trainable_stages=5", "data.short_side=96"),
-        *("data.long_side=160", "train.epochs=1", "train.log_every=1", "data.num_workers=0"),
+        f"model.backbone={{type: {backbone}, norm: group, trainable_stages: 5}}",
+        *("model.weights=null", "data.short_side=96", "data.long_side=160", "data.num_workers=0"),
+        *("train.epochs=1", "train.log_every=1"),
     )
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert len(metrics["per_class"]) == 80 and 0 <= metrics["AP"] < 0.1
