@@ -13,7 +13,7 @@ from detector.build import build_model, outline
 from detector.core.errors import UserError
 from detector.models.backbones import BACKBONES
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
+RESNETS = ("resnet18", "resnet50")  # of basic blocks, of bottlenecks; tests/models/test_detector.py has the others
 # a family with batch norms in its own order of stages, and a family without a map of stride 2
 TIMM = ("mobilenetv4_conv_small_050", "convnext_atto")
 
