@@ -113,9 +113,8 @@ def _path(location: KeyPath, values: Any) -> KeyPath:
     """pydantic's location without the union members it names between the keys."""
     path: KeyPath = ()
     for item in location:
-        if isinstance(values, dict) and (
-            item in values or str(item).isidentifier()
-        ):  # a key that is absent is a field's
+        # a key that is absent is a field's
+        if isinstance(values, dict) and (item in values or str(item).isidentifier()):
             path, values = (*path, item), values.get(item, {})
         elif isinstance(values, list | tuple) and isinstance(item, int):
             path, values = (*path, item), values[item] if item < len(values) else None

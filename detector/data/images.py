@@ -281,9 +281,8 @@ def _orientation(image: Image.Image) -> int:
         orientation = exif.get(ORIENTATION)
     except (SyntaxError, ValueError, OSError):
         orientation = None
-    return (
-        orientation if isinstance(orientation, int) and orientation in range(1, 9) else 1
-    )  # corrupt metadata turn nothing
+    is_known = isinstance(orientation, int) and orientation in range(1, 9)
+    return orientation if is_known else 1  # corrupt metadata turn nothing
 
 
 def _jpeg_has_end(file: BinaryIO) -> bool:

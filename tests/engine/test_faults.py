@@ -86,7 +86,7 @@ pipe = os.pipe()
 assert os.waitpid(train(folder / "whole", 0, pipe), 0)[1] == 0
 last = folder / "killed/checkpoints/last.pt"
 endings, left, damages = [], [], 0
-for kill in range(50):
+for kill in range(30):
     fault = None if rng.random() < 0.5 else (rng.choice(("fsync", "replace")), rng.randint(1, 8))
     if kill % 10 == 9 and last.exists() and last.with_name("last.1.pt").exists():
         damage(last)  # and die among the renames of the next save, after that of metrics.csv
@@ -109,18 +109,18 @@ print(json.dumps({"endings": endings, "left": left, "damaged": damages, "begun":
 
 
 @pytest.mark.slow
-def test_killed_fifty_times_it_ends_with_the_same_weights(tmp_path: Path):
+def test_killed_thirty_times_it_ends_with_the_same_weights(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path)], env=environment(), stdout=subprocess.PIPE, text=True, check=True
     )
     found = json.loads(done.stdout)
     killed, unfinished, whole = (sum(column) for column in zip(*found["endings"], strict=True))
-    assert killed >= 40  # a fast machine comes to the end before
-    assert unfinished >= 5  # of the kills came in the middle of a save
+    assert killed >= 24  # a fast machine comes to the end before
+    assert unfinished >= 3  # of the kills came in the middle of a save
     assert [e[2] for e in found["endings"]] == sorted(e[2] for e in found["endings"])  # once there is one, always
-    assert whole >= 40
+    assert whole >= 24
     begun, left = found["begun"][1:], found["left"]  # after the whole run's own
-    assert begun[-1] == left[-1] > 20
+    assert begun[-1] == left[-1] > 10
     assert set(begun) <= set(left), "it goes on from the newest whole checkpoint"
     fallen = [b - a for a, b in pairwise(left)]
     assert found["damaged"] >= 2 and sum(steps < 0 for steps in fallen) <= found["damaged"] and min(fallen) >= -3
