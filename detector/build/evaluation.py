@@ -1,6 +1,5 @@
 """Detection and evaluation, from a config."""
 
-import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,8 +20,6 @@ from detector.engine.evaluate import detect, detect_batch
 from detector.engine.views import make_views
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.metrics import Metrics
-
-log = logging.getLogger(__name__)
 
 
 def with_targets(

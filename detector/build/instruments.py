@@ -1,6 +1,5 @@
 """The instruments of imbalance, from a config."""
 
-import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -22,8 +21,6 @@ from detector.imbalance.census_result import Census
 from detector.imbalance.probe import Probe
 from detector.losses import CLASSIFICATION_LOSSES
 from detector.models.heads.anchors import AnchorHead
-
-log = logging.getLogger(__name__)
 
 
 def build_census(config: Config, dataset: DetectionDataset) -> Census:
@@ -49,10 +46,10 @@ def build_probe(
     is set there, the others by their defaults."""
     own = config.loss.classification
     parts = {name: CLASSIFICATION_LOSSES.resolve(name) for name in CLASSIFICATION_LOSSES.names()} | {own.type: own}
-    loader = build_eval_loader(config, dataset)
+    loader, known = build_eval_loader(config, dataset), facts(dataset)
 
     def run(model: nn.Module) -> Probe:
-        probe = Probe({name: build_classification_loss(part, dataset) for name, part in parts.items()})
+        probe = Probe({name: build_classification_loss(part, known) for name, part in parts.items()})
         observe = with_targets(config, dataset, lambda _, *seen: probe.update(*seen))
         for seen in predict(model, loader, device=device, dtype=dtype):
             observe(*seen)

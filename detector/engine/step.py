@@ -3,13 +3,11 @@
 import logging
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from detector.core.distributed import sum_over_ranks, world_size
 from detector.core.errors import UserError
@@ -19,6 +17,7 @@ from detector.engine.average import ModelAverage
 from detector.engine.guard import BufferSnapshot, FaultSettings, Guard, batch_norms
 from detector.engine.interrupt import Interrupt
 from detector.engine.precision import autocast
+from detector.engine.replica import replicate, summed_gradients
 from detector.engine.schedule import Schedule
 from detector.geometry.assignment import Assigner
 from detector.imbalance.initial import expected_initial_loss
@@ -120,10 +119,11 @@ class TrainingStep:
             The result of each batch, and the foreground count of this rank's batches, a 0-dim tensor.
         """
         targets: list[Targets] = []
-        normaliser: Tensor | None = None
+        num_fg = normaliser = None  # of the whole step, as soon as all targets are known
         if not self.assigner.needs_predictions:
             targets = [self.assign(batch) for batch in batches]
-            normaliser = self.criterion.normalise(self.criterion.count_foreground(targets))
+            num_fg = self.criterion.count_foreground(targets)
+            normaliser = self.criterion.normalise(num_fg)
             if self.steps_done == 0 and self.model.head.is_untrained:
                 self.expected_loss = self._expect_loss(batches, targets, normaliser)
         is_deferred = normaliser is None and len(batches) > 1
@@ -136,13 +136,15 @@ class TrainingStep:
                 if self.assigner.needs_predictions:
                     targets.append(self.assign(batch, predictions))
                     if not is_deferred:
-                        normaliser = self.criterion.normalise(self.criterion.count_foreground(targets))
+                        num_fg = self.criterion.count_foreground(targets)
+                        normaliser = self.criterion.normalise(num_fg)
                 terms = self.criterion(predictions, targets[i], 1 if normaliser is None else normaliser, len(batches))
                 self.scaler.scale(terms.total()).backward()
             results.append(self._result(predictions, targets[i], terms))
-        num_fg = self.criterion.count_foreground(targets)
-        if is_deferred and self.criterion.divides_by_step:
-            results = self._divide(results, self.criterion.normalise(num_fg).clamp(min=1))
+        if num_fg is None:
+            num_fg = self.criterion.count_foreground(targets)
+            if self.criterion.divides_by_step:
+                results = self._divide(results, self.criterion.normalise(num_fg).clamp(min=1))
         return results, num_fg
 
     def assign(self, batch: Batch, predictions: Predictions | None = None) -> Targets:
@@ -281,23 +283,3 @@ class TrainingStep:
             )
         self.splits *= 2
         log.warning("%s: each batch goes in %d parts from here on", what, self.splits)
-
-
-def replicate(model: nn.Module) -> nn.Module:
-    """Return the model as PyTorch's DistributedDataParallel where there are several processes. Gradients are summed,
-    since the criterion's losses add up over the ranks."""
-    if world_size() == 1:
-        return model
-    replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
-
-    def add(_: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
-        summed = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
-        return summed.get_future().then(lambda future: future.value()[0])
-
-    replica.register_comm_hook(None, add)
-    return replica
-
-
-def summed_gradients(replica: nn.Module, *, is_last: bool) -> AbstractContextManager:
-    """Return a context in which the last batch of a step alone sums the gradients of all its batches over the ranks."""
-    return nullcontext() if is_last or not isinstance(replica, DistributedDataParallel) else replica.no_sync()

@@ -101,10 +101,10 @@ class Criterion(nn.Module):
 
     The normalizer N is the number of foreground priors, or the sum of their target qualities where the assigner gives
     them: `global`, of the whole optimizer step, all ranks and accumulated batches; `local`, of this rank's step, and
-    the losses of the ranks are averaged; `image`, of each image, likewise (torchvision's rule); `ema`, the
-    bias-corrected running mean of the global number over the training steps, in buffers (detectron2's rule, which
-    keeps it on each rank and loses it on resume). N is clamped to at least 1 after the sum. Losses that are
-    `self_normalised` are means. The sampler says which priors count.
+    the losses of the ranks are averaged; `image`, of each image, and the losses of the images are averaged
+    (torchvision's rule); `ema`, the bias-corrected running mean of the global number over the training steps, in
+    buffers (detectron2's rule, which keeps it on each rank and loses it on resume). N is clamped to at least 1 after
+    the sum. Losses that are `self_normalised` are means. The sampler says which priors count.
     """
 
     mean_num_fg: Tensor

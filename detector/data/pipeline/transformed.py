@@ -48,17 +48,17 @@ class Transformed(Dataset):
         self.substitute = substitute
 
     def __getitem__(self, index: SampleKey) -> Sample:
-        key = index
-        rng = np.random.default_rng((self.seed, key.epoch, key.index, key.repeat))
+        epoch, image, repeat, progress = index
+        rng = np.random.default_rng((self.seed, epoch, image, repeat))
         unreadable: list[str] = []
-        sample = self._read(key.index, rng, unreadable)
+        sample = self._read(image, rng, unreadable)
         short_side = self.resize.draw_side(rng)
 
         def draw() -> Sample:
             return self.resize(self._read(int(rng.integers(len(self.dataset))), rng, unreadable), short_side)
 
         sample = self.resize(sample, short_side)
-        context = TransformContext(rng, key.progress, draw)
+        context = TransformContext(rng, progress, draw)
         for transform in self.transforms:
             sample = transform(sample, context)
         return replace(sample, unreadable=tuple(unreadable))

@@ -83,7 +83,8 @@ def _names_for(path: Path) -> list[str]:
 
 
 def _suffix(name: str) -> str:
-    return EXPORTERS.build(name).suffix
+    exporter: Any = EXPORTERS.get(name)  # the class
+    return exporter.suffix
 
 
 def _prepare(detector: Detector, size: tuple[int, int] | None, nms: bool) -> tuple[Graph, dict[str, Any]]:

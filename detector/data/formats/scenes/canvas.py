@@ -7,11 +7,11 @@ from detector.data.formats.scenes.settings import SceneSettings
 
 SUBPIXELS = 4  # masks are drawn this much finer, then averaged: smooth edges, boxes exact to a quarter pixel
 MIN_VISIBLE = 0.6  # share of a shape that must show; a placement that hides more is drawn again
-PLACEMENTS = 40  # tries before a shape is left out for want of room
+PLACEMENTS = 40  # a shape that fits nowhere after so many tries is left out
 
 
 class Canvas:
-    """A picture painted from front to back: what a shape may still show, and thereby its box, is known at once."""
+    """A picture whose front shapes are painted first, so that the visible part of each new shape is known at once."""
 
     def __init__(self, background: np.ndarray):
         self.background = background
