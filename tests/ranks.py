@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,11 +25,17 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | more
 
 
-def run_ranks(script: str, num_ranks: int, *arguments: object, **variables: str) -> list[str]:
-    """Run a Python script in several processes and return what each prints.
+@dataclass(frozen=True)
+class Ended:
+    """What a process left: its exit code (-9 after SIGKILL), its standard output and its errors."""
 
-    The processes start as forks of a server that has imported `detector` and done nothing else. They share its hash
-    seed, which processes of torchrun do not.
+    code: int
+    output: str
+    errors: str
+
+
+def run_ranks(script: str, num_ranks: int, *arguments: object, **variables: str) -> list[str]:
+    """Run a Python script in several processes that succeed, and return what each prints.
 
     Args:
         script: Python source. Its `sys.argv[1:]` are the arguments.
@@ -36,22 +43,47 @@ def run_ranks(script: str, num_ranks: int, *arguments: object, **variables: str)
         arguments: passed to the script as text.
         variables: more environment variables.
     """
+    ended = end_ranks(script, num_ranks, *arguments, **variables)
+    assert [rank.code for rank in ended] == [0] * num_ranks, ended
+    return [rank.output for rank in ended]
+
+
+def end_ranks(script: str, num_ranks: int, *arguments: object, **variables: str) -> list[Ended]:
+    """Run a Python script in several processes, as `run_ranks` does, and return how each ended."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [shared | variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
+    return _run_forks(script, [str(argument) for argument in arguments], ranks, Path.cwd())
+
+
+def run_command(folder: Path, *arguments: object, **variables: str) -> Ended:
+    """Run the command `detector` in a folder, in a process of its own.
+
+    Args:
+        folder: the working folder.
+        arguments: the command line, as in `"evaluate", "--checkpoint", path`.
+        variables: more environment variables.
+    """
+    (ended,) = _run_forks("from detector.cli import main; main()", list(map(str, arguments)), [variables], folder)
+    return ended
+
+
+def _run_forks(script: str, arguments: list[str], variables: list[dict[str, str]], folder: Path) -> list[Ended]:
+    """Run a script in forks of a server that has imported `detector`, one for each set of environment variables.
+
+    The forks share the hash seed of the server, which processes of torchrun do not.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment().items():
             patch.setenv(name, value)
         forkserver.ensure_running()
-    with TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{rank}.txt" for rank in range(num_ranks)]
+    with TemporaryDirectory() as outputs:
+        files = [Path(outputs) / f"{rank}.txt" for rank in range(len(variables))]
         processes = [
-            PROCESSES.Process(
-                target=_run_script,
-                args=(script, arguments, environment(**shared | variables, RANK=str(rank), LOCAL_RANK=str(rank)), file),
-            )
-            for rank, file in enumerate(files)
+            PROCESSES.Process(target=_run_script, args=(script, arguments, environment(**more), folder, file))
+            for more, file in zip(variables, files, strict=True)
         ]
         for process in processes:
             process.start()
@@ -59,18 +91,22 @@ def run_ranks(script: str, num_ranks: int, *arguments: object, **variables: str)
             process.join(timeout=300)
         for process in processes:
             process.kill()  # where it waits for ever
-        errors = [file.with_suffix(".err").read_text() for file in files]
-        assert [process.exitcode for process in processes] == [0] * num_ranks, errors
-        return [file.read_text() for file in files]
+            process.join()
+        return [
+            Ended(process.exitcode, file.read_text(), file.with_suffix(".err").read_text())
+            for process, file in zip(processes, files, strict=True)
+        ]
 
 
-def _run_script(script: str, arguments: tuple[object, ...], variables: dict[str, str], file: Path) -> None:
+def _run_script(script: str, arguments: list[str], variables: dict[str, str], folder: Path, file: Path) -> None:
     """Run a script as `python -c` does, with its output in a file."""
     for descriptor, path in ((1, file), (2, file.with_suffix(".err"))):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()
     os.environ.update(variables)
-    sys.argv = ["-c", *map(str, arguments)]
+    os.chdir(folder)
+    sys.argv = ["-c", *arguments]
+    sys.path[:0] = variables["PYTHONPATH"].split(os.pathsep)
     np.random.seed()  # a fork has the server's state
     torch.set_num_threads(1)
     exec(compile(script, "<script>", "exec"), {"__name__": "__main__"})

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from guides import CONFIGS, EXAMPLES, write_examples
+from ranks import run_command
 from tiny import tiny_config
 
 from detector.build import build_dataset
@@ -49,12 +48,8 @@ def write_table(folder: Path, split: str) -> None:
 
 def detector(folder: Path, *arguments: str) -> None:
     """Run a command in the folder, as a user does."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    command = [sys.executable, "-m", "detector", *arguments]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    ended = run_command(folder, *arguments)
+    assert ended.code == 0, ended.errors
 
 
 def test_each_kind_of_part_has_an_example_of_at_most_30_lines():

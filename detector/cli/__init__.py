@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from importlib.metadata import version
 from typing import NoReturn
@@ -43,4 +44,5 @@ def main() -> NoReturn:
 
 def run(name: str) -> NoReturn:
     """Run a subcommand with the arguments in `sys.argv`, and exit."""
+    sys.path.append(os.getcwd())  # a config may import a part from a file there, as with `python -m detector`
     command.run(importlib.import_module(f"detector.cli.{name}").main)

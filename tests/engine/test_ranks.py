@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from guides import write_examples
-from ranks import REPO, environment, run_ranks
+from ranks import REPO, Ended, end_ranks, environment, run_ranks
 from tiny import TINY
 
 from detector.engine.checkpoint import load_checkpoint
@@ -305,15 +305,26 @@ class Faulty(SmoothL1Loss):
 FILES = ["config.yaml", "curves.png", "detections.json", "metrics.csv", "metrics.json", "parts.csv"]
 
 
-def torchrun(folder: Path, out: str, *options: str, num_ranks: int = 2, number: str = "SIGKILL") -> int:
-    """A training by torchrun whose rank 1 sends itself a signal in its fourth step, once for each marker file."""
+def prepare(folder: Path, out: str, number: str = "SIGKILL") -> tuple[list[object], dict[str, str]]:
+    """The command line and variables of a training whose rank 1 sends itself a signal in its fourth step.
+
+    Rank 1 does so once for each marker file.
+    """
     (folder / "faulty.py").write_text(FAULTY)
     (folder / "tiny.yaml").write_text("imports: [faulty]\n" + TINY + "loss: {box: faulty}\n")
-    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", *options]
-    tool = [REPO / "tools/train.py", "--cfg", folder / "tiny.yaml", "--out", folder / out, "--resume", "auto", *RUN]
+    options = ["--cfg", folder / "tiny.yaml", "--out", folder / out, "--resume", "auto", *RUN]
     variables = environment(MARKER=str(folder / f"{out}.marker"), SIGNAL=number, XDG_CACHE_HOME=str(folder / "cache"))
-    variables["PYTHONPATH"] += os.pathsep + str(folder)
-    return subprocess.run([sys.executable, *command, *tool], env=variables, timeout=300, check=False).returncode
+    return options, variables | {"PYTHONPATH": os.pathsep.join((variables["PYTHONPATH"], str(folder)))}
+
+
+def train(folder: Path, out: str, num_ranks: int = 2, number: str = "SIGKILL") -> list[Ended]:
+    """Run the prepared training in forks, and return how each rank ended."""
+    options, variables = prepare(folder, out, number)
+    return end_ranks("from detector.cli import main; main()", num_ranks, "train", *options, **variables)
+
+
+def codes(ended: list[Ended]) -> list[int]:
+    return [rank.code for rank in ended]
 
 
 def steps_of(folder: Path) -> list[int]:
@@ -325,7 +336,7 @@ def steps_of(folder: Path) -> list[int]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "whole.marker").touch()
-    assert torchrun(folder, "whole") == 0
+    assert codes(train(folder, "whole")) == [0, 0]
     assert steps_of(folder / "whole") == list(range(6))
     assert json.loads((folder / "whole/metrics.json").read_text())["AR100"] >= 0
     files = [path.relative_to(folder / "whole") for path in (folder / "whole").rglob("*") if path.is_file()]
@@ -343,7 +354,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict:
 def signalled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run whose rank 1 received SIGTERM in its fourth step."""
     folder = tmp_path_factory.mktemp("signalled")
-    assert torchrun(folder, "stopped", number="SIGTERM") != 0
+    assert codes(train(folder, "stopped", number="SIGTERM")) == [143, 143]
     assert load_checkpoint(folder / "stopped/checkpoints/last.pt")["training"]["steps_done"] == 4
     return folder
 
@@ -357,7 +368,10 @@ def assert_same_weights(a: dict, b: dict) -> None:
 def test_a_killed_rank_comes_back_from_the_last_checkpoint_and_ends_with_the_same_weights(
     undisturbed: dict, tmp_path: Path
 ):
-    assert torchrun(tmp_path, "killed", "--max-restarts=1") == 0
+    options, variables = prepare(tmp_path, "killed")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    command = [sys.executable, *torchrun, REPO / "tools/train.py", *options]
+    assert subprocess.run(command, env=variables, timeout=300, check=False).returncode == 0
     assert (tmp_path / "killed.marker").exists()
     assert steps_of(tmp_path / "killed") == list(range(6))
     assert_same_weights(undisturbed, load_checkpoint(tmp_path / "killed/checkpoints/last.pt"))
@@ -368,21 +382,19 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_resuming_ends_wi
     undisturbed: dict, signalled: Path, tmp_path: Path
 ):
     shutil.copytree(signalled, tmp_path, dirs_exist_ok=True)
-    assert torchrun(tmp_path, "stopped") == 0
+    assert codes(train(tmp_path, "stopped")) == [0, 0]
     assert steps_of(tmp_path / "stopped") == list(range(6))
     assert_same_weights(undisturbed, load_checkpoint(tmp_path / "stopped/checkpoints/last.pt"))
 
 
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on_with_the_same_images_and_says_what_differs(
-    undisturbed: dict, signalled: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+    undisturbed: dict, signalled: Path, tmp_path: Path
 ):
     shutil.copytree(signalled, tmp_path, dirs_exist_ok=True)
-    assert torchrun(tmp_path, "stopped", num_ranks=1) == 0
-    assert (
-        "was written by 2 processes, 1 continue: the order of the images and their pixels stay"
-        in capfd.readouterr().err
-    )
+    (ended,) = train(tmp_path, "stopped", num_ranks=1)
+    assert ended.code == 0
+    assert "was written by 2 processes, 1 continue: the order of the images and their pixels stay" in ended.errors
     assert steps_of(tmp_path / "stopped") == list(range(6))
     found = load_checkpoint(tmp_path / "stopped/checkpoints/last.pt")
     for name, value in undisturbed["model"].items():

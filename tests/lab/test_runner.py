@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -145,33 +144,24 @@ def test_a_study_that_is_refused_leaves_the_files_of_the_folder_alone(tmp_path, 
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_ends_with_the_numbers_of_an_undisturbed_one(tmp_path):
+def test_an_interrupted_study_ends_with_the_numbers_of_an_undisturbed_one(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "study.yaml").write_text(TINY_STUDY.replace("CONFIG", str(tmp_path / "tiny.yaml")))
-    variables = {"PYTHONPATH": str(REPO), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    environment = os.environ | variables | {"OMP_WAIT_POLICY": "passive"}  # the other tests need the cores too
+    for name, value in {"PYTHONPATH": str(REPO), "OMP_WAIT_POLICY": "passive"}.items():  # other tests need the cores
+        monkeypatch.setenv(name, value)
+    # one run at a time, in both: the number of threads, and with it the order of sums, follows from the jobs
+    options = ["--cfg", str(tmp_path / "study.yaml"), "--jobs", "1", "--out"]
 
-    def start(out: str) -> subprocess.Popen:
-        # one at a time, both: the number of threads, and with it the order of sums, follows from the jobs
-        tool = [sys.executable, str(REPO / "tools/study.py"), "--cfg", str(tmp_path / "study.yaml"), "--jobs", "1"]
-        tool += ["--out", str(tmp_path / out)]
-        return subprocess.Popen(tool, env=environment, stderr=subprocess.PIPE, text=True)
+    assert run_tool("study", *options, tmp_path / "whole") == 0
 
-    def ends(study: subprocess.Popen) -> tuple[int, str]:
-        _, errors = study.communicate(timeout=300)
-        return study.returncode, errors
-
-    assert ends(start("whole"))[0] == 0
-
-    study = start("cut")
     results = tmp_path / "cut/results.csv"
-    until = time.monotonic() + 120
-    while not results.exists() and time.monotonic() < until:
-        time.sleep(0.1)
-    study.send_signal(signal.SIGTERM)
-    assert ends(study)[0] == 143
+    command = [sys.executable, str(REPO / "tools/study.py"), *options, str(tmp_path / "cut")]
+    with subprocess.Popen(command) as study:
+        wait_for(results.exists)
+        study.send_signal(signal.SIGTERM)
+    assert study.returncode == 143
     assert len(read_results(results)) == 1
-    assert ends(start("cut"))[0] == 0
+    assert run_tool("study", *options, tmp_path / "cut") == 0
 
     tables = [json.loads((tmp_path / out / "tables.json").read_text()) for out in ("whole", "cut")]
     assert tables[0] == tables[1]
