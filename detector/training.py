@@ -1,6 +1,8 @@
 """Train from Python or the command line: data sets, model and trainer from a config, then the run's results."""
 
 import logging
+import os
+import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,13 +17,15 @@ from detector.build import (
     require_objects,
     with_decisions,
 )
+from detector.build.overview import describe_run, draw_data
 from detector.config import Config, load_config, to_yaml
-from detector.core.distributed import broadcast, process_group, rank, world_size
+from detector.core.distributed import broadcast, process_group, rank
 from detector.core.files import write_text
 from detector.deploy.predict import Detector
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.claim import claim_run
-from detector.engine.outcome import load_evaluation, save_curves, save_pictures, summary
+from detector.engine.curves import save_curves
+from detector.engine.outcome import load_evaluation, save_pictures, summary
 from detector.engine.precision import choose_device
 from detector.engine.run_folder import commit
 from detector.evaluation.metrics import Metrics
@@ -88,25 +92,39 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
         if checkpoint is not None:
             trainer.resume(checkpoint, resumed)
             log.info("continuing %s after step %d", resumed, trainer.steps_done)
-        log.info("training on %s", train_set.describe())
-        log.info("validating on %s", val_set.describe())
-        log.info("%s, %s, %d processes; run folder %s", trainer.step.device, trainer.step.dtype, world_size(), folder)
+        log.info("\n%s\n", describe_run(config, trainer, train_set, val_set, folder))
         if rank() == 0:
             write_text(folder / "config.yaml", f"# detector at commit {commit() or 'unknown'}\n" + to_yaml(config))
+            if checkpoint is None:
+                draw_data(config, trainer, train_set, folder)
         trainer.train()
         if rank() > 0:
             return None
     metrics, detections = load_evaluation(folder)
-    log.info("%s", summary(metrics, detections))
     save_pictures(folder, val_set, detections, count=8, score=0.3)
     save_curves(folder)
-    loggers = {part.type for part in config.train.loggers}
-    log.info(
-        "done in %.0f s. %s: metrics.json (the numbers above), %spictures/, checkpoints/best.pt (AP %.3f), last.pt%s",
-        time.perf_counter() - started,
-        folder,
-        "metrics.csv (each step), curves.png, " if "csv" in loggers else "",
-        trainer.best_ap,
-        f"; tensorboard --logdir {folder}" if "tensorboard" in loggers else "",
-    )
+    log.info("\n%s", summary(metrics, detections))
+    log.info("\n%s", _next_steps(folder, config, time.perf_counter() - started, trainer.best_ap))
     return TrainedRun(folder, metrics)
+
+
+def _next_steps(folder: Path, config: Config, seconds: float, best_ap: float) -> str:
+    """Return what the run has left in its folder, and the commands that use it."""
+    loggers = {part.type for part in config.train.loggers}
+    files = ["metrics.json, detections.json: the last evaluation", "pictures/: validation images with detections"]
+    if "csv" in loggers:
+        files += ["metrics.csv, curves.png: every step"]
+    files += [f"checkpoints/best.pt: the model with the best AP ({best_ap:.3f})"]
+    best = shlex.quote(str(folder / "checkpoints/best.pt"))
+    commands = {
+        f"detector evaluate --checkpoint {best}": "where the AP is lost",
+        f"detector report {shlex.quote(str(folder))} --out report.html": "the run on one page",
+        f"detector infer --checkpoint {best} IMAGES --out boxes": "boxes on new images",
+    }
+    if "tensorboard" in loggers:
+        commands[f"tensorboard --logdir {shlex.quote(str(folder))}"] = "the curves in a browser"
+    # the shell of a user of `uv run` does not know the command without it
+    prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
+    width = max(map(len, commands))
+    lines = [f"trained in {seconds:.0f} s; results in {folder}", *(f"  {line}" for line in files), "next:"]
+    return "\n".join(lines + [f"  {prefix}{command:<{width}}  # {what}" for command, what in commands.items()])

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from detector.core.command import out_folder
+from detector.core.console import start_logging
 
 log = logging.getLogger("detector")
 
@@ -28,7 +29,7 @@ def main() -> None:
 
     config = load_config(args.cfg, args.overrides)
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
 
     folder = out_folder(args.out or f"runs/census/{Path(args.cfg).stem}_{args.split}")
     dataset = build_dataset(config, args.split)

@@ -11,6 +11,8 @@ import logging
 import sys
 from typing import Any
 
+from detector.core.console import start_logging
+
 log = logging.getLogger("detector")
 
 
@@ -35,7 +37,7 @@ def main() -> None:
 
     config = load_config(args.cfg, args.overrides)
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     splits = ["train"] if config.data.val is None else ["train", "val"]
     found, datasets = {split: Findings("skip") for split in splits}, {}
     for split in splits:

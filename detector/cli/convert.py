@@ -8,6 +8,7 @@ import logging
 import shlex
 
 from detector.core.command import out_folder
+from detector.core.console import start_logging
 
 log = logging.getLogger("detector")
 
@@ -27,7 +28,7 @@ def main() -> None:
 
     config = load_config(args.cfg, args.overrides)
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     train = build_dataset(config, "train")
     splits = {"train": train, "val": build_dataset(with_decisions(config, train), "val", train.class_names)}
     plan = plan_conversion(splits, args.to)

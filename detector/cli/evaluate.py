@@ -10,6 +10,7 @@ from collections import ChainMap
 from pathlib import Path
 
 from detector.core.command import out_folder, user_path
+from detector.core.console import start_logging
 from detector.core.errors import UserError
 
 log = logging.getLogger("detector")
@@ -42,7 +43,7 @@ def main() -> None:
     from detector.evaluation.anatomy_text import describe
     from detector.evaluation.anchor_scores import AnchorScores
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
 
     if args.checkpoint is None and args.cfg is None:
         raise UserError("nothing to evaluate: give --checkpoint PATH, or --cfg with model.weights")

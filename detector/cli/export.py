@@ -11,6 +11,7 @@ import argparse
 import logging
 
 from detector.core.command import out_file, user_path
+from detector.core.console import start_logging
 
 log = logging.getLogger("detector")
 
@@ -28,7 +29,7 @@ def main() -> None:
     from detector.deploy.export import export
     from detector.deploy.predict import Detector
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
 
     path = args.out or out_file(args.checkpoint.with_suffix(".onnx"))
     detector = Detector.load(args.checkpoint, overrides=args.overrides, device="cpu")

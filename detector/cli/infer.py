@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 from detector.core.command import out_folder, user_path
+from detector.core.console import start_logging
 from detector.core.errors import UserError
 
 log = logging.getLogger("detector")
@@ -35,7 +36,7 @@ def main() -> None:
     from detector.deploy.inference.sources import find_sources
     from detector.deploy.predict import Detector
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
 
     if args.frames is not None and args.frames < 1:
         raise UserError(f"--frames {args.frames}: should be at least 1")

@@ -8,6 +8,7 @@ import logging
 from dataclasses import replace
 
 from detector.core.command import out_folder, user_path
+from detector.core.console import start_logging
 from detector.core.errors import UserError
 
 log = logging.getLogger("detector")
@@ -32,7 +33,7 @@ def main() -> None:
     from detector.deploy.predict import Detector
     from detector.imbalance.vocabulary import GROUPS
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
 
     detector = Detector.load(args.checkpoint, overrides=args.overrides, device=args.device)
     config = detector.config

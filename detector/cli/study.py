@@ -6,13 +6,13 @@ Example: detector study --cfg losses.yaml --out runs/studies/losses
 """
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
 import yaml
 
 from detector.core.command import out_folder
+from detector.core.console import start_logging
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     from detector.lab.study.results import difference_cells, make_tables, mean_cells, pending, read_results
     from detector.lab.study.runner import choose_jobs, run_all
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
 
     study = load_study(args.cfg)
     runs = make_runs(study)

@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 
 from detector.core.command import out_folder
+from detector.core.console import start_logging
 
 log = logging.getLogger("detector")
 
@@ -31,7 +32,7 @@ def main() -> None:
         data = config.data.model_copy(update={"num_workers": fastest["workers"]})
         config = config.model_copy(update={"data": data})
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    start_logging()
     if fastest:
         log.info("as measured here on %(measured)s: %(workers)s loader workers, %(openmp)s", fastest)
     train_config(config, Path(args.cfg).stem, args.out, args.resume)

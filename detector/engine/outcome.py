@@ -1,28 +1,26 @@
-"""The files of a run or an evaluation for its reader: numbers, detections, pictures, curves; and a summary as text."""
+"""The results of an evaluation as files (numbers, detections, pictures) and as a summary in text."""
 
-import csv
-import logging
 import math
 from pathlib import Path
 
 import cv2
 import numpy as np
-from matplotlib import pyplot
 
 from detector.core.drawing import draw_boxes
 from detector.core.errors import one_line
-from detector.core.files import read_json, replacing, unique_names, write_json
+from detector.core.files import read_json, unique_names, write_json
 from detector.core.json_records import read_record
-from detector.core.plotting import optional, plotting
+from detector.core.plotting import optional
 from detector.data.dataset import DetectionDataset
 from detector.data.images import write_image
 from detector.evaluation.metrics import EVALUATE, Metrics
 
-log = logging.getLogger(__name__)
 MIN_PICTURE_SIDE = 320
 MAX_PICTURE_SIDE = 4000  # of pictures that are enlarged
 MAX_JPEG_SIDE = 65_500
 MAX_NAMES = 5  # of classes in a line
+MAX_CLASSES = 20  # lines of the summary
+NUM_LOWEST = 10
 
 
 def save_evaluation(folder: Path, metrics: Metrics, detections: list[dict]) -> None:
@@ -53,67 +51,41 @@ def save_pictures(folder: Path, dataset: DetectionDataset, detections: list[dict
 def _picture(dataset: DetectionDataset, index: int, detections: list[dict]) -> np.ndarray:
     """Draw the detections on an image. A small image is enlarged first, so that the labels do not cover it."""
     sample = dataset[index]
-    own = [d for d in detections if d["image_id"] == sample.image_id]
+    detections = [d for d in detections if d["image_id"] == sample.image_id]
     height, width = sample.image.shape[:2]
     short, long = sorted((height, width))
     factor = max(1, min(round(MIN_PICTURE_SIDE / short), MAX_PICTURE_SIDE // long))
     factor = min(factor, MAX_JPEG_SIDE / long)
     size = [max(1, int(side * factor)) for side in (width, height)]
-    xywh = factor * np.array([d["bbox"] for d in own], dtype=np.float32).reshape(-1, 4)
+    xywh = factor * np.array([d["bbox"] for d in detections], dtype=np.float32).reshape(-1, 4)
     label_of = {category: k for k, category in enumerate(dataset.category_ids)}
     return draw_boxes(
         cv2.resize(sample.image, size, interpolation=cv2.INTER_NEAREST),
         np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1),
-        np.array([label_of[d["category_id"]] for d in own], dtype=np.int64),
+        np.array([label_of[d["category_id"]] for d in detections], dtype=np.int64),
         dataset.class_names,
-        np.array([d["score"] for d in own], dtype=np.float32),
+        np.array([d["score"] for d in detections], dtype=np.float32),
     )
 
 
-def save_curves(folder: Path) -> None:
-    """Draw metrics.csv as curves.png: the loss, its foreground and background parts, the foreground's gradient share.
-
-    Curves that cannot be drawn are left out with a warning, as are those of a run without the logger csv.
-    """
-    if not (folder / "metrics.csv").exists():
-        log.warning("%s is left out: the logger csv has written no metrics.csv", folder / "curves.png")
-        return
-    with optional(f"{folder / 'curves.png'}"), plotting():
-        _draw_curves(folder)
-
-
-def _draw_curves(folder: Path) -> None:
-    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    steps = [int(row["step"]) for row in rows]
-    figure, (losses, share) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 6), layout="constrained")
-    for name, label in (
-        ("loss", "total"),
-        ("cls_fg", "class, foreground"),
-        ("cls_bg", "class, background"),
-        ("box", "box"),
-    ):
-        losses.plot(steps, [float(row[name]) for row in rows], label=label, linewidth=1)
-    losses.set(ylabel="loss", yscale="log")
-    losses.legend()
-    share.plot(steps, [float(row["fg_gradient_share"]) for row in rows], linewidth=1)
-    share.set(ylabel="foreground share of |gradient|", xlabel="step", ylim=(0, 1))
-    with replacing(folder / "curves.png") as temporary:
-        figure.savefig(temporary, dpi=120)
-    pyplot.close(figure)
-
-
 def summary(metrics: Metrics, detections: list[dict]) -> str:
-    """Return COCO's numbers and each class's AP as lines of text, and the reason where all are 0 or some are NaN."""
+    """Return COCO's numbers and the AP of the classes as lines of text, and the cause of a NaN or of no detections.
+
+    Of more than 20 classes, the 10 with the lowest AP are listed.
+    """
     lines = ["  ".join(f"{name} {value:.3f}" for name, value in metrics.numbers.items())]
     per_class = [(one_line(name), values) for name, values in metrics.per_class.items()]
+    if len(per_class) > MAX_CLASSES:
+        with_objects = [(name, values) for name, values in per_class if not math.isnan(values.AP)]
+        per_class = sorted(with_objects, key=lambda pair: pair[1].AP)[:NUM_LOWEST]
+        lines.append(f"the {len(per_class)} classes with the lowest AP, of {len(metrics.per_class)}:")
     width = max((len(name) for name, _ in per_class), default=0)
     lines += [f"  {name:<{width}}  AP {values.AP:.3f}  AP50 {values.AP50:.3f}" for name, values in per_class]
     missing = _missing(metrics)
     if missing:
-        lines.append(f"nan: the split has no {' and no '.join(missing)} (crowd regions aside)")
+        lines.append(f"nan: the validation images have no {' and no '.join(missing)} (crowd regions are not counted)")
     if not detections:
-        lines.append("no detections at all: no score was over evaluation.score_threshold")
+        lines.append("the model has no detection with a score above evaluation.score_threshold")
     return "\n".join(lines)
 
 

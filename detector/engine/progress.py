@@ -82,5 +82,5 @@ class Progress:
         if row["step"] >= max(100, self.schedule.num_steps // 10):
             for kind, text in warnings(row).items():
                 if kind not in self.warned:
-                    log.warning("warning: step %d: %s", row["step"], text)
+                    log.warning("step %d: %s", row["step"], text)
             self.warned |= warnings(row).keys()

@@ -221,15 +221,13 @@ class Trainer:
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
         if changes and rank() == 0:
-            log.warning("warning: going on with other settings than %s: %s", origin, "; ".join(changes.values()))
+            log.warning("going on with other settings than %s: %s", origin, "; ".join(changes.values()))
         if "model.weights" in changes and rank() == 0:
-            log.warning("warning: model.weights is not loaded: the run continues with the weights of %s", origin)
+            log.warning("model.weights is not loaded: the run continues with the weights of %s", origin)
         if changes_metrics(changes) and rank() == 0:
-            log.warning(
-                "warning: the best AP so far was measured with other settings: the next evaluation replaces best.pt"
-            )
+            log.warning("the best AP so far was measured with other settings: the next evaluation replaces best.pt")
         if fresh and rank() == 0:
-            log.warning("warning: %s: what the loss had measured so far does not fit; it starts anew", ", ".join(fresh))
+            log.warning("%s: what the loss had measured so far does not fit; it starts anew", ", ".join(fresh))
         self.step.steps_done = state["steps_done"]
         self.epochs_done = state["epochs_done"]
         if (self.folder / "checkpoints" / "best.pt").is_file() and not changes_metrics(changes):

@@ -147,13 +147,15 @@ class Loader:
         size_divisor: int,
         canvas: Mapping[tuple[int, int], tuple[int, int]],
     ):
+        self.dataset = dataset
         self.batches = batches
         self.deaths = 0
+        self._collate = partial(collate, size_divisor=size_divisor, canvas=canvas)
         self._make = partial(
             DataLoader,
             dataset,
             batch_sampler=batches,
-            collate_fn=partial(collate, size_divisor=size_divisor, canvas=canvas),
+            collate_fn=self._collate,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             worker_init_fn=_start_worker,
@@ -169,6 +171,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch(0)
+
+    def first_batch(self) -> Batch:
+        """Return this process's first batch of the first epoch, read without loader workers."""
+        self.batches.epoch = self.batches.first_batch = 0
+        return self._collate([self.dataset[key] for key in next(iter(self.batches))])
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         while True:

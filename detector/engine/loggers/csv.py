@@ -1,4 +1,4 @@
-"""CSV files: metrics.csv has a row for each step, and parts.csv a row for each level and class of a measured step."""
+"""CSV files: a row for each step (metrics.csv), each level and class of a step (parts.csv), and each evaluation."""
 
 import csv
 from collections.abc import Mapping
@@ -10,18 +10,24 @@ from detector.engine.loggers.base import EVALUATION, LOGGERS
 
 @LOGGERS.register("csv")
 class CsvLogger:
-    """Writes the values of the training steps, and none of the evaluations, which metrics.json contains.
+    """Writes the values of the training steps and of the evaluations.
 
-    A name `part/kind` is the column `kind` of the row of `part` in parts.csv; with 80 classes there are over 500 such
-    names. All other names are columns of metrics.csv.
+    The values of an evaluation are a row of evaluations.csv. For a training step, a name `part/kind` is the column
+    `kind` of the row of `part` in parts.csv; with 80 classes a step has over 500 of these names. All other names are
+    columns of metrics.csv.
     """
 
     def __init__(self, folder: Path, first_step: int):
         self._metrics = StepTable(folder / "metrics.csv", first_step)
         self._parts = StepTable(folder / "parts.csv", first_step)
+        # an evaluation follows its step: the evaluation after the last step before `first_step` stays
+        self._evaluations = StepTable(folder / "evaluations.csv", first_step + 1 if first_step else 0)
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
-        values = {name: value for name, value in values.items() if not name.startswith(EVALUATION)}
+        if all(name.startswith(EVALUATION) for name in values):
+            self._evaluations.drop_from(step)  # a resumed run repeats an evaluation that it did not finish
+            self._evaluations.add([{"step": step} | {k.removeprefix(EVALUATION): v for k, v in values.items()}])
+            return
         whole = {name: value for name, value in values.items() if "/" not in name}
         if whole:
             self._metrics.add([{"step": step} | whole])
@@ -44,10 +50,13 @@ class StepTable:
         self._columns: list[str] | None = None
         if first_step == 0:
             file.unlink(missing_ok=True)
-        elif file.exists():
-            self._drop_from(first_step)
+        else:
+            self.drop_from(first_step)
 
-    def _drop_from(self, first_step: int) -> None:
+    def drop_from(self, first_step: int) -> None:
+        """Drop the rows of this step and later steps."""
+        if not self.file.exists():
+            return
         with self.file.open(newline="", encoding="utf-8") as lines:
             reader = csv.DictReader(lines)
             columns = list(reader.fieldnames or [])
