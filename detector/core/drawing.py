@@ -4,7 +4,6 @@ import colorsys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -12,7 +11,6 @@ from detector.core.errors import one_line
 
 Colour = tuple[int, int, int]
 
-_FONT = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")  # has more than ASCII, unlike OpenCV's fonts
 _GOLDEN_RATIO = 0.618034
 
 
@@ -31,7 +29,7 @@ def draw_boxes(
     picture = Image.fromarray(image)
     canvas = ImageDraw.Draw(picture)
     thickness = max(1, round(min(picture.size) / 250))
-    font = ImageFont.truetype(_FONT, max(10, round(min(picture.size) / 34)))
+    font = ImageFont.truetype(_font_file(), max(10, round(min(picture.size) / 34)))
     limits = np.tile(np.array(picture.size) - 1, 2)
     corners = np.clip(np.round(boxes), 0, limits).astype(int).tolist()
     colours = [class_colour(int(label)) for label in labels]
@@ -68,3 +66,10 @@ def _draw_label(
     red, green, blue = colour
     is_bright = 0.299 * red + 0.587 * green + 0.114 * blue > 140  # BT.601 luma
     canvas.text((x + padding, y), text, fill=(0, 0, 0) if is_bright else (255, 255, 255), font=font)
+
+
+def _font_file() -> Path:
+    """Return a font that has more than ASCII, unlike the fonts of OpenCV."""
+    import matplotlib  # its import is slow
+
+    return Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")

@@ -5,11 +5,8 @@ import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 
-import matplotlib
-
 from detector.core.errors import one_line
 
-matplotlib.use("Agg")
 log = logging.getLogger(__name__)
 MAX_LABEL = 40  # characters
 
@@ -23,7 +20,10 @@ def plain(name: str) -> str:
 
 @contextmanager
 def plotting() -> Generator[None]:
-    """As a context: figures without matplotlib's warnings of missing glyphs and narrow layouts."""
+    """As a context: figures without a window, and without warnings of missing glyphs and narrow layouts."""
+    import matplotlib  # its import is slow
+
+    matplotlib.use("Agg")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

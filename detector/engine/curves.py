@@ -3,13 +3,15 @@
 import csv
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import pyplot
-from matplotlib.axes import Axes
 
 from detector.core.files import replacing
 from detector.core.plotting import optional, plotting
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 log = logging.getLogger(__name__)
 NUM_WINDOWS = 50  # in a smoothed curve
@@ -29,6 +31,8 @@ def save_curves(folder: Path) -> None:
 
 def _draw(folder: Path) -> None:
     steps, evaluations = _columns(folder / "metrics.csv"), _columns(folder / "evaluations.csv")
+    from matplotlib import pyplot  # its import is slow
+
     figure, grid = pyplot.subplots(2, 2, sharex=True, figsize=(11, 6.5), layout="constrained")
     (losses, scores), (share, rate) = grid
     names = list(steps)
@@ -60,7 +64,7 @@ def _columns(file: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name] or "nan") for row in rows]) for name in (rows[0] if rows else ())}
 
 
-def _plot(axes: Axes, steps: np.ndarray, values: np.ndarray, label: str) -> None:
+def _plot(axes: "Axes", steps: np.ndarray, values: np.ndarray, label: str) -> None:
     """Plot a noisy curve: the values in a pale color, and above them their mean over windows of steps."""
     (raw,) = axes.plot(steps, values, linewidth=0.7, alpha=0.3)
     axes.plot(*(smooth(column, NUM_WINDOWS) for column in (steps, values)), color=raw.get_color(), label=label)

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from matplotlib import pyplot
 
 from detector.core.drawing import draw_boxes
 from detector.core.files import replacing
@@ -70,6 +69,8 @@ def save_labels(
         prior_sides: (M, 2) width and height of each shape of a prior, in pixels.
     """
     with optional(f"{path}"), plotting():
+        from matplotlib import pyplot  # its import is slow
+
         figure, (counts, boxes, ratios) = pyplot.subplots(1, 3, figsize=(14, 4.5), layout="constrained")
         order = np.argsort(-class_counts, kind="stable")[:MAX_CLASSES][::-1]
         bars = counts.barh([plain(class_names[k]) for k in order], class_counts[order])

@@ -7,7 +7,6 @@ from pydantic import AfterValidator
 from detector.core.structures import Sample
 from detector.core.validation import PositiveFloat, UnitFloat, in_order
 from detector.data.pipeline.transforms.base import TRANSFORMS, TransformContext
-from detector.data.pipeline.transforms.library import affine
 
 
 @TRANSFORMS.register("affine")
@@ -26,6 +25,8 @@ class Affine:
         translate: UnitFloat = 0.0,
         min_visibility: UnitFloat = 0.1,
     ):
+        from detector.data.pipeline.transforms.library import affine  # its import is slow
+
         self.operations = affine(scale, translate, min_visibility)
 
     def __call__(self, sample: Sample, context: TransformContext) -> Sample:

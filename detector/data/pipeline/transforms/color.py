@@ -7,7 +7,6 @@ from pydantic import Field
 from detector.core.structures import Sample
 from detector.core.validation import UnitFloat
 from detector.data.pipeline.transforms.base import TRANSFORMS, TransformContext
-from detector.data.pipeline.transforms.library import color_jitter
 
 
 @TRANSFORMS.register("color")
@@ -26,6 +25,8 @@ class Color:
         saturation: UnitFloat = 0.0,
         hue: Annotated[UnitFloat, Field(le=0.5)] = 0.0,
     ):
+        from detector.data.pipeline.transforms.library import color_jitter  # its import is slow
+
         self.operations = color_jitter(brightness, contrast, saturation, hue)
 
     def __call__(self, sample: Sample, context: TransformContext) -> Sample:
