@@ -11,6 +11,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: teams that 
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Start a process more than there are cores: many tests wait for other processes."""
+    return num_cores() + 1
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of the real data sets: DETECTOR_TEST_DATA, else shared/data beside the repository."""

@@ -22,8 +22,9 @@ from detector.data.dataset import DetectionDataset, Record
 from detector.data.images import read_image, write_image
 from detector.deploy.inference.sinks import Table, YoloLabels
 from detector.deploy.inference.sources import Picture, Source
+from detector.engine.curves import save_curves
 from detector.engine.loggers.csv import StepTable
-from detector.engine.outcome import save_curves, save_pictures, summary
+from detector.engine.outcome import save_pictures, summary
 from detector.evaluation.metrics import ClassMetrics, Metrics
 from detector.lab.study.plan import Study
 from detector.lab.study.plots import save_plots

@@ -35,7 +35,7 @@ from runs import make_trainer
 from detector.engine.checkpoint import load_checkpoint, newest_whole
 
 OPTIONS = (
-    *("train.epochs=30", "train.accumulation=1", "train.ema_decay=0.9", "train.lr=0.001", "train.evaluate_every=20"),
+    *("train.epochs=20", "train.accumulation=1", "train.ema_decay=0.9", "train.lr=0.001", "train.evaluate_every=20"),
     *("model.levels=[3, 3]", "model.head.sizes=[[12, 26]]"),  # a quarter of the weights: most of the time is saving
 )
 folder, rng = Path(sys.argv[1]), random.Random(0)
@@ -86,12 +86,12 @@ pipe = os.pipe()
 assert os.waitpid(train(folder / "whole", 0, pipe), 0)[1] == 0
 last = folder / "killed/checkpoints/last.pt"
 endings, left, damages = [], [], 0
-for kill in range(30):
+for kill in range(20):
     fault = None if rng.random() < 0.5 else (rng.choice(("fsync", "replace")), rng.randint(1, 8))
-    if kill % 6 == 5 and last.exists() and last.with_name("last.1.pt").exists():
+    if kill % 5 == 4 and last.exists() and last.with_name("last.1.pt").exists():
         damage(last)  # and die among the renames of the next save, after that of metrics.csv
         damages += 1
-        fault = "replace", 2 + kill // 6 % 2
+        fault = "replace", 2 + kill // 5 % 2
     left.append(step_of(newest_whole(last)))
     child = train(folder / "killed", 1, pipe, fault)
     if fault is None:
@@ -109,23 +109,23 @@ print(json.dumps({"endings": endings, "left": left, "damaged": damages, "begun":
 
 
 @pytest.mark.slow
-def test_killed_thirty_times_it_ends_with_the_same_weights(tmp_path: Path):
+def test_killed_twenty_times_it_ends_with_the_same_weights(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path)], env=environment(), stdout=subprocess.PIPE, text=True, check=True
     )
     found = json.loads(done.stdout)
     killed, unfinished, whole = (sum(column) for column in zip(*found["endings"], strict=True))
-    assert killed >= 24  # a fast machine comes to the end before
+    assert killed >= 15  # a fast machine comes to the end before
     assert unfinished >= 3  # of the kills came in the middle of a save
     assert [e[2] for e in found["endings"]] == sorted(e[2] for e in found["endings"])  # once there is one, always
-    assert whole >= 24
+    assert whole >= 15
     begun, left = found["begun"][1:], found["left"]  # after the whole run's own
     assert begun[-1] == left[-1] > 10
     assert set(begun) <= set(left), "it goes on from the newest whole checkpoint"
     fallen = [b - a for a, b in pairwise(left)]
     assert found["damaged"] >= 2 and sum(steps < 0 for steps in fallen) <= found["damaged"] and min(fallen) >= -3
     a, b = (load_checkpoint(tmp_path / run / "checkpoints/last.pt") for run in ("whole", "killed"))
-    assert a["training"]["steps_done"] == 180
+    assert a["training"]["steps_done"] == 120
     assert_same(b["training"], a["training"])
     assert_same(dict(b["model"]), dict(a["model"]))
     rows, expected = rows_of(tmp_path / "killed"), rows_of(tmp_path / "whole")

@@ -77,7 +77,8 @@ def test_a_run_without_loggers_is_a_run(options: list, capsys: pytest.CaptureFix
     options += ["train.epochs=1", "train.loggers=[]"]
     assert run_tool("train", *options) == 0
     names = {path.name for path in Path("run").iterdir()}
-    assert names == {"config.yaml", "metrics.json", "detections.json", "checkpoints", "pictures"}
+    files = {"config.yaml", "metrics.json", "detections.json", "batch_0.jpg", "labels.png"}
+    assert names == files | {"checkpoints", "pictures"}
     assert run_tool("report", "run", "--out", "report.html") == 0
     capsys.readouterr()
     assert run_tool("train", *options) == 2  # the folder belongs to the first run

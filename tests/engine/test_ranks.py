@@ -302,7 +302,8 @@ class Faulty(SmoothL1Loss):
 """
 
 
-FILES = ["config.yaml", "curves.png", "detections.json", "metrics.csv", "metrics.json", "parts.csv"]
+FILES = ["batch_0.jpg", "config.yaml", "curves.png", "detections.json", "evaluations.csv", "labels.png"]
+FILES += ["metrics.csv", "metrics.json", "parts.csv"]
 
 
 def prepare(folder: Path, out: str, number: str = "SIGKILL") -> tuple[list[object], dict[str, str]]:

@@ -23,7 +23,8 @@ from torchvision.ops import box_iou
 from detector.core.errors import UserError
 from detector.data.images import write_image
 from detector.engine.checkpoint import load_checkpoint
-from detector.engine.outcome import load_evaluation, save_curves
+from detector.engine.curves import save_curves
+from detector.engine.outcome import load_evaluation
 from detector.engine.trainer import Trainer
 from detector.evaluation.metrics import Metrics
 from detector.losses.base import BoxLoss
@@ -78,7 +79,7 @@ def test_a_detector_that_tells_nothing_apart_is_warned_of_once_and_not_at_the_st
     trainer.step.steps_done, trainer.epochs_done = 96, 96 // STEPS_PER_EPOCH
     trainer.train()
     lines = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
-    assert len(lines) == 1 and lines[0].startswith("warning: step 100: collapsed to all background: foreground scores")
+    assert len(lines) == 1 and lines[0].startswith("step 100: collapsed to all background: foreground scores")
     steps = [int(row["step"]) for row in rows_of(tmp_path) if row["mean_p_fg"]]
     assert steps == [96, 98, 100, 102, 104], "there were readings before, and after"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import environment
+from ranks import environment, run_command
 from tiny import TINY
 from tools_run import run_tool
 
@@ -135,9 +135,8 @@ def test_a_study_that_is_refused_leaves_the_files_of_the_folder_alone(tmp_path, 
 
     with claim(tmp_path / "out"):  # by this process
         (tmp_path / "out/study.yaml").write_text("of the first")
-        tool = [sys.executable, str(REPO / "tools/study.py"), *options]
-        done = subprocess.run(tool, env=environment(), capture_output=True, text=True, timeout=120, check=False)
-        assert_refused(done.returncode, done.stderr)
+        ended = run_command(tmp_path, "study", *options)
+        assert_refused(ended.code, ended.errors)
     row = {"level": "few", "variant": "ghm", "seed": "0", "fingerprint": "another config"}
     write_results(tmp_path / "out/results.csv", [dict.fromkeys(COLUMNS, "") | row])
     assert_refused(run_tool("study", *options), capsys.readouterr().err)

@@ -48,8 +48,7 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIO
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("locale", [ASCII, {"LC_ALL": "C.UTF-8"}], ids=["ascii", "utf-8"])
-def test_every_tool_ends_well_and_its_files_are_utf8(locale: dict, tmp_path: Path):
+def test_every_tool_ends_well_and_its_files_are_utf8(tmp_path: Path):
     rng = np.random.default_rng(0)
     for folder in ("images", "annotations"):
         (tmp_path / folder).mkdir()
@@ -66,14 +65,14 @@ def test_every_tool_ends_well_and_its_files_are_utf8(locale: dict, tmp_path: Pat
     done = subprocess.run(
         [sys.executable, "-c", ALL_TOOLS],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"} | locale,
+        env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"} | ASCII,
         capture_output=True,
         timeout=300,
         check=False,
     )
-    output = (done.stdout + done.stderr).decode("utf-8" if locale is not ASCII else "ascii")
+    output = (done.stdout + done.stderr).decode("ascii")
     assert done.returncode == 0 and "Traceback" not in output and "left out" not in output, output
-    assert (NAMES[0] if locale is not ASCII else r"\u56fe\u7532") in output
+    assert r"\u56fe\u7532" in output
 
     results = json.loads((tmp_path / "found/detections.json").read_bytes())
     assert {os.fsencode(result["file_name"]) for result in results} == {os.fsencode(f"images/{s}.jpg") for s in STEMS}

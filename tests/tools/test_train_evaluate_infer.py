@@ -104,8 +104,8 @@ def test_the_run_folder(run: Path, place: Path):
     events = {name for name in names if name.startswith("events.out.tfevents.")}
     assert len(events) == 1
     assert names - events == {
-        *("config.yaml", "metrics.csv", "parts.csv", "metrics.json", "detections.json"),
-        *("checkpoints", "pictures", "curves.png"),
+        *("config.yaml", "metrics.csv", "parts.csv", "evaluations.csv", "metrics.json", "detections.json"),
+        *("checkpoints", "pictures", "curves.png", "batch_0.jpg", "labels.png"),
     }
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"last.pt", "last.1.pt", "best.pt"}
     pictures = [read_image(path) for path in (run / "pictures").iterdir()]
