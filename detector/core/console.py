@@ -23,6 +23,6 @@ class ConsoleHandler(logging.Handler):
 def start_logging() -> None:
     """Show the log of a command on the console, from the level INFO on."""
     root = logging.getLogger()
-    root.setLevel(logging.INFO)
     if not root.handlers:  # a program that calls a command can have its own
+        root.setLevel(logging.INFO)
         root.addHandler(ConsoleHandler())

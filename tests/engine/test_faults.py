@@ -88,10 +88,10 @@ last = folder / "killed/checkpoints/last.pt"
 endings, left, damages = [], [], 0
 for kill in range(20):
     fault = None if rng.random() < 0.5 else (rng.choice(("fsync", "replace")), rng.randint(1, 8))
-    if kill % 5 == 4 and last.exists() and last.with_name("last.1.pt").exists():
+    if kill % 4 == 3 and last.exists() and last.with_name("last.1.pt").exists():
         damage(last)  # and die among the renames of the next save, after that of metrics.csv
         damages += 1
-        fault = "replace", 2 + kill // 5 % 2
+        fault = "replace", 2 + kill // 4 % 2
     left.append(step_of(newest_whole(last)))
     child = train(folder / "killed", 1, pipe, fault)
     if fault is None:
