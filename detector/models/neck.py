@@ -24,7 +24,7 @@ class FPN(nn.Module):
         self.top, self.relu = top, relu
         num_extra = num_levels - len(in_channels)
         widths = [in_channels[-1] if top == "c5" else width, *[width] * num_extra][:num_extra]
-        self.extra = nn.ModuleList(nn.Conv2d(w, width, 3, stride=2, padding=1) for w in widths)
+        self.extra = nn.ModuleList(HalvingConv(w, width) for w in widths)
         for conv in (module for module in self.modules() if isinstance(module, nn.Conv2d)):
             nn.init.kaiming_uniform_(conv.weight, a=1)
             if conv.bias is not None:
@@ -40,3 +40,17 @@ class FPN(nn.Module):
             levels.append(conv(x))
             x = levels[-1].relu() if self.relu else levels[-1]
         return levels
+
+
+class HalvingConv(nn.Conv2d):
+    """A 3x3 convolution of stride 2."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.shape[-1] > 1:
+            return super().forward(input)
+        # On a CPU in bf16, PyTorch 2.15 leaves the weight gradient of the kernel columns that see only padding
+        # uninitialized. Explicit padding gives the same output, and a correct gradient.
+        return F.conv2d(F.pad(input, (1, 1, 1, 1)), self.weight, self.bias, stride=2)
