@@ -21,6 +21,7 @@ COMMANDS = {
     "probe": "show what each loss makes of a trained model",
     "advise": "suggest settings against the imbalance",
     "study": "train a grid of settings, levels and seeds",
+    "keys": "show the keys of the config, their values and defaults",
     "report": "make one HTML page of runs, probes, censuses and studies",
     "benchmark": "measure speeds on this machine",
 }
