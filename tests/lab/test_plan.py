@@ -70,7 +70,7 @@ def test_a_single_variant_is_nothing_to_compare(tmp_path):
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_study_is_valid_and_says_its_command(path):
     assert path.read_text().splitlines()[0].startswith("# ")
-    assert f"tools/study.py --cfg {path.name}" in path.read_text()
+    assert f"detector study --cfg {path.name}" in path.read_text()
     study = load_study(path.name)
     runs = make_runs(study)
     assert len(runs) == len(study.levels) * len(study.variants) * len(study.seeds)
