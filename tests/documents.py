@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPO = Path(__file__).parents[1]
-BLOCK = re.compile(r"^(?:<!-- not run here: (?P<reason>.+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(
+    r"^(?:<!-- not run here: (?P<reason>.+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S
+)
 
 
 @dataclass(frozen=True)

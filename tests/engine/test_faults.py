@@ -120,7 +120,7 @@ def test_killed_twenty_times_it_ends_with_the_same_weights(tmp_path: Path):
     assert [e[2] for e in found["endings"]] == sorted(e[2] for e in found["endings"])  # once there is one, always
     assert whole >= 15
     begun, left = found["begun"][1:], found["left"]  # after the whole run's own
-    assert begun[-1] == left[-1] > 10
+    assert begun[-1] == left[-1] > 5
     assert set(begun) <= set(left), "it goes on from the newest whole checkpoint"
     fallen = [b - a for a, b in pairwise(left)]
     assert found["damaged"] >= 2 and sum(steps < 0 for steps in fallen) <= found["damaged"] and min(fallen) >= -3

@@ -1,0 +1,5 @@
+"""The same as `detector keys`."""
+
+from detector.cli import run
+
+run("keys")
