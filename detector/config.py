@@ -130,8 +130,8 @@ def make_config(values: dict[str, Any], for_inference: bool = False) -> Config:
     """
     if old_keys := upgrade_config(values)[1]:
         raise UserError(
-            f"{', '.join(old_keys)}: keys of version 0.1",
-            "; ".join(f"write {new} for {old}" for old, new in old_keys.items()),
+            f"{', '.join(old_keys)}: the config has keys of version 0.1",
+            "; ".join(f"in place of {old}, write {new}" for old, new in old_keys.items()),
         )
     try:
         return parse(Config, values, FOR_INFERENCE if for_inference else None)
