@@ -78,7 +78,7 @@ def build_evaluation(
 ) -> Callable[[nn.Module], tuple[Metrics, list[dict]]]:
     """Return a function from a model to COCO's metrics and the detections on a data set.
 
-    The metrics contain their settings. Only rank 0 gets the detections; the other ranks get an empty list.
+    The metrics contain their settings. Only rank 0 gets the detections, and the other ranks get an empty list.
 
     Args:
         config: the config.

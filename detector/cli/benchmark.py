@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Return the names of the columns and the texts of the cells. A value `x` and its deviation `x_std` share a cell."""
+    """Return the column names and the texts of the cells. A value `x` and its deviation `x_std` share a cell."""
     columns = [name for name in max(rows, key=len) if not name.endswith("_std")]
 
     def text(row: dict, name: str) -> str:

@@ -75,11 +75,11 @@ def _refuse_folder_or_checkpoint(path: Path) -> None:
 
 
 def _read_file(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the values of a file, merged over those of its bases. `below` are the files whose bases led to it."""
+    """Return the values of a file, merged over the values of its bases. `below` are the files that led to it."""
     files = (*below, path.resolve())
     if path.resolve() in below:
         cycle = " -> ".join(file.name for file in files)
-        raise UserError(f"{path}: the file is its own base: {cycle}", "remove one of these base entries")
+        raise UserError(f"{path}: base: the file includes itself ({cycle})", "remove one of these bases")
     _refuse_folder_or_checkpoint(path)
     try:
         text = path.read_text(encoding="utf-8-sig")

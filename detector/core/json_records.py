@@ -45,7 +45,7 @@ def validate(kind: type[RecordType], values: object) -> RecordType:
         values: the fields and their values.
 
     Raises:
-        ValueError: a value is missing or has a wrong type. The text names the first such value.
+        ValueError: a value is missing or has a wrong type. The text names the first of these values.
     """
     try:
         return _adapter(kind).validate_python(values)

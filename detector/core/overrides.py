@@ -20,7 +20,7 @@ NULL = ("", "null", "Null", "NULL")
 def read_overrides(overrides: Sequence[str], schema: type[BaseModel]) -> dict[str, Any]:
     """Return the values of overrides as nested mappings.
 
-    A part's type and its parameters may have any order. Of two overrides of one key, the later is used.
+    The type of a part and its parameters may have any order. The later of two overrides of the same key is used.
 
     Args:
         overrides: texts `key.path=value`.

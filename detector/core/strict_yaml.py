@@ -33,8 +33,8 @@ def read_yaml(text: str, source: str, *, as_text: bool = False) -> Any:
 class Loader(yaml.SafeLoader):
     """A loader of strict YAML.
 
-    The scalars are those of version 1.2: 1e-4 is a number; no, on and 2024-01-31 are text; 010 is ten. Each key is a
-    text and occurs once in its mapping. Tags and anchors are errors.
+    The scalars are those of version 1.2: 1e-4 is a number, 010 is ten, and no, on and 2024-01-31 are texts. Each key is
+    a text and occurs once in its mapping. Tags and anchors are errors.
     """
 
     yaml_implicit_resolvers: dict = {}  # without the scalars of version 1.1, which the base class reads

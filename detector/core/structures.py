@@ -1,7 +1,7 @@
 """The data that the parts exchange, as frozen dataclasses.
 
 Letters of shapes: B images in a batch, H x W pixels, G ground truths (padded), A anchors, K classes, N objects of an
-image. Boxes are `xyxy` (x1, y1, x2, y2) in pixels. Coordinates are continuous; x points to the right and y down.
+image. Boxes are `xyxy` (x1, y1, x2, y2) in pixels. Coordinates are continuous, x points to the right, and y down.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ IGNORED = -1  # the label of a padded ground truth, and of a prior that is neith
 
 
 def is_foreground(labels: Tensor, num_classes: int) -> Tensor:
-    """Return which labels are those of a class.
+    """Return which labels are labels of a class.
 
     Args:
         labels: (...) int64, 0..K-1 for a class, K for background, -1 for ignored.
