@@ -43,7 +43,7 @@ def imported_parts(source: str) -> set[str]:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports name the whole module"
+            assert node.level == 0, "relative imports are not allowed"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return {name.split(".")[1] for name in names if name.startswith("detector.")}
 

@@ -84,6 +84,7 @@ def test_each_tool_succeeds_and_its_files_are_utf8(locale: dict, tmp_path: Path)
     with (tmp_path / "found/detections.csv").open(newline="", encoding="utf-8") as lines:
         assert len(list(csv.DictReader(lines))) == len(results)
     assert set(os.listdir(tmp_path / "run/pictures")) == {f"{stem}.jpg" for stem in STEMS}
+    assert (tmp_path / "run/curves.png").is_file()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
