@@ -32,8 +32,8 @@ FILES = [*ROOT.glob("detector/**/*.py"), *ROOT.glob("tools/*.py")]
 
 def part(path: Path) -> str:
     """Return the package or module directly under detector/, or `tools`."""
-    first, *rest = path.relative_to(ROOT).with_suffix("").parts
-    return first if first == "tools" else rest[0]
+    first, *others = path.relative_to(ROOT).with_suffix("").parts
+    return first if first == "tools" else others[0]
 
 
 def imported_parts(source: str) -> set[str]:
