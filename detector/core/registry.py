@@ -136,8 +136,8 @@ class Registry(Generic[T]):
     def _choices(self, name: Any = None) -> str:
         """Return the known names, after the name that is most similar to `name`."""
         names = self.names()
-        hint = did_you_mean(name, names) if isinstance(name, str) else ""
-        return f"{hint} known: {', '.join(names) or 'none'}".strip()
+        hint = did_you_mean(name, names).removeprefix("; ") if isinstance(name, str) else ""
+        return f"{hint} known: {', '.join(names) or 'none'}".lstrip()
 
 
 @dataclass(frozen=True)
