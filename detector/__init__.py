@@ -1,7 +1,7 @@
-"""Train one-stage object detectors; see, measure and repair foreground/background imbalance.
+"""Train one-stage object detectors, and measure and repair the imbalance of foreground and background.
 
-`from detector import train`: trains the detector of a config, as `detector train` does.
-`from detector import Detector`: a trained model that takes images and gives boxes.
+`detector.train` trains the detector of a config, as the command `detector train` does.
+`detector.Detector` is a trained model that finds boxes in images.
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ __all__ = ["Detector", "train"]
 
 
 def __getattr__(name: str) -> object:
-    """Import `Detector` and `train` when they are asked for (PEP 562): the package itself must not wait for torch."""
+    """Import `Detector` or `train` at the first access (PEP 562), so that `import detector` does not import torch."""
     if name == "Detector":
         from detector.deploy.predict import Detector
 

@@ -1,4 +1,4 @@
-"""`python -m detector` is the command `detector`."""
+"""Run the command `detector` for `python -m detector`."""
 
 from detector.cli import main
 

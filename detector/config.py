@@ -1,7 +1,7 @@
-"""The config: the sections of all rooms in one schema, and the way from files and overrides to it.
+"""The config: the schema of all sections, and the functions that load it from files and overrides.
 
-Relative paths, `data.root` among them, are relative to the working directory (`base` alone is relative to the file that
-names it).
+Relative paths, also `data.root`, are relative to the working folder. Only `base` is relative to the file that
+contains it.
 """
 
 import importlib
@@ -36,11 +36,11 @@ def _import_unless_for_inference(module: str, info: ValidationInfo) -> str:
 
 def _import(module: str) -> str:
     if not all(name.isidentifier() for name in module.split(".")):
-        raise ValueError("should be the dotted name of a module")
+        raise ValueError("should be the dotted name of a module, for example package.module")
     try:
         importlib.import_module(module)
     except ImportError as error:
-        raise ValueError(f"{error}; install it, or put its folder on PYTHONPATH") from None
+        raise ValueError(f"{error}; install the module, or add its folder to PYTHONPATH") from None
     return module
 
 
@@ -48,9 +48,9 @@ Module = Annotated[str, AfterValidator(_import_unless_for_inference)]
 
 
 class Config(Settings):
-    """The whole config."""
+    """The complete config."""
 
-    imports: list[Module] = []  # first, since fields are validated in order and parts may be registered there
+    imports: list[Module] = []  # the first field: fields are validated in order, and these modules register parts
     data: DataSettings
     model: ModelSettings = Field(default_factory=ModelSettings)
     assigner: Annotated[Part[Assigner], ChosenFrom(ASSIGNERS, "max_iou")] = Field("max_iou", validate_default=True)
@@ -68,44 +68,71 @@ class Config(Settings):
             return self
         loss, sampler = self.loss.classification.type, self.anchor_sampler.type
         if getattr(CLASSIFICATION_LOSSES.get(loss), "mines", False) and sampler != "all":
-            reason = f"{loss} chooses its anchors itself, by their loss; set anchor_sampler: all, or another loss"
+            reason = f"the loss {loss} selects its anchors; set anchor_sampler=all, or another loss"
             raise InvalidValues({("anchor_sampler",): f"{sampler!r} is wrong: {reason}"})
         if self.train.compile and not isinstance(self.data.short_side, int):
-            reason = "every image size is compiled anew; set data.short_side to one number"
+            reason = "torch.compile would compile each image size; set data.short_side to one number"
             raise InvalidValues({("train", "compile"): f"True is wrong: {reason}"})
-        if self.assigner.parameters.get("background", 0) > self.assigner.parameters.get("foreground", 1):
-            raise InvalidValues({("assigner", "background"): "should not exceed assigner.foreground"})
+        background, foreground = (self.assigner.parameters.get(key) for key in ("background", "foreground"))
+        if background is not None and foreground is not None and background > foreground:
+            reason = f"should be at most assigner.foreground, which is {foreground}"
+            raise InvalidValues({("assigner", "background"): f"{background} is wrong: {reason}"})
         return self
 
 
 def load_config(
     path_or_name: str, overrides: Sequence[str] = (), search: Path = CONFIGS, *, for_inference: bool = False
 ) -> Config:
-    """The config of a file with its `base` files below it and the overrides `key.path=value` above it.
+    """Return the config of a file, its `base` files, and overrides.
 
-    A name without a folder is looked up in `search`, and `.yaml` may be left out. See `make_config`. Raises UserError.
+    The values of the file replace those of its bases, and the overrides replace both.
+
+    Args:
+        path_or_name: a path, or the name of a file in `search`. The suffix `.yaml` is optional.
+        overrides: texts `key.path=value`.
+        search: the folder of the files that are given by a name without a folder.
+        for_inference: see `make_config`.
+
+    Raises:
+        UserError: a file cannot be read, an override is malformed, or a value is wrong.
     """
     values = read_values(path_or_name, search)
     if {"levels", "variants"} <= values.keys():
-        raise UserError(f"{path_or_name}: a study, not a config", "give it to `detector study`")
+        raise UserError(f"{path_or_name}: the file is a study, not a config", "give the file to `detector study`")
     return _with_overrides(values, overrides, for_inference)
 
 
 def config_from_text(text: str, source: str, overrides: Sequence[str] = (), *, for_inference: bool = False) -> Config:
-    """The config that `to_yaml` wrote, e.g. into a checkpoint, with overrides above it. See `make_config`. Raises
-    UserError."""
+    """Return the config that `to_yaml` has written, for example into a checkpoint, with overrides.
+
+    Args:
+        text: the config as YAML.
+        source: the name of the text in error messages.
+        overrides: texts `key.path=value`.
+        for_inference: see `make_config`.
+
+    Raises:
+        UserError: the text is not YAML, an override is malformed, or a value is wrong.
+    """
     return _with_overrides(read_mapping(text, source), overrides, for_inference)
 
 
 def make_config(values: dict[str, Any], for_inference: bool = False) -> Config:
-    """The config that nested plain values make, e.g. those of a checkpoint.
+    """Return the config with these values.
 
-    `for_inference`: the modules of `imports` are not imported, and parts (data sets, assigner, losses) that only they
-    have stay unchecked. `with_parts` gives a config whose parts can be built. Raises UserError; for keys of an older
-    version, it says what to write.
+    Args:
+        values: nested plain values, for example those of a checkpoint.
+        for_inference: do not import the modules of `imports`. The parts that only these modules register (data sets,
+            assigner, losses) stay unchecked. `with_parts` returns a config whose parts can be built.
+
+    Raises:
+        UserError: a value is wrong, or a key belongs to version 0.1. The remedy for an old key is its new key.
     """
     if old_keys := upgrade_config(values)[1]:
-        raise UserError("; ".join(old_keys))
+        raise UserError(
+            f"{', '.join(old_keys)}: the config has keys of version 0.1",
+            "; ".join(f"in place of {old}, write {new}" for old, new in old_keys.items()),
+        )
     try:
         return parse(Config, values, FOR_INFERENCE if for_inference else None)
     except InvalidValues as error:
@@ -113,14 +140,17 @@ def make_config(values: dict[str, Any], for_inference: bool = False) -> Config:
 
 
 def _with_overrides(values: dict[str, Any], overrides: Sequence[str], for_inference: bool) -> Config:
-    if not for_inference:  # before the overrides are read, because the types of the parts' parameters must be known
-        own_imports = [override for override in overrides if override.partition("=")[0] == "imports"]
-        import_modules(merge(values, read_overrides(own_imports, Config)).get("imports"))
+    if not for_inference:  # the modules come first: they register parts, whose types decide how overrides are read
+        imports = [override for override in overrides if override.partition("=")[0] == "imports"]
+        import_modules(merge(values, read_overrides(imports, Config)).get("imports"))
     return make_config(merge(values, read_overrides(overrides, Config)), for_inference)
 
 
 def import_modules(modules: Any) -> None:
-    """Import the modules of `imports`. The schema refuses a value that is not a list of texts. Raises UserError."""
+    """Import the modules of `imports`. Raises UserError where an import fails.
+
+    A value that is not a list of texts is ignored, because the schema refuses it later.
+    """
     for i, module in enumerate(modules if isinstance(modules, list) else ()):
         if isinstance(module, str):
             try:
@@ -132,7 +162,11 @@ def import_modules(modules: Any) -> None:
 def with_parts(config: Config, *parts: Part | None) -> Config:
     """Return a config made for inference whose `parts` can be built.
 
-    The modules of `imports` are imported where one of the parts is not registered.
+    The modules of `imports` are imported only if one of the parts is not registered.
+
+    Args:
+        config: the config.
+        parts: parts of the config. None counts as a part that can be built.
 
     Raises:
         UserError: a module is missing, or no module registers the part.
@@ -143,11 +177,16 @@ def with_parts(config: Config, *parts: Part | None) -> Config:
 
 
 def data_part(config: Config, split: str) -> Part | None:
-    """Return the data set that `train` or `val` is read from."""
+    """Return the data set from which a split is read.
+
+    Args:
+        config: the config.
+        split: `train` or `val`. With `data.split`, both are read from `data.train`.
+    """
     return config.data.train if config.data.split or split == "train" else config.data.val
 
 
 def to_yaml(config: Config) -> str:
-    """The config with every default filled in, itself a valid file for `load_config`."""
+    """Return the config with all defaults as YAML that `load_config` can read."""
     values = config.model_dump(mode="json")
     return yaml.dump(values, Dumper=Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)

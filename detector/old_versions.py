@@ -1,4 +1,4 @@
-"""Configs and checkpoints of version 0.1, in today's terms."""
+"""Functions that upgrade configs and checkpoints of version 0.1 to the current version."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import yaml
 
 from detector.core.strict_yaml import Dumper, read_yaml
 
-CHECKPOINT_VERSION = 3  # of today's checkpoints; those of version 0.1 have 2
+CHECKPOINT_VERSION = 3  # checkpoints of version 0.1 have 2
 CHECKPOINT_KEYS = {"version", "config", "class_names", "category_ids", "model"}
 
-# keys of the model section, then and now
+# old and new keys of the model section
 MODEL_KEYS = {
     "norm": "backbone.norm",
     "trainable_stages": "backbone.trainable_stages",
@@ -21,21 +21,21 @@ MODEL_KEYS = {
     "anchor_ratios": "head.ratios",
     "exact_anchors": "head.exact",
 }
-# what version 0.1 did where today's version has a choice
+# the values of new keys that have the effect of version 0.1
 NEW_SETTINGS = {"backbone_lr_scale": 1.0, "decay_norms_and_biases": False}
-# keys of data.augment by transform, then and now
+# old and new keys of data.augment, for each transform
 AUGMENT_KEYS = {
     "flip": {"horizontal_flip": "horizontal", "vertical_flip": "vertical"},
     "affine": {key: key for key in ("scale", "translate", "min_visibility")},
     "color": {key: key for key in ("brightness", "contrast", "saturation", "hue")},
 }
 AUGMENT_DEFAULTS = {"horizontal_flip": 0.5, "vertical_flip": 0.0}
-# names of the model's tensors, then and now
+# old and new prefixes of the names of the model's tensors
 PREFIXES = {"fpn.": "neck.", "class_head.": "head.class_branch.", "box_head.": "head.box_branch."}
 
 
 def upgrade_checkpoint(contents: dict[str, Any]) -> dict[str, Any]:
-    """Return the contents of a checkpoint as today's version writes them. Those of other versions than 0.1 stay."""
+    """Return the contents of a checkpoint of version 0.1 in the current format, and any other contents unchanged."""
     if contents.get("version") != 2:
         return contents
     config = upgrade_config(read_yaml(contents["config"], "the config of a checkpoint"))[0]
@@ -55,29 +55,32 @@ def upgrade_checkpoint(contents: dict[str, Any]) -> dict[str, Any]:
     return upgraded
 
 
-def upgrade_config(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of a config with today's keys, and a text for each old key: `model.norm: write ...`."""
-    texts: list[str] = []
+def upgrade_config(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values of a config with the new keys, and the replacement of each old key.
+
+    The replacement of `model.norm` is `model.backbone.norm`, and that of `data.augment` is `data.transforms: [...]`.
+    """
+    replacements: dict[str, str] = {}
     upgraded = dict(values)
     if isinstance(data := values.get("data"), dict):
-        upgraded["data"] = _upgrade_data(data, texts)
+        upgraded["data"] = _upgrade_data(data, replacements)
     if isinstance(model := values.get("model"), dict):
-        upgraded["model"] = _upgrade_model(model, texts)
-    return upgraded, texts
+        upgraded["model"] = _upgrade_model(model, replacements)
+    return upgraded, replacements
 
 
-def _upgrade_data(section: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+def _upgrade_data(section: dict[str, Any], replacements: dict[str, str]) -> dict[str, Any]:
     if "augment" not in section:
         return section
     augment = section["augment"]
     transforms = _transforms(augment if isinstance(augment, dict) else {})
     text = yaml.dump(transforms, Dumper=Dumper, sort_keys=False, default_flow_style=True, width=float("inf"))
-    texts.append(f"data.augment: write data.transforms: {text.strip()}")
+    replacements["data.augment"] = f"data.transforms: {text.strip()}"
     return {key: value for key, value in section.items() if key != "augment"} | {"transforms": transforms}
 
 
 def _transforms(augment: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the transforms that do what the values of `data.augment` asked for."""
+    """Return the transforms that have the effect of the values of `data.augment`."""
     augment = AUGMENT_DEFAULTS | augment
     transforms = []
     for name, keys in AUGMENT_KEYS.items():
@@ -87,24 +90,24 @@ def _transforms(augment: dict[str, Any]) -> list[dict[str, Any]]:
     return transforms
 
 
-def _upgrade_model(section: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+def _upgrade_model(section: dict[str, Any], replacements: dict[str, str]) -> dict[str, Any]:
     upgraded = {key: value for key, value in section.items() if key not in MODEL_KEYS}
     for old, new in MODEL_KEYS.items():
         if old in section:
             part, key = new.split(".")
             spec = upgraded.get(part, {"type": "anchors"} if part == "head" else {})
             upgraded[part] = ({"type": spec} if isinstance(spec, str) else dict(spec)) | {key: section[old]}
-            texts.append(f"model.{old}: write model.{new}")
+            replacements[f"model.{old}"] = f"model.{new}"
     return upgraded
 
 
 def _with_rate_scale(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of an optimizer whose groups have a factor of the learning rate."""
+    """Return the state of an optimizer with a factor of the learning rate in each parameter group."""
     return optimizer | {"param_groups": [{"lr_scale": 1.0} | group for group in optimizer["param_groups"]]}
 
 
 def _renamed(state: dict[str, Any], prefixes: dict[str, str]) -> dict[str, Any]:
-    """Return the tensors, those whose name has an old prefix under the new prefix."""
+    """Return the tensors with the new prefix in each name that has an old prefix."""
     renamed = {}
     for name, value in state.items():
         old = next((prefix for prefix in prefixes if name.startswith(prefix)), "")

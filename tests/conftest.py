@@ -1,3 +1,5 @@
+"""The fixtures of all tests."""
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +8,7 @@ import pytest
 
 from detector.core.machine import num_cores
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: teams that share cores wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # OpenMP reads it when torch is imported, and too many threads are slow
     threads = max(1, num_cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
@@ -18,16 +20,16 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of the real data sets: DETECTOR_TEST_DATA, else shared/data beside the repository."""
+    """The folder of the real data sets: DETECTOR_TEST_DATA, or shared/data next to the repository."""
     folder = Path(os.environ.get("DETECTOR_TEST_DATA") or Path(__file__).parents[2] / "shared/data")
     if not folder.is_dir():
-        pytest.skip(f"no real data sets at {folder}; set DETECTOR_TEST_DATA")
+        pytest.skip(f"there are no real data sets in {folder}; set DETECTOR_TEST_DATA")
     return folder
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Drawn scenes go to a folder of the tests' own, in the processes that they start too."""
+    """Use a separate cache folder for all tests and the processes that they start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -35,8 +37,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def registered_parts() -> Iterator[None]:
-    """Parts that the tests of a file register are known to them alone: a probe builds every loss there is."""
-    from detector import data, losses  # only now: see above
+    """Remove the parts that the tests of a file have registered, because a probe builds all registered losses."""
+    from detector import data, losses  # imported here, after OMP_NUM_THREADS is set
     from detector.geometry import assignment
 
     registries = [losses.CLASSIFICATION_LOSSES, losses.BOX_LOSSES, losses.ANCHOR_SAMPLERS]

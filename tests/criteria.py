@@ -19,7 +19,7 @@ def criterion_of_losses(
     sampler: str = "all",
     **sampling: float,
 ) -> Criterion:
-    """Return a criterion of one classification loss and one box loss. `sampling` are the sampler's parameters."""
+    """Return a criterion of a classification loss and a box loss. `sampling` are the parameters of the sampler."""
     settings = LossSettings.model_validate({"box_weight": box_weight, "normaliser": normaliser})
     return Criterion(
         settings, classification, [box], ANCHOR_SAMPLERS.build(sampler, num_classes, **sampling), num_classes
@@ -27,5 +27,5 @@ def criterion_of_losses(
 
 
 def make_targets(labels: Tensor, boxes: Tensor) -> Targets:
-    """Return targets of hand-made boxes (B, A, 4), each of which is an object of its own."""
+    """Return targets of hand-made boxes (B, A, 4). Each box is a separate object."""
     return Targets(labels, boxes, torch.arange(labels.shape[1]).expand_as(labels))

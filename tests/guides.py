@@ -1,4 +1,4 @@
-"""The examples of detector/README.md, as they stand there."""
+"""The examples of detector/README.md, extracted verbatim."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,6 @@ CONFIGS = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
 
 
 def write_examples(folder: Path) -> None:
-    """Write each example as a module of its own."""
+    """Write each example to a separate module."""
     for name, source in EXAMPLES.items():
         (folder / f"{name}.py").write_text(source, encoding="utf-8")

@@ -1,6 +1,7 @@
-"""The rest of the loss library written element by element in float64 from the papers' formulas.
+"""Reference implementations of the other losses, element by element in float64, from the formulas of the papers.
 
-As naive as `losses_reference`, whose focal element, tolerances and drawing it uses; gradients are derived by hand.
+The code is as simple as `losses_reference`, and uses its focal element, tolerances and random inputs. The gradients
+are derived by hand.
 Sources: class-balanced weights, Cui et al. 2019; hard truncation, Su Jianlin; OHEM, Shrivastava et al. 2016 and (by
 ratio) SSD, Liu et al. 2016; quality focal loss, Li et al. 2020; varifocal loss, Zhang et al. 2021; asymmetric loss,
 Ridnik et al. 2021; PolyLoss, Leng et al. 2022; equalized focal loss, Li et al. 2022; rank & sort loss, Oksuz et al.
@@ -28,13 +29,21 @@ from losses_reference import (
 
 @dataclass(frozen=True)
 class Element:
-    """One of the K sigmoid classifiers of a row that is not ignored."""
+    """An element of the logits, in a row that is not ignored: the binary classifier of a class.
 
-    index: tuple[int, ...]  # into the logits
-    x: float  # its logit
+    Attributes:
+        index: the index into the logits.
+        x: the logit.
+        target: whether the label of the row is the class of the element.
+        label: the label of the row.
+        quality: the quality of the row.
+    """
+
+    index: tuple[int, ...]
+    x: float
     target: bool
-    label: int  # its row's
-    quality: float  # its row's
+    label: int
+    quality: float
 
     @property
     def column(self) -> int:
@@ -64,7 +73,7 @@ class ElementWise:
     """The sum of `element` over all elements, divided by max(num_fg, 1)."""
 
     def element(self, e: Element) -> tuple[float, float]:
-        """Value and derivative by the logit."""
+        """Return the value and its derivative with respect to the logit."""
         raise NotImplementedError
 
     def __call__(self, logits, labels, num_fg, quality=None) -> Expected:
@@ -78,7 +87,10 @@ class ElementWise:
 
 
 def class_weight_list(class_weights, class_counts, beta) -> list[float]:
-    """The weights of the rows labelled 0..K-1: a list's as given, a rule's scaled to mean 1 over classes that occur."""
+    """Return the weights of the rows with labels 0..K-1.
+
+    A list is not changed. The weights of a rule are scaled to a mean of 1 over the classes that occur.
+    """
     if class_weights is None or isinstance(class_weights, list):
         return class_weights or []
     counts = [max(n, 1) for n in class_counts]
@@ -91,7 +103,7 @@ def class_weight_list(class_weights, class_counts, beta) -> list[float]:
 
 
 class Focal(ElementWise):
-    """w_y FL(alpha_k, gamma); rescaled, times the constant that gives it the value of its gamma = 0."""
+    """w_y FL(alpha_k, gamma). With `rescale`, a constant factor gives the loss the value that it has with gamma = 0."""
 
     def __init__(self, alpha=0.25, gamma=2.0, rescale=False, class_weights=None, class_counts=None, beta=0.9999):
         self.alpha, self.gamma, self.rescale = alpha, gamma, rescale
@@ -99,18 +111,18 @@ class Focal(ElementWise):
 
     def element(self, e):
         alpha = self.alpha[e.column] if isinstance(self.alpha, list) else self.alpha
-        weight = self.weights[e.label] if e.label < len(self.weights) else 1.0  # background rows weigh 1
+        weight = self.weights[e.label] if e.label < len(self.weights) else 1.0  # background rows have weight 1
         value, slope = focal_element(e.x, e.target, alpha, self.gamma)
         return weight * value, weight * slope
 
     def __call__(self, logits, labels, num_fg, quality=None):
-        own = super().__call__(logits, labels, num_fg, quality)
-        if not self.rescale or own.value == 0:
-            return own
+        focal = super().__call__(logits, labels, num_fg, quality)
+        if not self.rescale or focal.value == 0:
+            return focal
         plain = Focal(self.alpha, gamma=0.0)
         plain.weights = self.weights
-        factor = plain(logits, labels, num_fg).value / own.value
-        return Expected(tuple(factor * part for part in own.parts), factor * own.gradient)
+        factor = plain(logits, labels, num_fg).value / focal.value
+        return Expected(tuple(factor * part for part in focal.parts), factor * focal.gradient)
 
 
 class CrossEntropy(Focal):
@@ -119,7 +131,7 @@ class CrossEntropy(Focal):
 
 
 class MarginCrossEntropy(ElementWise):
-    """alpha_t CE where p_t <= m, else 0."""
+    """alpha_t CE where p_t <= m, and 0 elsewhere."""
 
     def __init__(self, margin=0.6, alpha=None):
         self.margin, self.alpha = margin, alpha
@@ -130,7 +142,11 @@ class MarginCrossEntropy(ElementWise):
 
 
 class OHEM:
-    """The focal loss of each image's hardest rows: of the background by ratio, or of all rows the top k."""
+    """The focal loss of the rows with the highest losses in each image.
+
+    In the mode ratio, they are background rows in a ratio to the foreground rows. In the mode top_k, they are the top k
+    of all rows.
+    """
 
     def __init__(self, mode="ratio", ratio=3.0, top_k=256, alpha=None, gamma=0.0):
         self.mode, self.ratio, self.top_k, self.focal = mode, ratio, top_k, Focal(alpha, gamma)
@@ -139,7 +155,7 @@ class OHEM:
         losses = np.zeros(tuple(labels.shape))
         for e in elements(logits, labels):
             losses[e.index[:-1]] += self.focal.element(e)[0]
-        kept, num_classes = labels.clone(), logits.shape[-1]
+        selected, num_classes = labels.clone(), logits.shape[-1]
         for image in np.ndindex(labels.shape[:-1]):
             valid = [row for row in range(labels.shape[-1]) if labels[image][row] != IGNORED]
             background = [row for row in valid if labels[image][row] == num_classes]
@@ -147,19 +163,19 @@ class OHEM:
             if self.mode == "ratio":
                 candidates, count = background, math.floor(self.ratio * (len(valid) - len(background)))
             for row in self.all_but_hardest(candidates, losses[image], count):
-                kept[image][row] = IGNORED
-        return self.focal(logits, kept, num_fg)
+                selected[image][row] = IGNORED
+        return self.focal(logits, selected, num_fg)
 
     @staticmethod
     def all_but_hardest(rows: list[int], losses: np.ndarray, count: int) -> list[int]:
         rows = sorted(rows, key=lambda row: -losses[row])
-        if 0 < count < len(rows):  # rounding must not decide, unless the rows cost nothing anyway
+        if 0 < count < len(rows):  # rounding must not select the rows, unless their losses are almost 0
             assert losses[rows[count - 1]] > (1 + 1e-4) * losses[rows[count]] or losses[rows[count - 1]] < 1e-30
         return rows[count:]
 
 
 class QualityFocal(ElementWise):
-    """|y - p|^beta BCE(p, y) with y = q where t = 1, else 0."""
+    """|y - p|^beta BCE(p, y), with y = q where t = 1 and y = 0 elsewhere."""
 
     def __init__(self, beta=2.0):
         self.beta = beta
@@ -174,7 +190,7 @@ class QualityFocal(ElementWise):
 
 
 class Varifocal(ElementWise):
-    """q BCE(p, q) where t = 1 and q > 0, else -alpha p^gamma log(1 - p)."""
+    """q BCE(p, q) where t = 1 and q > 0, and -alpha p^gamma log(1 - p) elsewhere."""
 
     def __init__(self, alpha=0.75, gamma=2.0):
         self.alpha, self.gamma = alpha, gamma
@@ -189,7 +205,7 @@ class Varifocal(ElementWise):
 
 
 class Asymmetric(ElementWise):
-    """-(1 - p)^gamma_pos log p where t = 1; else -p_m^gamma_neg log(1 - p_m) with p_m = max(p - shift, 0)."""
+    """-(1 - p)^gamma_pos log p where t = 1, and -p_m^gamma_neg log(1 - p_m), p_m = max(p - shift, 0), elsewhere."""
 
     def __init__(self, gamma_pos=0.0, gamma_neg=4.0, shift=0.05):
         self.gamma_pos, self.gamma_neg, self.shift = gamma_pos, gamma_neg, shift
@@ -220,11 +236,11 @@ class PolyFocal(ElementWise):
 
 
 class EqualizedFocal(ElementWise):
-    """gamma_k / gamma FL(gamma_k) with gamma_k = gamma + scale (1 - g_k), g_k from the steps before this one."""
+    """gamma_k / gamma FL(gamma_k) with gamma_k = gamma + scale (1 - g_k). The earlier steps give g_k."""
 
     def __init__(self, num_classes, alpha=0.25, gamma=2.0, scale=8.0):
         self.alpha, self.gamma, self.scale = alpha, gamma, scale
-        self.sums = {True: [0.0] * num_classes, False: [0.0] * num_classes}  # of |slope|, by target and class
+        self.sums = {True: [0.0] * num_classes, False: [0.0] * num_classes}  # sums of |slope|, by target and class
 
     def balance(self, k: int) -> float:
         positive, negative = self.sums[True][k], self.sums[False][k]
@@ -236,16 +252,17 @@ class EqualizedFocal(ElementWise):
         return gamma / self.gamma * value, gamma / self.gamma * slope
 
     def learn(self, logits, labels) -> None:
-        """What a step in training mode leaves behind, after its loss."""
-        slopes = [(e, abs(self.element(e)[1])) for e in elements(logits, labels)]  # all by the same g
+        """Add the slopes of a training step to the sums."""
+        slopes = [(e, abs(self.element(e)[1])) for e in elements(logits, labels)]  # all slopes use the same g
         for e, slope in slopes:
             self.sums[e.target][e.column] += slope
 
 
 class RankSort:
-    """Oksuz et al. 2021, eqs. 7 and 8, with their identity update: what foreground i is at fault, it hands on.
+    """Rank & sort loss (Oksuz et al. 2021, equations 7 and 8, with the identity update).
 
-    H(x_ij) says by how much j ranks above i. Parts: mean sorting error (current - target), mean ranking error.
+    H(x_ij) measures how far j ranks above i. The parts are the mean sorting error (current - target) and the mean
+    ranking error. The identity update distributes the error of foreground i over the elements that rank above i.
     """
 
     def __init__(self, delta=0.5):
@@ -266,11 +283,11 @@ class RankSort:
             current = sum(above[j.index] * (1 - j.quality) for j in foreground) / rank_fg
             target = sum(above[j.index] * (1 - j.quality) for j in better) / sum(above[j.index] for j in better)
             ranking, sorting = ranking + ranking_error, sorting + current - target
-            for error, culprits in ((ranking_error, background), (current - target, worse)):
-                blame = sum(above[j.index] for j in culprits)
-                for j in culprits if blame > 0 else ():
-                    gradient[j.index] += error * above[j.index] / blame / len(foreground)
-                    gradient[i.index] -= error * above[j.index] / blame / len(foreground)
+            for error, causes in ((ranking_error, background), (current - target, worse)):
+                total = sum(above[j.index] for j in causes)
+                for j in causes if total > 0 else ():
+                    gradient[j.index] += error * above[j.index] / total / len(foreground)
+                    gradient[i.index] -= error * above[j.index] / total / len(foreground)
         full = np.zeros(tuple(logits.shape))
         for index, slope in gradient.items():
             full[index] = slope
@@ -292,7 +309,10 @@ LIBRARY = {
 
 
 class BalancedL1(SmoothL1):
-    """|d| < 1: alpha / b (b |d| + 1) ln(b |d| + 1) - alpha |d|, else gamma |d| + C; b = exp(gamma / alpha) - 1."""
+    """alpha / b (b |d| + 1) ln(b |d| + 1) - alpha |d| where |d| < 1, and gamma |d| + C elsewhere.
+
+    b = exp(gamma / alpha) - 1.
+    """
 
     def __init__(self, alpha=0.5, gamma=1.5):
         self.alpha, self.gamma = alpha, gamma
@@ -307,7 +327,10 @@ class BalancedL1(SmoothL1):
 
 
 def draw_inputs(shape: tuple[int, ...], dtype: torch.dtype, seed: int):
-    """logits (..., K); labels (...), two in ten ignored, three foreground; quality (...) in eighths, 1/8 to 1."""
+    """Return random logits (..., K), labels (...) and quality (...).
+
+    Of ten labels, two are ignored and three are foreground. The quality is a multiple of 1/8, from 1/8 to 1.
+    """
     generator = torch.Generator().manual_seed(seed)
     kind = torch.rand(shape[:-1], generator=generator)
     labels = torch.randint(shape[-1], shape[:-1], generator=generator)
@@ -319,7 +342,15 @@ def draw_inputs(shape: tuple[int, ...], dtype: torch.dtype, seed: int):
 def assert_agrees(
     loss: torch.Tensor, logits: torch.Tensor, expected: Expected, upstream: float = -2.5, rtol: float = 0.0
 ) -> None:
-    """`loss` has the expected value, and upstream * loss the expected gradient, to the dtype's tolerance or `rtol`."""
+    """Assert that a loss and its gradient have the expected values.
+
+    Args:
+        loss: the loss.
+        logits: the logits of the loss.
+        expected: the value, and the gradient with respect to the logits.
+        upstream: the gradient of the loss.
+        rtol: the relative tolerance, if it is larger than the tolerance of the dtype.
+    """
     dtype = logits.dtype
     assert loss.shape == () and loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     np.testing.assert_allclose(loss.item(), expected.value, rtol=max(rtol, VALUE_RTOL[dtype]), atol=VALUE_ATOL[dtype])

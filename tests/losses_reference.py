@@ -1,8 +1,9 @@
-"""The losses written element by element in float64 from the papers' formulas, and inputs to compare them on.
+"""Reference implementations of losses, element by element in float64, from the formulas of the papers.
 
-Deliberately naive: Python loops, `math`, gradients derived by hand, nothing shared with `detector`.
-Sources: focal loss, Lin et al. 2017 (gradient: its appendix B); gradient harmonised losses, Li et al. 2019;
-smooth L1, Girshick 2015.
+The code is simple on purpose: it has Python loops, `math` and gradients derived by hand, and shares nothing with
+`detector`. The module also draws random inputs.
+Sources: focal loss, Lin et al. 2017 (gradient: appendix B); gradient harmonized losses, Li et al. 2019; smooth L1,
+Girshick 2015.
 """
 
 import math
@@ -12,13 +13,19 @@ import numpy as np
 import torch
 
 IGNORED = -1
-EDGES = 30  # drawn gradient norms keep clear of multiples of 1 / 30, so of the edges of 1, 2, 3, 5, 6, 10, 15, 30 bins
-EDGE_MARGIN = 1e-3  # in bins: far above fp32 rounding, so fp32 and float64 put each element into the same bin
+# random gradient norms keep a distance from multiples of 1 / 30, which are the edges of 1, 2, 3, 5, 6, 10, 15, 30 bins
+EDGES = 30
+EDGE_MARGIN = 1e-3  # in bins: far above the rounding of fp32, so fp32 and float64 choose the same bin
 
 
 @dataclass(frozen=True)
 class Expected:
-    """parts: the loss in summands (classification: foreground, background); gradient by the logits or predictions."""
+    """The expected value and gradient of a loss.
+
+    Attributes:
+        parts: the summands of the loss. A classification loss has foreground and background.
+        gradient: the gradient with respect to the logits or predictions.
+    """
 
     parts: tuple[float, ...]
     gradient: np.ndarray
@@ -46,7 +53,7 @@ def cross_entropy_element(x: float, target: bool) -> tuple[float, float]:
 
 
 def valid_elements(logits: np.ndarray, labels: np.ndarray) -> list[tuple[tuple[int, ...], float, bool]]:
-    """(index, logit, whether its binary target is 1) of every (anchor, class) element whose label is not ignored."""
+    """Return the index, the logit and the binary target of each (anchor, class) element that is not ignored."""
     num_classes = logits.shape[-1]
     return [
         ((*row, k), float(logits[*row, k]), int(labels[row]) == k)
@@ -57,7 +64,7 @@ def valid_elements(logits: np.ndarray, labels: np.ndarray) -> list[tuple[tuple[i
 
 
 def binary_sum(logits, labels, num_fg, element) -> Expected:
-    """The sum of element(logit, target) over the valid elements, divided by max(num_fg, 1)."""
+    """Return the sum of element(logit, target) over the valid elements, divided by max(num_fg, 1)."""
     logits, labels = as_float64(logits), labels.numpy()
     parts, gradient = {True: 0.0, False: 0.0}, np.zeros(logits.shape)
     normaliser = max(float(num_fg), 1.0)
@@ -90,25 +97,28 @@ class Focal:
 
 
 class RunningDensity:
-    """beta_i = N / (S_j M): S_j the bias-corrected running count of i's bin, M the bins this step's elements are in."""
+    """beta_i = N / (S_j M) for element i in bin j.
+
+    S_j is the bias-corrected running count of bin j. M is the number of bins that this step has elements in.
+    """
 
     def __init__(self, bins: int, momentum: float):
         self.momentum, self.counts, self.steps = momentum, [0.0] * bins, 0
 
     def step(self, norms: list[float]) -> list[float]:
         bins, m = len(self.counts), self.momentum
-        places = [min(math.floor(g * bins), bins - 1) for g in norms]
+        bin_of = [min(math.floor(g * bins), bins - 1) for g in norms]
         self.steps += 1
         for j in range(bins):
-            self.counts[j] = m * self.counts[j] + (1 - m) * places.count(j)
+            self.counts[j] = m * self.counts[j] + (1 - m) * bin_of.count(j)
         return [
-            len(norms) / (self.counts[j] / (1 - m**self.steps) * len(set(places)))  # M = number of non-empty bins
-            for j in places
+            len(norms) / (self.counts[j] / (1 - m**self.steps) * len(set(bin_of)))  # M = number of non-empty bins
+            for j in bin_of
         ]
 
 
 class GHMC:
-    """sum_i beta_i CE_i / N with g = |p - t|, over the batch or level after level."""
+    """sum_i beta_i CE_i / N with g = |p - t|, over the batch, or separately for each level."""
 
     def __init__(self, bins: int, momentum: float, scope: str):
         self.density, self.scope = RunningDensity(bins, momentum), scope
@@ -138,7 +148,7 @@ CLASSIFICATION = {"cross_entropy": CrossEntropy, "focal": Focal, "ghm_c": GHMC}
 
 
 def foreground_elements(predicted, target, foreground) -> list[tuple[tuple[int, ...], float]]:
-    """(index, predicted - target) of each coordinate of the foreground rows."""
+    """Return the index and predicted - target of each coordinate in the foreground rows."""
     return [
         ((*row, c), float(predicted[*row, c] - target[*row, c]))
         for row in np.ndindex(foreground.shape)
@@ -175,7 +185,10 @@ class L1(SmoothL1):
 
 
 class GHMR:
-    """sum_i beta_i ASL1_i / N; ASL1 = sqrt(d^2 + mu^2) - mu, g = |d| / sqrt(d^2 + mu^2), N = 4 x foreground rows."""
+    """sum_i beta_i ASL1_i / N, with ASL1 = sqrt(d^2 + mu^2) - mu and g = |d| / sqrt(d^2 + mu^2).
+
+    N is 4 x the number of foreground rows.
+    """
 
     def __init__(self, mu: float, bins: int, momentum: float):
         self.mu, self.density = mu, RunningDensity(bins, momentum)
@@ -200,13 +213,13 @@ def as_float64(tensor: torch.Tensor) -> np.ndarray:
 
 
 def clear_of_edges(norms: torch.Tensor) -> torch.Tensor:
-    """Which gradient norms lie off the inner bin edges, where rounding would decide the bin."""
+    """Return which gradient norms are not near the inner edges of bins, where rounding would select the bin."""
     scaled = norms.double() * EDGES
     return (scaled - scaled.round().clamp(1, EDGES - 1)).abs() > EDGE_MARGIN
 
 
 def draw_logits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """Logits from both tails and the middle, exact in `dtype`."""
+    """Return random logits from both tails and the middle, which `dtype` represents exactly."""
     generator = torch.Generator().manual_seed(seed)
     pool = torch.cat([torch.randn(500, generator=generator) * 4, torch.tensor([20.0, -20.0])]).to(dtype)
     pool = pool[clear_of_edges(pool.double().sigmoid())]
@@ -214,12 +227,15 @@ def draw_logits(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.
 
 
 def draw_labels(shape: tuple[int, ...], num_classes: int, seed: int) -> torch.Tensor:
-    """Labels -1 (ignored), 0..K-1 and K (background), all about equally often."""
+    """Return random labels -1 (ignored), 0..K-1 and K (background), with equal probabilities."""
     return torch.randint(-1, num_classes + 1, shape, generator=torch.Generator().manual_seed(seed + 1))
 
 
 def draw_boxes(shape: tuple[int, ...], dtype: torch.dtype, seed: int, mu: float = 0.02):
-    """predicted (..., 4) in `dtype`; target (..., 4) in at least fp32, 1e-3 to 3 away; foreground (...)."""
+    """Return random predictions (..., 4), targets (..., 4) and foreground flags (...).
+
+    The predictions have `dtype`, and the targets at least fp32. A target differs from its prediction by 1e-3 to 3.
+    """
     generator = torch.Generator().manual_seed(seed)
     predicted = torch.randn(shape, generator=generator).to(dtype)
     pool = 10 ** (torch.rand(500, generator=generator, dtype=torch.float64) * 3.5 - 3)
@@ -230,9 +246,9 @@ def draw_boxes(shape: tuple[int, ...], dtype: torch.dtype, seed: int, mu: float 
     return predicted, target, torch.rand(shape[:-1], generator=generator) < 0.6
 
 
-# Losses compute in float64 for float64 input and in fp32 for all other, so values agree to fp32 sums of some hundred
-# elements; fp32 running counts limit GHM in float64 likewise. A gradient comes back rounded to the input's dtype,
-# by at most eps / 2, and may be rounded again when the upstream gradient multiplies it.
+# Losses compute in float64 for float64 input, and in fp32 for other input. So values have the precision of fp32 sums of
+# some hundred elements. The running counts of GHM are fp32 also for float64 input. A gradient is rounded to the dtype
+# of the input, by at most eps / 2, and may be rounded again by the product with the upstream gradient.
 VALUE_RTOL = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-5, torch.float16: 1e-5}
 VALUE_ATOL = {torch.float64: 1e-14, torch.float32: 1e-7, torch.bfloat16: 1e-7, torch.float16: 1e-7}
 GRADIENT_RTOL = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
@@ -243,7 +259,15 @@ GHM_FLOAT64_RTOL = 1e-6
 def assert_matches(
     loss: torch.Tensor, wrt: torch.Tensor, expected: Expected, *, upstream: float = 1.0, fp32_counts: bool = False
 ) -> None:
-    """`loss` has the expected value, and upstream * loss the expected gradient by `wrt`, in `wrt`'s own dtype."""
+    """Assert that a loss and its gradient have the expected values.
+
+    Args:
+        loss: the loss.
+        wrt: the input of the loss. The gradient has its dtype.
+        expected: the value, and the gradient with respect to `wrt`.
+        upstream: the gradient of the loss.
+        fp32_counts: whether the loss has running counts in fp32.
+    """
     dtype = wrt.dtype
     floor = GHM_FLOAT64_RTOL if fp32_counts else 0.0
     assert loss.shape == ()

@@ -1,4 +1,4 @@
-"""Several processes that work as one, as torchrun starts them."""
+"""Functions that run scripts in several processes with ranks, as torchrun does, and commands in a process."""
 
 import multiprocessing
 import os
@@ -15,19 +15,19 @@ import torch
 
 REPO = Path(__file__).parents[1]
 PROCESSES = multiprocessing.get_context("forkserver")
-# each process is a fork of a server that has imported these: to import them takes longer than what the scripts do
+# each process is a fork of a server that has imported these modules, because the imports take longer than the scripts
 PROCESSES.set_forkserver_preload(["detector.training", "runs", "ranks"])
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For processes that share two cores, on a host whose name need not resolve."""
+    """Return the environment variables of processes that share two cores. No host name is resolved."""
     paths = os.pathsep.join((str(REPO), str(REPO / "tests")))
     return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} | more
 
 
 @dataclass(frozen=True)
 class Ended:
-    """What a process left: its exit code (-9 after SIGKILL), its standard output and its errors."""
+    """The results of a process: its exit code (-9 after SIGKILL), its standard output and its standard error."""
 
     code: int
     output: str
@@ -35,7 +35,7 @@ class Ended:
 
 
 def run_ranks(script: str, num_ranks: int, *arguments: object, **variables: str) -> list[str]:
-    """Run a Python script in several processes that succeed, and return what each prints.
+    """Run a Python script in several processes, assert that they succeed, and return their outputs.
 
     Args:
         script: Python source. Its `sys.argv[1:]` are the arguments.
@@ -49,7 +49,7 @@ def run_ranks(script: str, num_ranks: int, *arguments: object, **variables: str)
 
 
 def end_ranks(script: str, num_ranks: int, *arguments: object, **variables: str) -> list[Ended]:
-    """Run a Python script in several processes, as `run_ranks` does, and return how each ended."""
+    """Run a Python script in several processes, as `run_ranks` does, and return their results."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,11 +59,11 @@ def end_ranks(script: str, num_ranks: int, *arguments: object, **variables: str)
 
 
 def run_command(folder: Path, *arguments: object, **variables: str) -> Ended:
-    """Run the command `detector` in a folder, in a process of its own.
+    """Run the command `detector` in a folder, in a separate process.
 
     Args:
         folder: the working folder.
-        arguments: the command line, as in `"evaluate", "--checkpoint", path`.
+        arguments: the command line, for example `"evaluate", "--checkpoint", path`.
         variables: more environment variables.
     """
     (ended,) = _run_forks("from detector.cli import main; main()", list(map(str, arguments)), [variables], folder)
@@ -71,9 +71,9 @@ def run_command(folder: Path, *arguments: object, **variables: str) -> Ended:
 
 
 def _run_forks(script: str, arguments: list[str], variables: list[dict[str, str]], folder: Path) -> list[Ended]:
-    """Run a script in forks of a server that has imported `detector`, one for each set of environment variables.
+    """Run a script in forks of a server that has imported `detector`: a fork for each set of environment variables.
 
-    The forks share the hash seed of the server, which processes of torchrun do not.
+    The forks share the hash seed of the server, in contrast to processes of torchrun.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment().items():
@@ -90,7 +90,7 @@ def _run_forks(script: str, arguments: list[str], variables: list[dict[str, str]
         for process in processes:
             process.join(timeout=300)
         for process in processes:
-            process.kill()  # where it waits for ever
+            process.kill()  # a process may still wait for another rank
             process.join()
         return [
             Ended(process.exitcode, file.read_text(), file.with_suffix(".err").read_text())
@@ -99,7 +99,7 @@ def _run_forks(script: str, arguments: list[str], variables: list[dict[str, str]
 
 
 def _run_script(script: str, arguments: list[str], variables: dict[str, str], folder: Path, file: Path) -> None:
-    """Run a script as `python -c` does, with its output in a file."""
+    """Run a script as `python -c` does, and write its output to a file."""
     for descriptor, path in ((1, file), (2, file.with_suffix(".err"))):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()
@@ -107,6 +107,6 @@ def _run_script(script: str, arguments: list[str], variables: dict[str, str], fo
     os.chdir(folder)
     sys.argv = ["-c", *arguments]
     sys.path[:0] = variables["PYTHONPATH"].split(os.pathsep)
-    np.random.seed()  # a fork has the server's state
+    np.random.seed()  # a fork has the random state of the server
     torch.set_num_threads(1)
     exec(compile(script, "<script>", "exec"), {"__name__": "__main__"})

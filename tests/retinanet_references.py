@@ -1,6 +1,8 @@
-"""detectron2's and mmdetection's RetinaNets with R50-FPN or R101-FPN, under the names and shapes of their published
-files, with the anchors and the decoding that they define: written anew from those facts, to hold the importers
-against."""
+"""Reference implementations of the RetinaNets of detectron2 and mmdetection, with R50-FPN or R101-FPN.
+
+The names and shapes of the tensors are those of the published files. Anchors and decoding follow the definitions of the
+two libraries. The code is new, and tests compare the importers with it.
+"""
 
 import math
 
@@ -16,17 +18,17 @@ BLOCKS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 
 
 class Reference(nn.Module):
-    """`forward` takes RGB images (B, 3, H, W) in 0..255 and returns each level's class and box maps."""
+    """A RetinaNet. `forward` maps RGB images (B, 3, H, W) in 0..255 to the class map and the box map of each level."""
 
     num_classes: int
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """logits (B, A, K), deltas (B, A, 4), anchors (A, 4), decoded boxes (B, A, 4), in the project's own order."""
+        """Return logits (B, A, K), deltas (B, A, 4), anchors (A, 4) and boxes (B, A, 4), in the library's order."""
         maps = self(images)
         logits, deltas = (
-            torch.cat([m.movedim(1, -1).reshape(len(m), -1, n) for m in own], dim=1)
-            for own, n in zip(zip(*maps, strict=True), (self.num_classes, 4), strict=True)
+            torch.cat([m.movedim(1, -1).reshape(len(m), -1, n) for m in levels], dim=1)
+            for levels, n in zip(zip(*maps, strict=True), (self.num_classes, 4), strict=True)
         )
         anchors = torch.cat(
             [
@@ -41,8 +43,10 @@ class Reference(nn.Module):
 
     @torch.no_grad()
     def settle(self, images: Tensor, class_output: nn.Conv2d, box_output: nn.Conv2d) -> None:
-        """Random values everywhere, so that nothing can be left out or swapped unseen, and features, scores and boxes
-        that keep a useful scale through all layers."""
+        """Set random weights, so that each missing or exchanged weight changes the output.
+
+        The features, scores and boxes have a useful scale in all layers.
+        """
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
@@ -54,13 +58,13 @@ class Reference(nn.Module):
                 parameter.normal_(std=0.05)
         self.train()(images)
         maps = zip(*self.eval()(images), strict=True)
-        for output, own, std, mean in zip((class_output, box_output), maps, (1.5, 0.3), (-4.0, 0.0), strict=True):
-            output.weight.mul_(std / torch.cat([m.flatten() for m in own]).std())
+        for output, levels, std, mean in zip((class_output, box_output), maps, (1.5, 0.3), (-4.0, 0.0), strict=True):
+            output.weight.mul_(std / torch.cat([m.flatten() for m in levels]).std())
             output.bias.normal_(mean=mean, std=0.2)
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """In float64."""
+    """Return the decoded boxes in float64."""
     x1, y1, x2, y2 = anchors.double().unbind(-1)
     dx, dy, dw, dh = deltas.double().unbind(-1)
     width, height = (x2 - x1) * dw.clamp(-LIMIT, LIMIT).exp(), (y2 - y1) * dh.clamp(-LIMIT, LIMIT).exp()
@@ -73,7 +77,7 @@ def boxes_around_origin(sides: list[tuple[float, float]]) -> np.ndarray:
 
 
 def top_down(laterals: list[Tensor]) -> list[Tensor]:
-    """Finest first."""
+    """Return the merged levels, the finest level first."""
     merged = laterals[-1:]
     for lateral in laterals[-2::-1]:
         merged.insert(0, lateral + F.interpolate(merged[0], scale_factor=2, mode="nearest"))
@@ -84,7 +88,7 @@ def top_down(laterals: list[Tensor]) -> list[Tensor]:
 
 
 class NormedConv(nn.Conv2d):
-    """Its norm is a child of the convolution."""
+    """A convolution that has its norm as a child module."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1):
         super().__init__(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
@@ -150,13 +154,13 @@ class Detectron2RetinaNet(Reference):
         return [(head.cls_score(head.cls_subnet(x)), head.bbox_pred(head.bbox_subnet(x))) for x in levels]
 
     def cell_anchors(self, stride: int) -> np.ndarray:
-        """Every size in every ratio: w = sqrt(size^2 / ratio), h = ratio * w."""
+        """Return the anchors, size by size: w = sqrt(size^2 / ratio), h = ratio * w."""
         sizes = [4 * stride * 2 ** (i / 3) for i in range(3)]
         widths = [(math.sqrt(s**2 / r), r) for s in sizes for r in RATIOS]
         return boxes_around_origin([(w, r * w) for w, r in widths])
 
     def published_state(self) -> dict[str, Tensor]:
-        """Frozen norms count no batches."""
+        """Return the published tensors. The norms are frozen, and so have no count of batches."""
         return {k: v for k, v in self.state_dict().items() if not k.endswith("num_batches_tracked")}
 
 
@@ -173,7 +177,7 @@ class ConvModule(nn.Module):
 
 
 class MMDetBlock(nn.Module):
-    """Pytorch style."""
+    """A bottleneck block in mmdetection's style pytorch, with the stride in the 3x3 convolution."""
 
     def __init__(self, inputs: int, width: int, stride: int):
         super().__init__()
@@ -223,8 +227,8 @@ class MMDetRetinaNet(Reference):
             features.append(x)
         merged = top_down([conv(x) for conv, x in zip(neck.lateral_convs, features[1:], strict=True)])
         levels = [conv(x) for conv, x in zip(neck.fpn_convs[:3], merged, strict=True)]
-        levels.append(neck.fpn_convs[3](features[-1]))  # on the input, C5
-        levels.append(neck.fpn_convs[4](levels[-1]))  # no activation between
+        levels.append(neck.fpn_convs[3](features[-1]))  # the input is C5
+        levels.append(neck.fpn_convs[4](levels[-1]))  # there is no activation between the two
         maps = []
         for x in levels:
             classes = boxes = x
@@ -236,6 +240,6 @@ class MMDetRetinaNet(Reference):
         return maps
 
     def cell_anchors(self, stride: int) -> np.ndarray:
-        """Every ratio in every size: w = stride * scale / sqrt(ratio), h = stride * scale * sqrt(ratio)."""
+        """Return the anchors, ratio by ratio: w = stride * scale / sqrt(ratio), h = stride * scale * sqrt(ratio)."""
         sizes = [stride * 4 * 2 ** (i / 3) for i in range(3)]
         return boxes_around_origin([(s / math.sqrt(r), s * math.sqrt(r)) for r in RATIOS for s in sizes])

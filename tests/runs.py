@@ -1,4 +1,4 @@
-"""Trainings of the tiny detector, and what they leave behind."""
+"""Trainings of the tiny detector, and functions that read and compare their results."""
 
 import csv
 import os
@@ -25,7 +25,7 @@ RUN = (
     "train.log_every=2",
 )
 STEPS_PER_EPOCH = 3
-WITH_STATE = (  # every kind of state that a step can leave behind
+WITH_STATE = (  # settings with each kind of state that a step can change
     "model.backbone.norm=batch",
     "loss.classification={type: ghm_c, bins: 10, momentum: 0.5}",
     "loss.box={type: ghm_r}",
@@ -38,6 +38,7 @@ WITH_STATE = (  # every kind of state that a step can leave behind
 
 
 def make_trainer(folder: Path, *overrides: str) -> Trainer:
+    """Return a trainer of the tiny detector for a run of two epochs with two batches in a step."""
     config = config_from_text(TINY, "TINY", [*RUN, *overrides])
     train = build_dataset(config, "train")
     val = build_dataset(config, "val", train.class_names)
@@ -55,7 +56,7 @@ def rows_of(folder: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
 
 
 def assert_same(a: object, b: object, where: str = "") -> None:
-    """Nested containers equal to the last bit."""
+    """Assert that nested containers are equal to the last bit. `where` is their path in error messages."""
     assert type(a) is type(b), where
     if isinstance(a, dict):
         assert a.keys() == b.keys(), where
@@ -77,31 +78,33 @@ def seed_global_generators(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def watch_steps(trainer: Trainer, see: Callable[[list], None]) -> None:
-    """Call `see` with the batches of each step."""
-    take = trainer.step.forward_backward_within_memory
+def watch_steps(trainer: Trainer, observe: Callable[[list], None]) -> None:
+    """Call `observe` with the batches of each step."""
+    forward_backward = trainer.step.forward_backward_within_memory
 
-    def seen(batches: list, buffers: BufferSnapshot) -> tuple:
-        see(batches)
-        return take(batches, buffers)
+    def observed(batches: list, buffers: BufferSnapshot) -> tuple:
+        observe(batches)
+        return forward_backward(batches, buffers)
 
-    trainer.step.forward_backward_within_memory = seen
+    trainer.step.forward_backward_within_memory = observed
 
 
 def send_sigterm_in_step(trainer: Trainer, step: int) -> None:
-    """Send SIGTERM to this process in the middle of a step."""
-    taken = trainer.step
+    """Send SIGTERM to this process during a step."""
 
     def kill(_: list) -> None:
-        if taken.steps_done == step:
+        if trainer.step.steps_done == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     watch_steps(trainer, kill)
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """Each step's value, of the newest file that has it. (TensorBoard reads a folder's files by name, which is not the
-    order of their writing where two were begun within a second, as only a test does.)"""
+    """Return the step and the value of each scalar with this tag. Newer files have priority.
+
+    The function sorts the files by time. TensorBoard sorts them by name, which is another order for files that were
+    created within a second.
+    """
     values: dict[int, float] = {}
     for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime_ns):
         board = EventAccumulator(str(file), size_guidance={"scalars": 0})

@@ -1,4 +1,4 @@
-"""A detector that is built, and takes a step, in a fraction of a second: ResNet-18 on drawn scenes of 64 pixels."""
+"""A tiny detector for fast tests: ResNet-18 on drawn scenes of 64 pixels."""
 
 from pathlib import Path
 
@@ -23,12 +23,13 @@ train: {batch_size: 2, device: cpu, precision: fp32, warmup_steps: 0, schedule: 
 
 
 def tiny_config(folder: Path, *overrides: str) -> Config:
-    """Scenes are drawn into `folder`."""
+    """Return the config of the tiny detector, with the cache of its drawn scenes in `folder`."""
     caches = [f"data.{split}.cache={folder / 'cache'}" for split in ("train", "val")]
     return config_from_text(TINY, "TINY", [*caches, *overrides])
 
 
 def tiny_trainer(folder: Path, *overrides: str) -> Trainer:
+    """Return a trainer of the tiny detector."""
     config = tiny_config(folder, *overrides)
     train = build_dataset(config, "train")
     val = build_dataset(config, "val", train.class_names)
@@ -36,5 +37,5 @@ def tiny_trainer(folder: Path, *overrides: str) -> Trainer:
 
 
 def names_of_the_library(registry: Registry) -> list[str]:
-    """Without the parts that other tests register."""
+    """Return the names of the parts of `detector`, without the parts of tests."""
     return [name for name in registry.names() if registry.get(name).__module__.startswith("detector.")]

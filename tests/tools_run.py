@@ -1,4 +1,4 @@
-"""Calls a tool as its user does, in this process."""
+"""A function that runs a tool in this process."""
 
 import runpy
 import sys
@@ -10,7 +10,7 @@ REPO = Path(__file__).parents[1]
 
 
 def run_tool(name: str, *arguments: object) -> int:
-    """The tool's exit code, run in this process."""
+    """Run the script tools/`name`.py in this process, and return its exit code."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
         patch.setattr(sys, "argv", [f"tools/{name}.py", *map(str, arguments)])
         runpy.run_path(str(REPO / f"tools/{name}.py"), run_name="__main__")

@@ -1,4 +1,4 @@
-"""Transforms as a user would write them."""
+"""Transforms that a user could write."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from detector.data.pipeline.transforms import TransformContext
 
 @TRANSFORMS.register("test_beside")
 class Beside:
-    """Put a drawn sample of the same height beside the sample, on the right."""
+    """Append a drawn sample of the same height on the right of the sample."""
 
     def __init__(self, num_classes: int):
         self.num_classes = num_classes

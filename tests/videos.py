@@ -1,4 +1,4 @@
-"""Videos as OpenCV writes them."""
+"""Functions that write and read videos with OpenCV."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def write_video(
     codec: str = "MJPG",
     frames: np.ndarray | None = None,
 ) -> None:
-    """RGB frames (N, H, W, 3), or frames of one colour: blue, and with frame i red by 20 i."""
+    """Write RGB frames (N, H, W, 3), or frames of a single color: blue, plus 20 i of red in frame i."""
     height, width = size
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), rate, (width, height))
     assert writer.isOpened()
@@ -26,7 +26,7 @@ def write_video(
 
 
 def read_video(path: Path) -> list[np.ndarray]:
-    """Its frames in RGB."""
+    """Return the frames in RGB."""
     capture, frames = cv2.VideoCapture(str(path)), []
     while (read := capture.read())[0]:
         frames.append(cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB))

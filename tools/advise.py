@@ -1,4 +1,4 @@
-"""The same as `detector advise`."""
+"""Run the command `detector advise`."""
 
 from detector.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `detector benchmark`."""
+"""Run the command `detector benchmark`."""
 
 from detector.cli import run
 

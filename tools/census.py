@@ -1,4 +1,4 @@
-"""The same as `detector census`."""
+"""Run the command `detector census`."""
 
 from detector.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `detector check`."""
+"""Run the command `detector check`."""
 
 from detector.cli import run
 

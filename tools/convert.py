@@ -1,4 +1,4 @@
-"""The same as `detector convert`."""
+"""Run the command `detector convert`."""
 
 from detector.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `detector evaluate`."""
+"""Run the command `detector evaluate`."""
 
 from detector.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `detector export`."""
+"""Run the command `detector export`."""
 
 from detector.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `detector infer`."""
+"""Run the command `detector infer`."""
 
 from detector.cli import run
 

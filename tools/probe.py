@@ -1,4 +1,4 @@
-"""The same as `detector probe`."""
+"""Run the command `detector probe`."""
 
 from detector.cli import run
 

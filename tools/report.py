@@ -1,4 +1,4 @@
-"""The same as `detector report`."""
+"""Run the command `detector report`."""
 
 from detector.cli import run
 

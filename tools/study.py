@@ -1,4 +1,4 @@
-"""The same as `detector study`."""
+"""Run the command `detector study`."""
 
 from detector.cli import run
 

@@ -1,4 +1,4 @@
-"""The same as `detector train`."""
+"""Run the command `detector train`."""
 
 from detector.cli import run
 

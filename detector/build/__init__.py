@@ -1,4 +1,4 @@
-"""A config becomes objects. These modules are the only place, below the commands, that knows the whole config."""
+"""Functions that build objects from a config. Below the commands, only these modules use the complete config."""
 
 from detector.build.data import (
     build_dataset,

@@ -1,4 +1,4 @@
-"""Data sets and loaders, from a config."""
+"""Functions that build data sets and loaders from a config."""
 
 import logging
 from dataclasses import replace
@@ -28,8 +28,17 @@ log = logging.getLogger(__name__)
 def read_dataset(
     config: Config, split: str, findings: Findings, class_names: tuple[str, ...] | None = None
 ) -> DetectionDataset:
-    """What `data.train` or `data.val` names, whole; its labels follow `class_names` where given. A path in its section
-    is relative to `data.root`. What is wrong or odd with it goes to `findings`. Raises UserError."""
+    """Return the complete data set of `data.train` or `data.val`. Its paths are relative to `data.root`.
+
+    Args:
+        config: the config.
+        split: `train` or `val`.
+        findings: receives the errors and notes of the data set.
+        class_names: the classes in the order of the labels. The default is the order of the data set.
+
+    Raises:
+        UserError: the data set cannot be read, or has errors that stop a training.
+    """
     model = outline(config)
     priors = torch.cat(model.head.priors((model.strides[-1], model.strides[-1])))
     part = getattr(config.data, split)
@@ -53,16 +62,16 @@ def read_dataset(
 
 
 def _settle_bits(config: Config, dataset: DetectionDataset, findings: Findings) -> None:
-    """How the data set's images of 16 bits are scaled: as the config says, or by the range of their values."""
+    """Set the number of bits of 16-bit images: the value of `data.bits`, or the range of the values in the images."""
     deep = [record.path for record in dataset.records if record.is_deep]
     if deep:
         dataset.bits = deep_bits(deep) if config.data.bits == "auto" else config.data.bits
-        text = f"values up to {2**dataset.bits - 1} become 0 to 255 (data.bits={dataset.bits})"
+        text = f"values of 0 to {2**dataset.bits - 1} become 0 to 255 (data.bits={dataset.bits})"
         findings.add("image_deep", range(len(deep)), lambda i: f"{deep[i]}: {text}")
 
 
 def facts(dataset: DetectionDataset) -> dict[str, Any]:
-    """Return what parts may ask of a data set, by the names that their constructors use."""
+    """Return the properties of a data set that parts can use, by the names of the parameters of their constructors."""
     return {
         "num_classes": len(dataset.class_names),
         "class_names": dataset.class_names,
@@ -72,16 +81,19 @@ def facts(dataset: DetectionDataset) -> dict[str, Any]:
 
 
 def require_objects(train: DetectionDataset) -> None:
-    """Raise UserError where a training set has no object to learn from."""
+    """Raise UserError where a training set has no object."""
     if not train.class_counts().sum():
         raise UserError(
-            f"data.train: its {len(train)} images have no object to learn from", "check where its annotations are"
+            f"data.train: none of the {len(train)} images has an object", "check the paths of the annotations"
         )
 
 
 def with_decisions(config: Config, train: DetectionDataset) -> Config:
-    """The config with what the training set decides in place of `auto`, so that the validation set and new pictures are
-    read alike: the bits of 16-bit images, and the parameters of a data set of the same type."""
+    """Return the config with the decisions of the training set in place of `auto`.
+
+    The decisions are the bits of 16-bit images and the parameters of a data set of the same type. The validation set
+    and new pictures are then read in the same way as the training set.
+    """
     data, update = config.data, {}
     if data.bits == "auto" and any(record.is_deep for record in train.records):
         update["bits"] = train.bits
@@ -94,37 +106,51 @@ def with_decisions(config: Config, train: DetectionDataset) -> Config:
 
 
 def build_dataset(config: Config, split: str, class_names: tuple[str, ...] | None = None) -> DetectionDataset:
-    """The `train` or `val` data set, divided and without empty images where the config says so; the log tells what is
-    wrong or odd with it and what becomes of that. Raises UserError."""
-    divided = config.data.split is not None
+    """Return the data set `train` or `val`, and log its errors and notes.
+
+    `data.split` divides the data set, and `data.keep_empty=false` removes the images without objects.
+
+    Args:
+        config: the config.
+        split: `train` or `val`.
+        class_names: the classes in the order of the labels. The default is the order of the data set.
+
+    Raises:
+        UserError: the data set cannot be read, has errors that stop a training, or has no images.
+    """
+    is_divided = config.data.split is not None
     findings = Findings(config.data.invalid)
-    dataset = read_dataset(config, "train" if divided else split, findings, class_names)
-    if not (divided and split == "val"):  # which is in the same files
+    dataset = read_dataset(config, "train" if is_divided else split, findings, class_names)
+    if not (is_divided and split == "val"):  # the findings of the same files are in the log of `train`
         for line in findings.lines():
             log.info("data.%s: %s", split, line)
-    if divided:
+    if is_divided:
         dataset = divide(config, dataset)[split]
     if split == "train" and not config.data.keep_empty:
-        kept = [i for i, record in enumerate(dataset.records) if len(record.boxes)]
-        log.info("data.train: %d images without objects left out", len(dataset) - len(kept))
-        dataset = dataset.subset(kept)
+        with_objects = [i for i, record in enumerate(dataset.records) if len(record.boxes)]
+        log.info("data.train: %d images without objects are not used", len(dataset) - len(with_objects))
+        dataset = dataset.subset(with_objects)
     if not len(dataset):
         raise UserError(
-            f"data.{split}: no image is left of the data set",
-            "check its paths, data.split, data.keep_empty and what data.invalid=skip left out",
+            f"data.{split}: the data set has no images",
+            "check its paths, data.split, data.keep_empty and the entries that data.invalid=skip has removed",
         )
     return dataset
 
 
 def divide(config: Config, dataset: DetectionDataset) -> dict[str, DetectionDataset]:
-    """The parts `train` and `val` that `data.split` makes of it."""
+    """Return the parts `train` and `val` of a data set, as `data.split` divides it."""
     assert config.data.split is not None
     first = stratified_split(dataset.labels_by_image(), config.data.split, config.data.split_seed)
     return {"train": dataset.subset(np.flatnonzero(first)), "val": dataset.subset(np.flatnonzero(~first))}
 
 
 def num_workers(config: Config) -> int:
-    """`auto`: a worker for each spare core, at most 8; none on two cores, where one would fight the training step."""
+    """Return the number of loader workers.
+
+    `auto` is the number of cores minus 1, and at most 8. On one or two cores it is 0, because a worker would slow down
+    the training step.
+    """
     if config.data.num_workers != "auto":
         return config.data.num_workers
     cores = num_cores()
@@ -132,19 +158,20 @@ def num_workers(config: Config) -> int:
 
 
 def build_buckets(config: Config, dataset: DetectionDataset) -> Buckets:
-    """Of images as they are resized for evaluation; where training draws sizes from a range, of like shape alone."""
+    """Return the buckets of images with similar aspect ratios, at the size that they have in evaluation."""
     sizes = [target_size(r.height, r.width, evaluation_side(config), config.data.long_side) for r in dataset.records]
     return make_buckets(np.array(sizes), config.data.aspect_buckets, outline(config).size_divisor)
 
 
 def cached(config: Config, dataset: DetectionDataset) -> DetectionDataset:
-    """The data set with its images kept in `data.cache`, where there is one."""
+    """Return the data set with a cache of its images in `data.cache`. Without `data.cache` it is unchanged."""
     if config.data.cache is None:
         return dataset
     return CachedDataset(dataset, config.data.cache, evaluation_side(config), config.data.long_side)
 
 
 def build_train_loader(config: Config, dataset: DetectionDataset) -> Loader:
+    """Return the loader of the training. Where the image sizes vary, its buckets have no fixed canvas."""
     buckets = build_buckets(config, dataset)
     known = facts(dataset)
     return make_loader(
@@ -163,7 +190,7 @@ def build_train_loader(config: Config, dataset: DetectionDataset) -> Loader:
 
 
 def build_eval_loader(config: Config, dataset: DetectionDataset) -> Loader:
-    """Every image once, in order; a multi-scale range is evaluated at its upper end."""
+    """Return a loader that reads each image once, in the order of the data set, at the size of evaluation."""
     return make_loader(
         cached(config, dataset),
         Resize(evaluation_side(config), config.data.long_side),
@@ -178,5 +205,6 @@ def build_eval_loader(config: Config, dataset: DetectionDataset) -> Loader:
 
 
 def evaluation_side(config: Config) -> int:
+    """Return the shorter image side in evaluation, in pixels: `data.short_side`, or the upper bound of its range."""
     side = config.data.short_side
     return side if isinstance(side, int) else max(side)

@@ -1,4 +1,4 @@
-"""Detection and evaluation, from a config."""
+"""Functions that build detection and evaluation from a config."""
 
 import math
 from collections.abc import Callable
@@ -23,21 +23,34 @@ from detector.evaluation.metrics import Metrics
 
 
 def with_targets(
-    config: Config, dataset: DetectionDataset, see: Callable[[Batch, Predictions, Targets], None]
+    config: Config, dataset: DetectionDataset, observe: Callable[[Batch, Predictions, Targets], None]
 ) -> Callable[[Batch, Predictions], None]:
-    """Return an observer of a pass over `dataset`. It gives `see` the targets of each batch too."""
+    """Return an observer of a pass over a data set that also computes the targets of each batch.
+
+    Args:
+        config: the config, whose assigner computes the targets.
+        dataset: the data set.
+        observe: called with each batch, its predictions and its targets.
+    """
     assigner = config.assigner.build(facts(dataset))
 
-    def observe(batch: Batch, predictions: Predictions) -> None:
-        see(batch, predictions, assigner(predictions.priors, batch.truth, predictions))
+    def add_targets(batch: Batch, predictions: Predictions) -> None:
+        observe(batch, predictions, assigner(predictions.priors, batch.truth, predictions))
 
-    return observe
+    return add_targets
 
 
 def build_detection(config: Config, device: torch.device, dtype: torch.dtype) -> Callable[..., list[Detections]]:
-    """`detect_batch` with all of `config.evaluation`: a function from a model and a batch to detections.
+    """Return `detect_batch` with the settings of `evaluation`: a function from a model and a batch to detections.
 
-    Raises UserError where the sizes of the config make even a square image larger than any that can be read."""
+    Args:
+        config: the config.
+        device: the device of the model.
+        dtype: the data type to compute in.
+
+    Raises:
+        UserError: with `data.short_side` and `evaluation.scales`, a square image has more than MAX_PIXELS pixels.
+    """
     settings = config.evaluation
     side, largest = min(evaluation_side(config), config.data.long_side), math.isqrt(MAX_PIXELS)
     if side * max(settings.scales) > largest:
@@ -46,7 +59,7 @@ def build_detection(config: Config, device: torch.device, dtype: torch.dtype) ->
             if side > largest
             else ("evaluation.scales", max(settings.scales), largest / side)
         )
-        raise UserError(f"{key}: {value:g} makes images of over {MAX_PIXELS} pixels", f"give at most {limit:.5g}")
+        raise UserError(f"{key}: {value:g} gives images of more than {MAX_PIXELS} pixels", f"set at most {limit:.5g}")
     return partial(
         detect_batch,
         device=device,
@@ -63,27 +76,38 @@ def build_evaluation(
     dtype: torch.dtype,
     observe: Callable[[Batch, Predictions], None] | None = None,
 ) -> Callable[[nn.Module], tuple[Metrics, list[dict]]]:
-    """A function from a model to COCO's numbers on `dataset`, with the settings that they hold for, and the detections
-    behind them (these on rank 0 alone); `observe` sees each batch of this process and what the model says of it."""
+    """Return a function from a model to COCO's metrics and the detections on a data set.
+
+    The metrics contain their settings. Only rank 0 gets the detections, and the other ranks get an empty list.
+
+    Args:
+        config: the config.
+        dataset: the data set.
+        device: the device of the model.
+        dtype: the data type to compute in.
+        observe: called with each batch of this process and the predictions of the model.
+    """
     settings = config.evaluation
-    recorded = settings.model_dump() | {
+    all_settings = settings.model_dump() | {
         "short_side": evaluation_side(config),
         "long_side": config.data.long_side,
         "precision": str(dtype).removeprefix("torch."),
     }
     loader = build_eval_loader(config, dataset)
-    find = build_detection(config, device, dtype)
+    detect_images = build_detection(config, device, dtype)
     position = {record.image_id: i for i, record in enumerate(dataset.records)}
 
     def evaluate(model: nn.Module) -> tuple[Metrics, list[dict]]:
-        found = detect(model, loader, find, category_ids=dataset.category_ids, observe=observe)
-        # by image, in the data set's order, whichever process had it
-        detections = sorted(chain.from_iterable(gather(found)), key=lambda one: position[one["image_id"]])
+        of_this_rank = detect(model, loader, detect_images, category_ids=dataset.category_ids, observe=observe)
+        # the order of the images is that of the data set, also with several processes
+        detections = sorted(
+            chain.from_iterable(gather(of_this_rank)), key=lambda detection: position[detection["image_id"]]
+        )
         if rank() > 0:
             return broadcast(None), []
         metrics = coco_metrics(
             dataset.ground_truth(), detections, backend=settings.backend, max_detections=settings.max_detections
         )
-        return broadcast(replace(metrics, settings=recorded)), detections
+        return broadcast(replace(metrics, settings=all_settings)), detections
 
     return evaluate

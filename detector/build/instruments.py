@@ -1,4 +1,4 @@
-"""The instruments of imbalance, from a config."""
+"""Functions that build the measurements of imbalance from a config."""
 
 from collections.abc import Callable
 from functools import partial
@@ -24,10 +24,14 @@ from detector.models.heads.anchors import AnchorHead
 
 
 def build_census(config: Config, dataset: DetectionDataset) -> Census:
-    """The census of a data set with the config's anchors and assigner, at evaluation's image size."""
+    """Return the census of a data set with the anchors and the assigner of the config, at the image size of evaluation.
+
+    Raises:
+        UserError: the head has no anchors.
+    """
     model = outline(config)
     if not isinstance(model.head, AnchorHead):
-        raise UserError(f"model.head: a census counts anchors, and the head {config.model.head.type} has none")
+        raise UserError(f"model.head: {config.model.head.type} has no anchors to count", "set a head with anchors")
     setting = Setting(
         grid=model.head.grid,
         assigner=config.assigner.build(facts(dataset)),
@@ -42,17 +46,26 @@ def build_census(config: Config, dataset: DetectionDataset) -> Census:
 def build_probe(
     config: Config, dataset: DetectionDataset, device: torch.device, dtype: torch.dtype
 ) -> Callable[[nn.Module], Probe]:
-    """A function from a model to what a pass over `dataset` shows, with every registered loss: the config's own as it
-    is set there, the others by their defaults."""
-    own = config.loss.classification
-    parts = {name: CLASSIFICATION_LOSSES.resolve(name) for name in CLASSIFICATION_LOSSES.names()} | {own.type: own}
+    """Return a function from a model to a probe of a data set with each registered classification loss.
+
+    The loss of the config has the parameters of the config. The other losses have their defaults.
+
+    Args:
+        config: the config.
+        dataset: the data set.
+        device: the device of the model.
+        dtype: the data type to compute in.
+    """
+    trained = config.loss.classification
+    parts = {name: CLASSIFICATION_LOSSES.resolve(name) for name in CLASSIFICATION_LOSSES.names()}
+    parts[trained.type] = trained
     loader, known = build_eval_loader(config, dataset), facts(dataset)
 
     def run(model: nn.Module) -> Probe:
         probe = Probe({name: build_classification_loss(part, known) for name, part in parts.items()})
-        observe = with_targets(config, dataset, lambda _, *seen: probe.update(*seen))
-        for seen in predict(model, loader, device=device, dtype=dtype):
-            observe(*seen)
+        observe = with_targets(config, dataset, lambda _, predictions, targets: probe.update(predictions, targets))
+        for batch, predictions in predict(model, loader, device=device, dtype=dtype):
+            observe(batch, predictions)
         return probe
 
     return run

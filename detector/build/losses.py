@@ -1,4 +1,4 @@
-"""The losses, from a config and a training set."""
+"""Functions that build the losses from a config and a training set."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +13,13 @@ from detector.losses.criterion import Criterion
 
 
 def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
-    """The losses for a training set; `num_classes` and `class_counts`, where a loss has them and the config does not
-    say, are the set's own. Raises UserError where the config says otherwise."""
+    """Return the criterion for a training set.
+
+    A loss whose `num_classes` or `class_counts` is null in the config gets the values of the training set.
+
+    Raises:
+        UserError: a value of the config does not fit the number of classes.
+    """
     known = facts(dataset)
     return Criterion(
         config.loss,
@@ -26,12 +31,26 @@ def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
 
 
 def build_classification_loss(part: Part[ClassificationLoss], known: Mapping[str, Any]) -> ClassificationLoss:
-    """The classification loss, with what it needs to know of the training set (`facts`); see `build_criterion`."""
+    """Return the classification loss for a training set.
+
+    Args:
+        part: the loss of the config.
+        known: the properties of the training set (`detector.build.facts`).
+
+    Raises:
+        UserError: a value of the config does not fit the number of classes.
+    """
     num_classes = known["num_classes"]
     spec = part.parameters
     for key in ("alpha", "class_weights", "class_counts"):
         if isinstance(spec.get(key), list) and len(spec[key]) != num_classes:
-            raise UserError(f"loss.classification.{key}: {len(spec[key])} values for {num_classes} classes")
+            raise UserError(
+                f"loss.classification.{key}: the list has {len(spec[key])} values, but there are {num_classes} classes",
+                "give a value for each class",
+            )
     if spec.get("num_classes", num_classes) not in (None, num_classes):
-        raise UserError(f"loss.classification.num_classes: {spec['num_classes']}, but the data set has {num_classes}")
+        raise UserError(
+            f"loss.classification.num_classes: {spec['num_classes']}, but the data set has {num_classes} classes",
+            "set loss.classification.num_classes=null",
+        )
     return part.build(known)

@@ -1,4 +1,4 @@
-"""The model, from a config: its network, its pretrained weights, its device."""
+"""Functions that build the model from a config: the network, the pretrained weights and the device."""
 
 import logging
 import random
@@ -18,14 +18,19 @@ log = logging.getLogger(__name__)
 
 
 def build_model(config: Config, num_classes: int) -> DetectionModel:
-    """Return the network as it is initialized, without `model.weights`, on the CPU."""
+    """Return the initialized network on the CPU, without `model.weights`."""
     return DetectionModel(config.model, num_classes)
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What the data and the census must know of a network: the strides of its pyramid levels, the number that an
-    image's sides should be multiples of, and a head, which knows its priors."""
+    """The properties of a network that the loaders and the census need.
+
+    Attributes:
+        strides: the stride of each pyramid level, in pixels.
+        size_divisor: the number of pixels that should divide the sides of an image.
+        head: the head, which computes the priors.
+    """
 
     strides: tuple[int, ...]
     size_divisor: int
@@ -33,10 +38,10 @@ class Outline:
 
 
 def outline(config: Config) -> Outline:
-    """Return the outline of the network that the config describes. Each network is built once for it."""
+    """Return the outline of the network of the config. The outlines are cached by the section `model`."""
     section = config.model.model_dump_json()
     if section not in _OUTLINES:
-        with torch.random.fork_rng(devices=[]):  # the weights of the training come from the same numbers as before
+        with torch.random.fork_rng(devices=[]):  # the random numbers of the training do not depend on the outline
             model = build_model(config, num_classes=1)
         _OUTLINES[section] = Outline(model.strides, model.size_divisor, model.head)
     return _OUTLINES[section]
@@ -46,7 +51,10 @@ _OUTLINES: dict[str, Outline] = {}
 
 
 def build_trained_model(config: Config, dataset: DetectionDataset) -> DetectionModel:
-    """Return the network for the classes of `dataset`, with `model.weights`; the rest is drawn from `train.seed`."""
+    """Return the network for the classes of a data set, with `model.weights`.
+
+    The random seed `train.seed` initializes the weights that `model.weights` does not contain.
+    """
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(config.train.seed % 2**32)
     model = build_model(config, len(dataset.class_names))
@@ -58,10 +66,19 @@ def build_trained_model(config: Config, dataset: DetectionDataset) -> DetectionM
 def place(
     model: DetectionModel, config: Config, inference_device: str | None = None
 ) -> tuple[DetectionModel, torch.device, torch.dtype]:
-    """The model on its device and in its memory format; the device; the format to compute in.
+    """Move a model to its device and its memory format.
 
-    They are those of the config's training. With `inference_device` (auto, cpu or cuda), a training on another machine
-    decides neither the device nor a format that the device does not multiply. Raises UserError for cuda without a GPU.
+    Args:
+        model: the model.
+        config: the config, which chooses the device and the data type of the training.
+        inference_device: auto, cpu or cuda. It replaces the device of the config, which may be that of another
+            machine. The data type is then one that the device can multiply. The default is a training.
+
+    Returns:
+        The model, its device, and the data type to compute in.
+
+    Raises:
+        UserError: the device is cuda, and there is no GPU.
     """
     if inference_device is None:
         device = choose_device(config.train.device)
@@ -70,6 +87,6 @@ def place(
         device = choose_device(inference_device, "device")
         dtype = choose_inference_dtype(config.train.precision, device)
         if config.train.device not in ("auto", device.type):
-            log.info("running on %s; train.device=%s is for training alone", device, config.train.device)
+            log.info("inference runs on %s, because train.device=%s is only for training", device, config.train.device)
     layout = choose_memory_format(config.train.channels_last, device, dtype)
     return model.to(device).to(memory_format=layout), device, dtype

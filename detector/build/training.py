@@ -1,4 +1,4 @@
-"""The trainer, from a config."""
+"""The function that builds the trainer from a config."""
 
 import logging
 from pathlib import Path
@@ -28,36 +28,47 @@ log = logging.getLogger(__name__)
 def build_trainer(
     config: Config, model: DetectionModel, train: DetectionDataset, val: DetectionDataset, folder: Path
 ) -> Trainer:
-    """Everything a run needs, on its device, before the first step."""
+    """Return the trainer of a run, on its device, before the first step.
+
+    Args:
+        config: the config.
+        model: the model with its initial weights.
+        train: the training set.
+        val: the validation set.
+        folder: the folder of the run.
+
+    Raises:
+        UserError: the settings do not fit the data set, the device or each other.
+    """
     settings = config.train
     shared = {record.path.resolve() for record in train.records} & {record.path.resolve() for record in val.records}
     if shared:
         log.warning(
-            "data.val: %d of its %d images are in data.train as well (first: %s), so its scores will be too good; "
-            "validate on other images",
+            "data.val: %d of the %d images are also in data.train (first: %s), so the metrics will be too high; "
+            "remove these images from data.train or data.val",
             *(len(shared), len(val), min(shared)),
         )
     model, device, dtype = place(model, config)
     has_sync = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     if has_sync and device.type == "cpu" and world_size() > 1:
         raise UserError(
-            f"model.backbone.norm: sync shares statistics between GPUs, but {world_size()} processes share a CPU",
-            "set model.backbone.norm=group, or batch for statistics of each process's own",
+            f"model.backbone.norm: sync needs GPUs, but the {world_size()} processes run on the CPU",
+            "set model.backbone.norm=group, or batch for separate statistics in each process",
         )
     loader = build_train_loader(config, train)
     steps_per_epoch = len(loader) // settings.accumulation
     if steps_per_epoch == 0:
         raise UserError(
-            f"train.accumulation: {settings.accumulation} batches a step, but an epoch has only {len(loader)}",
-            "lower it or train.batch_size",
+            f"train.accumulation: a step has {settings.accumulation} batches, but an epoch has only {len(loader)}",
+            "lower train.accumulation or train.batch_size",
         )
     schedule = Schedule(settings, steps_per_epoch, settings.accumulation * loader.batches.batch_size)
     if schedule.warmup_steps < settings.warmup_steps:
         log.info(
-            "train.warmup_steps: %d steps are more than a tenth of this run's %d; the warm-up takes %d steps",
-            settings.warmup_steps,
-            schedule.num_steps,
+            "train.warmup_steps: the warm-up has %d steps, a tenth of the %d steps of this run, in place of %d",
             schedule.warmup_steps,
+            schedule.num_steps,
+            settings.warmup_steps,
         )
     criterion = build_criterion(config, train).to(device)
     assigner = config.assigner.build(facts(train))
@@ -88,12 +99,12 @@ def build_trainer(
 
 
 def _check_accumulation(config: Config, assigner: Assigner, criterion: Criterion) -> None:
-    """Raise UserError where a step may have several batches and its gradients cannot be divided at its end."""
+    """Raise UserError where a step may have several batches, and its gradients cannot be divided after the last one."""
     has_several = config.train.accumulation > 1 or config.faults.out_of_memory == "halve"
     if assigner.needs_predictions and has_several and not criterion.can_divide_afterwards:
         raise UserError(
-            f"assigner: {config.assigner.type} needs predictions: the normalizer of a step of several batches is known "
-            "at its end alone, and these losses cannot be divided by it then",
-            "set train.accumulation=1 and faults.out_of_memory=stop, or losses that are not normalized by themselves "
-            "with loss.normaliser=global",
+            f"assigner: {config.assigner.type} needs predictions, so the normalizer is known only after the last batch "
+            "of a step, but these losses divide by it in each batch",
+            "set train.accumulation=1 and faults.out_of_memory=stop, or set loss.normaliser=global and losses that do "
+            "not normalize themselves",
         )

@@ -1,4 +1,7 @@
-"""The command `detector`: one module for each subcommand. Nothing heavy is imported before a subcommand runs."""
+"""The command `detector`, with a module for each subcommand.
+
+Large packages such as torch are imported only when a subcommand runs.
+"""
 
 import argparse
 import importlib
@@ -11,29 +14,31 @@ from detector.core import command
 
 DISTRIBUTION = "imbalance-detector"
 COMMANDS = {
-    "train": "train a detector, evaluate it and leave a run folder",
-    "evaluate": "COCO's numbers of a trained detector, and where they are lost",
-    "infer": "detect objects in images, videos and what a camera sees",
+    "train": "train a detector, evaluate it and write a run folder",
+    "evaluate": "compute COCO's metrics of a trained detector and analyze its errors",
+    "infer": "detect objects in images, videos and camera streams",
     "export": "write a checkpoint as ONNX or torch.export",
-    "check": "list what is wrong or odd with a data set",
+    "check": "list the errors and oddities of a data set",
     "convert": "write a data set as COCO, Pascal VOC or YOLO",
     "census": "count foreground and background anchors before training",
-    "probe": "show what each loss makes of a trained model",
+    "probe": "measure the gradient of each loss on a trained model",
     "advise": "suggest settings against the imbalance",
-    "study": "train a grid of settings, levels and seeds",
-    "keys": "show the keys of the config, their values and defaults",
-    "report": "make one HTML page of runs, probes, censuses and studies",
+    "study": "train a grid of variants, levels and seeds",
+    "keys": "show the keys of the config, with values and defaults",
+    "report": "write an HTML page of runs, probes, censuses and studies",
     "benchmark": "measure speeds on this machine",
 }
 
 
 def main() -> NoReturn:
     """Run the subcommand that the command line names."""
-    listed = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+    commands = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="detector",
-        description="Train one-stage object detectors; see, measure and repair foreground/background imbalance.",
-        epilog=f"commands:\n{listed}\n\n`detector COMMAND --help` says more of each.",
+        description=(
+            "Train one-stage object detectors, and measure and repair the imbalance of foreground and background."
+        ),
+        epilog=f"commands:\n{commands}\n\n`detector COMMAND --help` describes the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"detector {version(DISTRIBUTION)}")
@@ -45,5 +50,5 @@ def main() -> NoReturn:
 
 def run(name: str) -> NoReturn:
     """Run a subcommand with the arguments in `sys.argv`, and exit."""
-    sys.path.append(os.getcwd())  # a config may import a part from a file there, as with `python -m detector`
+    sys.path.append(os.getcwd())  # a config may import modules from there, as with `python -m detector`
     command.run(importlib.import_module(f"detector.cli.{name}").main)

@@ -1,4 +1,6 @@
-"""Remedies for the imbalance that a census, and a probe if there is one, have found: a config with the reasons.
+"""Suggest settings against the imbalance that a census, and optionally a probe, has measured.
+
+The output is a config with the settings and their reasons.
 
 Example: detector advise --census runs/census/bccd_focal_train --cfg bccd_focal.yaml --out advice.yaml
 """
@@ -17,16 +19,15 @@ from detector.core.files import write_text
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--census", type=user_path, required=True, help="what detector census wrote: the file or its folder"
-    )
-    parser.add_argument("--probe", type=user_path, help="what detector probe wrote: the file or its folder")
-    parser.add_argument("--cfg", required=True, help="the config to improve: a name in configs/, or a path")
-    parser.add_argument("--gamma", type=float, default=2.0, help="focal loss's; 0 asks for cross entropy")
-    parser.add_argument("--out", type=out_file, default="advice.yaml", help="the improved config")
+    parser.add_argument("--census", type=user_path, required=True, help="census.json of detector census, or its folder")
+    parser.add_argument("--probe", type=user_path, help="probe.json of detector probe, or its folder")
+    parser.add_argument("--cfg", required=True, help="config to improve: a name in configs/, or a path")
+    parser.add_argument("--gamma", type=float, default=2.0, help="gamma of the focal loss; 0 is cross entropy")
+    parser.add_argument("--out", type=out_file, default="advice.yaml", help="file for the improved config")
     args = parser.parse_args()
-    # imported here, so that --help does not wait for torch
+    # imported here, because --help must not import torch
     from detector.config import CONFIGS, load_config
     from detector.core.json_records import read_record
     from detector.imbalance.advisor import advise, overlay
@@ -34,23 +35,24 @@ def main() -> None:
     from detector.imbalance.probe_result import PROBE, ProbeResult
 
     if not 0 <= args.gamma < math.inf:
-        raise UserError(f"--gamma {args.gamma:g}: should be a number from 0 on")
+        raise UserError(f"--gamma {args.gamma:g} is not a number of 0 or more", "give for example --gamma 2")
     load_config(args.cfg)
     census = read_record(file_in(args.census, "census.json"), Census, CENSUS)
     probe = read_record(file_in(args.probe, "probe.json"), ProbeResult, PROBE) if args.probe else None
     advice = advise(census, probe, args.gamma)
     base = user_path(args.cfg) if os.path.dirname(args.cfg) else CONFIGS / args.cfg
     base = base if base.is_file() else Path(f"{base}.yaml")
-    lines = [f"# {args.cfg} with the remedies that its census speaks for."]
-    for one in advice:
-        print(f"{one.key}: {one.value}\n{textwrap.indent(textwrap.fill(one.reason, 100), '    ')}")
-        lines += textwrap.wrap(f"{one.key}: {one.reason}", 116, initial_indent="# ", subsequent_indent="#   ")
+    lines = [f"# {args.cfg} with the settings that its census suggests."]
+    for item in advice:
+        print(f"{item.key}: {item.value}\n{textwrap.indent(textwrap.fill(item.reason, 100), '    ')}")
+        lines += textwrap.wrap(f"{item.key}: {item.reason}", 116, initial_indent="# ", subsequent_indent="#   ")
     values = {"base": os.path.relpath(base, args.out.parent)} | overlay(advice)
     write_text(args.out, "\n".join(lines) + "\n" + yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
     load_config(str(args.out.resolve()))
-    print(f"{args.out} has it: detector train --cfg {args.out if os.path.dirname(args.out) else f'./{args.out}'}")
+    path = args.out if os.path.dirname(args.out) else f"./{args.out}"
+    print(f"{args.out} contains these settings; train with `detector train --cfg {path}`")
 
 
 def file_in(path: Path, name: str) -> Path:
-    """Return the file `name` in the folder `path`, or `path` where it is a file."""
+    """Return the file `name` in the folder `path`, or `path` if `path` is a file."""
     return path / name if path.is_dir() else path

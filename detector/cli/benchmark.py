@@ -1,4 +1,6 @@
-"""Speeds, as ratios measured side by side in one process (A B A B, medians), and what remedies for imbalance do.
+"""Measure speeds on this machine, and the effect of remedies for imbalance.
+
+Speeds are ratios of medians. The candidates run alternately (A B A B) in one process.
 
 Example: detector benchmark training --out tools/benchmarks/training_cpu.json
 """
@@ -10,6 +12,7 @@ from detector.core.command import out_file
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     kinds = parser.add_subparsers(dest="kind", required=True)
     for name, text in (("training", "a training step"), ("inference", "images to boxes")):
@@ -18,14 +21,11 @@ def main() -> None:
         kind.add_argument("--batch-size", type=int, default=2)
         kind.add_argument("--rounds", type=int, default=7)
         kind.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="auto")
-    compiling = "also what torch.compile makes"
+    compiling = "also measure with torch.compile"
     kinds.choices["training"].add_argument("--compile", dest="with_compile", action="store_true", help=compiling)
     for name, text in (
-        ("loader", "whether images come as fast as a config's training step takes them"),
-        (
-            "threads",
-            "loader workers, threads and their way to wait; the config's trainings take the fastest",
-        ),
+        ("loader", "the speed of the loader against the training step of a config"),
+        ("threads", "loader workers, threads and wait policies; later trainings of the config use the fastest"),
     ):
         kind = kinds.add_parser(name, help=text)
         kind.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
@@ -33,25 +33,27 @@ def main() -> None:
         kind.add_argument("--steps", type=int, default=20)
         kind.add_argument("--rounds", type=int, default=3)
         kind.add_argument("overrides", nargs="*", metavar="key.path=value")
-    kind = kinds.add_parser("evaluation", help="COCO's scoring by hotcoco and by pycocotools")
+    kind = kinds.add_parser("evaluation", help="COCO's metrics by hotcoco and by pycocotools")
     kind.add_argument("--images", type=int, default=5000)
-    kind.add_argument("--detections", type=int, default=100, help="an image")
+    kind.add_argument("--detections", type=int, default=100, help="number of detections of each image")
     kind.add_argument("--rounds", type=int, default=3)
-    kind = kinds.add_parser("census", help="a census of COCO-size annotations, in seconds")
+    kind = kinds.add_parser("census", help="a census of as many annotations as COCO has, in seconds")
     kind.add_argument("--images", type=int, default=5000)
     kind.add_argument("--cfg", default="coco_focal_r50_1x.yaml", help="a config's name in configs/, or a path")
-    kind = kinds.add_parser("losses", help="forward and backward of each loss on 120,000 anchors x 80 classes an image")
-    kind.add_argument("--batch-sizes", type=int, nargs="+", help="images; default 1, and 16 on a GPU")
+    kind = kinds.add_parser(
+        "losses", help="forward and backward pass of each loss, with 120,000 anchors x 80 classes in each image"
+    )
+    kind.add_argument("--batch-sizes", type=int, nargs="+", help="numbers of images; default 1, and also 16 on a GPU")
     kind.add_argument("--precisions", choices=("fp32", "bf16", "fp16"), nargs="+", default=["fp32", "bf16"])
     kind.add_argument("--rounds", type=int, default=7)
     kind.add_argument("--compile", dest="with_compile", action="store_true", help=compiling)
-    kind.add_argument("--only", default="", help="losses whose name contains this text")
-    kind = kinds.add_parser("imbalanced", help="remedies on a binary problem of 1 : 578, as card fraud is")
+    kind.add_argument("--only", default="", help="only the losses whose name contains this text")
+    kind = kinds.add_parser("imbalanced", help="remedies on a binary problem with the imbalance of card fraud, 1 : 578")
     kind.add_argument("--seeds", type=int, default=5)
     for kind in kinds.choices.values():
-        kind.add_argument("--out", type=out_file, help="JSON file; the table goes beside it as Markdown")
+        kind.add_argument("--out", type=out_file, help="JSON file; the table is written next to it as Markdown")
     args = vars(parser.parse_args())
-    # imported here, so that --help does not wait for torch
+    # imported here, because --help must not import torch
     from detector.benchmarks import census, evaluation, imbalanced, inference, loader, losses, threads, training
     from detector.benchmarks.timing import machine
     from detector.core.files import write_json, write_text
@@ -70,7 +72,7 @@ def main() -> None:
 
 
 def cells(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Column names and texts; a value `x` with a deviation `x_std` shares its cell with it."""
+    """Return the column names and the texts of the cells. A value `x` and its deviation `x_std` share a cell."""
     columns = [name for name in max(rows, key=len) if not name.endswith("_std")]
 
     def text(row: dict, name: str) -> str:

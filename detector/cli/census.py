@@ -1,4 +1,4 @@
-"""What a data set and the anchors do to each other, before any training: how many anchors are foreground, and whose.
+"""Count the foreground, ignored and background anchors of a data set by level, class, size and image, before training.
 
 Example: detector census --cfg bccd_focal.yaml data.root=DIR
 """
@@ -15,13 +15,14 @@ log = logging.getLogger("detector")
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
     parser.add_argument("--split", choices=("train", "val"), default="train")
     parser.add_argument("--out", type=out_folder, help="folder for census.json; default runs/census/<config>_<split>")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # imported here, so that --help does not wait for torch
+    # imported here, because --help must not import torch
     from detector.build import build_census, build_dataset
     from detector.config import load_config
     from detector.core.files import write_json
@@ -51,9 +52,11 @@ def main() -> None:
     show(titles, rows)
     quantiles = census.by_image.background_per_foreground.quantiles
     log.info("background anchors per foreground anchor: %.0f", census.ratio)
-    log.info("image by image: %s", ", ".join(f"{v:.0f} at {q}%" for q, v in quantiles.items()))
+    log.info("quantiles of this ratio over the images: %s", ", ".join(f"{v:.0f} at {q}%" for q, v in quantiles.items()))
     if fit := census.anchor_suggestion:
         recall, sizes = fit.recall, [[round(s) for s in level] for level in fit.sizes]
-        log.info("objects that some anchor overlaps enough: %.1f%%; with model.head.sizes %s and ratios %s: %.1f%%",
-                 100 * recall.now, sizes, fit.ratios, 100 * recall.suggested)  # fmt: skip
-    log.info("%s/census.json; detector advise and detector report read it", folder)
+        log.info(
+            "objects with a matching anchor: %.1f%% now, %.1f%% with model.head.sizes=%s and model.head.ratios=%s",
+            *(100 * recall.now, 100 * recall.suggested, sizes, fit.ratios),
+        )
+    log.info("wrote %s/census.json, which detector advise and detector report can read", folder)

@@ -1,5 +1,6 @@
-"""What is wrong or odd with a data set: annotations and every image file. Reads only; exit code 1 where something would
-stop a training.
+"""List the errors and oddities of a data set, in its annotations and in each image file.
+
+The command changes no file. Its exit code is 1 if a training would stop.
 
 Example: detector check --cfg bccd_focal.yaml data.root=DIR
          detector check 'data.train={type: voc, images: photos, annotations: labels}'
@@ -17,13 +18,14 @@ log = logging.getLogger("detector")
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", default="own_images.yaml", help="a config's name in configs/, or a path")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
     parser.add_argument("--fast", action="store_true", help="do not open the images")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # imported here, so that --help does not wait for torch
+    # imported here, because --help must not import torch
     from rich.console import Console
     from rich.progress import Progress
 
@@ -39,16 +41,16 @@ def main() -> None:
 
     start_logging()
     splits = ["train"] if config.data.val is None else ["train", "val"]
-    found, datasets = {split: Findings("skip") for split in splits}, {}
+    findings, datasets = {split: Findings("skip") for split in splits}, {}
     for split in splits:
         try:
             classes = datasets["train"].class_names if "train" in datasets else None
-            datasets[split] = read_dataset(config, split, found[split], classes)
+            datasets[split] = read_dataset(config, split, findings[split], classes)
             config = with_decisions(config, datasets["train"]) if split == "train" else config
         except UserError as error:
-            found[split].add("data_set", [0], lambda _, error=error: str(error))
+            findings[split].add("data_set", [0], lambda _, error=error: str(error))
     for split, dataset in datasets.items():
-        report_overlaps(dataset.records, dataset.class_names, found[split])
+        report_overlaps(dataset.records, dataset.class_names, findings[split])
     if not args.fast:
         paths = list(dict.fromkeys(record.path for dataset in datasets.values() for record in dataset.records))
         cache = cache_folder() / "images.json"
@@ -56,17 +58,17 @@ def main() -> None:
             task = progress.add_task("images", total=len(paths))
             verdicts = look_at_all(paths, cache, lambda: progress.advance(task))
         for split, dataset in datasets.items():
-            report_files(dataset.records, verdicts, found[split])
+            report_files(dataset.records, verdicts, findings[split])
         parts = divide(config, datasets["train"]) if config.data.split and datasets else datasets
         if len(parts) == 2 and all(map(len, parts.values())):
-            report_leaks(parts["train"].records, parts["val"].records, verdicts, found[splits[-1]])
+            report_leaks(parts["train"].records, parts["val"].records, verdicts, findings[splits[-1]])
 
     stopping = {"fatal"} if config.data.invalid == "skip" else {"fatal", "invalid"}
     rows: list[dict[str, Any]] = [
         {"split": split, "kind": kind, "stops": KINDS[kind].level in stopping, "count": finding.count,
          "what": KINDS[kind].what, "becomes": KINDS[kind].becomes, "remedy": KINDS[kind].remedy,
          "examples": finding.examples}
-        for split in splits for kind, finding in found[split].found.items()
+        for split in splits for kind, finding in findings[split].found.items()
     ]  # fmt: skip
     rows.sort(key=lambda row: (splits.index(row["split"]), not row["stops"]))
     if args.json:
@@ -75,13 +77,13 @@ def main() -> None:
         for split, dataset in datasets.items():
             log.info("data.%s: %s", split, dataset.describe())
         text = [
-            [row["split"], f"{row['count']:,}", row["what"], "stops it" if row["stops"] else row["becomes"]]
+            [row["split"], f"{row['count']:,}", row["what"], "stops the training" if row["stops"] else row["becomes"]]
             for row in rows
         ]
-        show(["split", "count", "what", "in a training"], text, "findings")
+        show(["split", "count", "finding", "effect in a training"], text, "findings")
         for row in rows:
             log.info("%s, %s: %s", row["split"], row["what"], row["remedy"])
             log.info("%s", "\n".join(f"    {example}" for example in row["examples"]))
     if any(row["stops"] for row in rows):
-        log.info("a training would stop; correct the data, or see data.invalid and faults.max_unreadable")
+        log.info("a training would stop; correct the data, or set data.invalid=skip or faults.max_unreadable")
         sys.exit(1)

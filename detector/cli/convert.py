@@ -1,4 +1,4 @@
-"""A data set in another format: COCO, Pascal VOC or YOLO, with its images.
+"""Write a data set, with its images, in another format: COCO, Pascal VOC or YOLO.
 
 Example: detector convert --cfg bccd_focal.yaml data.root=DIR --to yolo --out cells
 """
@@ -14,14 +14,15 @@ log = logging.getLogger("detector")
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cfg", default="own_images.yaml", help="a config whose data sections say what to convert")
+    parser.add_argument("--cfg", default="own_images.yaml", help="config with the data sets to convert")
     parser.add_argument("--to", choices=("coco", "voc", "yolo"), required=True)
-    parser.add_argument("--out", type=out_folder, required=True, help="a new folder")
-    parser.add_argument("--link", action="store_true", help="hard links to the images in place of copies")
+    parser.add_argument("--out", type=out_folder, required=True, help="new folder")
+    parser.add_argument("--link", action="store_true", help="create hard links to the images in place of copies")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # imported here, so that --help does not wait for torch
+    # imported here, because --help must not import torch
     from detector.build import build_dataset, with_decisions
     from detector.config import load_config
     from detector.data.formats.conversion import plan_conversion
@@ -36,11 +37,13 @@ def main() -> None:
     for split, dataset in splits.items():
         log.info("%s: %s", split, dataset.describe())
     for lost in plan.lost:
-        log.warning("%s has no place for %s", args.to, lost)
+        log.warning("the format %s cannot store %s", args.to, lost)
     for changed in plan.changed:
         log.warning("%s", changed)
     sections = [
         f"data.{split}={{{', '.join(f'{key}: {value}' for key, value in spec.items())}}}"
         for split, spec in specs.items()
     ]
-    log.info("to train on it: %s", shlex.join([f"data.root={args.out}", "data.split=null", *sections]))
+    log.info(
+        "overrides to train on %s: %s", args.to, shlex.join([f"data.root={args.out}", "data.split=null", *sections])
+    )

@@ -1,4 +1,4 @@
-"""COCO's numbers of a trained detector on a data set, and where they are lost: TIDE's errors, confusion, calibration.
+"""Evaluate a trained detector on a data set: COCO's metrics, TIDE's errors, class confusion and calibration.
 
 Examples: detector evaluate --checkpoint runs/first/checkpoints/best.pt
           detector evaluate --cfg coco_focal_r50_1x.yaml model.weights=torchvision_retinanet:FILE
@@ -17,11 +17,12 @@ log = logging.getLogger("detector")
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", type=user_path, help="a checkpoint; without one, the model as --cfg initialises it"
+        "--checkpoint", type=user_path, help="checkpoint; without a checkpoint, the model that --cfg initializes"
     )
-    parser.add_argument("--cfg", help="a config's name in configs/, or a path; default the checkpoint's own config")
+    parser.add_argument("--cfg", help="a config's name in configs/, or a path; default the config of the checkpoint")
     parser.add_argument("--split", choices=("train", "val"), default="val")
     parser.add_argument(
         "--out",
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # imported here, so that --help does not wait for torch
+    # imported here, because --help must not import torch
     from detector.build import build_dataset, build_evaluation, build_trained_model, with_targets
     from detector.config import data_part, load_config, with_parts
     from detector.core.distributed import gather, process_group, rank
@@ -46,7 +47,7 @@ def main() -> None:
     start_logging()
 
     if args.checkpoint is None and args.cfg is None:
-        raise UserError("nothing to evaluate: give --checkpoint PATH, or --cfg with model.weights")
+        raise UserError("there is no model to evaluate", "give --checkpoint PATH, or --cfg with model.weights")
     if args.checkpoint is None:
         config = load_config(args.cfg, args.overrides)
         dataset = build_dataset(config, args.split)
@@ -62,13 +63,13 @@ def main() -> None:
     log.info("evaluating on %s", dataset.describe())
     scores, ratios = AnchorScores(), {}
 
-    def see(batch: Batch, predictions: Predictions, targets: Targets) -> None:
+    def add_batch(batch: Batch, predictions: Predictions, targets: Targets) -> None:
         scores.update(predictions.logits, targets.labels)
         ratios.update(zip(batch.image_ids, background_per_foreground(targets.labels, num_classes), strict=True))
 
     with process_group(detector.device):
         evaluate = build_evaluation(
-            config, dataset, detector.device, detector.dtype, with_targets(config, dataset, see)
+            config, dataset, detector.device, detector.dtype, with_targets(config, dataset, add_batch)
         )
         metrics, detections = evaluate(detector.model)
         anchor_level, ratios = scores.compute(), dict(ChainMap(*gather(ratios)))
@@ -79,4 +80,4 @@ def main() -> None:
     save_evaluation(folder, metrics, detections)
     write_json(folder / "anatomy.json", anatomy.to_json())
     log.info("%s\n%s", summary(metrics, detections), describe(anatomy))
-    log.info("%s: metrics.json, anatomy.json, detections.json; detector report %s draws them", folder, folder)
+    log.info("wrote metrics.json, anatomy.json and detections.json; draw them with `detector report %s`", folder)

@@ -1,4 +1,4 @@
-"""What each loss makes of a trained model: who gets the gradient, and where the loss comes from, on the same scores.
+"""Measure for each loss, on the same scores of a trained model, which elements cause the loss and get the gradient.
 
 Example: detector probe --checkpoint runs/first/checkpoints/best.pt
 """
@@ -15,17 +15,16 @@ log = logging.getLogger("detector")
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=user_path, required=True)
     parser.add_argument("--split", choices=("train", "val"), default="val")
-    parser.add_argument("--images", type=int, help="only so many, evenly spread over the split; default all")
-    parser.add_argument(
-        "--out", type=out_folder, help="folder for probe.json; default probe_<split> in the run's folder"
-    )
+    parser.add_argument("--images", type=int, help="number of images, evenly spread over the split; default all")
+    parser.add_argument("--out", type=out_folder, help="folder for probe.json; default probe_<split> in the run folder")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # imported here, so that --help does not wait for torch
+    # imported here, because --help must not import torch
     from detector.build import build_dataset, build_probe
     from detector.config import data_part, with_parts
     from detector.core.files import write_json
@@ -41,7 +40,7 @@ def main() -> None:
     dataset = build_dataset(config, args.split, detector.class_names)
     if args.images is not None:
         if args.images < 1:
-            raise UserError(f"--images {args.images}: should be at least 1")
+            raise UserError(f"--images {args.images} is less than 1", "give --images 1 or more")
         dataset = dataset.evenly(args.images)
     folder = out_folder(args.out or args.checkpoint.parent.parent / f"probe_{args.split}")
     log.info("probing on %s", dataset.describe())
@@ -60,8 +59,8 @@ def main() -> None:
         shares = [f"{loss.gradient[group]:.1%}" for group in GROUPS]
         rows.append([name, f"{loss.loss_foreground:.1%}", *shares])
     short = [group.replace("_", " ").replace("foreground", "fg").replace("background", "bg") for group in GROUPS]
-    show(["loss", "fg's loss", *short], rows, "share of the gradient, of foreground (fg) and background (bg) elements")
+    show(["loss", "fg share of loss", *short], rows, "share of the gradient of foreground (fg) and background (bg)")
     scores = result.anchor_level
     assert scores is not None
-    log.info("anchors: ROC-AUC %.4f, average precision %.4f", scores.roc_auc, scores.average_precision)
-    log.info("%s/probe.json; detector report %s draws it", folder, folder)
+    log.info("scores of the anchors: ROC-AUC %.4f, average precision %.4f", scores.roc_auc, scores.average_precision)
+    log.info("wrote %s/probe.json; draw it with `detector report %s`", folder, folder)

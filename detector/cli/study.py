@@ -1,6 +1,6 @@
-"""Train a grid of variants x levels of imbalance x seeds, and tell what holds up: 95% intervals and paired tests.
+"""Train a grid of variants, levels of imbalance and seeds, and compare the variants by 95% intervals and paired tests.
 
-Interrupt it whenever you like: the same command goes on where it stopped.
+The command can be interrupted at any time. The same command then continues the study.
 
 Example: detector study --cfg losses.yaml --out runs/studies/losses
 """
@@ -16,14 +16,18 @@ from detector.core.console import start_logging
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="a study's name in configs/studies/, or a path")
     parser.add_argument("--out", type=out_folder, help="folder of the study; default runs/studies/<name>")
-    parser.add_argument("--jobs", type=int, help="runs at once; default one a core, on a GPU by its free memory")
-    parser.add_argument("--tables", action="store_true", help="only the tables of what there is")
-    parser.add_argument("--keep-checkpoints", action="store_true")
+    jobs = "number of simultaneous runs; default a run for each core, on a GPU as many as its free memory allows"
+    parser.add_argument("--jobs", type=int, help=jobs)
+    parser.add_argument(
+        "--tables", action="store_true", help="train nothing, and write the tables of the finished runs"
+    )
+    parser.add_argument("--keep-checkpoints", action="store_true", help="do not remove the checkpoints of the runs")
     args = parser.parse_args()
-    # imported here, so that --help does not wait for torch
+    # imported here, because --help must not import torch
     import detector.build  # noqa: F401  (registers the parts that a config names)
     from detector.core.files import write_json, write_text
     from detector.core.tables import markdown, show
@@ -41,7 +45,7 @@ def main() -> None:
     if not args.tables:
         train = [sys.executable, "-m", "detector", "train"]
         with claim(folder):
-            pending(runs, read_results(folder / "results.csv"))  # refuses a changed study before its file is replaced
+            pending(runs, read_results(folder / "results.csv"))  # raises for a changed study, before its file changes
             write_text(folder / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
             run_all(
                 runs,
@@ -55,5 +59,5 @@ def main() -> None:
     save_plots(tables, folder)
     means, tests = mean_cells(tables), difference_cells(tables)
     write_text(folder / "tables.md", f"{markdown(*means)}\n{markdown(*tests)}")
-    show(*means, title=f"{tables['metric']}, mean ± half its 95% interval")
-    show(*tests, title="paired by level and seed")
+    show(*means, title=f"{tables['metric']}: mean ± half of the 95% interval")
+    show(*tests, title="differences, paired by level and seed")

@@ -1,1 +1,1 @@
-"""What every other room uses: errors, files, YAML, registries, and the data that flows between the parts."""
+"""The modules that all other rooms use: errors, files, YAML, registries, and the data that the parts exchange."""

@@ -1,4 +1,4 @@
-"""What all tools share: the paths among their arguments, their exit codes and their one line on stderr."""
+"""The functions that all tools share: exit codes, error lines, and the paths among the arguments."""
 
 import errno
 import io
@@ -12,26 +12,29 @@ from typing import NoReturn
 from detector.core.errors import Interrupted, UserError
 from detector.core.torch_errors import explain
 
-PLACE_ERRORS = (  # of the user's disk and paths, not of the code
+PATH_ERRORS = (  # errors of the user's disk and paths, which are no bugs
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG, errno.ESTALE),
     *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP),
     *(errno.EBUSY, errno.EXDEV, errno.EMFILE, errno.ENFILE),
 )
-CLOSED_PIPE = 141  # what a shell reports of a process that SIGPIPE ends
+CLOSED_PIPE = 141  # the exit code that a shell reports for a process that SIGPIPE has ended
 
 
 def run(main: Callable[[], None]) -> NoReturn:
-    """Call `main` and exit: 0 done, 2 the user's input is at fault, 130 or 143 interrupted, 141 nobody reads the output
-    any more (bugs: a traceback)."""
+    """Call `main` and exit.
+
+    The exit code is 0 after success, 2 after an error in the user's input, 130 or 143 after an interrupt, and 141 if
+    the reader of the output has closed its pipe. A bug ends with a traceback and exit code 1.
+    """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the locale's encoding lacks is escaped
+        if isinstance(stream, io.TextIOWrapper):  # characters that the locale's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         code = _call(main)
         sys.stdout.flush()
     except BrokenPipeError:
         code = CLOSED_PIPE
-        # what is left in the buffer would be written, and fail once more, while Python shuts down
+        # else Python writes the rest of the buffer when it shuts down, and fails a second time
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
@@ -40,14 +43,15 @@ def _call(main: Callable[[], None]) -> int | str | None:
     try:
         main()
     except UserError as error:
-        return _fail(str(error))
+        return _fail(error)
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.errno not in PLACE_ERRORS:
+        if error.errno not in PATH_ERRORS:
             raise
-        what = f"{error.filename or 'a file of the run'}: {os.strerror(error.errno).lower()}"
-        return _fail(f"{what}; correct that and run the command again (a training with --resume auto)")
+        problem = f"{error.filename or 'a file of the run'}: {os.strerror(error.errno).lower()}"
+        remedy = "correct the path or the disk, and run the command again (a training with --resume auto)"
+        return _fail(UserError(problem, remedy))
     except Interrupted as error:
         return error.exit_code
     except KeyboardInterrupt:
@@ -55,54 +59,54 @@ def _call(main: Callable[[], None]) -> int | str | None:
     except SystemExit as stopped:
         return stopped.code
     except Exception as error:
-        if (line := explain(error)) is None:
+        if (user_error := explain(error)) is None:
             raise
-        return _fail(line)
+        return _fail(user_error)
     return 0
 
 
-def _fail(line: str) -> int:
-    with suppress(OSError):  # nobody reads it
-        print("error:", UserError(line), file=sys.stderr)
+def _fail(error: UserError) -> int:
+    with suppress(OSError):  # the reader of stderr has closed its pipe
+        print("error:", error, file=sys.stderr)
     return 2
 
 
 def user_path(text: str | Path) -> Path:
-    """An argument that is a path, with the home folder for `~`."""
+    """Return the path in an argument, with the home folder in place of `~`."""
     return Path(os.path.expanduser(text))
 
 
 def out_folder(text: str | Path) -> Path:
-    """An argument that is a folder to write to, there already or not. Raises UserError where it cannot be made."""
+    """Return the output folder in an argument. Raises UserError where the folder cannot be created."""
     folder = user_path(text)
-    _check_place(folder)
+    _check_writable(folder)
     return folder
 
 
 def out_file(text: str | Path) -> Path:
-    """An argument that is a file to write. Raises UserError where it cannot be made."""
+    """Return the output file in an argument. Raises UserError where the file cannot be created."""
     file = user_path(text)
     if file.is_dir():
-        raise UserError(f"{text}: a folder", "give the file to write in it")
-    _check_place(file.parent, file.name)
+        raise UserError(f"{text}: the path is a folder", "give the path of a file")
+    _check_writable(file.parent, file.name)
     return file
 
 
-def _check_place(folder: Path, file_name: str = "") -> None:
-    """Check before the work that a folder, and a file in it, can be made.
+def _check_writable(folder: Path, file_name: str = "") -> None:
+    """Check that a folder, and a file in it, can be created. Nothing is created yet.
 
-    Raises UserError where the folder or a missing folder above it cannot be made, or a name is too long.
+    Raises UserError where the folder or a missing folder above it cannot be created, or where a name is too long.
     """
-    place = folder / file_name
+    path = folder / file_name
     with suppress(FileNotFoundError, NotADirectoryError):
-        os.lstat(place)  # raises where the whole path is too long
+        os.lstat(path)  # raises where the path is too long
     present = next((p for p in (folder, *folder.parents) if os.path.lexists(p)), Path())
     if not present.is_dir():
-        raise UserError(f"{place}: {present} is not a folder", "choose another place")
-    longest = max((len(os.fsencode(part)) for part in place.parts), default=0)
-    if 0 < os.pathconf(present, "PC_NAME_MAX") < longest:
-        raise UserError(f"{place}: the name is too long for the file system ({longest} bytes)", "choose a shorter one")
+        raise UserError(f"{path}: {present} is not a folder", "choose another path")
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if 0 < (limit := os.pathconf(present, "PC_NAME_MAX")) < longest:
+        raise UserError(f"{path}: a name in the path has {longest} bytes", f"choose a name of at most {limit} bytes")
     if not os.access(present, os.W_OK):
         is_read_only = os.statvfs(present).f_flag & os.ST_RDONLY
-        what = "is on a read-only file system" if is_read_only else "may not be written to by this user"
-        raise UserError(f"{place}: {present} {what}", "choose another place, or correct that")
+        cause = "is on a read-only file system" if is_read_only else "is not writable for this user"
+        raise UserError(f"{path}: {present} {cause}", f"choose another path, or make {present} writable")

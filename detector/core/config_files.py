@@ -1,4 +1,4 @@
-"""The files of a config: YAML with `base` files below it, found by a name or a path."""
+"""Functions that read the files of a config: a YAML file, given by its name or its path, and its `base` files."""
 
 import os
 from pathlib import Path
@@ -10,25 +10,38 @@ from detector.core.strict_yaml import read_yaml
 from detector.core.validation import did_you_mean
 
 _PACKAGE = Path(__file__).parents[1]
-PACKAGED = _PACKAGE / "configs"  # in a wheel; in a clone the folder stands beside the package
+PACKAGED = _PACKAGE / "configs"  # in a wheel; in a clone of the repository the folder is next to the package
 CONFIGS = PACKAGED if PACKAGED.is_dir() else _PACKAGE.parent / "configs"
 
 
 def read_values(path_or_name: str, search: Path = CONFIGS) -> dict[str, Any]:
-    """Return the values of a file over those of its `base` files, not yet checked.
+    """Return the values of a file, merged over the values of its `base` files. No schema has checked them yet.
 
-    A name without a folder is looked up in `search`, and `.yaml` may be left out. Raises UserError.
+    Args:
+        path_or_name: a path, or the name of a file in `search`. The suffix `.yaml` is optional.
+        search: the folder of the files that are given by a name without a folder.
+
+    Raises:
+        UserError: a file is missing, is not readable, is not a mapping in YAML, or is one of its base files.
     """
     return _read_file(_locate(path_or_name, search))
 
 
 def read_mapping(text: str, source: str) -> dict[str, Any]:
-    """Return the keys and values of a YAML text. Raises UserError, which names `source`."""
+    """Return the keys and values of a YAML text. An empty text has none.
+
+    Args:
+        text: the YAML text.
+        source: the name of the text in error messages.
+
+    Raises:
+        UserError: the text is not a mapping in YAML.
+    """
     values = read_yaml(text, source)
-    if values is None:  # an empty file
+    if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"{source}: should hold keys and values, not {values!r}")
+        raise UserError(f"{source}: the content is {values!r}", "write a mapping of keys to values")
     return values
 
 
@@ -38,45 +51,50 @@ def _locate(path_or_name: str, search: Path) -> Path:
     for path in (stem, Path(f"{stem}.yaml")):
         if path.is_file():
             return path
-    _refuse_other_things(Path(os.path.expanduser(path_or_name)))
+    _refuse_folder_or_checkpoint(Path(os.path.expanduser(path_or_name)))
     known = sorted(path.stem for path in stem.parent.glob("*.yaml"))
+    hint = did_you_mean(Path(path_or_name).stem, known).removeprefix("; ")
+    choices = f"{hint} known configs: {', '.join(known) or 'none'}".strip()
     raise UserError(
-        f"no config {path_or_name!r} in {stem.parent}{did_you_mean(Path(path_or_name).stem, known) or ';'} "
-        f"known: {', '.join(known) or 'none'}" + ("" if folder else f"; a file elsewhere is ./{path_or_name}")
+        f"there is no config {path_or_name!r} in {stem.parent}",
+        choices if folder else f"{choices}; for a file in the working folder, give ./{path_or_name}",
     )
 
 
-def _refuse_other_things(path: Path) -> None:
-    """Raises UserError where the path is a folder or a checkpoint, with the config that was probably meant."""
+def _refuse_folder_or_checkpoint(path: Path) -> None:
+    """Raise UserError where the path is a folder or a checkpoint. Its remedy names the config of that run."""
     is_checkpoint = path.is_file() and path.suffix in (".pt", ".pth")
     if is_checkpoint or path.is_dir():
         folders = (path, path.parent) if path.is_dir() else (path.parent, path.parent.parent)
-        found = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
-        what = "a checkpoint, not a config" if is_checkpoint else "a folder, not a config"
-        where = found[0] if found else "a YAML file, as the config.yaml of a run"
-        raise UserError(f"{path}: {what}; give {where}" + (f", or --checkpoint {path}" if is_checkpoint else ""))
+        configs = [folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()]
+        remedy = f"give {configs[0]}" if configs else "give a YAML file, for example the config.yaml of a run"
+        raise UserError(
+            f"{path}: the path is a {'checkpoint' if is_checkpoint else 'folder'}, not a config",
+            f"{remedy}, or --checkpoint {path}" if is_checkpoint else remedy,
+        )
 
 
 def _read_file(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The values of a file over those of its bases; `below` are the files that led here."""
+    """Return the values of a file, merged over the values of its bases. `below` are the files that led to it."""
     files = (*below, path.resolve())
     if path.resolve() in below:
-        raise UserError(f"{path}: base files lead back to it: {' -> '.join(file.name for file in files)}")
-    _refuse_other_things(path)
+        cycle = " -> ".join(file.name for file in files)
+        raise UserError(f"{path}: base: the file includes itself ({cycle})", "remove one of these bases")
+    _refuse_folder_or_checkpoint(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a config: {error}") from None
+        raise UserError(f"{path}: the file cannot be read ({error})", "give a YAML file in UTF-8") from None
     values = read_mapping(text, str(path))
     bases = values.pop("base", [])
     if isinstance(bases, str):
         bases = [bases]
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
-        raise UserError(f"{path}: base: {bases!r} is wrong: should be a file or a list of files")
+        raise UserError(f"{path}: base: {bases!r} is wrong", "give a file or a list of files")
     merged: dict[str, Any] = {}
     for base in bases:
         file = path.parent / os.path.expanduser(base)
         if not file.is_file():
-            raise UserError(f"{path}: base: no file {file}")
+            raise UserError(f"{path}: base: there is no file {file}", "correct the path")
         merged = merge(merged, _read_file(file, files))
     return merge(merged, values)

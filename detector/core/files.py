@@ -1,7 +1,7 @@
-"""Functions that write and read files. A file is replaced as a whole, and text is UTF-8 in every locale.
+r"""Functions that write and read files. A file is replaced atomically, and text is UTF-8 in every locale.
 
 Python represents a file name that is not UTF-8 with lone surrogates, which UTF-8 cannot encode. JSON escapes the
-surrogates, and its reader restores them. All other text contains the escape `\\udcff` instead.
+surrogates, and its reader restores them. All other text contains the escape `\udcff` instead.
 """
 
 import csv
@@ -34,14 +34,14 @@ def replacing(path: Path, temporary: Path | None = None) -> Generator[Path]:
 
     Args:
         path: the file to replace. Missing folders above it are created.
-        temporary: a file in the same folder. The default is a name that contains the number of this process. With a
-            fixed name, the next writer overwrites the file that a killed writer has left.
+        temporary: a file in the same folder. The default is a name that contains the id of this process. With a fixed
+            name, the next writer overwrites the temporary file of a killed writer.
 
     Raises:
         UserError: `path` is a folder.
     """
     if path.is_dir():
-        raise UserError(f"{path}: is a folder", "give the path of a file")
+        raise UserError(f"{path}: the path is a folder", "give the path of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary or temporary_beside(path)
     try:
@@ -53,8 +53,8 @@ def replacing(path: Path, temporary: Path | None = None) -> Generator[Path]:
 
 
 def temporary_beside(path: Path) -> Path:
-    """The path to which this process writes before it replaces `path`."""
-    stem = path.stem[:50]  # at most 200 bytes of UTF-8: `path` itself may be as long as a name can be
+    """Return the path to which this process writes before it replaces `path`."""
+    stem = path.stem[:50]  # at most 200 bytes of UTF-8, since the name of `path` can have the maximum length
     return path.with_name(f"{stem}.{os.getpid()}.tmp{path.suffix}")
 
 
@@ -68,19 +68,19 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file `path` as a whole with a text."""
+    """Replace the file `path` atomically with a text."""
     with replacing(path) as temporary:
         temporary.write_text(text, **WRITE_TEXT)
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Replace the file `path` as a whole with these bytes."""
+    """Replace the file `path` atomically with these bytes."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace the file `path` as a whole with strict JSON. A number that is not finite becomes null."""
+    """Replace the file `path` atomically with strict JSON. A number that is not finite becomes null."""
     write_text(path, json.dumps(_without_nan(value), indent=1, allow_nan=False))
 
 
@@ -97,7 +97,7 @@ def utf8_path(path: Path) -> Generator[str]:
 
 
 def is_utf8(path: Path | str) -> bool:
-    """Whether UTF-8 can encode the path."""
+    """Return whether UTF-8 can encode the path."""
     return not any("\ud800" <= character <= "\udfff" for character in str(path))
 
 
@@ -109,12 +109,12 @@ def read_json(path: Path) -> Any:
 def csv_line(values: Sequence[object]) -> str:
     """Return the values as a line of a CSV file. None becomes an empty cell."""
     line = io.StringIO()
-    csv.writer(line).writerow(values)  # it ends lines with both line breaks, and so quotes values that contain either
+    csv.writer(line).writerow(values)  # its line end is "\r\n", so it quotes values that contain "\r" or "\n"
     return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Return names of files, without suffixes. A repeated name gets a number, and a name that is too long is cut."""
+    """Return unique names of files, without suffixes. Repeated names get a number, and long names are cut."""
     taken: dict[str, None] = {}
     for name in names:
         while len(os.fsencode(name)) > MAX_NAME:

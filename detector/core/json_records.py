@@ -1,4 +1,4 @@
-"""Results as dataclasses that become plain JSON values and are read back from them."""
+"""The base class of results that are dataclasses in Python and objects in JSON files."""
 
 import math
 from dataclasses import asdict
@@ -11,26 +11,26 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from detector.core.errors import UserError
 from detector.core.files import read_json
 
-# JSON has no NaN: `write_json` writes null in its stead, which is read as NaN
+# JSON has no NaN: `write_json` writes null, and the reader converts null to NaN
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 class JsonRecord:
     """The base of a frozen dataclass whose JSON object has its fields as keys.
 
-    A field that a file may lack has a default. A float that may be NaN is a `Number`. Unknown keys are ignored.
+    A field that a file may lack has a default. A float that may be NaN has the type `Number`. Unknown keys are ignored.
     """
 
     __slots__ = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as plain values; NaN stays NaN."""
+        """Return the fields as plain values. NaN stays NaN."""
         record: Any = self  # the subclass is a dataclass
         return asdict(record)
 
     @classmethod
     def from_json(cls, values: object) -> Self:
-        """Return the record that has these values. Raises ValueError where a value is missing or of a wrong type."""
+        """Return the record with these values. Raises ValueError where a value is missing or has a wrong type."""
         return validate(cls, values)
 
 
@@ -38,7 +38,15 @@ RecordType = TypeVar("RecordType", bound=JsonRecord)
 
 
 def validate(kind: type[RecordType], values: object) -> RecordType:
-    """Return a `kind` with these values. Raises ValueError with a line for the first value at fault."""
+    """Return a record of a class.
+
+    Args:
+        kind: the class of the record.
+        values: the fields and their values.
+
+    Raises:
+        ValueError: a value is missing or has a wrong type. The text names the first of these values.
+    """
     try:
         return _adapter(kind).validate_python(values)
     except ValidationError as error:
@@ -48,15 +56,12 @@ def validate(kind: type[RecordType], values: object) -> RecordType:
 
 
 def read_record(file: Path, kind: type[RecordType], command: str) -> RecordType:
-    """Read the record that `command` has written.
+    """Return the record in a file that `command` has written.
 
     Args:
         file: a JSON file.
         kind: the class of the record.
-        command: what the user should run again where the file is no such record.
-
-    Returns:
-        The record.
+        command: the command that the user should run again where the file does not contain the record.
 
     Raises:
         UserError: the file cannot be read, is not JSON, or lacks a value.
@@ -64,7 +69,7 @@ def read_record(file: Path, kind: type[RecordType], command: str) -> RecordType:
     try:
         return kind.from_json(read_json(file))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error})", f"repeat `{command}`") from None
+        raise UserError(f"{file}: the file cannot be read ({error})", f"repeat `{command}`") from None
 
 
 @cache

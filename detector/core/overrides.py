@@ -1,4 +1,7 @@
-"""Overrides `key.path=value` of the command line, read by a schema: paths and texts as they stand, the rest as YAML."""
+"""Functions that read the overrides `key.path=value` of the command line.
+
+A path or a text is read verbatim, and any other value as YAML. The schema of the config decides.
+"""
 
 import types
 from collections.abc import Sequence
@@ -15,17 +18,23 @@ NULL = ("", "null", "Null", "NULL")
 
 
 def read_overrides(overrides: Sequence[str], schema: type[BaseModel]) -> dict[str, Any]:
-    """Return the values as nested mappings.
+    """Return the values of overrides as nested mappings.
 
-    They are merged before the file is read, so their order does not matter. Raises UserError for a text that is not an
-    override, and for a value that is not YAML.
+    The type of a part and its parameters may have any order. The later of two overrides of the same key is used.
+
+    Args:
+        overrides: texts `key.path=value`.
+        schema: the schema of the config.
+
+    Raises:
+        UserError: a text is not an override, or a value is not YAML.
     """
     changes: dict[str, Any] = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         keys = key.split(".")
         if not equals or not all(keys):
-            raise UserError(f"override {override!r}: should read key.path=value")
+            raise UserError(f"override {override!r}: the text is not key.path=value", "write key.path=value")
         values = _read(text, f"override {override!r}", _types(schema, keys))
         for name in reversed(keys):
             values = {name: values}
@@ -34,8 +43,14 @@ def read_overrides(overrides: Sequence[str], schema: type[BaseModel]) -> dict[st
 
 
 def merge(base: Any, update: Any) -> Any:
-    """`update` over `base`, mapping by mapping; a mapping of another `type` replaces the base's whole, since the
-    parameters of one part mean nothing to another."""
+    """Return `base` with the values of `update`, merged mapping by mapping.
+
+    A mapping with another `type` replaces the complete mapping of `base`, because another part has other parameters.
+
+    Args:
+        base: a value of a config. It is not changed.
+        update: the value that has priority.
+    """
     if not isinstance(update, dict):
         return update
     if isinstance(base, str):
@@ -46,8 +61,11 @@ def merge(base: Any, update: Any) -> Any:
 
 
 def _read(text: str, source: str, kinds: set[Any]) -> Any:
-    """The value of a key that takes `kinds`. A path or text is taken as it stands, without the quotes that YAML would
-    need; where the key takes null too, `null` and nothing are null."""
+    """Return the value of a key that accepts the types `kinds`.
+
+    A path or text is read verbatim, so it needs no quotes. Where the key also accepts null, `null` and an empty text
+    are null.
+    """
     is_text = kinds & {Path, str} and kinds <= {Path, str, type(None)}
     is_null = text in NULL and type(None) in kinds
     is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
@@ -76,7 +94,7 @@ def _types(schema: type[BaseModel], keys: list[str]) -> set[Any]:
 
 
 def _members(annotation: Any) -> set[Any]:
-    """The types of a union, without their constraints; a choice among texts is a text."""
+    """Return the types in a union, without their constraints. A literal of texts gives the type of a text."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):

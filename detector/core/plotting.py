@@ -1,4 +1,4 @@
-"""Matplotlib figures of a run: names from data are plain text in them, and what goes wrong in them ends nothing."""
+"""Functions for the Matplotlib figures of a run: names as plain text, and errors that do not end the run."""
 
 import logging
 import warnings
@@ -12,7 +12,10 @@ MAX_LABEL = 40  # characters
 
 
 def plain(name: str) -> str:
-    """A name as matplotlib's text: without TeX, on one line, and shown in a legend although it begins with `_`."""
+    """Return a name as text for Matplotlib: one line, without TeX.
+
+    A name that begins with `_` gets a space in front, because Matplotlib would omit it from the legend.
+    """
     name = one_line(name)
     name = name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 3]}..."
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
@@ -20,7 +23,7 @@ def plain(name: str) -> str:
 
 @contextmanager
 def plotting() -> Generator[None]:
-    """As a context: figures without a window, and without warnings of missing glyphs and narrow layouts."""
+    """As a context: draw without windows, and without warnings of missing glyphs and narrow layouts."""
     import matplotlib  # its import is slow
 
     matplotlib.use("Agg")
@@ -30,9 +33,9 @@ def plotting() -> Generator[None]:
 
 
 @contextmanager
-def optional(what: str) -> Generator[None]:
-    """Log an error inside the context as a warning, and continue."""
+def optional(output: str) -> Generator[None]:
+    """As a context: log an error as a warning that names the output, and continue."""
     try:
         yield
-    except Exception as error:  # whatever it is
-        log.warning("%s is left out: %s", what, one_line(f"{type(error).__name__}: {error}"))
+    except Exception as error:  # of any type: a figure must not end a run
+        log.warning("%s is not written: %s", output, one_line(f"{type(error).__name__}: {error}"))

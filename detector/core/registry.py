@@ -1,9 +1,9 @@
-"""Registries: parts of the detector by name, each with its schema, and the parts that a config chooses.
+"""Registries of the parts of the detector. A registry maps names to parts and their schemas.
 
-A class or function registered under a name can be chosen in a config by `{type: NAME, parameter: value, ...}`, or by
-`NAME` alone. Its keyword-only parameters are what the user may set: the annotations are their types, the defaults are
-their defaults. Its positional parameters are what the program knows, by name: `num_classes`, `class_counts`,
-`labels_by_image` and so on (see `Part.build`).
+A config chooses a class or function by its registered name: `{type: NAME, parameter: value, ...}`, or only `NAME`.
+The user sets the keyword-only parameters. Their annotations and defaults in the signature are the schema. The program
+sets the positional parameters by their names: `num_classes`, `class_counts`, `labels_by_image` and so on (see
+`Part.build`).
 """
 
 import inspect
@@ -19,7 +19,7 @@ from detector.core.validation import InvalidValues, did_you_mean, expand_home, p
 
 T = TypeVar("T")
 Owner = TypeVar("Owner", bound=Callable[..., Any])
-# Validation context: the modules of `imports` are not imported, and the parts that only they have stay unchecked.
+# The validation context in which the modules of `imports` are not imported. Their parts stay unchecked.
 FOR_INFERENCE = "for inference"
 
 
@@ -30,7 +30,7 @@ class _Entry:
 
 
 class Registry(Generic[T]):
-    """Parts of one kind by name, e.g. `Registry("classification loss")`."""
+    """The parts of one kind by name, for example `Registry("classification loss")`."""
 
     def __init__(self, noun: str):
         self.noun = noun
@@ -39,11 +39,8 @@ class Registry(Generic[T]):
     def register(self, name: str) -> Callable[[Owner], Owner]:
         """Return a decorator that registers a class or function under this name.
 
-        A definition that is executed again replaces the earlier definition (its module failed to import, or was
-        reloaded).
-
-        Raises:
-            ValueError: the name belongs to another definition.
+        The decorator raises ValueError where the name belongs to another definition. It replaces an earlier execution
+        of the same definition, as after a failed import or a reload.
         """
 
         def add(owner: Owner) -> Owner:
@@ -66,15 +63,16 @@ class Registry(Generic[T]):
         return add
 
     def names(self) -> list[str]:
+        """Return the registered names in alphabetical order."""
         return sorted(self._entries)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
     def get(self, name: str) -> Callable[..., T]:
-        """Return the class or function of that name. Raises UserError, with the known names, where there is none."""
+        """Return the class or function of that name. Raises UserError with the known names for an unknown name."""
         if name not in self._entries:
-            raise UserError(self._unknown(name))
+            raise UserError(f"there is no {self.noun} {name!r}", self._choices(name))
         return self._entries[name].owner
 
     def parameters(self, name: str) -> dict[str, Any]:
@@ -86,8 +84,8 @@ class Registry(Generic[T]):
 
         Args:
             name: the name that the part is registered under.
-            injected: the constructor's positional arguments.
-            parameters: the constructor's keyword-only arguments. The part's schema checks them first.
+            injected: the positional arguments of the constructor.
+            parameters: the keyword-only arguments of the constructor. The schema of the part checks them first.
 
         Raises:
             UserError: the name is unknown, or the schema refuses a parameter.
@@ -95,13 +93,23 @@ class Registry(Generic[T]):
         return self.get(name)(*injected, **self._checked(name, parameters))
 
     def build_with(self, known: Mapping[str, Any], name: str, parameters: Mapping[str, Any]) -> T:
-        """Construct a part from what the program knows, by name, and from its parameters; see `Part.build`."""
+        """Construct a part from values that the program knows and from its parameters (see `Part.build`).
+
+        Args:
+            known: the values that the program knows, by the names that constructors use.
+            name: the name that the part is registered under.
+            parameters: the keyword-only arguments of the constructor.
+
+        Raises:
+            TypeError: the constructor has a positional parameter that is not in `known`.
+            UserError: the name is unknown, or the schema refuses a parameter.
+        """
         owner = self.get(name)
         injected = {}
         for key, parameter in inspect.signature(owner).parameters.items():
             if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
                 if key not in known:
-                    raise TypeError(f"{self.noun} {name!r} takes {key!r}, but a {self.noun} can get {', '.join(known)}")
+                    raise TypeError(f"{self.noun} {name!r} needs {key!r}, but can only get {', '.join(known)}")
                 injected[key] = known[key]
         filled = {key: known.get(key) if value is None else value for key, value in parameters.items()}
         return owner(**injected, **self._checked(name, filled))
@@ -113,27 +121,28 @@ class Registry(Generic[T]):
             raise UserError(error.line(name)) from None
 
     def resolve(self, spec: Any) -> "Part[T]":
-        """Return the part that a spec `{type: NAME, ...}` or `NAME` chooses, with every default filled in.
+        """Return the part that a spec `{type: NAME, ...}` or `NAME` chooses, with the defaults of all parameters.
 
         Raises:
             InvalidValues: the spec is wrong.
         """
         name, parameters = _split(spec)
         if name is None:
-            raise InvalidValues({("type",): f"required, and missing; known: {', '.join(self.names())}"})
+            raise InvalidValues({("type",): f"the key is missing; {self._choices()}"})
         if not isinstance(name, str) or name not in self._entries:
-            raise InvalidValues({("type",): self._unknown(name)})
+            raise InvalidValues({("type",): f"there is no {self.noun} {name!r}; {self._choices(name)}"})
         return Part(name, parse(self._entries[name].schema, parameters).model_dump(mode="json"), self)
 
-    def _unknown(self, name: Any) -> str:
+    def _choices(self, name: Any = None) -> str:
+        """Return the known names, after the name that is most similar to `name`."""
         names = self.names()
-        hint = did_you_mean(name, names) if isinstance(name, str) else ""
-        return f"no {self.noun} {name!r}{hint or ';'} known: {', '.join(names) or 'none'}"
+        hint = did_you_mean(name, names).removeprefix("; ") if isinstance(name, str) else ""
+        return f"{hint} known: {', '.join(names) or 'none'}".lstrip()
 
 
 @dataclass(frozen=True)
 class Part(Generic[T]):
-    """A part that a config chooses: `type`, its name in the registry, and its `parameters` as YAML holds them."""
+    """A part that a config chooses: `type` is its name in the registry, and `parameters` are its values in YAML."""
 
     type: str
     parameters: dict[str, Any]
@@ -143,8 +152,9 @@ class Part(Generic[T]):
         """Construct the part.
 
         Args:
-            known: what the program knows, by the names that constructors use. Each positional parameter of the
-                constructor gets the value of its name. So does each keyword-only parameter that is null in the config.
+            known: the values that the program knows, by the names that constructors use. Each positional parameter of
+                the constructor gets the value of its name. A keyword-only parameter that is null in the config also
+                gets the value of its name.
 
         Raises:
             TypeError: the constructor has a positional parameter that is not in `known`.
@@ -158,6 +168,7 @@ class Part(Generic[T]):
 
     @property
     def is_registered(self) -> bool:
+        """Whether the registry has this part."""
         return self.type in self.registry
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,9 +178,12 @@ class Part(Generic[T]):
 
 @dataclass(frozen=True)
 class ChosenFrom:
-    """An annotation for a field of a config: `Annotated[Part[T], ChosenFrom(REGISTRY)]` takes the spec of a part.
+    """An annotation for a field of a config. `Annotated[Part[T], ChosenFrom(REGISTRY)]` accepts the spec of a part.
 
-    default: the type of a spec that names none. is_optional: the field also takes null.
+    Attributes:
+        registry: the registry of the part.
+        default: the type of a spec that has no type.
+        is_optional: whether the field also accepts null.
     """
 
     registry: Registry[Any]
@@ -183,11 +197,19 @@ class ChosenFrom:
         )
 
     def to_plain(self, part: Any) -> Any:
-        """Return the spec of a part, as YAML holds it."""
+        """Return the spec of a part as plain values, or None for None."""
         return None if part is None else part.to_dict()
 
     def resolve(self, spec: Any, context: Any) -> Any:
-        """Return the part of a spec. Raises InvalidValues where the spec is wrong."""
+        """Return the part that a spec chooses.
+
+        Args:
+            spec: `{type: NAME, ...}`, `NAME`, a part, or None.
+            context: the validation context, for example FOR_INFERENCE.
+
+        Raises:
+            InvalidValues: the spec is wrong.
+        """
         if spec is None and self.is_optional:
             return None
         if isinstance(spec, Part):
@@ -205,7 +227,7 @@ def _split(spec: Any) -> tuple[Any, dict[str, Any]]:
     if isinstance(spec, str):
         return spec, {}
     if not isinstance(spec, dict):
-        raise InvalidValues({(): f"{spec!r} is wrong: should be a mapping with a type, or the type alone"})
+        raise InvalidValues({(): f"{spec!r} is wrong: should be a mapping with a type, or only the type"})
     return spec.get("type"), {key: value for key, value in spec.items() if key != "type"}
 
 

@@ -1,7 +1,7 @@
-"""What flows between the parts, as frozen dataclasses.
+"""The data that the parts exchange, as frozen dataclasses.
 
-Shape letters: B images in a batch, H W pixels, G ground truths (padded), A anchors, K classes, N objects of one image.
-Boxes are always `xyxy` (x1, y1, x2, y2) in pixels, continuous coordinates, x to the right and y down.
+Letters of shapes: B images in a batch, H x W pixels, G ground truths (padded), A anchors, K classes, N objects of an
+image. Boxes are `xyxy` (x1, y1, x2, y2) in pixels. Coordinates are continuous, x points to the right, and y down.
 """
 
 from collections.abc import Callable
@@ -13,23 +13,37 @@ from typing import Protocol
 import numpy as np
 from torch import Tensor, device, set_grad_enabled
 
-PADDING_COLOR = (124, 116, 104)  # ImageNet's mean, which normalises to about 0
-IGNORED = -1  # label of a prior that counts neither way, and of a padded ground truth
+PADDING_COLOR = (124, 116, 104)  # the mean of ImageNet, which is about 0 after normalization
+IGNORED = -1  # the label of a padded ground truth, and of a prior that is neither foreground nor background
 
 
 def is_foreground(labels: Tensor, num_classes: int) -> Tensor:
-    """Return whether labels (...) int64 are those of a class: 0..K-1. Background is K, ignored is -1."""
+    """Return which labels are labels of a class.
+
+    Args:
+        labels: (...) int64, 0..K-1 for a class, K for background, -1 for ignored.
+        num_classes: K.
+
+    Returns:
+        (...) bool.
+    """
     return (labels >= 0) & (labels < num_classes)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image with its annotations.
+    """An image with its annotations.
 
-    image (H, W, 3) uint8 RGB; boxes (N, 4) float32 xyxy; labels (N,) int64 in 0..K-1;
-    ignore (N,) bool, true for regions that must be neither foreground nor background (COCO crowds, VOC difficult);
-    image_id, the data set's own; original_size (height, width) of the file, before any transform; unreadable, the
-    errors of the images in whose place this one stands.
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (N, 4) float32 xyxy.
+        labels: (N,) int64 in 0..K-1.
+        ignore: (N,) bool, true for a region that is neither foreground nor background (COCO's crowds, VOC's difficult
+            objects).
+        image_id: the id of the image in its data set.
+        file_name: the file of the image.
+        original_size: (height, width) of the file in pixels, before any transform.
+        unreadable: the errors of the images that this image replaces.
     """
 
     image: np.ndarray
@@ -44,8 +58,13 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """The objects of a batch, padded to the same number: boxes (B, G, 4) float32 xyxy; labels (B, G) int64, -1 where
-    padded; ignore (B, G) bool, true for regions that are neither foreground nor background."""
+    """The objects of a batch, padded to the same number for each image.
+
+    Attributes:
+        boxes: (B, G, 4) float32 xyxy.
+        labels: (B, G) int64, -1 for padding.
+        ignore: (B, G) bool, true for a region that is neither foreground nor background.
+    """
 
     boxes: Tensor
     labels: Tensor
@@ -56,9 +75,16 @@ class GroundTruth:
 class Batch:
     """Padded samples as tensors.
 
-    images (B, 3, H, W) uint8 in channels-last memory; sizes (B, 2) int64 true (height, width) inside the padding;
-    original_sizes (B, 2) int64; boxes (B, G, 4) float32 xyxy; labels (B, G) int64, -1 where padded;
-    ignore (B, G) bool; image_ids and file_names, B of each; unreadable, the samples' errors.
+    Attributes:
+        images: (B, 3, H, W) uint8 in channels-last memory.
+        sizes: (B, 2) int64, the (height, width) of each image without the padding, in pixels.
+        original_sizes: (B, 2) int64, the (height, width) of each file, in pixels.
+        boxes: (B, G, 4) float32 xyxy.
+        labels: (B, G) int64, -1 for padding.
+        ignore: (B, G) bool, as in `GroundTruth`.
+        image_ids: the B ids of the images.
+        file_names: the B files of the images.
+        unreadable: the errors of the images that samples of the batch replace.
     """
 
     images: Tensor
@@ -73,23 +99,25 @@ class Batch:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width, with the padding."""
+        """The height and width in pixels, with the padding."""
         height, width = self.images.shape[-2:]
         return height, width
 
     @property
     def truth(self) -> GroundTruth:
+        """The objects of the batch."""
         return GroundTruth(self.boxes, self.labels, self.ignore)
 
     def to(self, target: device) -> "Batch":
+        """Return the batch on a device."""
         return self._map(lambda tensor: tensor.to(target, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """What a DataLoader calls, so that `to` a GPU need not wait."""
+        """Return the batch in pinned memory, from which `to` copies to a GPU without waiting. A DataLoader calls it."""
         return self._map(Tensor.pin_memory)
 
     def split(self, parts: int) -> "list[Batch]":
-        """Its images in `parts` batches of equal size, or of sizes that differ by one."""
+        """Return the images in `parts` batches, whose sizes differ by at most 1."""
         ends = [len(self.image_ids) * i // parts for i in range(parts + 1)]
 
         def part(start: int, end: int) -> "Batch":
@@ -104,22 +132,46 @@ class Batch:
 
 
 class BoxCoder(Protocol):
-    """Between boxes and the `num_outputs` numbers (R) that a head gives for each prior."""
+    """A conversion between boxes and the R numbers that a head predicts for the box of each prior."""
 
     @property
-    def num_outputs(self) -> int: ...
+    def num_outputs(self) -> int:
+        """R, the number of predicted numbers for each prior."""
+        ...
 
     def encode(self, boxes: Tensor, priors: Tensor) -> Tensor:
-        """Turn boxes (..., 4) xyxy into what a head should give, (..., R)."""
+        """Convert boxes to the numbers that a head should predict.
+
+        Args:
+            boxes: (..., 4) xyxy.
+            priors: (..., 4) xyxy.
+
+        Returns:
+            (..., R).
+        """
+        ...
 
     def decode(self, raw: Tensor, priors: Tensor) -> Tensor:
-        """Turn what a head gives, (..., R), into boxes (..., 4) xyxy."""
+        """Convert the numbers that a head predicts to boxes.
+
+        Args:
+            raw: (..., R).
+            priors: (..., 4) xyxy.
+
+        Returns:
+            (..., 4) xyxy.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Priors:
-    """The places that a head scores: boxes (A, 4) xyxy, the levels of the pyramid in turn; level_sizes, the number of
-    priors of each level."""
+    """The prior boxes that a head scores, for example its anchors.
+
+    Attributes:
+        boxes: (A, 4) xyxy, level after level of the pyramid.
+        level_sizes: the number of priors of each level.
+    """
 
     boxes: Tensor
     level_sizes: tuple[int, ...]
@@ -130,8 +182,14 @@ class Priors:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model predicts: logits (B, A, K); raw (B, A, R), the head's numbers for the boxes; priors, A of them;
-    coder, which decodes boxes from `raw`."""
+    """The predictions of the model.
+
+    Attributes:
+        logits: (B, A, K).
+        raw: (B, A, R), the numbers that the head predicts for the boxes.
+        priors: the A priors.
+        coder: the coder that decodes boxes from `raw`.
+    """
 
     logits: Tensor
     raw: Tensor
@@ -140,20 +198,23 @@ class Predictions:
 
     @cached_property
     def boxes(self) -> Tensor:
-        """(B, A, 4) xyxy fp32, decoded when they are first asked for."""
-        # also where that is under no_grad: a loss that asks later needs their gradient
+        """The boxes (B, A, 4) xyxy fp32, which are decoded at the first access."""
+        # the first access may be under no_grad, but a later access of a loss needs the gradient
         with set_grad_enabled(self.raw.requires_grad):
             return self.coder.decode(self.raw.float(), self.priors.boxes)
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What the predictions should be.
+    """The targets of the predictions.
 
-    labels (B, A) int64, 0..K-1, K for background, -1 for ignored; boxes (B, A, 4) xyxy, the box of each prior's object
-    (any finite box where the prior is not foreground); matched (B, A) int64, the index of that object in the ground
-    truth (any valid index where the prior is not foreground); quality (B, A) in 0..1, the target score of foreground
-    priors where the assigner gives one, else None: the losses then take 1 or the IoU of the predicted box.
+    Attributes:
+        labels: (B, A) int64, 0..K-1 for a class, K for background, -1 for ignored.
+        boxes: (B, A, 4) xyxy, the box of the object of each prior. A prior that is not foreground has any finite box.
+        matched: (B, A) int64, the index of that object in the ground truth. A prior that is not foreground has any
+            valid index.
+        quality: (B, A) in 0..1, the target score of each foreground prior. It is None where the assigner gives no
+            target scores. Losses then use 1 or the IoU of the predicted box.
     """
 
     labels: Tensor
@@ -164,11 +225,18 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Detections:
-    """The detections of one image, best first: boxes (N, 4) xyxy, scores (N,) in 0..1, labels (N,) int64."""
+    """The detections of an image, sorted by descending score.
+
+    Attributes:
+        boxes: (N, 4) xyxy.
+        scores: (N,) in 0..1.
+        labels: (N,) int64.
+    """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
 
     def cpu(self) -> "Detections":
+        """Return the detections on the CPU."""
         return Detections(self.boxes.cpu(), self.scores.cpu(), self.labels.cpu())

@@ -1,4 +1,4 @@
-"""Values checked against a schema, and the message that each wrong value gets."""
+"""Functions that check values against a schema, and the messages for wrong values."""
 
 import os
 from collections.abc import Iterable
@@ -21,11 +21,11 @@ PositiveFloats = Annotated[list[PositiveFloat], Field(min_length=1)]
 Switch = Annotated[bool, Field(strict=True)]
 
 Schema = TypeVar("Schema", bound=BaseModel)
-KeyPath = tuple[str | int, ...]  # keys and list indices that lead to a value
+KeyPath = tuple[str | int, ...]  # the keys and list indices that lead to a value
 
 
 class Settings(BaseModel):
-    """A section of the config: keys that it does not know are refused, and `~` in a path is the home folder."""
+    """A section of the config. Unknown keys are errors, and `~` in a path is the home folder."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,9 +36,9 @@ class Settings(BaseModel):
 
 
 class InvalidValues(ValueError):
-    """Values that their schema refuses: `problems` maps the path of each wrong value to what is wrong with it.
+    """Values that their schema refuses. `problems` maps the path of each wrong value to a message.
 
-    A ValueError, so that one raised while a field is validated joins the problems of the enclosing schema.
+    The class is a ValueError. So an enclosing schema adds the problems of a field's validator to its problems.
     """
 
     def __init__(self, problems: dict[KeyPath, str]):
@@ -46,48 +46,63 @@ class InvalidValues(ValueError):
         super().__init__(self.line(""))
 
     def line(self, where: str) -> str:
-        """The first problem as `where.key: what is wrong`, and the number of the others."""
+        """Return the first problem as `where.key: message`, and the number of the other problems."""
         (path, text), *others = self.problems.items()
         key = ".".join(map(str, (where, *path) if where else path))
         return f"{key}: {text}" + (f" (and {len(others)} more)" if others else "")
 
 
 def parse(schema: type[Schema], values: dict[str, Any], context: Any = None) -> Schema:
-    """Validate values as a YAML file gives them: a list may become a tuple and a string a path, but no string or
-    boolean becomes a number. Validators of the schema see `context`. Raises InvalidValues."""
+    """Return the schema with these values.
+
+    A list may become a tuple and a string a path, but no string or boolean becomes a number.
+
+    Args:
+        schema: the class of the result.
+        values: the values, as in a YAML file.
+        context: the context that the validators of the schema get.
+
+    Raises:
+        InvalidValues: the schema refuses a value, or a text is not UTF-8.
+    """
     if where := _not_utf8(values, ()):
-        raise InvalidValues({where: "is not UTF-8; rename the file or folder that it names"})
+        raise InvalidValues({where: "the name is not UTF-8; rename the file or the folder"})
     try:
-        # Strict JSON is exactly that reading; strict Python would refuse the lists and the strings as well.
+        # Strict JSON converts exactly these types. Strict Python would also refuse the lists and the strings.
         return schema.model_validate_json(to_json(values, inf_nan_mode="constants"), strict=True, context=context)
     except ValidationError as error:
         raise InvalidValues(_problems(error, schema, values)) from None
 
 
 def in_order(bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return the bounds of a range. Raises ValueError where the lower bound is not first."""
+    """Return the bounds of a range. Raises ValueError where the first bound is above the second."""
     if bounds[0] > bounds[1]:
         raise ValueError("should be in order, the lower bound first")
     return bounds
 
 
 def expand_home(value: Any) -> Any:
-    """A path with the home folder for `~`; other values as they are."""
+    """Return a path with the home folder in place of `~`, and any other value unchanged."""
     return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'NAME'?`, or nothing where no known name is close."""
+    """Return `; did you mean 'NAME'?` with the known name that is most similar, or an empty text without such a name.
+
+    Args:
+        name: the unknown name.
+        known: the known names.
+    """
     close = get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _not_utf8(value: Any, path: KeyPath) -> KeyPath | None:
-    """The place of a text with lone surrogates, as the names of files that are not UTF-8 have."""
+    """Return the key path of the first text with lone surrogates, which a file name has that is not UTF-8."""
     if isinstance(value, str):
         return None if is_utf8(value) else path
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return next((found for key, item in items if (found := _not_utf8(item, (*path, key)))), None)
+    return next((inner for key, item in items if (inner := _not_utf8(item, (*path, key)))), None)
 
 
 def _problems(error: ValidationError, schema: type[BaseModel], values: dict[str, Any]) -> dict[KeyPath, str]:
@@ -97,11 +112,11 @@ def _problems(error: ValidationError, schema: type[BaseModel], values: dict[str,
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, InvalidValues):
             problems |= {path + inner: text for inner, text in cause.problems.items()}
-        elif path in problems:  # another member of a union refuses the same value
+        elif path in problems:  # two members of a union refuse the same value
             problems[path] += ", or " + _reason(detail).removeprefix("should be ")
         else:
             problems[path] = _text(detail, path, schema)
-    # Where one member of a union refuses the whole value and another a place inside it, the place says more.
+    # One member of a union may refuse the complete value, and another only a key in it. The key is more precise.
     return {
         path: text
         for path, text in problems.items()
@@ -110,10 +125,10 @@ def _problems(error: ValidationError, schema: type[BaseModel], values: dict[str,
 
 
 def _path(location: KeyPath, values: Any) -> KeyPath:
-    """pydantic's location without the union members it names between the keys."""
+    """Return pydantic's location without the names of union members, which pydantic puts between the keys."""
     path: KeyPath = ()
     for item in location:
-        # a key that is absent is a field's
+        # an identifier that is not in the mapping is a missing field
         if isinstance(values, dict) and (item in values or str(item).isidentifier()):
             path, values = (*path, item), values.get(item, {})
         elif isinstance(values, list | tuple) and isinstance(item, int):
@@ -123,10 +138,10 @@ def _path(location: KeyPath, values: Any) -> KeyPath:
 
 def _text(detail: ErrorDetails, path: KeyPath, schema: type[BaseModel]) -> str:
     if detail["type"] == "missing":
-        return "required, and missing"
+        return "the key is missing"
     if detail["type"] == "extra_forbidden":
         known = _keys(schema, path[:-1])
-        return "unknown key" + (did_you_mean(str(path[-1]), known) or f"; known: {', '.join(known) or 'none'}")
+        return "the key is unknown" + (did_you_mean(str(path[-1]), known) or f"; known: {', '.join(known) or 'none'}")
     return f"{detail['input']!r} is wrong: {_reason(detail)}"
 
 

@@ -1,4 +1,4 @@
-"""The command `detector`: its subcommands, which start at once, and the scripts in tools/ that are the same."""
+"""The command `detector`: its subcommands, their help without an import of torch, and their scripts in tools/."""
 
 import re
 import subprocess
@@ -20,25 +20,25 @@ def detector(*arguments: str, cwd: Path = REPO) -> subprocess.CompletedProcess:
 
 
 def with_imports(*arguments: str) -> tuple[subprocess.CompletedProcess, set[str]]:
-    """What the command did, and the modules that it imported."""
+    """Run the command, and return the process and the modules that it has imported."""
     command = [sys.executable, "-X", "importtime", "-m", "detector", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPO)
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time")]
     return done, {line.rpartition("|")[2].strip() for line in lines}
 
 
-def test_the_commands_are_listed_without_waiting_for_torch():
+def test_the_help_lists_the_commands_without_importing_torch():
     done, imported = with_imports("--help")
     assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in COMMANDS)
     assert not imported & {"torch", "numpy", "pydantic"}
 
 
-def test_the_version_is_that_of_the_package():
+def test_the_version_is_the_version_of_the_package():
     assert version(DISTRIBUTION) in detector("--version").stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_has_its_help_and_its_script(name: str):
+def test_each_command_has_a_help_and_a_script(name: str):
     done, imported = with_imports(name, "--help")
     assert done.returncode == 0 and done.stdout.startswith(f"usage: detector {name} ") and "Example" in done.stdout
     assert "torch" not in imported
@@ -46,7 +46,7 @@ def test_each_command_has_its_help_and_its_script(name: str):
     assert re.search(r'^run\("(\w+)"\)$', script.read_text(encoding="utf-8"), re.MULTILINE)[1] == name
 
 
-def test_every_module_and_script_is_a_command():
+def test_each_module_and_script_is_a_command():
     modules = {path.stem for path in REPO.glob("detector/cli/*.py")} - {"__init__"}
     scripts = {path.stem.removesuffix("_data") for path in REPO.glob("tools/*.py")}
     assert modules == scripts == COMMANDS.keys()
@@ -57,11 +57,11 @@ def test_wrong_arguments_exit_with_2(arguments: tuple[str, ...]):
     assert detector(*arguments).returncode == 2
 
 
-def test_a_config_that_is_not_there_exits_with_2():
+def test_a_missing_config_exits_with_2():
     assert run_tool("train", "--cfg", "nope") == 2
 
 
 @pytest.mark.slow
-def test_a_config_is_found_from_any_folder(tmp_path: Path):
+def test_a_packaged_config_can_be_used_in_any_folder(tmp_path: Path):
     done = detector("train", "--cfg", "retina_focal.yaml", "train.epoch=1", cwd=tmp_path)
-    assert done.returncode == 2 and "train.epoch" in done.stderr  # the config was read; the key is wrong
+    assert done.returncode == 2 and "train.epoch" in done.stderr  # the error comes after the config is read

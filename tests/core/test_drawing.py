@@ -1,38 +1,40 @@
+"""Labeled boxes on a picture."""
+
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from detector.core.drawing import class_colour, draw_boxes
+from detector.core.drawing import class_color, draw_boxes
 from detector.data.images import find_images, read_image
 
 NAMES = ["person", "vélo", "dog"]
 
 
 def changed(before: np.ndarray, after: np.ndarray) -> tuple[int, int, int, int]:
-    """The smallest box (x1, y1, x2, y2), last pixel included, around the pixels that differ."""
+    """Return the smallest box (x1, y1, x2, y2) around the pixels that differ. It includes the pixel (x2, y2)."""
     ys, xs = np.nonzero((before != after).any(axis=-1))
     return xs.min(), ys.min(), xs.max(), ys.max()
 
 
-def test_the_image_itself_stays():
+def test_the_input_image_is_not_changed():
     image = np.full((200, 300, 3), 90, dtype=np.uint8)
     drawn = draw_boxes(image, np.array([[100.0, 100, 200, 150]]), [0], NAMES)
     assert (image == 90).all() and drawn.shape == image.shape and drawn.dtype == np.uint8
-    drawn[:] = 0  # the result can be written to
+    drawn[:] = 0  # the result is writable
     empty = draw_boxes(image, np.zeros((0, 4)), [], NAMES)
     np.testing.assert_array_equal(empty, image)
 
 
-def test_lines_run_along_the_box_in_the_colour_of_the_class():
+def test_lines_run_along_the_box_in_the_color_of_the_class():
     image = np.full((200, 300, 3), 90, dtype=np.uint8)
     drawn = draw_boxes(image, np.array([[100.2, 99.8, 200.0, 150.0]]), [2], NAMES)
     x1, y1, x2, y2 = changed(image, drawn)
-    assert (x1, x2, y2) == (100, 200, 150) and 70 < y1 < 100  # the label stands above
-    colour = np.array(class_colour(2))
+    assert (x1, x2, y2) == (100, 200, 150) and 70 < y1 < 100  # the label is above the box
+    color = np.array(class_color(2))
     for line in (drawn[150, 100:201], drawn[100, 100:201], drawn[100:151, 100], drawn[100:151, 200]):
-        assert (line == colour).all()
+        assert (line == color).all()
     assert (drawn[105:145, 105:195] == 90).all()
 
 
@@ -41,8 +43,8 @@ def test_lines_run_along_the_box_in_the_colour_of_the_class():
     [[1150, 5, 1199, 90], [-90, -90, 60, 60], [1190, 790, 1900, 1900], [0, 0, 1200, 800], [1199, 799, 1199, 799]],
     ids=str,
 )
-def test_text_is_whole_at_every_edge(box: list[float]):
-    """The text has as many black or white pixels wherever the box stands: nothing of it is cut off."""
+def test_text_is_complete_at_each_edge(box: list[float]):
+    """The text has the same number of black or white pixels at each position of the box, so no part is cut off."""
     image = np.full((800, 1200, 3), 90, dtype=np.uint8)
 
     def count_ink(corners: list[float]) -> int:
@@ -68,7 +70,7 @@ def test_score_and_name_change_the_text():
 def test_the_first_box_is_on_top():
     image = np.zeros((200, 300, 3), dtype=np.uint8)
     drawn = draw_boxes(image, np.array([[50.0, 100, 150, 150]] * 2), [0, 2], NAMES)
-    np.testing.assert_array_equal(drawn[150, 100], class_colour(0))
+    np.testing.assert_array_equal(drawn[150, 100], class_color(0))
 
 
 def test_lines_and_text_grow_with_the_image():
@@ -83,10 +85,10 @@ def test_lines_and_text_grow_with_the_image():
     assert 3 <= thick / thin <= 5 and 3 <= high / low <= 5
 
 
-def test_class_colours_are_distinct():
-    colours = [np.array(class_colour(label), dtype=float) for label in range(20)]
-    assert min(np.abs(a - b).max() for a, b in combinations(colours, 2)) >= 20
-    assert all(max(colour) > 150 for colour in colours)
+def test_class_colors_are_distinct():
+    colors = [np.array(class_color(label), dtype=float) for label in range(20)]
+    assert min(np.abs(a - b).max() for a, b in combinations(colors, 2)) >= 20
+    assert all(max(color) > 150 for color in colors)
 
 
 def test_on_a_real_picture(shared_data: Path):

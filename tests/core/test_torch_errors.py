@@ -1,4 +1,4 @@
-"""Errors that PyTorch and its neighbours really raise, provoked."""
+"""The messages for real errors of PyTorch and other libraries."""
 
 import os
 import signal
@@ -59,7 +59,7 @@ def a_worker_is_killed() -> None:
         (too_much_for_opencv, ["evaluation.scales", "data.short_side"]),
     ],
 )
-def test_an_error_of_the_config_or_the_machine_is_one_line_with_the_keys(
+def test_an_error_of_the_config_or_the_machine_is_a_line_with_the_keys(
     cause: Callable[[], None], keys: list[str], capsys: pytest.CaptureFixture
 ):
     with pytest.raises(SystemExit) as stopped:
@@ -69,9 +69,9 @@ def test_an_error_of_the_config_or_the_machine_is_one_line_with_the_keys(
     assert all(key in errors for key in keys)
 
 
-def test_memory_that_ran_out_without_a_word_is_known():
-    assert "data.short_side" in explain(MemoryError())
-    assert "data.short_side" in explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+def test_a_full_memory_is_known_with_and_without_a_text():
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")):
+        assert "data.short_side" in explain(error).remedy
 
 
 @pytest.mark.parametrize(
@@ -81,15 +81,15 @@ def test_memory_that_ran_out_without_a_word_is_known():
         "unable to allocate shared memory(shm) for file </torch_1_2_3>: Resource temporarily unavailable (11)",
     ],
 )
-def test_the_memory_that_loader_workers_share_is_known(text: str):
-    assert "data.num_workers" in explain(RuntimeError(text))
+def test_the_shared_memory_of_loader_workers_is_known(text: str):
+    assert "data.num_workers" in explain(RuntimeError(text)).remedy
 
 
-def test_the_shared_memory_of_a_gpu_kernel_is_not_that_of_the_loader():
+def test_the_shared_memory_of_a_gpu_kernel_is_not_the_memory_of_the_loader():
     try:
         from triton.runtime.errors import OutOfResources
     except ImportError:
-        pytest.skip("no Triton")
+        pytest.skip("Triton is not installed")
     assert "shared memory" in str(OutOfResources(180_224, 101_376, "shared memory"))
     assert explain(OutOfResources(180_224, 101_376, "shared memory")) is None
 

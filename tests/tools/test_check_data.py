@@ -1,3 +1,5 @@
+"""The data check: all kinds of findings, its cache of images, and its exit code."""
+
 import json
 import logging
 import os
@@ -23,7 +25,7 @@ def image(seed: int) -> np.ndarray:
 
 
 class Coco:
-    """A COCO file of a split and its images."""
+    """A COCO file and the images of a split."""
 
     def __init__(self, folder: Path, split: str):
         self.images, self.file = folder / split, folder / f"{split}.json"
@@ -35,7 +37,14 @@ class Coco:
         }
 
     def add(self, name: str, *boxes: list, picture: Any = None, **values: Any) -> None:
-        """`values` go into the annotations; a width and height into the image."""
+        """Add an image with boxes.
+
+        Args:
+            name: the file of the image.
+            boxes: a box (x, y, w, h) for each annotation.
+            picture: an image, the bytes of a file, False for a missing file, or None for random pixels.
+            values: more values of the annotations. `width` is the annotated width of the image.
+        """
         number = len(self.contents["images"]) + 1
         entry = {"id": number, "file_name": name, "width": values.pop("width", WIDTH), "height": HEIGHT}
         self.contents["images"].append(entry)
@@ -59,15 +68,15 @@ def check(*overrides: object) -> int:
 
 
 @pytest.fixture
-def found(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, dict[str, dict]]]:
-    """The exit code and, by kind, the findings of a check (of `split`)."""
+def findings_of(capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, dict[str, dict]]]:
+    """A function that checks data, and returns the exit code and the findings of a split by their kind."""
 
-    def found(*overrides: object, split: str = "train") -> tuple[int, dict[str, dict]]:
+    def findings_of(*overrides: object, split: str = "train") -> tuple[int, dict[str, dict]]:
         code = check(*overrides)
         report = json.loads(capsys.readouterr().out)
-        return code, {one["kind"]: one for one in report["findings"] if one["split"] == split}
+        return code, {finding["kind"]: finding for finding in report["findings"] if finding["split"] == split}
 
-    return found
+    return findings_of
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:
@@ -78,31 +87,31 @@ BOX = [4, 4, 10, 10]
 
 
 def everything(folder: Path) -> list[str]:
-    """Data sets with a fault or oddity of every kind."""
+    """Write data sets with findings of all kinds, and return the overrides to read them."""
     train, val = Coco(folder, "train"), Coco(folder, "val")
     rgb, exif = Image.fromarray(image(0)), Image.Exif()
     exif[ExifTags.Base.Orientation] = 3
     turned = Image.fromarray(image(1))
     turned.getexif().update(exif)
-    train.add("sound.png", BOX, [20, 4, 10, 10])
-    train.add("copy.png", BOX, picture=(train.images / "sound.png").read_bytes())
+    train.add("intact.png", BOX, [20, 4, 10, 10])
+    train.add("copy.png", BOX, picture=(train.images / "intact.png").read_bytes())
     train.add("grey.png", BOX, picture=rgb.convert("L"))
     train.add("alpha.png", BOX, picture=rgb.convert("RGBA"))
     train.add("cmyk.jpg", BOX, picture=rgb.convert("CMYK"))
     train.add("deep.png", BOX, picture=Image.fromarray(image(2)[..., 0].astype(np.uint16) * 257))
     train.add("turned.jpg", BOX, picture=turned)
     train.add("misnamed.png", BOX, picture=cv2.imencode(".jpg", image(3))[1].tobytes())
-    whole = cv2.imencode(".png", image(5))[1].tobytes()
-    train.add("damaged.png", BOX, picture=whole[: len(whole) // 2])
+    intact = cv2.imencode(".png", image(5))[1].tobytes()
+    train.add("damaged.png", BOX, picture=intact[: len(intact) // 2])
     train.add("text.png", BOX, picture=b"text")
     train.add("RENAMED.png", BOX)
     train.contents["images"][-1]["file_name"] = "renamed.png"
     train.add("unlike.png", BOX, width=WIDTH + 1)
     train.add("empty.png")
     train.add("crowded.png", *([[x, y, 4, 4] for x in range(0, 36, 4) for y in range(0, 24, 4)] * 2))
-    train.add("../elsewhere.png", picture=(train.images / "sound.png").read_bytes())
+    train.add("../elsewhere.png", picture=(train.images / "intact.png").read_bytes())
     train.add("gone.png", BOX, picture=False)
-    train.add("sound.png", picture=False)
+    train.add("intact.png", picture=False)
     train.add("sizeless.png", width=0)
     train.add("wrong.png", [4, 4, 0, 9], [50, 4, 9, 9], [4, 4, 9], [30, 4, 20, 9], [1, 1, 0.5, 0.5])
     train.add("conflict.png", BOX, BOX)
@@ -124,7 +133,7 @@ def everything(folder: Path) -> list[str]:
     (train.images / "raw.nef").write_bytes(b"raw")
     (train.images / "notes.md").write_text("")
     (train.images / "link.png").symlink_to(folder / "gone.png")
-    val.add("leaked.png", BOX, picture=(train.images / "sound.png").read_bytes())
+    val.add("leaked.png", BOX, picture=(train.images / "intact.png").read_bytes())
     brighter = np.clip(image(4).astype(int) + 9, 0, 255).astype(np.uint8)
     val.add("alike.jpg", BOX, picture=Image.fromarray(brighter))
     val.contents["categories"][1]["name"] = "elk"
@@ -132,49 +141,55 @@ def everything(folder: Path) -> list[str]:
     return [f"data.train={train.write()}", f"data.val={val.write()}"]
 
 
-def test_every_kind_is_found(found: Callable, tmp_path: Path):
-    (tmp_path / "coco").mkdir()
-    data = everything(tmp_path / "coco")
-    before = snapshot(tmp_path / "coco")
-    code, train = found(*data, "data.invalid=skip", "model={levels: [3, 4], head: {sizes: [[64], [64]]}}")
-    assert code == 1 and snapshot(tmp_path / "coco") == before
-    _, val = found(*data, "data.invalid=skip", split="val")
-    seen = train.keys() | val.keys()
-    assert "category_ids" not in val  # 1 and 2 in the file, whatever the training set has
-    assert val["image_leaked"]["examples"] == [
-        f"{tmp_path}/coco/val/leaked.png: the same as {tmp_path}/coco/train/sound.png"
-    ]
-    assert val["image_alike"]["examples"] == [f"{tmp_path}/coco/val/alike.jpg: like {tmp_path}/coco/train/scene.png"]
+def assert_pair(finding: dict, first: Path, second: Path) -> None:
+    """Assert that a finding has a single example, which names two files."""
+    (example,) = finding["examples"]
+    assert example.startswith(f"{first}: ") and str(second) in example
+
+
+def test_all_kinds_are_detected(findings_of: Callable, tmp_path: Path):
+    folder = tmp_path / "coco"
+    folder.mkdir()
+    data = everything(folder)
+    before = snapshot(folder)
+    code, train = findings_of(*data, "data.invalid=skip", "model={levels: [3, 4], head: {sizes: [[64], [64]]}}")
+    assert code == 1 and snapshot(folder) == before
+    _, val = findings_of(*data, "data.invalid=skip", split="val")
+    kinds = train.keys() | val.keys()
+    assert "category_ids" not in val  # the ids in the file are 1 and 2
+    assert_pair(val["image_leaked"], folder / "val/leaked.png", folder / "train/intact.png")
+    assert_pair(val["image_alike"], folder / "val/alike.jpg", folder / "train/scene.png")
     single = ("alpha", "cmyk", "deep", "turned", "misnamed", "damaged", "unlike", "same", "missing", "outside", "twice")
     assert {kind: train[f"image_{kind}"]["count"] for kind in single} == dict.fromkeys(single, 1)
-    assert train["image_grey"]["count"] == 2  # the one of 16 bit too
-    for one in (*train.values(), *val.values()):
-        kind = KINDS[one["kind"]]
-        assert one["stops"] == (kind.level == "fatal") and one["count"] >= len(one["examples"]) > 0
-        assert (one["what"], one["becomes"], one["remedy"]) == (kind.what, kind.becomes, kind.remedy)
+    assert train["image_grey"]["count"] == 2  # the gray image and the 16-bit image
+    for finding in (*train.values(), *val.values()):
+        kind = KINDS[finding["kind"]]
+        assert finding["stops"] == (kind.level == "fatal") and finding["count"] >= len(finding["examples"]) > 0
+        assert (finding["what"], finding["becomes"], finding["remedy"]) == (kind.what, kind.becomes, kind.remedy)
 
-    # those that other formats have, or a data set as a whole
+    # the kinds of other formats and of complete data sets
     alone = ("data.val=null", "data.split=0.5", "data.invalid=skip")
     corners = Coco(tmp_path, "corners")
     corners.add("a.png", *[[x, 8, x + 14, 26] for x in range(4, 14)])
-    seen |= found(f"data.train={corners.write()}", *alone)[1].keys()
+    kinds |= findings_of(f"data.train={corners.write()}", *alone)[1].keys()
     fractions = Coco(tmp_path, "fractions")
     fractions.add("a.png", *[[0.1, 0.2, 0.3, 0.4]] * 5)
-    seen |= found(f"data.train={fractions.write()}", *alone)[1].keys()
+    kinds |= findings_of(f"data.train={fractions.write()}", *alone)[1].keys()
     (tmp_path / "xml").mkdir()
     (tmp_path / "xml/b.xml").write_text("<annotation>")
     (tmp_path / "list.txt").write_text("a\nb\n")
     box = "<bndbox><xmin>{}</xmin><ymin>2</ymin><xmax>9</xmax></bndbox>"
-    whole = "<object><name>cat</name>" + box.replace("</bndbox>", "<ymax>9</ymax></bndbox></object>")
+    complete = "<object><name>cat</name>" + box.replace("</bndbox>", "<ymax>9</ymax></bndbox></object>")
     size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
     write_image(corners.images / "c.png", image(1))
     voc = f"{{type: voc, images: {corners.images}, annotations: {tmp_path / 'xml'}, split: {tmp_path / 'list.txt'}}}"
-    for first, others in (("0", 30), ("1.5", 0)):  # among boxes that begin at 1, and alone
-        objects = f"<object><name>cat</name>{box.format(1)}</object>" + whole.format(first) + others * whole.format(1)
+    for first, others in (("0", 30), ("1.5", 0)):  # with 30 boxes that begin at 1, and without other boxes
+        objects = f"<object><name>cat</name>{box.format(1)}</object>" + complete.format(first)
+        objects += others * complete.format(1)
         for name in ("a", "c"):
             text = f"<annotation><filename>c.png</filename>{size}{objects}</annotation>"
             (tmp_path / f"xml/{name}.xml").write_text(text)
-        seen |= found(f"data.train={voc}", *alone)[1].keys()
+        kinds |= findings_of(f"data.train={voc}", *alone)[1].keys()
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
     for name in ("a.png", "a.bmp", "b.png"):
@@ -183,17 +198,17 @@ def test_every_kind_is_found(found: Callable, tmp_path: Path):
     (tmp_path / "labels/c.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     (tmp_path / "data.yaml").write_text("train: images\nnames: [cat]\nnc: 2\n")
     yolo = f"data.train={{type: yolo, annotations: {tmp_path / 'data.yaml'}, split: train}}"
-    seen |= found(yolo, *alone)[1].keys()
+    kinds |= findings_of(yolo, *alone)[1].keys()
     (tmp_path / "labels/a.txt").write_text("0 0.9 0.5 0.9 0.4 0.8 1\n")
-    seen |= found(yolo, *alone)[1].keys()
+    kinds |= findings_of(yolo, *alone)[1].keys()
     gone = "data.train={type: yolo, annotations: gone.yaml, split: train}"
-    seen |= found(gone, "data.val=null", "data.split=0.5")[1].keys()
-    assert seen == KINDS.keys()
+    kinds |= findings_of(gone, "data.val=null", "data.split=0.5")[1].keys()
+    assert kinds == KINDS.keys()
 
 
 @pytest.fixture
-def sound(tmp_path: Path) -> Callable[[], list[str]]:
-    """Two splits with nothing to say of, in tmp_path/coco."""
+def intact(tmp_path: Path) -> Callable[[], list[str]]:
+    """A function that writes two splits without findings to tmp_path/coco, and returns the overrides to read them."""
     (tmp_path / "coco").mkdir()
     splits = {split: Coco(tmp_path / "coco", split) for split in ("train", "val")}
     for split in splits.values():
@@ -203,104 +218,105 @@ def sound(tmp_path: Path) -> Callable[[], list[str]]:
     return lambda: [f"data.{name}={split.write()}" for name, split in splits.items()]
 
 
-def test_a_sound_set_has_no_finding_and_exit_code_0(sound: Callable, capsys: pytest.CaptureFixture):
-    data = sound()
+def test_an_intact_set_has_no_finding_and_exit_code_0(intact: Callable, capsys: pytest.CaptureFixture):
+    data = intact()
     assert check(*data, "data.short_side=300") == 0
     assert json.loads(capsys.readouterr().out) == {"images": {"train": 4, "val": 4}, "findings": []}
     assert check(*data, "data.shrt_side=300") == 2
     assert capsys.readouterr().out == ""
 
 
-def test_what_is_shown_without_json(tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture):
+def test_the_findings_are_shown_as_a_table_and_in_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+):
     caplog.set_level(logging.INFO)
     (tmp_path / "coco").mkdir()
     data = everything(tmp_path / "coco")
     assert run_tool("check_data", "--cfg", "retina_focal.yaml", *data) == 1
-    said = capsys.readouterr().out + caplog.text
-    assert (
-        "stops it" in said
-        and "a training would stop; correct the data" in caplog.text
-        and "data.train: " in caplog.text
-    )
+    table = capsys.readouterr().out
+    fatal = {kind.what for kind in KINDS.values() if kind.level == "fatal"}
+    assert any(what in table for what in fatal)
+    assert any(line.startswith("data.train: ") for line in caplog.messages)
+    assert "data.invalid" in caplog.messages[-1] and "faults.max_unreadable" in caplog.messages[-1]
 
 
-def test_files_are_looked_at_once_until_they_change(
-    sound: Callable, found: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_files_are_inspected_once_until_they_change(
+    intact: Callable, findings_of: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    looked, look = [], inspection.look
-    monkeypatch.setattr(inspection, "look", lambda path: looked.append(path.name) or look(path))
-    data = sound()
-    assert found(*data)[0] == 0 and len(looked) == 8
-    looked.clear()
-    assert found(*data)[0] == 0 and looked == []
+    inspected, look = [], inspection.look
+    monkeypatch.setattr(inspection, "look", lambda path: inspected.append(path.name) or look(path))
+    data = intact()
+    assert findings_of(*data)[0] == 0 and len(inspected) == 8
+    inspected.clear()
+    assert findings_of(*data)[0] == 0 and inspected == []
 
     changed = tmp_path / "coco/train/1.png"
-    whole = changed.read_bytes()
-    changed.write_bytes(whole[:100] + b"x" * (len(whole) - 100))  # behind the header
-    os.utime(changed, ns=(1, 1))  # of the same size, another time
-    code, findings = found(*data)
-    assert code == 1 and looked == ["1.png"] and findings["image_damaged"]["count"] == 1
+    content = changed.read_bytes()
+    changed.write_bytes(content[:100] + b"x" * (len(content) - 100))  # the header is intact
+    os.utime(changed, ns=(1, 1))  # the size is the same, and the time is another
+    code, findings = findings_of(*data)
+    assert code == 1 and inspected == ["1.png"] and findings["image_damaged"]["count"] == 1
 
     (file,) = (tmp_path / "cache").rglob("images.json")
-    whole = json.loads(file.read_text())
-    for corrupt in ("{", "[]", '{"a": 1}', json.dumps({key: {"header": 3} for key in whole})):
+    verdicts = json.loads(file.read_text())
+    for corrupt in ("{", "[]", '{"a": 1}', json.dumps({key: {"header": 3} for key in verdicts})):
         file.write_text(corrupt)
-        looked.clear()
-        assert found(*data)[0] == 1 and len(looked) == 8
-    assert json.loads(file.read_text()).keys() <= whole.keys()
+        inspected.clear()
+        assert findings_of(*data)[0] == 1 and len(inspected) == 8
+    assert json.loads(file.read_text()).keys() <= verdicts.keys()
     assert {path.name for path in file.parent.iterdir()} == {"images.json", "headers"}
 
 
-def test_a_cache_that_cannot_be_written_and_data_that_cannot(
-    sound: Callable, found: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_cache_and_the_data_may_be_read_only(
+    intact: Callable, findings_of: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    data = sound()
+    data = intact()
     before = snapshot(tmp_path / "coco")
     folders = [tmp_path / "coco", *(path for path in (tmp_path / "coco").iterdir() if path.is_dir())]
     for folder in folders:
         folder.chmod(0o555)
     try:
-        assert found(*data)[0] == 0
+        assert findings_of(*data)[0] == 0
     finally:
         for folder in folders:
             folder.chmod(0o755)
     assert snapshot(tmp_path / "coco") == before and (tmp_path / "file").read_text() == ""
 
 
-def test_fast_opens_no_image(sound: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+def test_fast_opens_no_image(intact: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
     monkeypatch.setattr(inspection, "look", lambda path: pytest.fail("an image was opened"))
-    assert check(*sound(), "--fast") == 0
+    assert check(*intact(), "--fast") == 0
 
 
-def test_images_of_both_splits(sound: Callable, found: Callable, tmp_path: Path):
-    data = sound()
+def test_a_validation_image_that_is_in_the_training_set_is_reported(
+    intact: Callable, findings_of: Callable, tmp_path: Path
+):
+    data = intact()
     (tmp_path / "coco/val/2.png").write_bytes((tmp_path / "coco/train/0.png").read_bytes())
-    code, findings = found(*data, split="val")
+    code, findings = findings_of(*data, split="val")
     assert code == 0 and findings["image_leaked"]["count"] == 1
-    assert findings["image_leaked"]["examples"] == [
-        f"{tmp_path}/coco/val/2.png: the same as {tmp_path}/coco/train/0.png"
-    ]
+    assert_pair(findings["image_leaked"], tmp_path / "coco/val/2.png", tmp_path / "coco/train/0.png")
 
 
-def test_empty_files_are_no_copies_of_each_other(sound: Callable, found: Callable, tmp_path: Path):
-    data = sound()
+def test_empty_files_are_not_copies_of_each_other(intact: Callable, findings_of: Callable, tmp_path: Path):
+    data = intact()
     for name in ("train/0.png", "train/1.png", "val/0.png"):
         (tmp_path / "coco" / name).write_bytes(b"")
-    code, findings = found(*data)
+    code, findings = findings_of(*data)
     assert code == 1 and findings["image_unreadable"]["count"] == 2 and "image_same" not in findings
-    assert found(*data, split="val")[1].keys() == {"image_unreadable", "annotation_lost"}
+    assert findings_of(*data, split="val")[1].keys() == {"image_unreadable", "annotation_lost"}
 
 
 def test_bccd(shared_data: Path, capsys: pytest.CaptureFixture):
-    """Two boxes are single clicks, seven cells are marked twice; nothing of it stops a training."""
-    whole = (f"data.root={shared_data / 'bccd'}", "data.train.split=null", "data.val=null", "data.split=0.5")
-    assert run_tool("check_data", "--json", "--cfg", "bccd_focal.yaml", *whole) == 0
+    """Two boxes have no area, and seven cells are marked twice. These findings do not stop a training."""
+    complete = (f"data.root={shared_data / 'bccd'}", "data.train.split=null", "data.val=null", "data.split=0.5")
+    assert run_tool("check_data", "--json", "--cfg", "bccd_focal.yaml", *complete) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["images"] == {"train": 364} and not any(one["stops"] for one in report["findings"])
-    counts = {one["kind"]: one["count"] for one in report["findings"]}
+    assert report["images"] == {"train": 364} and not any(finding["stops"] for finding in report["findings"])
+    counts = {finding["kind"]: finding["count"] for finding in report["findings"]}
     assert counts["box_empty"] == 2 and counts["object_twice"] == 7, counts
 
 
@@ -309,7 +325,7 @@ def test_coco_tiny(shared_data: Path, capsys: pytest.CaptureFixture):
         run_tool("check_data", "--json", "--cfg", "coco_focal_r50_1x.yaml", f"data.root={shared_data}/coco_tiny") == 0
     )
     report = json.loads(capsys.readouterr().out)
-    counts = {(one["split"], one["kind"]): one["count"] for one in report["findings"]}
+    counts = {(finding["split"], finding["kind"]): finding["count"] for finding in report["findings"]}
     assert report["images"] == {"train": 80, "val": 80}
     assert counts.pop(("train", "box_small")) > 0 and counts.pop(("val", "box_small")) > 0
     assert counts == {

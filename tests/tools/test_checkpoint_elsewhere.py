@@ -1,4 +1,4 @@
-"""A checkpoint on another machine than its training's: without the GPU and without the modules of `imports`."""
+"""A checkpoint on another machine, without the GPU of the training and without the modules of `imports`."""
 
 import json
 from pathlib import Path
@@ -28,21 +28,21 @@ def photo(tmp_path: Path) -> Path:
 
 
 def trained_with(plain: Path, folder: Path, **parts: dict) -> Path:
-    """The checkpoint as if the module `not_installed` had had these parts of its config."""
+    """Save the checkpoint with these parts in its config, as if the module `not_installed` had registered them."""
     contents = load_checkpoint(plain)
     values = yaml.safe_load(contents["config"]) | {"imports": ["not_installed"]}
     for key, spec in parts.items():
         *sections, last = key.split("__")
-        place = values
+        parent = values
         for section in sections:
-            place = place[section]
-        place[last] = spec
+            parent = parent[section]
+        parent[last] = spec
     path = folder / "checkpoints/best.pt"
     save_checkpoint(path, contents | {"config": yaml.safe_dump(values)})
     return path
 
 
-def test_parts_that_only_training_has_are_not_missed(plain: Path, photo: Path, tmp_path: Path, capsys):
+def test_inference_does_not_need_the_parts_of_the_training(plain: Path, photo: Path, tmp_path: Path, capsys):
     path = trained_with(
         plain,
         tmp_path,
@@ -51,8 +51,9 @@ def test_parts_that_only_training_has_are_not_missed(plain: Path, photo: Path, t
         anchor_sampler={"type": "mine"},
         data__sampler={"type": "mine"},
     )
-    (found,), (expected,) = (Detector.load(p).predict([photo], score_threshold=0.6) for p in (path, plain))
-    assert len(found.boxes) and torch.equal(found.boxes, expected.boxes) and torch.equal(found.scores, expected.scores)
+    (actual,), (expected,) = (Detector.load(p).predict([photo], score_threshold=0.6) for p in (path, plain))
+    assert len(actual.boxes) and torch.equal(actual.boxes, expected.boxes)
+    assert torch.equal(actual.scores, expected.scores)
     part = Detector.load(path).config.loss.classification
     assert part.to_dict() == {"type": "mine", "gamma": 3, "names": ["a", None]}
     assert run_tool("infer", "--checkpoint", path, photo, "--out", tmp_path / "out", "--score", 0.6) == 0
@@ -61,10 +62,10 @@ def test_parts_that_only_training_has_are_not_missed(plain: Path, photo: Path, t
     assert run_tool("evaluate", "--checkpoint", path) == 0
     assert (tmp_path / "evaluation_val/metrics.json").is_file()
     capsys.readouterr()
-    assert run_tool("probe", "--checkpoint", path) == 2  # it needs the losses
+    assert run_tool("probe", "--checkpoint", path) == 2  # a probe needs the losses
     errors = capsys.readouterr().err
     assert errors.count("\n") == 1 and "not_installed" in errors
-    # unless they are replaced by those that there are
+    # with losses of the library it succeeds
     assert run_tool("probe", "--checkpoint", path, "loss.classification=focal", "imports=[]", "loss.box=giou",
                     "anchor_sampler=all", "data.sampler=uniform") == 0  # fmt: skip
 
@@ -73,23 +74,25 @@ def test_parts_that_only_training_has_are_not_missed(plain: Path, photo: Path, t
     ("key", "spec"),
     [("assigner", {"type": "mine"}), ("data__val", {"type": "mine", "root": "a"}), ("data__train", {"type": "mine"})],
 )
-def test_parts_that_an_evaluation_needs_are_one_line(key: str, spec: dict, plain: Path, photo: Path, tmp_path, capsys):
+def test_the_error_for_a_part_that_an_evaluation_needs_names_the_module(
+    key: str, spec: dict, plain: Path, photo: Path, tmp_path, capsys
+):
     path = trained_with(plain, tmp_path, **{key: spec})
     Detector.load(path).predict([photo])
-    needed = key != "data__train"  # by the evaluation of data.val
-    assert run_tool("evaluate", "--checkpoint", path) == (2 if needed else 0)
-    assert not needed or "not_installed" in capsys.readouterr().err
+    is_needed = key != "data__train"  # for the evaluation of data.val
+    assert run_tool("evaluate", "--checkpoint", path) == (2 if is_needed else 0)
+    assert not is_needed or "not_installed" in capsys.readouterr().err
     assert run_tool("evaluate", "--checkpoint", path, "--split", "train") == (2 if key != "data__val" else 0)
 
 
-def test_what_is_known_is_checked_all_the_same(plain: Path, photo: Path, tmp_path: Path, capsys):
+def test_known_keys_are_checked_also_in_inference(plain: Path, photo: Path, tmp_path: Path, capsys):
     for override in ("loss.classification.gama=1", "evaluation.nms_iuo=1", "los=1"):
         assert run_tool("export", "--checkpoint", plain, "--out", tmp_path / "a.pt2", override) == 2
         assert override.partition("=")[0] in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_of_the_training_is_not_missed(photo: Path, tmp_path: Path, capsys):
+def test_inference_does_not_need_the_gpu_of_the_training(photo: Path, tmp_path: Path, capsys):
     path = save_tiny_checkpoint(tmp_path, "train.device=cuda", "train.precision=fp16")
     assert run_tool("infer", "--checkpoint", path, photo, "--out", tmp_path / "out") == 0
     assert run_tool("evaluate", "--checkpoint", path, "--out", tmp_path / "evaluation") == 0
@@ -104,7 +107,7 @@ def test_a_gpu_of_the_training_is_not_missed(photo: Path, tmp_path: Path, capsys
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_training_on_a_gpu_that_is_not_there_is_one_line(tmp_path: Path, capsys):
+def test_a_training_on_a_missing_gpu_is_refused(tmp_path: Path, capsys):
     out = tmp_path / "out"
     assert run_tool("train", "--cfg", "retina_focal.yaml", "--out", out, "train.device=cuda") == 2
     errors = capsys.readouterr().err

@@ -1,3 +1,5 @@
+"""The recipes for COCO on a few real images of COCO."""
+
 import json
 import math
 import runpy
@@ -19,7 +21,7 @@ def call(monkeypatch, tool, *arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "backbone"), [("coco_focal_r50_1x", "resnet18"), ("coco_ghm_r50_1x", "resnet50")])
 def test_the_coco_recipes_run_on_real_coco_images(recipe, backbone, shared_data, tmp_path, monkeypatch):
-    """From scratch and small, one with a smaller backbone: the weights and the hours are not at hand here."""
+    """The models are small and train from random weights for an epoch."""
     call(
         *(monkeypatch, "train.py", "--cfg", recipe, "--out", tmp_path),
         f"data.root={shared_data / 'coco_tiny'}",

@@ -1,4 +1,4 @@
-"""What each tool says of itself, at once."""
+"""The help of each tool, which does not import torch."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ TOOLS = sorted((Path(__file__).parents[2] / "tools").glob("*.py"))
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.stem)
-def test_help_does_not_wait_for_torch(tool):
+def test_help_does_not_import_torch(tool):
     command = [sys.executable, "-X", "importtime", tool, "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.startswith("usage:") and "Example" in done.stdout

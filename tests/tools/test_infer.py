@@ -1,9 +1,8 @@
-"""tools/infer.py on real images and on videos; what its formats say agrees."""
+"""The command `infer` on real images and videos: its formats agree, and its errors name the inputs."""
 
 import csv
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from tiny_checkpoint import CATEGORY_IDS, CLASS_NAMES, save_tiny_checkpoint
 from tools_run import REPO, run_tool
 from videos import read_video, write_video
 
-import detector.deploy.inference.sources  # noqa: F401  (quietens FFmpeg, which asks once, before a test writes a video)
+import detector.deploy.inference.sources  # noqa: F401  (switches off FFmpeg's log, before a test writes a video)
 from detector import Detector
 from detector.core.errors import UserError
 from detector.data.images import read_image, write_image
@@ -31,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def noise() -> np.ndarray:
-    """Frames (30, 62, 96, 3) that differ."""
+    """Frames (30, 62, 96, 3) with random pixels."""
     return np.random.default_rng(0).integers(256, size=(30, 62, 96, 3), dtype=np.uint8)
 
 
@@ -44,9 +43,13 @@ def results_of(folder: Path) -> list[dict]:
     return json.loads((folder / "detections.json").read_text())
 
 
-def assert_one_line(capsys: pytest.CaptureFixture, said: str) -> None:
-    errors = capsys.readouterr().err
-    assert re.fullmatch(rf"error: .*{said}.*\n", errors), errors
+def assert_error_line(capsys: pytest.CaptureFixture, *facts: str) -> None:
+    """Assert that stderr is a single error line that contains the facts in this order."""
+    errors = line = capsys.readouterr().err
+    assert line.startswith("error: ") and line.count("\n") == 1, errors
+    for fact in facts:
+        assert fact in line, errors
+        line = line.partition(fact)[2]
 
 
 def as_row(result: dict) -> tuple:
@@ -56,7 +59,7 @@ def as_row(result: dict) -> tuple:
 
 
 @pytest.mark.parametrize("frames", [[], ["--frames", 12]])
-def test_a_video_and_images_in_all_formats(frames, checkpoint, noise, shared_data, tmp_path):
+def test_all_formats_agree_on_a_video_and_images(frames, checkpoint, noise, shared_data, tmp_path):
     photos = sorted((shared_data / "coco_tiny/val2017").glob("*.jpg"))[:3]
     write_video(tmp_path / "clip.avi", 30, size=(62, 96), rate=10, frames=noise)
     out, num_frames = tmp_path / "out", 12 if frames else 30
@@ -77,15 +80,15 @@ def test_a_video_and_images_in_all_formats(frames, checkpoint, noise, shared_dat
 
     assert (out / "yolo/classes.txt").read_text().splitlines() == list(CLASS_NAMES)
     for file, frame in of_frames | stills:
-        own = [result for result in results if (result["file_name"], result.get("frame")) == (file, frame)]
+        of_image = [result for result in results if (result["file_name"], result.get("frame")) == (file, frame)]
         labels = out / "yolo" / (f"{Path(file).stem}.txt" if frame is None else f"clip/{frame:06}.txt")
         height, width = noise.shape[1:3] if frame is not None else read_image(Path(file)).shape[:2]
-        for line, result in zip(labels.read_text().splitlines(), own, strict=True):
+        for line, result in zip(labels.read_text().splitlines(), of_image, strict=True):
             label, cx, cy, w, h, score = map(float, line.split())
             box = ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)
             assert result["bbox"] == pytest.approx(box, abs=1e-3) and result["score"] == pytest.approx(score)
             assert result["category_id"] == CATEGORY_IDS[int(label)]
-    assert len(list((out / "yolo").rglob("*.txt"))) == num_frames + 3 + 1  # the classes
+    assert len(list((out / "yolo").rglob("*.txt"))) == num_frames + 3 + 1  # with classes.txt
 
     drawn = read_video(out / "clip.mp4")
     assert len(drawn) == num_frames and drawn[0].shape == (62, 96, 3)
@@ -93,67 +96,67 @@ def test_a_video_and_images_in_all_formats(frames, checkpoint, noise, shared_dat
         assert read_image(out / path.name).shape == read_image(path).shape
         assert not np.array_equal(read_image(out / path.name), read_image(path))
     detector = Detector.load(checkpoint)
-    (found,) = detector.predict([photos[2]], score_threshold=0.6)  # alone in its batch here and there
+    (expected,) = detector.predict([photos[2]], score_threshold=0.6)  # its batch has no other image
     assert [result["score"] for result in results if result["image_id"] == num_frames + 3] == pytest.approx(
-        found.scores.tolist(), abs=1e-3
+        expected.scores.tolist(), abs=1e-3
     )
 
 
-def test_chosen_classes_and_augmentation(checkpoint, shared_data, tmp_path):
+def test_the_options_choose_classes_and_views(checkpoint, shared_data, tmp_path):
     photo = sorted((shared_data / "coco_tiny/val2017").glob("*.jpg"))[4]
     where = ["--checkpoint", checkpoint, photo, "--score", 0.5]
     assert run_tool("infer", *where, "--out", tmp_path / "a", "--classes", "square", "disc") == 0
     assert {result["category"] for result in results_of(tmp_path / "a")} == {"square", "disc"}
     assert run_tool("infer", *where, "--out", tmp_path / "b", "--flip", "--scales", 1, 1.5) == 0
     overrides = ["evaluation.flip=true", "evaluation.scales=[1.0, 1.5]"]
-    (found,) = Detector.load(checkpoint, overrides=overrides).predict([photo], score_threshold=0.5)
-    assert [result["score"] for result in results_of(tmp_path / "b")] == found.scores.tolist()
+    (augmented,) = Detector.load(checkpoint, overrides=overrides).predict([photo], score_threshold=0.5)
+    assert [result["score"] for result in results_of(tmp_path / "b")] == augmented.scores.tolist()
     (plain,) = Detector.load(checkpoint).predict([photo], score_threshold=0.5)
-    assert found.scores.tolist() != plain.scores.tolist()
+    assert augmented.scores.tolist() != plain.scores.tolist()
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "facts"),
     [
-        (["--classes", "squre"], "no class 'squre'; did you mean 'square'[?] known: disc, square, triangle"),
-        (["--scales", 0.8], "evaluation.scales: .* should have 1.0 among them"),
-        (["--scales", 1, -1], "evaluation.scales.1: -1.0 is wrong"),
-        (["--scales", 1, 1000], "evaluation.scales: "),
-        (["--scales", 1, "nan"], "evaluation.scales"),
-        (["--scales", 1, "inf"], "evaluation.scales"),
-        (["--batch-size", 0], "evaluation.batch_size: 0 is wrong"),
-        (["--batch-size", -3], "evaluation.batch_size"),
-        (["--score", 1.5], "evaluation.score_threshold: 1.5 is wrong"),
-        (["--score", "nan"], "evaluation.score_threshold"),
-        (["--score", "inf"], "evaluation.score_threshold"),
-        (["--score", -0.1], "evaluation.score_threshold"),
-        (["--frames", 0], "--frames 0: should be at least 1"),
-        (["--frames", -1], "--frames"),
-        (["--out", "."], "the pictures would overwrite the images themselves"),
+        (["--classes", "squre"], ("'squre'", "'square'?", "disc, square, triangle")),
+        (["--scales", 0.8], ("evaluation.scales: ", "0.8", "1.0")),
+        (["--scales", 1, -1], ("evaluation.scales.1: ", "-1.0")),
+        (["--scales", 1, 1000], ("evaluation.scales: ", "1000")),
+        (["--scales", 1, "nan"], ("evaluation.scales",)),
+        (["--scales", 1, "inf"], ("evaluation.scales",)),
+        (["--batch-size", 0], ("evaluation.batch_size: ", "0")),
+        (["--batch-size", -3], ("evaluation.batch_size: ", "-3")),
+        (["--score", 1.5], ("evaluation.score_threshold: ", "1.5")),
+        (["--score", "nan"], ("evaluation.score_threshold: ",)),
+        (["--score", "inf"], ("evaluation.score_threshold: ",)),
+        (["--score", -0.1], ("evaluation.score_threshold: ", "-0.1")),
+        (["--frames", 0], ("--frames 0", "--frames 1")),
+        (["--frames", -1], ("--frames -1", "--frames 1")),
+        (["--out", "."], ("--out .: ",)),
     ],
 )
-def test_wrong_options_are_one_line_and_nothing_is_written(options, said, checkpoint, tmp_path, monkeypatch, capsys):
+def test_wrong_options_are_refused_before_a_file_is_written(options, facts, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_video(tmp_path / "clip.mp4", 3, codec="mp4v")
     before = (tmp_path / "clip.mp4").read_bytes()
     assert run_tool("infer", "--checkpoint", checkpoint, "clip.mp4", *options) == 2
-    assert_one_line(capsys, said)
+    assert_error_line(capsys, *facts)
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
     assert (tmp_path / "clip.mp4").read_bytes() == before
 
 
-def test_what_cannot_be_read_is_left_out_and_said_at_the_end(checkpoint, tmp_path, capfd):
+def test_the_error_at_the_end_names_the_inputs_that_cannot_be_read(checkpoint, tmp_path, capfd):
     write_image(tmp_path / "a.png", np.zeros((64, 64, 3), np.uint8))
     (tmp_path / "b.mp4").write_bytes(b"not a video" * 100)
     inputs = ("97", tmp_path / "a.png", tmp_path / "b.mp4")
     assert run_tool("infer", "--checkpoint", checkpoint, *inputs, "--out", tmp_path / "out") == 2
-    assert_one_line(capfd, "2 of 3 inputs left out, whole or in part: camera 97: cannot be opened .*b.mp4: cannot")
+    assert_error_line(capfd, "2 of 3 ", "camera 97: ", "b.mp4: ")
     assert {result["file_name"] for result in results_of(tmp_path / "out")} == {str(tmp_path / "a.png")}
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_what_was_found(checkpoint, tmp_path):
-    """A source that would go on for hours: each of its frames takes many milliseconds."""
+def test_an_interrupt_keeps_the_written_detections(checkpoint, tmp_path):
+    """The video has 20,000 frames, and each frame takes many milliseconds."""
     write_video(tmp_path / "long.avi", 20_000, size=(32, 32))
     out = tmp_path / "out"
     process = subprocess.Popen(
@@ -165,7 +168,7 @@ def test_ctrl_c_keeps_what_was_found(checkpoint, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores SIGINT
     )
     deadline = time.monotonic() + 100
     while not ((out / "detections.csv").is_file() and len(rows_of(out)) > 100) and process.poll() is None:
@@ -174,14 +177,14 @@ def test_ctrl_c_keeps_what_was_found(checkpoint, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "Traceback" not in errors and "images/s" in errors
+    assert "Traceback" not in errors
     results, rows = results_of(out), rows_of(out)
     assert len(results) == len(rows) > 100 and not (out / "detections.json.tmp").exists()
     last = max(result["frame"] for result in results)
     assert len(read_video(out / "long.mp4")) >= last + 1 and last < 19_999
 
 
-def test_inputs_are_counted_and_not_the_problems_of_an_input(checkpoint, tmp_path, monkeypatch, capfd):
+def test_the_error_counts_inputs_and_not_their_frames(checkpoint, tmp_path, monkeypatch, capfd):
     write_video(tmp_path / "a.avi", 3)
     write_image(tmp_path / "b.png", np.zeros((64, 64, 3), np.uint8))
 
@@ -192,17 +195,17 @@ def test_inputs_are_counted_and_not_the_problems_of_an_input(checkpoint, tmp_pat
     monkeypatch.setattr(Drawings, "write", write)
     inputs = (tmp_path / "a.avi", tmp_path / "b.png")
     assert run_tool("infer", "--checkpoint", checkpoint, *inputs, "--out", tmp_path / "out") == 2
-    assert_one_line(capfd, "1 of 2 .*frame 0 .*frame 2 ")
+    assert_error_line(capfd, "1 of 2 ", "frame 0 ", "frame 2 ")
 
 
-def test_a_copy_that_cannot_be_written_ends_nothing(checkpoint, tmp_path, capfd):
-    """WebP ends at 16383 pixels a side, and the picture is a larger PNG under a name of WebP."""
+def test_a_drawn_picture_that_cannot_be_written_does_not_end_the_command(checkpoint, tmp_path, capfd):
+    """The input is a PNG with the suffix of WebP, and its width is over WebP's limit of 16383 pixels."""
     pixels = np.random.default_rng(0).integers(256, size=(8, 20_000, 3), dtype=np.uint8)
     write_image(tmp_path / "a.png", pixels)
     (tmp_path / "a.png").rename(tmp_path / "a.webp")
     write_image(tmp_path / "b.png", pixels[:, :64])
     inputs = (tmp_path / "a.webp", tmp_path / "b.png")
     assert run_tool("infer", "--checkpoint", checkpoint, *inputs, "--out", tmp_path / "out", "--score", 0.01) == 2
-    assert_one_line(capfd, "1 of 2 inputs left out, whole or in part: .*a.webp: ")
+    assert_error_line(capfd, "1 of 2 ", "a.webp: ")
     assert {result["file_name"] for result in results_of(tmp_path / "out")} == set(map(str, inputs))
     assert (tmp_path / "out/b.png").is_file() and not (tmp_path / "out/a.webp").exists()
