@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from detector.core.structures import Sample
-from detector.data.pipeline.buckets import gather_alike, make_buckets
+from detector.data.pipeline.buckets import group_by_bucket, make_buckets
 from detector.data.pipeline.loader import EpochBatches, collate
 from detector.data.pipeline.samplers import UniformSampler
 
@@ -58,14 +58,14 @@ def test_alike_images_are_batched_and_nothing_is_lost():
     rng = np.random.default_rng(0)
     bucket_of = rng.choice(3, 60, p=[0.6, 0.35, 0.05])
     order = rng.permutation(60)
-    found = gather_alike(order, bucket_of[order], 4)
+    found = group_by_bucket(order, bucket_of[order], 4)
     assert sorted(found) == list(range(60))
     kinds = [len(set(bucket_of[batch])) for batch in found.reshape(-1, 4)]
     left_over = sum(count % 4 for count in np.bincount(bucket_of))
     assert kinds == [1] * (15 - left_over // 4) + kinds[15 - left_over // 4 :] and left_over > 0
     firsts = [bucket_of[batch[0]] for batch in found.reshape(-1, 4)]
     assert sum(a != b for a, b in itertools.pairwise(firsts)) > 4, "the buckets alternate"
-    same = gather_alike(order, np.zeros(60, dtype=np.int64), 4)
+    same = group_by_bucket(order, np.zeros(60, dtype=np.int64), 4)
     assert same.tolist() == order.tolist()
 
 

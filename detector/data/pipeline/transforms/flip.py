@@ -1,4 +1,4 @@
-"""The transform `flip`: the image is mirrored."""
+"""The transform `flip`, which mirrors the image."""
 
 from detector.core.structures import Sample
 from detector.core.validation import UnitFloat
@@ -8,10 +8,16 @@ from detector.data.pipeline.transforms.library import flips
 
 @TRANSFORMS.register("flip")
 class Flip:
-    """Mirror the image from left to right and from top to bottom, each with its probability."""
+    """Mirror the image.
+
+    Args:
+        horizontal: the probability of a mirror from left to right.
+        vertical: the probability of a mirror from top to bottom.
+    """
 
     def __init__(self, *, horizontal: UnitFloat = 0.5, vertical: UnitFloat = 0.0):
         self.operations = flips(horizontal, vertical)
 
     def __call__(self, sample: Sample, context: TransformContext) -> Sample:
+        """Return the sample after the random mirrors."""
         return self.operations(sample, context.rng)
