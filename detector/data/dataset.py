@@ -91,7 +91,7 @@ class DetectionDataset(Sequence[Sample]):
             image = read_image(record.path, upright=True, bits=self.bits)
         if image.shape[:2] != size:
             raise UserError(
-                f"{record.path}: the image has {image.shape[1]}x{image.shape[0]} pixels, but it is annotated as "
+                f"{record.path}: the image has {image.shape[1]}x{image.shape[0]} pixels, but its annotated size is "
                 f"{record.width}x{record.height}",
                 "correct the image or its annotated size",
             )

@@ -44,7 +44,7 @@ OTHER_SUFFIXES = frozenset(
     | {".pbm", ".ppm", ".pnm", ".psd", ".raw", ".svg", ".tga"}
 ) - set(SUFFIXES)
 DECODED_BY_PILLOW = ("GIF", "HEIF", "I", "I;16S")  # formats, and modes of integers
-IN_RANGE = 99.9  # percentage of the values of an image that lie in the range of its bits
+IN_RANGE = 99.9  # percentage of the values of an image that are in the range of its bits
 MAX_PIXELS = 178_000_000  # half a gigabyte as RGB
 ORIENTATION = ExifTags.Base.Orientation
 FULL_BITS = 16  # of a 16-bit image whose values use the full range

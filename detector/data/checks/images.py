@@ -119,7 +119,7 @@ def check_images(
         "image_unlike",
         is_unlike,
         lambda i: (
-            f"{folder.path(matches[i])}: the image has {pixels[i]} pixels, but it is annotated as "
+            f"{folder.path(matches[i])}: the image has {pixels[i]} pixels, but its annotated size is "
             f"{annotated[i][0]}x{annotated[i][1]}"
         ),
     )

@@ -126,8 +126,8 @@ def classes_of(
 def _roots(categories: list[Entry], names: list[str], used: set[int], classes: Sequence[str]) -> list[int]:
     """Return the positions of the categories without objects that are not classes.
 
-    A category is not a class if it repeats the name of another category, or if it is the supercategory of all others
-    (Roboflow writes the name of the project as such a category). A supercategory in `classes` remains a class.
+    A category is not a class if it repeats the name of another category, or if it is the supercategory of all others.
+    Roboflow adds a supercategory with the name of the project. A supercategory in `classes` remains a class.
     """
     unused = [index for index in range(len(names)) if index not in used]
 

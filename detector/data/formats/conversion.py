@@ -143,9 +143,9 @@ def plan_conversion(splits: dict[str, DetectionDataset], target: str) -> Plan:
         target: the new format, a key of WRITERS.
 
     Raises:
-        UserError: a split has no image, the classes of the splits differ, a class name cannot be written, an image
-            cannot be read or has another size than annotated, or an image has an EXIF orientation that would separate
-            it from its boxes. Readers of YOLO apply the orientation, and readers of the other formats do not.
+        UserError: a split has no image, the splits have different classes, or a class name cannot be written. UserError
+            is also raised where an image cannot be read, has another size than annotated, or has an EXIF orientation
+            that separates it from its boxes. Readers of YOLO apply the orientation; the other readers do not.
     """
     for split, dataset in splits.items():
         if not len(dataset):
@@ -259,7 +259,7 @@ def _suffix(path: Path, header: Header, is_encoded: bool) -> str:
 def _check_size(record: Record, header: Header) -> None:
     if (record.width, record.height) not in ((header.width, header.height), header.upright_size()):
         raise UserError(
-            f"{record.path}: the image has {header.width}x{header.height} pixels, but it is annotated as "
+            f"{record.path}: the image has {header.width}x{header.height} pixels, but its annotated size is "
             f"{record.width}x{record.height}",
             "correct the image or its annotated size",
         )

@@ -95,8 +95,8 @@ class Folder:
     def images_with_stem(self, stem: str) -> list[str]:
         """Return the images whose path without suffix is `stem`, a path relative to the folder.
 
-        Where no image has this path, the function returns the images of the same name if they are all in the same
-        folder, and if this folder or the folder of `stem` is `root`.
+        Where no image has this path, the function returns the images of the same name in another folder. They must all
+        be in the same folder, and this folder or the folder of `stem` must be `root`.
         """
         if self._by_stem is None:
             self._by_stem = _grouped(self.images(), lambda name: PurePosixPath(name).stem)

@@ -175,7 +175,7 @@ def _read_data_yaml(file: Path, split: str, findings: Findings) -> _Source:
         known = ", ".join(key for key in ("train", "val", "test") if content.get(key))
         raise UserError(
             f"{file}: the entry '{split}' is missing",
-            f"add it, or set split to another entry (known: {known or 'none'})",
+            f"add the entry, or set split to another entry (known: {known or 'none'})",
         )
     entries = entries if isinstance(entries, list) else [entries]
     folder = content.get("path") or "."

@@ -18,8 +18,8 @@ class CachedDataset(DetectionDataset):
     """A data set whose images are resized to their `target_size` and stored as files.
 
     A file is the NumPy array of the resized image, 3 bytes per pixel. Its name is a hash of the path, file size and
-    modification time of the image, its annotated size and orientation, the bits of its values, and the target size. A
-    changed image is therefore decoded again. All workers share the files in the page cache of the operating system. A
+    modification time of the image, and of all values that determine the resized pixels. A changed image is therefore
+    decoded again. All workers share the files in the page cache of the operating system. A
     folder in memory (/dev/shm) holds all files in memory.
 
     Args:

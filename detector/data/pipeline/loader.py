@@ -188,7 +188,7 @@ class Loader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # otherwise each epoch changes the global random state, which resuming restores
+            generator=torch.Generator(),  # otherwise each epoch changes the global random state that resuming restores
             pin_memory=torch.cuda.is_available(),
         )
         self._loader = self._make()

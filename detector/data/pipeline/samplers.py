@@ -1,7 +1,8 @@
 """Image samplers: they choose the images of an epoch, and can repeat images of rare classes.
 
-A sampler is built from the number of classes and the class labels of each image (int64, without crowds, possibly empty).
-Its length is the same in every epoch, since the learning-rate schedule counts steps.
+A sampler is built from the number of classes and the class labels of each image. The labels are int64 without crowds,
+and an image may have none. The length of a sampler is the same in every epoch, since the learning-rate schedule counts
+steps.
 """
 
 from collections.abc import Sequence
@@ -78,7 +79,7 @@ class ClassBalancedSampler:
 
     An epoch has as many draws as the data set has images. Each draw takes a class that occurs, and then an image with
     this class, both uniformly. Images without objects are never drawn. In an epoch, the numbers of draws of any two
-    classes differ by at most 1, and so do the numbers of draws of any two images for the same class.
+    classes differ by at most 1. The numbers of draws of any two images for the same class also differ by at most 1.
 
     Args:
         labels_by_image: the class labels of each image.
