@@ -129,13 +129,13 @@ KINDS: dict[str, Kind] = {
     ),
     "key_unknown": Kind("keys that the reader does not use", "ignored", "check the spelling of the key"),
     "box_continuous": Kind(
-        "boxes that do not count whole pixels from 1, as VOC does",
+        "boxes that are not integer pixel numbers from 1, as VOC defines them",
         "all boxes are read as continuous coordinates",
-        "set one_based=true in the section of the data set if the coordinates count from 1",
+        "set one_based=true in the section of the data set if the coordinates are pixel numbers from 1",
     ),
     "box_one_based": Kind(
-        "boxes with decimals or edges at 0 in a set that counts whole pixels from 1",
-        "all boxes are read as counted from 1",
+        "boxes with decimals or edges at 0 in a data set of pixel numbers from 1",
+        "all boxes are read as pixel numbers from 1",
         "set one_based=false in the section of the data set if the coordinates are continuous",
     ),
     "image_ambiguous": Kind(
@@ -170,7 +170,7 @@ KINDS: dict[str, Kind] = {
         "convert the images to JPEG or PNG (for HEIC: install the extra `heic`)",
     ),
     "annotation_unlisted": Kind(
-        "annotation files without an image in this set",
+        "annotation files without an image in this data set",
         "left out",
         "no action is needed if the files belong to another split",
     ),

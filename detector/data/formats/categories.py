@@ -8,7 +8,7 @@ import numpy as np
 
 from detector.core.errors import UserError
 from detector.data.checks.findings import Findings
-from detector.data.formats.numbers import MAX_ID, whole
+from detector.data.formats.numbers import MAX_ID, as_integer
 
 Entry = dict[str, Any]
 Describe = Callable[[int], str]
@@ -27,10 +27,10 @@ def unique_ids(entries: list[Entry], section: str, source: Path) -> list[int]:
     """
     ids: dict[int, None] = {}
     for index, entry in enumerate(entries):
-        value = whole(entry.get("id"))
+        value = as_integer(entry.get("id"))
         if value is None:
             problem = f"is {entry['id']!r}" if "id" in entry else "is missing"
-            raise UserError(f"{source}: {section}[{index}].id {problem}", "write a whole number")
+            raise UserError(f"{source}: {section}[{index}].id {problem}", "write an integer")
         if value in ids:
             raise UserError(f"{source}: id {value} occurs twice in '{section}'", "give each entry a different id")
         if not 0 <= value <= MAX_ID:
@@ -52,7 +52,7 @@ def positions(annotations: list[Entry], key: str, ids: list[int]) -> np.ndarray:
         (N,) int64, -1 where `ids` does not contain the id.
     """
     position: dict[int | None, int] = {value: index for index, value in enumerate(ids)}
-    return np.array([position.get(whole(annotation.get(key)), -1) for annotation in annotations], np.int64)
+    return np.array([position.get(as_integer(annotation.get(key)), -1) for annotation in annotations], np.int64)
 
 
 def classes_of(

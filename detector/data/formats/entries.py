@@ -16,7 +16,7 @@ from detector.data.checks.images import check_images
 from detector.data.dataset import Record
 from detector.data.formats.categories import Describe, Entry, classes_of, positions, unique_ids
 from detector.data.formats.folders import Folder
-from detector.data.formats.numbers import as_number, whole
+from detector.data.formats.numbers import as_integer, as_number
 from detector.data.images import MAX_PIXELS, Header
 
 KEYS = {  # the known keys: this file reads them, or they do not concern objects
@@ -140,7 +140,7 @@ def _file_name(entry: Entry, index: int, folder: Folder, source: Path) -> str:
 
 def _side(value: Any) -> int:
     """Return the side in pixels, or 0 where the value is not a usable number."""
-    side = whole(value)
+    side = as_integer(value)
     return side if side is not None and 0 < side <= MAX_PIXELS else 0
 
 
@@ -181,13 +181,13 @@ def _check_completeness(
     seen: set[int | None] = {0, None}  # pycocotools treats a match with the id 0 as no match
     odd = []
     for index, annotation in enumerate(annotations):
-        number = whole(annotation.get("id"))
+        number = as_integer(annotation.get("id"))
         if number in seen:
             odd.append(index)
         else:
             seen.add(number)
     findings.add("annotation_id", odd, describe)
-    ids = sorted(whole(category["id"]) or 0 for category in categories)
+    ids = sorted(as_integer(category["id"]) or 0 for category in categories)
     if ids != list(range(1, len(ids) + 1)):
         shown = [*map(str, ids[:3]), *(["..."] if len(ids) > 3 else [])]
         findings.add("category_ids", [0], lambda _: f"{source}: the ids {', '.join(shown)}")

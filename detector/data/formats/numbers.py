@@ -5,16 +5,16 @@ import re
 from typing import Any
 
 MAX_ID = 2**53  # every JSON reader represents integers up to this value exactly
-WHOLE = re.compile(r"\s*[-+]?[0-9]{1,20}(\.0*)?\s*")
+INTEGER = re.compile(r"\s*[-+]?[0-9]{1,20}(\.0*)?\s*")
 
 
-def whole(value: Any) -> int | None:
-    """Return the whole number that a JSON value means (3, 3.0, "3" and "3.0" mean 3), or None for other values."""
+def as_integer(value: Any) -> int | None:
+    """Return the integer that a JSON value means (3, 3.0, "3" and "3.0" mean 3), or None for other values."""
     if type(value) is int:
         return value
     if isinstance(value, float) and value.is_integer() and abs(value) <= MAX_ID:
         return int(value)
-    if isinstance(value, str) and WHOLE.fullmatch(value):
+    if isinstance(value, str) and INTEGER.fullmatch(value):
         return int(value.split(".")[0])
     return None
 

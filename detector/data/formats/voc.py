@@ -15,7 +15,7 @@ from detector.data.checks.findings import Findings
 from detector.data.dataset import DATASETS, DetectionDataset
 from detector.data.formats.entries import parse_coco
 from detector.data.formats.folders import Folder, list_unused, read_lines, suffix
-from detector.data.formats.numbers import as_number, whole
+from detector.data.formats.numbers import as_integer, as_number
 from detector.data.images import SUFFIXES
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -40,7 +40,7 @@ class VocDataset(DetectionDataset):
         annotations: the folder of the XML files, with its subfolders.
         split: a text file with an image id (the stem of an XML file) on each line, as in ImageSets/Main. None takes
             all XML files, sorted.
-        one_based: true reads coordinates as VOC defines them: whole pixels counted from 1, with the last pixel
+        one_based: true reads coordinates as VOC defines them: pixel numbers from 1, with the last pixel
             included, so that xmin..xmax covers [xmin - 1, xmax]. false reads continuous coordinates from 0. auto
             decides by all XML files of the folder (see `is_one_based`).
 
@@ -132,9 +132,9 @@ class VocDataset(DetectionDataset):
 
 
 def is_one_based(corners: np.ndarray, source: str, findings: Findings) -> bool:
-    """Decide from all boxes of a data set whether they count whole pixels from 1, as VOC defines.
+    """Decide whether the boxes of a data set are integer pixel numbers from 1, as VOC defines them.
 
-    They do not if at least 5% of the boxes have decimals, or if more boxes begin at 0 than at 1.
+    They are not if at least 5% of the boxes have decimals, or if more boxes begin at 0 than at 1.
 
     Args:
         corners: (N, 4) xmin, ymin, xmax, ymax as written.
@@ -210,7 +210,7 @@ def _read_file(folder: Path, stem: str, known: dict[str, str]) -> _File:
     if root.tag != "annotation":  # for example the format of CVAT, or a namespace
         return _File(path, error=f"the root element is <{root.tag}>, not <annotation> as in Pascal VOC")
     elements = root.findall("object")
-    width, height = (whole(root.findtext(f"size/{side}")) for side in ("width", "height"))
+    width, height = (as_integer(root.findtext(f"size/{side}")) for side in ("width", "height"))
     return _File(
         path,
         (root.findtext("filename") or "").strip().replace("\\", "/"),

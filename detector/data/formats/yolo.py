@@ -12,7 +12,7 @@ from detector.data.checks.findings import Findings
 from detector.data.dataset import DATASETS, DetectionDataset
 from detector.data.formats.entries import parse_coco
 from detector.data.formats.folders import Folder, list_unused, read_lines, read_unicode, suffix
-from detector.data.formats.numbers import whole
+from detector.data.formats.numbers import as_integer
 from detector.data.formats.yolo_rows import Line, has_labels, numbered_lines, read_objects
 from detector.data.headers import read_headers
 from detector.data.images import SUFFIXES
@@ -166,7 +166,7 @@ def _read_data_yaml(file: Path, split: str, findings: Findings) -> _Source:
             f"{file}: 'names' does not list the class names", "write a list of names, or names numbered from 0"
         )
     content = {key: value for key, value in content.items() if value not in NULL}
-    if (count := content.get("nc")) is not None and whole(count) != len(names):
+    if (count := content.get("nc")) is not None and as_integer(count) != len(names):
         findings.add("count_differs", [0], lambda _: f"{file}: nc is {count}, but 'names' has {len(names)} names")
     unknown = sorted(content.keys() - KEYS)
     findings.add("key_unknown", range(len(unknown)), lambda i: f"{file}: key '{unknown[i]}'")
@@ -211,7 +211,7 @@ def _keypoint_values(content: dict, file: Path) -> int:
     shape = content.get("kpt_shape")
     if shape is None:
         return 0
-    sides = [whole(side) or 0 for side in shape] if isinstance(shape, list) else []
+    sides = [as_integer(side) or 0 for side in shape] if isinstance(shape, list) else []
     if len(sides) != 2 or sides[0] < 1 or sides[1] not in (2, 3):
         raise UserError(f"{file}: kpt_shape is {shape!r}", "write [number of keypoints, 2 or 3]")
     return sides[0] * sides[1]

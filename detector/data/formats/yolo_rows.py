@@ -10,7 +10,7 @@ from detector.core.errors import UserError
 from detector.data.checks.boxes import MIN_BOXES
 from detector.data.checks.findings import Findings
 from detector.data.formats.folders import decode
-from detector.data.formats.numbers import as_number, whole
+from detector.data.formats.numbers import as_integer, as_number
 
 MARGIN = 0.01  # a fraction may be below 0 or above 1 by this much because of rounding
 REFUTED = 0.25  # from this fraction of long lines that cannot begin with a box, all long lines are polygons
@@ -103,7 +103,7 @@ def _shown(line: Line) -> str:
 def _parse_line(line: str, num_classes: int) -> tuple[int, list[float]] | str:
     """Return the class and the numbers that follow, or the problem of the line."""
     category, *words = line.split()
-    label = whole(category)
+    label = as_integer(category)
     try:
         numbers = [float(word) for word in words]
     except ValueError:
