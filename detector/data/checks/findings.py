@@ -236,7 +236,7 @@ class Findings:
 
     def __init__(self, invalid: Invalid = "error"):
         self.invalid = invalid
-        self.found: dict[str, Finding] = {}
+        self.by_kind: dict[str, Finding] = {}
 
     def add(self, kind: str, indices: Sequence[int] | np.ndarray, describe: Callable[[int], str]) -> None:
         """Add entries of a kind.
@@ -256,18 +256,18 @@ class Findings:
                 describe(indices[0]),
                 f"{KINDS[kind].remedy}, or set data.invalid=skip (entries of this kind: {len(indices)})",
             )
-        finding = self.found.setdefault(kind, Finding())
+        finding = self.by_kind.setdefault(kind, Finding())
         finding.count += len(indices)
         for index in indices[: NUM_EXAMPLES - len(finding.examples)]:
             finding.examples.append(one_line(describe(index)))
 
     def count(self, kind: str) -> int:
         """Return the number of entries of a kind."""
-        return self.found[kind].count if kind in self.found else 0
+        return self.by_kind[kind].count if kind in self.found else 0
 
     def lines(self) -> list[str]:
         """Return a line for each kind: the entries, their number, the result in training, and the first example."""
         return [
             f"{KINDS[kind].what}: {finding.count}, {KINDS[kind].becomes} (first: {finding.examples[0]})"
-            for kind, finding in self.found.items()
+            for kind, finding in self.by_kind.items()
         ]

@@ -81,9 +81,9 @@ def read_both_ways(read: Callable[[Findings], DetectionDataset]) -> tuple[Detect
     if dataset is None:
         assert strictly is None
         return None
-    assert all(finding.count >= len(finding.examples) > 0 for finding in skipping.found.values())
-    assert all(line.isprintable() for finding in skipping.found.values() for line in finding.examples)
-    faults = {kind for kind in skipping.found if KINDS[kind].level != "note"}
+    assert all(finding.count >= len(finding.examples) > 0 for finding in skipping.by_kind.values())
+    assert all(line.isprintable() for finding in skipping.by_kind.values() for line in finding.examples)
+    faults = {kind for kind in skipping.by_kind if KINDS[kind].level != "note"}
     assert (strictly is None) == bool(faults)
     for record in dataset.records:
         assert record.boxes.dtype == np.float32 and (record.labels < len(dataset.class_names)).all()

@@ -110,8 +110,8 @@ def test_invalid_boxes_are_an_error_or_skipped_and_counted(load: Callable[..., C
     assert "\n" not in str(error.value)
     findings = Findings("skip")
     dataset, clean = load(content, findings), load(scene())
-    assert findings.count(kind) == 1 and "annotation 77" in findings.found[kind].examples[0]
-    assert [k for k in findings.found if KINDS[k].level != "note"] == [kind]
+    assert findings.count(kind) == 1 and "annotation 77" in findings.by_kind[kind].examples[0]
+    assert [k for k in findings.by_kind if KINDS[k].level != "note"] == [kind]
     for ours, expected in zip(dataset.records, clean.records, strict=True):
         np.testing.assert_array_equal(ours.boxes, expected.boxes)
         np.testing.assert_array_equal(ours.labels, expected.labels)
@@ -214,7 +214,7 @@ def test_keys_without_use_are_listed_once(load: Callable[..., CocoDataset]):
     content["images"][0]["weather"] = "rain"
     load(content, findings)
     assert findings.count("key_unknown") == 2
-    assert [example.split(": ")[1] for example in findings.found["key_unknown"].examples] == [
+    assert [example.split(": ")[1] for example in findings.by_kind["key_unknown"].examples] == [
         "images.weather",
         "annotations.keypoints",
     ]
@@ -343,7 +343,7 @@ def test_real_annotations_equal_pycocotools(shared_data: Path, split: str):
     findings = Findings()
     dataset = CocoDataset(None, findings, images=shared_data / "coco_tiny" / split, annotations=annotations)
     reference = COCO(annotations)
-    assert len(dataset) == 80 and findings.found.keys() == {"category_ids"}
+    assert len(dataset) == 80 and findings.by_kind.keys() == {"category_ids"}
     assert list(dataset.category_ids) == reference.getCatIds()
     assert dataset.class_names[0] == "person" and dataset.class_names[79] == "toothbrush"
     for record in dataset.records:

@@ -162,9 +162,9 @@ def test_every_file_is_used_or_listed(load: Callable[..., VocDataset], tmp_path:
     names = [str(record.path.relative_to(tmp_path)) for record in dataset.records]
     assert names == [f"images/{name}.png" for name in ("a", "b", "d", "linked/e", "sub/c")]
     assert dataset[2].image.shape == (20, 30, 3)
-    counts = {kind: finding.count for kind, finding in findings.found.items()}
+    counts = {kind: finding.count for kind, finding in findings.by_kind.items()}
     assert counts == {"image_unlisted": 2, "file_other": 1, "link_broken": 1, "image_format": 1}
-    listed = findings.found["image_unlisted"].examples
+    listed = findings.by_kind["image_unlisted"].examples
     assert sorted(Path(example).name for example in listed) == ["d.png", "other.png"]
 
     findings = Findings()
@@ -241,7 +241,7 @@ def test_unknown_tags_are_listed_once(load: Callable[..., VocDataset]):
     box = obj("ant", "1 1 5 5").replace("</object>", "<colour>red</colour></object>")
     findings = Findings()
     load({"a": xml("a.png", box, box), "b": xml("b.png", box)}, findings=findings)
-    assert findings.count("key_unknown") == 1 and "colour" in findings.found["key_unknown"].examples[0]
+    assert findings.count("key_unknown") == 1 and "colour" in findings.by_kind["key_unknown"].examples[0]
 
 
 @pytest.mark.parametrize("box", ["5 5 5 5", "5 5 4 9", "5 5 9 5", "40 1 50 9"])
@@ -251,7 +251,7 @@ def test_boxes_without_area(load: Callable[..., VocDataset], box: str):
         load(files)
     findings = Findings("skip")
     dataset = load(files, findings=findings)
-    invalid = [finding.count for kind, finding in findings.found.items() if KINDS[kind].level == "invalid"]
+    invalid = [finding.count for kind, finding in findings.by_kind.items() if KINDS[kind].level == "invalid"]
     assert invalid == [1] and dataset.class_counts().tolist() == [1, 0]
 
 

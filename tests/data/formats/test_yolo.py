@@ -259,7 +259,7 @@ def test_every_file_is_used_or_listed(load: Callable[..., YoloDataset], tmp_path
         dataset = load(labels=labels, findings=findings, **folders)
         assert [record.path.name for record in dataset.records] == ["a.jpg", "a.png", "b.jpg", "d.png"]
         assert [len(record.boxes) for record in dataset.records] == [2, 2, 0, 1]
-        counts = {kind: finding.count for kind, finding in findings.found.items()}
+        counts = {kind: finding.count for kind, finding in findings.by_kind.items()}
         orphan = "annotation_unlisted" if folders else "label_orphan"  # another set may have the image of these labels
         expected = {"image_unlabelled": 1, "image_twins": 1, orphan: 1, "image_format": 1, "file_other": 1}
         assert {kind: counts[kind] for kind in expected} == expected
