@@ -254,7 +254,7 @@ class Findings:
         if KINDS[kind].level == "invalid" and self.invalid == "error":
             raise UserError(
                 describe(indices[0]),
-                f"{KINDS[kind].remedy}, or set data.invalid=skip (entries of this kind: {len(indices)})",
+                f"{KINDS[kind].remedy}, or set data.invalid=skip ({len(indices)} of this kind)",
             )
         finding = self.by_kind.setdefault(kind, Finding())
         finding.count += len(indices)
