@@ -74,7 +74,7 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _one_way_to_validate(self) -> Self:
         if (self.val is None) == (self.split is None):
-            problem = "missing" if self.val is None else "excludes data.split"
+            problem = "missing" if self.val is None else "cannot be combined with data.split"
             raise InvalidValues(
                 {("val",): f"{problem}; set data.val, or data.val=null and data.split=0.8 to divide data.train"}
             )

@@ -263,7 +263,7 @@ class Findings:
 
     def count(self, kind: str) -> int:
         """Return the number of entries of a kind."""
-        return self.by_kind[kind].count if kind in self.found else 0
+        return self.by_kind[kind].count if kind in self.by_kind else 0
 
     def lines(self) -> list[str]:
         """Return a line for each kind: the entries, their number, the result in training, and the first example."""

@@ -20,7 +20,7 @@ from detector.data.images import FORMATS, Header, read_header, read_image
 from detector.geometry.boxes import pairwise_iou
 
 SAME_OBJECT = 0.9  # the IoU from which two boxes count as the same object
-SAME_SCENE = 0.95  # the correlation of thumbnails from which two images count as the same scene (different COCO: < 0.8)
+SAME_SCENE = 0.95  # the correlation from which two thumbnails count as the same scene; different COCO images: < 0.8
 THUMBNAIL = 16
 BLOCK = 1024
 
@@ -51,7 +51,7 @@ def look(path: Path) -> Verdict:
     except UserError as error:
         return Verdict(None, error.problem, digest, "")
     except OSError as error:
-        return Verdict(None, f"{path}: cannot be read ({error.strerror})", "", "")
+        return Verdict(None, f"{path}: cannot read the image ({error.strerror})", "", "")
     thumbnail = cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     return Verdict(header, None, digest, thumbnail.tobytes().hex())
 

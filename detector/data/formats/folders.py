@@ -15,8 +15,9 @@ from detector.data.images import OTHER_SUFFIXES, SUFFIXES
 class Folder:
     """The files in a folder and its subfolders.
 
-    Links are followed, since data sets are often shared by links, except a link to a folder above itself. A hidden file
-    (whose name begins with a dot) belongs to a data set only where annotations name it. Hidden folders are left out.
+    Links are followed, since data sets are often shared by links. A link to a folder above itself is not followed. A
+    hidden file (whose name begins with a dot) belongs to a data set only where annotations name the file. Hidden
+    folders are left out.
 
     Attributes:
         root: the folder.

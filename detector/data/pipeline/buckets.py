@@ -60,7 +60,7 @@ def make_buckets(sizes: np.ndarray, count: int, divisor: int) -> Buckets:
 
 
 def group_by_bucket(order: np.ndarray, bucket: np.ndarray, batch_size: int) -> np.ndarray:
-    """Reorder elements so that each batch has elements of a single bucket. Mixed batches of the others come last.
+    """Reorder elements so that each batch has elements of a single bucket. Mixed batches come last.
 
     Args:
         order: (N,), the elements. N is a multiple of `batch_size`.

@@ -19,12 +19,12 @@ class CachedDataset(DetectionDataset):
 
     A file is the NumPy array of the resized image, 3 bytes per pixel. Its name is a hash of the path, file size and
     modification time of the image, and of all values that determine the resized pixels. A changed image is therefore
-    decoded again. All workers share the files in the page cache of the operating system. A
-    folder in memory (/dev/shm) holds all files in memory.
+    decoded again. All workers share the files in the page cache of the operating system. A folder in memory (/dev/shm)
+    holds all files in memory.
 
     Args:
         dataset: the data set.
-        folder: the folder of the files. It is created if it does not exist.
+        folder: the folder of the files, which is created if it does not exist.
         short_side: the shorter side of the resized images in pixels.
         long_side: the maximum of the longer side in pixels.
 

@@ -74,8 +74,8 @@ class EpochBatches:
     the images after the last full batch are left out of the epoch. An order shorter than a batch gives a single batch.
     Each process has an equal part of every batch.
 
-    In an evaluation (`sampler` is None), an epoch has each image of the data set once, and the processes take full
-    batches alternately. A batch has the same images for any number of processes.
+    In an evaluation (`sampler` is None), an epoch has each image of the data set once, and the processes take batches
+    alternately. A batch has the same images for any number of processes. The last batch may be shorter.
 
     Args:
         num_images: the number of images of the data set.

@@ -7,7 +7,7 @@ from detector.data.formats.scenes.settings import SceneSettings
 
 SUBPIXELS = 4  # subpixels per pixel side of a mask, for smooth edges and boxes that are exact to a quarter pixel
 MIN_VISIBLE = 0.6  # the visible fraction that a shape needs; otherwise its position is drawn again
-PLACEMENTS = 40  # attempts before a shape is left out
+PLACEMENTS = 40  # the number of positions that are tried before a shape is left out
 
 
 class Canvas:

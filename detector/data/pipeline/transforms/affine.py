@@ -12,7 +12,7 @@ from detector.data.pipeline.transforms.library import affine
 
 @TRANSFORMS.register("affine")
 class Affine:
-    """Zoom and move the image on a canvas of unchanged size.
+    """A transform that zooms and moves the image on a canvas of unchanged size.
 
     Args:
         scale: the range of the zoom factor.

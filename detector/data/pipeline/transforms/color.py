@@ -12,7 +12,7 @@ from detector.data.pipeline.transforms.library import color_jitter
 
 @TRANSFORMS.register("color")
 class Color:
-    """Change the colors of the image.
+    """A transform that changes the colors of the image.
 
     Args:
         brightness: the maximum relative change of the brightness. The factor is drawn from 1 - brightness to

@@ -8,7 +8,7 @@ from detector.data.pipeline.transforms.library import flips
 
 @TRANSFORMS.register("flip")
 class Flip:
-    """Mirror the image.
+    """A transform that mirrors the image.
 
     Args:
         horizontal: the probability of a mirror from left to right.

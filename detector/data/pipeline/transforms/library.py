@@ -97,5 +97,5 @@ def color_jitter(brightness: float, contrast: float, saturation: float, hue: flo
 
 
 def _seed(compose: albumentations.Compose, rng: np.random.Generator) -> None:
-    """Seed the generator of albumentations from the generator of the sample. Loader workers would share its state."""
+    """Seed the generator of albumentations, whose state all loader workers would otherwise share."""
     compose.set_random_seed(int(rng.integers(2**32)))
