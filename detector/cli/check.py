@@ -68,7 +68,7 @@ def main() -> None:
         {"split": split, "kind": kind, "stops": KINDS[kind].level in stopping, "count": finding.count,
          "what": KINDS[kind].what, "becomes": KINDS[kind].becomes, "remedy": KINDS[kind].remedy,
          "examples": finding.examples}
-        for split in splits for kind, finding in findings[split].found.items()
+        for split in splits for kind, finding in findings[split].by_kind.items()
     ]  # fmt: skip
     rows.sort(key=lambda row: (splits.index(row["split"]), not row["stops"]))
     if args.json:

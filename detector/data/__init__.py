@@ -1,4 +1,4 @@
-"""Data sets, and the way from their files to batches."""
+"""Data sets: annotation formats, checks, and the pipeline from files to batches."""
 
 from detector.data import formats as _formats  # noqa: F401  (registers the data sets)
 from detector.data.dataset import DATASETS, DetectionDataset

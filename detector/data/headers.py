@@ -1,4 +1,4 @@
-"""What the image files of a data set say of themselves, read before the first step: in parallel, and each file once."""
+"""Reading the headers of all image files before the first step, in parallel and with a cache."""
 
 import contextlib
 import hashlib
@@ -15,12 +15,14 @@ from detector.core.machine import cache_folder, num_cores
 from detector.data.images import Header, bits_of, read_header
 
 Answer = TypeVar("Answer")
-MAX_DEEP_IMAGES = 64  # of 16 bits, that are decoded to learn what range a data set's values have
+MAX_DEEP_IMAGES = 64  # 16-bit images that are decoded to measure the range of a data set's values
 
 
 def read_headers(paths: Sequence[Path]) -> list[Header | str]:
-    """Read each file's header, or what is wrong with the file. Headers are kept in the user's cache, in a file for each
-    folder of images, and are read again where a file has changed."""
+    """Read the header of each file, or the problem of a file that cannot be read.
+
+    The user's cache folder has a file of headers for each folder of images. A changed image is read again.
+    """
     if not paths:
         return []
     folder = os.path.commonpath([os.path.abspath(path.parent) for path in paths])
@@ -29,7 +31,7 @@ def read_headers(paths: Sequence[Path]) -> list[Header | str]:
         paths,
         _header_or_error,
         cache,
-        load=lambda kept: Header(**kept),
+        load=lambda entry: Header(**entry),
         dump=lambda answer: asdict(answer) if isinstance(answer, Header) else None,
     )
 
@@ -42,12 +44,15 @@ def _header_or_error(path: Path) -> Header | str:
 
 
 def deep_bits(deep: Sequence[Path]) -> int:
-    """The bits that the values of 16-bit images use, at least 8, by a part of the images that is evenly spread."""
+    """Return the number of bits that the values of 16-bit images use, at least 8.
+
+    The function decodes at most `MAX_DEEP_IMAGES` images, evenly spread over `deep`.
+    """
     count = min(MAX_DEEP_IMAGES, len(deep))
     sample = [deep[i * len(deep) // count] for i in range(count)]
     used = [8]
     for path in sample:
-        with contextlib.suppress(UserError):  # which comes up again where the image is read
+        with contextlib.suppress(UserError):  # the reader of the image raises the same error
             used.append(bits_of(path))
     return max(used)
 
@@ -61,15 +66,18 @@ def look_at_files(
     dump: Callable,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
-    """Call `look` on each file, on all cores; take the answer of an earlier call where the file has not changed since.
+    """Call `look` on each file, on all cores. The cache gives the answers for files that have not changed.
 
     Args:
         paths: the files.
-        look: gives the answer for a file; it raises nothing.
-        cache: the JSON file that keeps the answers.
-        load: makes an answer of what JSON holds; TypeError, ValueError or KeyError where that has another form.
-        dump: makes what JSON can hold of an answer, or None of an answer that is not to be kept.
+        look: returns the answer for a file and raises nothing.
+        cache: the JSON file that stores the answers.
+        load: makes an answer from a JSON value. It raises TypeError, ValueError or KeyError for another form of value.
+        dump: makes a JSON value from an answer, or returns None for an answer that must not be stored.
         advance: is called after each file.
+
+    Returns:
+        The answers in the order of `paths`.
     """
     known = _load(cache, load)
 
@@ -77,24 +85,24 @@ def look_at_files(
         try:
             status = os.stat(path)
             key = f"{status.st_size} {status.st_ctime_ns} {os.path.realpath(path)}"
-        except (OSError, ValueError):  # the file is not there, and `look` says so
+        except (OSError, ValueError):  # `look` reports the missing file
             key = None
         result = known[key] if key in known else look(path)
         advance()
         return key, result
 
-    with ThreadPoolExecutor(num_cores()) as pool:  # reading, hashing and decoding release the interpreter
+    with ThreadPoolExecutor(num_cores()) as pool:  # reading, hashing and decoding release the GIL
         answers = list(pool.map(answer, paths))
     if any(key not in known for key, _ in answers):
         content = {key: dump(result) for key, result in (*known.items(), *answers) if key is not None}
-        with contextlib.suppress(OSError, UserError):  # a cache that cannot be kept costs time alone
-            write_json(cache, {key: kept for key, kept in content.items() if kept is not None})
+        with contextlib.suppress(OSError, UserError):  # without the cache, the next call only takes longer
+            write_json(cache, {key: entry for key, entry in content.items() if entry is not None})
     return [result for _, result in answers]
 
 
 def _load(cache: Path, load: Callable) -> dict:
-    """Nothing from a file that is not there or has another form: it holds what can be had again."""
+    """Return no entries for a missing file or a file of another form, since the answers can be computed again."""
     try:
-        return {key: load(kept) for key, kept in read_json(cache).items()}
+        return {key: load(entry) for key, entry in read_json(cache).items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}

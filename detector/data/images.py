@@ -1,4 +1,4 @@
-"""Image files in and out, always (H, W, 3) uint8 RGB."""
+"""Reading and writing of image files. Pixels are always (H, W, 3) uint8 RGB."""
 
 import contextlib
 import glob
@@ -20,7 +20,7 @@ from torch import Tensor, uint8
 from detector.core.errors import UserError
 from detector.core.files import write_bytes
 
-FORMATS = {  # by suffix, as Pillow names them; MPO is JPEG with further pictures behind the first
+FORMATS = {  # Pillow's names, by suffix; MPO is JPEG with further images behind the first
     ".bmp": ("BMP", "DIB"),
     ".gif": ("GIF",),
     ".jfif": ("JPEG", "MPO"),
@@ -38,19 +38,19 @@ with contextlib.suppress(ImportError):  # the extra `heic`
     FORMATS |= {".heic": ("HEIF",), ".heif": ("HEIF",)}
 SUFFIXES = tuple(FORMATS)
 WRITTEN_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-# pictures by their suffix that are not read, so that they can be listed as such
+# suffixes of images that cannot be read; the data check lists these files separately
 OTHER_SUFFIXES = frozenset(
     {".avif", ".cr2", ".cr3", ".dcm", ".dng", ".heic", ".heif", ".j2k", ".jp2", ".jpe", ".jxl", ".nef", ".arw", ".pgm"}
     | {".pbm", ".ppm", ".pnm", ".psd", ".raw", ".svg", ".tga"}
 ) - set(SUFFIXES)
 DECODED_BY_PILLOW = ("GIF", "HEIF", "I", "I;16S")  # formats, and modes of integers
-IN_RANGE = 99.9  # per cent of a picture's values that its bits hold
+IN_RANGE = 99.9  # percentage of the values of an image that are in the range of its bits
 MAX_PIXELS = 178_000_000  # half a gigabyte as RGB
 ORIENTATION = ExifTags.Base.Orientation
-FULL_BITS = 16  # of a deep picture whose values use the whole range
+FULL_BITS = 16  # of a 16-bit image whose values use the full range
 
 FIRST_BYTES = 1 << 16
-_WARNINGS = threading.Lock()  # Python's filters of warnings are those of all threads
+_WARNINGS = threading.Lock()  # all threads share Python's warning filters
 
 ImageInput = str | Path | np.ndarray | Image.Image | Tensor
 
@@ -61,10 +61,15 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image file says of itself.
+    """The header of an image file.
 
-    width and height are those of the stored pixels. format and mode are Pillow's names. is_deep: a colour has 16 bits.
-    orientation is EXIF's: 1 where there is none, 2 to 8 for mirrored or turned pictures.
+    Attributes:
+        width: the width of the stored pixels.
+        height: the height of the stored pixels.
+        format: the format, as Pillow names it.
+        mode: the mode, as Pillow names it.
+        is_deep: whether the image has 16 bits per channel.
+        orientation: the EXIF orientation: 2 to 8 for a mirrored or rotated image, otherwise 1.
     """
 
     width: int
@@ -75,12 +80,16 @@ class Header:
     orientation: int
 
     def upright_size(self) -> tuple[int, int]:
-        """(width, height) as a person sees the picture."""
+        """Return (width, height) of the image as a viewer shows it."""
         return (self.height, self.width) if 5 <= self.orientation <= 8 else (self.width, self.height)
 
 
 def read_header(path: Path) -> Header:
-    """Read the first bytes of a file, and of a JPEG the last two. Raises UserError as `read_image` does."""
+    """Read the header from the first bytes of a file, and the last two bytes of a JPEG.
+
+    Raises:
+        UserError: as in `read_image`.
+    """
     try:
         with path.open("rb") as file:
             return _parse_header(path, file)
@@ -89,17 +98,19 @@ def read_header(path: Path) -> Header:
 
 
 def read_image(path: Path, *, upright: bool = False, bits: int | None = FULL_BITS) -> np.ndarray:
-    """Read (H, W, 3) uint8 RGB. Grey is tripled and alpha is dropped. Of an animation this is the first picture.
+    """Read an image as (H, W, 3) uint8 RGB.
+
+    A gray channel is repeated three times, an alpha channel is dropped, and an animation gives its first image.
 
     Args:
         path: the file.
-        upright: turn the picture as its EXIF orientation says: photographs as a person sees them. Annotations are
-            often made on the stored pixels instead (COCO's are).
-        bits: of a picture with 16 bits a colour, how many bits its values use (`bits_of`): 2^bits becomes 256. None
-            takes the bits that this picture uses.
+        upright: whether to rotate the image by its EXIF orientation, as a viewer does. Annotations often refer to the
+            stored pixels instead (those of COCO do).
+        bits: the number of bits that the values of a 16-bit image use (see `bits_of`). The value 2^bits becomes 256.
+            None measures the bits on this image.
 
     Raises:
-        UserError: the file is missing, empty, no image, cut short, or larger than MAX_PIXELS.
+        UserError: the file is missing, empty, not an image, truncated, or larger than MAX_PIXELS.
     """
     data = _read_bytes(path)
     header = _parse_header(path, io.BytesIO(data))
@@ -111,8 +122,13 @@ def read_image(path: Path, *, upright: bool = False, bits: int | None = FULL_BIT
 
 
 def bits_of(path: Path) -> int:
-    """How many bits the values of a picture use, at least 8: 12 for values up to 4095. One value in a thousand may lie
-    above, as hot pixels do. Raises UserError."""
+    """Return the number of bits that the values of an image use, at least 8: 12 for values up to 4095.
+
+    The function ignores the highest 0.1% of the values, since hot pixels exceed the range.
+
+    Raises:
+        UserError: the image cannot be read.
+    """
     data = _read_bytes(path)
     if _parse_header(path, io.BytesIO(data)).mode in DECODED_BY_PILLOW:
         with Image.open(io.BytesIO(data)) as image:
@@ -121,8 +137,12 @@ def bits_of(path: Path) -> int:
 
 
 def to_8_bits(pixels: np.ndarray, bits: int | None) -> np.ndarray:
-    """Scale pixels of more than 8 bits so that 2^bits becomes 256; None takes the bits that they use. Values above the
-    range become 255."""
+    """Scale pixels of more than 8 bits to uint8, so that 2^bits becomes 256. Values above the range become 255.
+
+    Args:
+        pixels: an array of integers.
+        bits: the number of bits that the values use. None measures it on `pixels`.
+    """
     if pixels.dtype == np.uint8:
         return pixels
     shift = (_bits(pixels) if bits is None else bits) - 8
@@ -134,83 +154,98 @@ def _bits(pixels: np.ndarray) -> int:
 
 
 def _decode(path: Path, data: bytes, *, upright: bool, deep: bool) -> np.ndarray:
-    """(H, W, 3) BGR, uint16 for a deep picture."""
+    """Return (H, W, 3) BGR, uint16 for a 16-bit image and uint8 for the others."""
     flags = cv2.IMREAD_COLOR | (cv2.IMREAD_ANYDEPTH if deep else 0) | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         image = None
     if image is None or image.dtype not in (np.uint8, np.uint16):
-        raise UserError(f"{path}: the image cannot be decoded", "replace or remove it")
+        raise UserError(f"{path}: the image cannot be decoded", "replace or remove the file")
     return image
 
 
 def as_rgb(image: ImageInput, name: str, bits: int | None = None) -> np.ndarray:
-    """Return the pixels (H, W, 3) uint8 RGB of any kind of image.
+    """Convert an image of any kind to (H, W, 3) uint8 RGB.
 
     Args:
-        image: a path (read by `read_image`, upright), an array (H, W, 3) of uint8, a tensor (3, H, W) of uint8 on any
-            device, or a PIL image of any mode but floats (upright, grey tripled, alpha dropped).
-        name: what errors call the image.
+        image: a path, an array (H, W, 3) of uint8, a tensor (3, H, W) of uint8 on any device, or a PIL image of any
+            mode except floats. Files and PIL images are rotated by their EXIF orientation and otherwise converted as in
+            `read_image`.
+        name: the name of the image in error messages.
         bits: as in `read_image`.
 
     Raises:
-        UserError: the image is anything else.
+        UserError: the image is of another kind, or its file cannot be read.
     """
     if isinstance(image, str | Path):
         return read_image(Path(image).expanduser(), upright=True, bits=bits)
     if isinstance(image, Image.Image):
         return _from_pillow(ImageOps.exif_transpose(image), name, bits)
-    what = f"a {type(image).__name__}"
+    description = f"a {type(image).__name__}"
     if isinstance(image, Tensor):
         if image.dtype == uint8 and image.ndim == 3 and len(image) == 3 and image.numel():
             return np.ascontiguousarray(image.permute(1, 2, 0).numpy(force=True))
-        what = f"a tensor of {image.dtype} and shape {tuple(image.shape)}"
+        description = f"a tensor of {image.dtype} and shape {tuple(image.shape)}"
     elif isinstance(image, np.ndarray):
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
             return np.ascontiguousarray(image)
-        what = f"an array of {image.dtype} and shape {image.shape}"
+        description = f"an array of {image.dtype} and shape {image.shape}"
     raise UserError(
-        f"{name}: {what} is no image",
-        "give uint8 RGB as an array (H, W, 3) or a tensor (3, H, W), a PIL image or a path",
+        f"{name}: {description} is not an image",
+        "pass a uint8 RGB array (H, W, 3), a uint8 RGB tensor (3, H, W), a PIL image or a path",
     )
 
 
 def _from_pillow(image: Image.Image, name: str, bits: int | None) -> np.ndarray:
     if image.mode == "F":
-        raise UserError(f"{name}: a PIL image of floats, whose range is unknown", "scale it to 0..255, mode L")
+        raise UserError(f"{name}: the range of a PIL image of floats is unknown", "scale the image to 0..255, mode L")
     try:
         if image.mode.startswith("I"):
             image = Image.fromarray(to_8_bits(_integers(image, name), bits))
-        elif image.mode == "P":  # its transparency is alpha in another form
+        elif image.mode == "P":  # the palette may contain transparency
             image = image.convert("RGBA")
         return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # pixels are read only now
-        raise UserError(f"{name}: the image cannot be decoded ({error})", "replace or remove it") from None
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow decodes the pixels only here
+        raise UserError(f"{name}: the image cannot be decoded ({error})", "replace or remove the file") from None
 
 
 def _integers(image: Image.Image, name: str) -> np.ndarray:
-    """The values of a PIL image of integers, (H, W) int64. Raises UserError."""
+    """Return the values of a PIL image of integers, (H, W) int64. Raises UserError."""
     try:
         return np.asarray(image).astype(np.int64)
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{name}: the image cannot be decoded ({error})", "replace or remove it") from None
+        raise UserError(f"{name}: the image cannot be decoded ({error})", "replace or remove the file") from None
 
 
 def write_image(path: Path, rgb: np.ndarray) -> None:
-    """Write (H, W, 3) uint8 RGB in the format of the path's suffix. Raises UserError for an unknown suffix, and for
-    an image that the format cannot hold (WebP ends at 16383 pixels a side)."""
+    """Write an image in the format of the path's suffix.
+
+    Args:
+        path: the file.
+        rgb: (H, W, 3) uint8 RGB.
+
+    Raises:
+        UserError: the suffix is unknown, or the image is too large for the format (WebP: 16383 pixels per side).
+    """
     _check_suffix(path, WRITTEN_SUFFIXES)
-    written, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
-    if not written:
-        raise UserError(f"{path}: {rgb.shape[1]}x{rgb.shape[0]} pixels do not fit the format", "choose another suffix")
+    is_encoded, data = cv2.imencode(path.suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))
+    if not is_encoded:
+        raise UserError(
+            f"{path}: the format cannot store {rgb.shape[1]}x{rgb.shape[0]} pixels", "choose another suffix"
+        )
     write_bytes(path, data.tobytes())
 
 
 def find_images(inputs: Sequence[str], suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
-    """The image files that the inputs name, each once, in order: a file, a folder (its direct children) or a glob.
+    """Find the image files that the inputs name, each file once and in the order of the inputs.
 
-    A folder and a glob give what has one of the suffixes, sorted. Raises UserError where an input gives no image.
+    Args:
+        inputs: files, folders (their direct children) or glob patterns.
+        suffixes: the suffixes of images. A folder or a pattern gives its files with these suffixes, sorted.
+
+    Raises:
+        UserError: an input gives no image.
     """
     return list(dict.fromkeys(path for entry in inputs for path in _find(entry, suffixes)))
 
@@ -221,11 +256,11 @@ def _find(entry: str, suffixes: Sequence[str]) -> list[Path]:
         _check_suffix(path, suffixes)
         return [path]
     candidates = path.iterdir() if path.is_dir() else map(Path, glob.glob(entry, recursive=True))
-    found = sorted(p for p in candidates if p.suffix.lower() in suffixes and p.is_file())
-    if not found:
-        what = "the folder holds" if path.is_dir() else "there is no such file, and as a pattern it matches"
-        raise UserError(f"{entry}: {what} no image ({' '.join(suffixes)})", "check the path")
-    return found
+    images = sorted(p for p in candidates if p.suffix.lower() in suffixes and p.is_file())
+    if not images:
+        problem = "the folder has no image" if path.is_dir() else "no such file, and the pattern matches no image"
+        raise UserError(f"{entry}: {problem} ({' '.join(suffixes)})", "check the path")
+    return images
 
 
 def _check_suffix(path: Path, suffixes: Sequence[str]) -> None:
@@ -241,53 +276,57 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _cannot_read(path: Path, error: OSError | ValueError) -> UserError:
-    """A ValueError comes of a path with a null byte."""
+    # a path with a null byte raises ValueError
     reason = error.strerror if isinstance(error, OSError) else error
     return UserError(f"{path}: cannot read the image ({reason})", "check the path")
 
 
 def _parse_header(path: Path, file: BinaryIO) -> Header:
-    """Refuse, before any memory is taken for pixels, what decoders would take without a word."""
+    """Read the header. Refuse, before memory is allocated for pixels, files that a decoder would accept silently."""
     if file.seek(0, os.SEEK_END) == 0:
-        raise UserError(f"{path}: the image file is empty", "replace or remove it")
+        raise UserError(f"{path}: the image file is empty", "replace or remove the file")
     file.seek(0)
-    file.read(FIRST_BYTES)  # from the disk, which threads do side by side
+    file.read(FIRST_BYTES)  # threads read from the disk in parallel; only one thread parses at a time
     file.seek(0)
     try:
         with _WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of corrupt metadata, and of sizes that are checked below
+            warnings.simplefilter("ignore")  # for corrupt metadata and large sizes; the size is checked below
             image = Image.open(file)
             is_deep = ";16" in str(image.tile) or image.mode[0] == "I"
             header = Header(*image.size, str(image.format), image.mode, is_deep, _orientation(image))
     except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: the image is too large ({error})", "scale it down") from None
+        raise UserError(f"{path}: the image is too large ({error})", "scale the image down") from None
     except (OSError, ValueError, SyntaxError):
-        raise UserError(f"{path}: not an image, or a damaged one", "replace or remove it") from None
+        raise UserError(f"{path}: the file is not an image, or is damaged", "replace or remove the file") from None
     if header.width * header.height > MAX_PIXELS:
         raise UserError(
-            f"{path}: {header.width}x{header.height} pixels are over the limit of {MAX_PIXELS}", "scale the image down"
+            f"{path}: the image has {header.width}x{header.height} pixels; the limit is {MAX_PIXELS} pixels",
+            "scale the image down",
         )
     if header.mode == "F":
-        raise UserError(f"{path}: the pixels are floats, whose range is unknown", "convert the image to 8 or 16 bits")
+        raise UserError(f"{path}: the range of float pixels is unknown", "convert the image to 8 or 16 bits")
     if header.format in ("JPEG", "MPO") and not _jpeg_has_end(file):
-        raise UserError(f"{path}: the JPEG is cut short (no end-of-image marker)", "replace or remove it")
+        raise UserError(f"{path}: the JPEG is truncated (no end-of-image marker)", "replace or remove the file")
     return header
 
 
 def _orientation(image: Image.Image) -> int:
     exif = Image.Exif()
     try:
-        exif.load(image.info.get("exif", b""))  # image.getexif would decode a PNG first
+        exif.load(image.info.get("exif", b""))  # image.getexif would first decode a PNG
         orientation = exif.get(ORIENTATION)
     except (SyntaxError, ValueError, OSError):
         orientation = None
     is_known = isinstance(orientation, int) and orientation in range(1, 9)
-    return orientation if is_known else 1  # corrupt metadata turn nothing
+    return orientation if is_known else 1  # corrupt metadata rotates nothing
 
 
 def _jpeg_has_end(file: BinaryIO) -> bool:
-    """Look at the last two bytes. Where something else stands there, walk from marker to marker, over each segment's
-    length, so that an embedded thumbnail's end does not count."""
+    """Return whether a JPEG has its end-of-image marker.
+
+    The marker is usually the last two bytes. Otherwise the function goes from marker to marker and skips each segment
+    by its length, so that the end marker of an embedded thumbnail does not count.
+    """
     file.seek(-2, os.SEEK_END)
     if file.read() == bytes((0xFF, _JPEG_END)):
         return True

@@ -1,4 +1,4 @@
-"""The `data` section of a config: which images, at which size, and how training varies them."""
+"""The `data` section of a config: the images, their size, and their random changes in training."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -21,14 +21,28 @@ from detector.data.pipeline.transforms import TRANSFORMS, Transform
 
 
 class DataSettings(Settings):
-    """val: null takes what `split`, the fraction of data.train's images that training keeps, leaves over; split_seed
-    draws them. invalid: what an entry does that cannot be meant (a box without area, a missing image): it stops the
-    run, or is left out and counted. keep_empty: whether images without objects train as background (an evaluation has
-    them in any case). sampler: which images come up in an epoch. short_side and long_side in pixels; a short_side of
-    two is the range that training draws from. bits: how many bits the values of 16-bit images use, 12 for values up to
-    4095; auto looks at the training set. aspect_buckets: a batch is of one of so many ranges of the aspect ratio,
-    each padded to one size. cache: a folder for decoded, resized images, 3 bytes a pixel. transforms: what changes the
-    resized training images, in this order."""
+    """The `data` section of a config.
+
+    Attributes:
+        root: the folder that the paths of `train` and `val` are relative to.
+        train: the training set.
+        val: the validation set. null takes the images of `train` that `split` does not give to training.
+        split: the fraction of the images of `train` that training uses, where `val` is null.
+        split_seed: the random seed of the split.
+        invalid: error stops the run at an invalid entry (a box without area, a missing image). skip leaves the entry
+            out and counts it.
+        keep_empty: whether training uses images without objects as background. An evaluation always uses them.
+        sampler: chooses the images of an epoch.
+        short_side: the shorter side of the resized images in pixels, or the range that training draws it from.
+        long_side: the maximum of the longer side in pixels.
+        bits: the number of bits that the values of 16-bit images use: 12 for values up to 4095. auto measures it on
+            the training set.
+        aspect_buckets: the number of ranges of the aspect ratio. The images of a batch are in the same range where
+            possible, and the images of a range are padded to the same size.
+        num_workers: the number of loader processes. auto derives it from the number of cores.
+        cache: a folder for decoded and resized images, 3 bytes per pixel.
+        transforms: the changes of the resized training images, in their order.
+    """
 
     root: Path = Path(".")
     train: Annotated[Part[DetectionDataset], ChosenFrom(DATASETS)]
@@ -53,12 +67,15 @@ class DataSettings(Settings):
     @model_validator(mode="after")
     def _one_size_to_keep(self) -> Self:
         if self.cache is not None and not isinstance(self.short_side, int):
-            raise InvalidValues({("cache",): "images are kept at one size; set data.short_side to one number"})
+            problem = "the cache stores images at one size; set data.short_side to one number"
+            raise InvalidValues({("cache",): problem})
         return self
 
     @model_validator(mode="after")
     def _one_way_to_validate(self) -> Self:
         if (self.val is None) == (self.split is None):
-            what = "required, and missing" if self.val is None else "one too many beside data.split"
-            raise InvalidValues({("val",): f"{what}; give data.val, or val: null and split: 0.8 to divide data.train"})
+            problem = "missing" if self.val is None else "cannot be combined with data.split"
+            raise InvalidValues(
+                {("val",): f"{problem}; set data.val, or data.val=null and data.split=0.8 to divide data.train"}
+            )
         return self

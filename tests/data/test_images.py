@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from detector.core.errors import UserError
 from detector.data import headers
@@ -15,7 +16,7 @@ from detector.data.images import FORMATS, as_rgb, bits_of, find_images, read_hea
 
 @pytest.fixture
 def scene() -> np.ndarray:
-    """A smooth picture whose three channels differ, so that a swapped order shows."""
+    """Return a smooth image whose three channels differ, so that swapped channels are detected."""
     noise = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
     return cv2.GaussianBlur(noise, (9, 9), 3) // np.array([1, 2, 3], dtype=np.uint8)
 
@@ -26,12 +27,9 @@ def encoded(picture: Image.Image, kind: str, exif: Image.Exif | None = None) -> 
     return buffer.getvalue()
 
 
-def message(path: Path) -> str:
-    with pytest.raises(UserError) as error:
+def assert_refused(path: Path, *facts: str) -> None:
+    with refused(str(path), *facts):
         read_image(path)
-    text = str(error.value)
-    assert "\n" not in text and str(path) in text
-    return text
 
 
 def test_rgb_order_matches_another_library(tmp_path: Path, scene: np.ndarray):
@@ -69,16 +67,16 @@ def test_exif_orientation_is_not_applied(tmp_path: Path, scene: np.ndarray):
     exif[0x0112] = 6  # "rotate by 90 degrees to show"
     for name, tags in (("turned", exif), ("plain", None)):
         (tmp_path / f"{name}.jpg").write_bytes(encoded(Image.fromarray(scene), "JPEG", tags))
-    assert cv2.imread(tmp_path / "turned.jpg").shape == (90, 60, 3)  # the file does carry the orientation
+    assert cv2.imread(tmp_path / "turned.jpg").shape == (90, 60, 3)  # OpenCV applies the orientation of the file
     np.testing.assert_array_equal(read_image(tmp_path / "turned.jpg"), read_image(tmp_path / "plain.jpg"))
 
 
 def test_missing_folder_empty_and_foreign_files(tmp_path: Path):
-    assert "No such file" in message(tmp_path / "absent.jpg")
-    assert "directory" in message(tmp_path)
-    for name, data, said in (("empty.jpg", b"", "empty"), ("text.jpg", b"not a picture" * 99, "not an image")):
+    assert_refused(tmp_path / "absent.jpg", "No such file")
+    assert_refused(tmp_path, "directory")
+    for name, data in (("empty.jpg", b""), ("text.jpg", b"not a picture" * 99)):
         (tmp_path / name).write_bytes(data)
-        assert said in message(tmp_path / name)
+        assert_refused(tmp_path / name)
 
 
 @pytest.mark.parametrize("options", [[], [cv2.IMWRITE_JPEG_PROGRESSIVE, 1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 2]])
@@ -87,7 +85,7 @@ def test_truncated_jpeg_is_refused_at_every_length(tmp_path: Path, scene: np.nda
     path = tmp_path / "a.jpg"
     for end in [*range(1, len(data) - 1, 97), len(data) - 2, len(data) - 1]:
         path.write_bytes(data[:end])
-        message(path)
+        assert_refused(path)
     for complete in (data, data + bytes(5), data + b"trailer \xff\xda of a motion photo"):
         path.write_bytes(complete)
         assert read_image(path).shape == scene.shape
@@ -101,31 +99,31 @@ def test_the_end_marker_of_a_thumbnail_does_not_count(tmp_path: Path, scene: np.
     (tmp_path / "a.jpg").write_bytes(data)
     assert read_image(tmp_path / "a.jpg").shape == scene.shape
     (tmp_path / "a.jpg").write_bytes(data[:-2])
-    assert "cut short" in message(tmp_path / "a.jpg")
+    assert_refused(tmp_path / "a.jpg", "JPEG")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp", ".webp", ".tif"])
-@pytest.mark.parametrize("kept", [0.3, 0.9])
-def test_other_truncated_formats_are_refused(tmp_path: Path, scene: np.ndarray, suffix: str, kept: float):
+@pytest.mark.parametrize("fraction", [0.3, 0.9])
+def test_other_truncated_formats_are_refused(tmp_path: Path, scene: np.ndarray, suffix: str, fraction: float):
     data = cv2.imencode(suffix, scene)[1].tobytes()
-    (tmp_path / f"a{suffix}").write_bytes(data[: int(len(data) * kept)])
-    message(tmp_path / f"a{suffix}")
+    (tmp_path / f"a{suffix}").write_bytes(data[: int(len(data) * fraction)])
+    assert_refused(tmp_path / f"a{suffix}")
 
 
-@pytest.mark.parametrize("side", [13_350, 16_000])  # just over the limit, and where Pillow itself refuses
+@pytest.mark.parametrize("side", [13_350, 16_000])  # slightly over the limit, and over the limit of Pillow
 def test_decompression_bomb_is_refused_from_its_header(tmp_path: Path, side: int):
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # one bit a pixel, grey
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)  # one bit per pixel, gray
     rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(data)
     assert len(data) < 50_000
-    assert "scale" in message(tmp_path / "bomb.png")
+    assert_refused(tmp_path / "bomb.png", "178")  # the limit of either library is about 178 million pixels
 
 
-def test_real_pictures_have_the_size_of_their_header(shared_data: Path):
+def test_real_images_have_the_size_of_their_header(shared_data: Path):
     paths = find_images([str(shared_data / "coco_tiny/val2017")])
     assert len(paths) == 80
     for path in paths:
@@ -138,38 +136,37 @@ def test_find_images_takes_files_folders_and_patterns_once_and_in_order(tmp_path
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"any")
 
-    def found(*inputs: str) -> list[str]:
+    def find(*inputs: str) -> list[str]:
         return [str(path.relative_to(tmp_path)) for path in find_images([str(tmp_path / entry) for entry in inputs])]
 
-    assert found("") == ["[x].jpg", "a.PNG", "b.jpg"]
-    assert found("b.jpg", "") == ["b.jpg", "[x].jpg", "a.PNG"]
-    assert found("[ab].*") == ["a.PNG", "b.jpg"]
-    assert found("**/*.jpg") == ["[x].jpg", "b.jpg", "deep/c.jpg"]
-    assert found("[x].jpg") == ["[x].jpg"]  # a file's own name comes before its reading as a pattern
+    assert find("") == ["[x].jpg", "a.PNG", "b.jpg"]
+    assert find("b.jpg", "") == ["b.jpg", "[x].jpg", "a.PNG"]
+    assert find("[ab].*") == ["a.PNG", "b.jpg"]
+    assert find("**/*.jpg") == ["[x].jpg", "b.jpg", "deep/c.jpg"]
+    assert find("[x].jpg") == ["[x].jpg"]  # the name of a file has priority over a pattern
 
 
 @pytest.mark.parametrize("entry", ["notes.txt", "empty", "absent.jpg", "*.gif", "notes.*"])
-def test_find_images_refuses_what_gives_no_image(tmp_path: Path, entry: str):
+def test_find_images_refuses_an_input_without_images(tmp_path: Path, entry: str):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("any")
-    with pytest.raises(UserError, match="image") as error:
+    with refused(entry):
         find_images([str(tmp_path / entry)])
-    assert "\n" not in str(error.value) and entry in str(error.value)
 
 
 def test_write_image_refuses_an_unknown_suffix(tmp_path: Path, scene: np.ndarray):
-    with pytest.raises(UserError, match=r"'\.xyz' is not an image suffix"):
+    with refused("a.xyz", "'.xyz'", remedy=".png"):
         write_image(tmp_path / "a.xyz", scene)
 
 
-def test_an_image_that_its_format_cannot_hold(tmp_path: Path):
-    with pytest.raises(UserError, match=r"a\.webp: 16400x1 pixels do not fit the format; choose another suffix"):
+def test_an_image_that_is_too_large_for_its_format(tmp_path: Path):
+    with refused("a.webp", "16400x1"):
         write_image(tmp_path / "a.webp", np.zeros((1, 16400, 3), np.uint8))
     assert not list(tmp_path.iterdir())
 
 
 def test_other_formats_than_opencvs(tmp_path: Path, scene: np.ndarray):
-    """The first picture of an animation; JPEG under its other suffix; what telephones write."""
+    """The first image of an animation, JPEG with another suffix, and the format of telephones."""
     first, second = Image.fromarray(scene).quantize(256), Image.fromarray(255 - scene).quantize(256)
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
     np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), np.asarray(first.convert("RGB")))
@@ -186,7 +183,7 @@ def test_other_formats_than_opencvs(tmp_path: Path, scene: np.ndarray):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("highest", [255, 1000, 4095, 65535])
-def test_deep_pictures_are_scaled_by_the_bits_of_their_set(tmp_path: Path, suffix: str, highest: int):
+def test_16_bit_images_are_scaled_by_the_bits_of_their_data_set(tmp_path: Path, suffix: str, highest: int):
     path = tmp_path / f"a{suffix}"
     values = np.random.default_rng(0).integers(highest + 1, size=(20, 30), dtype=np.uint16)
     values[0, 0] = highest
@@ -218,12 +215,12 @@ def test_tiffs_of_integers(tmp_path: Path, kind: type):
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif", bits=10)[..., 0], values // 4)
 
 
-def test_deep_colours_keep_their_order(tmp_path: Path, scene: np.ndarray):
+def test_16_bit_channels_keep_their_order(tmp_path: Path, scene: np.ndarray):
     cv2.imwrite(str(tmp_path / "a.png"), scene[..., ::-1].astype(np.uint16) * 16)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", bits=12), scene)
 
 
-def test_pictures_of_floats_are_refused(tmp_path: Path):
+def test_images_of_floats_are_refused(tmp_path: Path):
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "a.tif")
     with pytest.raises(UserError):
         read_image(tmp_path / "a.tif")

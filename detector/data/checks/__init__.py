@@ -1,1 +1,1 @@
-"""What is wrong or odd with a data set."""
+"""Checks of a data set, and the findings that they report."""

@@ -1,5 +1,7 @@
-"""Every image file of a data set, opened and decoded: the thorough part of the data check. Nothing is written beside
-the images."""
+"""The thorough part of the data check, which decodes every image file of a data set.
+
+The check writes nothing into the folders of the images.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -17,16 +19,22 @@ from detector.data.headers import look_at_files
 from detector.data.images import FORMATS, Header, read_header, read_image
 from detector.geometry.boxes import pairwise_iou
 
-ONE_OBJECT = 0.9  # IoU from which two boxes are taken to mean the same object
-ONE_SCENE = 0.95  # correlation from which two thumbnails are; different COCO images have less than 0.8
+SAME_OBJECT = 0.9  # the IoU from which two boxes count as the same object
+SAME_SCENE = 0.95  # the correlation from which two thumbnails count as the same scene; different COCO images: < 0.8
 THUMBNAIL = 16
 BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an image file holds: its header, or the error that it gives when decoded; the SHA-256 of its bytes; a
-    picture of THUMBNAIL x THUMBNAIL grey bytes, upright, in hexadecimal digits."""
+    """The result of decoding an image file.
+
+    Attributes:
+        header: the header, or None for an image that cannot be decoded.
+        error: the problem of an image that cannot be decoded, otherwise None.
+        digest: the SHA-256 checksum of the bytes.
+        thumbnail: the upright image as THUMBNAIL x THUMBNAIL gray bytes, in hexadecimal digits.
+    """
 
     header: Header | None
     error: str | None
@@ -35,27 +43,33 @@ class Verdict:
 
 
 def look(path: Path) -> Verdict:
-    """Raises nothing: an image that cannot be read has its error."""
+    """Decode an image file. The function raises nothing: the verdict has the error of an unreadable image."""
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         header = read_header(path)
-        grey = cv2.cvtColor(read_image(path, upright=True), cv2.COLOR_RGB2GRAY)
+        gray = cv2.cvtColor(read_image(path, upright=True), cv2.COLOR_RGB2GRAY)
     except UserError as error:
         return Verdict(None, error.problem, digest, "")
     except OSError as error:
-        return Verdict(None, f"{path}: cannot be read ({error.strerror})", "", "")
-    thumbnail = cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
+        return Verdict(None, f"{path}: cannot read the image ({error.strerror})", "", "")
+    thumbnail = cv2.resize(gray, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA)
     return Verdict(header, None, digest, thumbnail.tobytes().hex())
 
 
 def look_at_all(paths: Sequence[Path], cache: Path, advance: Callable[[], None]) -> dict[Path, Verdict]:
-    """Each file's verdict, of an earlier call (kept in the JSON file `cache`) where the file has not changed since.
-    `advance` is called after each file."""
+    """Return the verdict of each file. The cache gives the verdicts for files that have not changed.
 
-    def load(kept: dict) -> Verdict:
-        return Verdict(kept["header"] and Header(**kept["header"]), kept["error"], kept["digest"], kept["thumbnail"])
+    Args:
+        paths: the image files.
+        cache: the JSON file that stores the verdicts.
+        advance: is called after each file.
+    """
 
-    # a file that could not be opened may be next time
+    def load(entry: dict) -> Verdict:
+        header = entry["header"] and Header(**entry["header"])
+        return Verdict(header, entry["error"], entry["digest"], entry["thumbnail"])
+
+    # a file that could not be opened is tried again by the next call
     def dump(verdict: Verdict) -> dict | None:
         return asdict(verdict) if verdict.digest else None
 
@@ -63,24 +77,37 @@ def look_at_all(paths: Sequence[Path], cache: Path, advance: Callable[[], None])
 
 
 def report_files(records: Sequence[Record], verdicts: dict[Path, Verdict], findings: Findings) -> None:
-    """Adds what the files of these records have that a training stumbles over, or should be known."""
-    seen = [verdicts[record.path] for record in records]
-    headers = [verdict.header for verdict in seen]
+    """Report damaged, misnamed, rotated, gray, transparent, CMYK and repeated image files.
+
+    Args:
+        records: the records of the images.
+        verdicts: the verdict of each image file.
+        findings: receives the findings.
+    """
+    verdict_of = [verdicts[record.path] for record in records]
+    headers = [verdict.header for verdict in verdict_of]
 
     def add(kind: str, test: Callable[[Header, Record], bool], text: Callable[[Header, Record], str]) -> None:
         pairs = [(h, record) for h, record in zip(headers, records, strict=True) if h and test(h, record)]
         findings.add(kind, range(len(pairs)), lambda i: f"{pairs[i][1].path}: {text(*pairs[i])}")
 
+    def mode(header: Header, _: Record) -> str:
+        return f"the mode is {header.mode}"
+
     def first_with_the_bytes(r: Record) -> Path:
         return first.setdefault(verdicts[r.path].digest, r.path)
 
     first: dict[str, Path] = {}
-    findings.add("image_damaged", [i for i, h in enumerate(headers) if h is None], lambda i: str(seen[i].error))
-    add("image_misnamed", lambda h, r: h.format not in FORMATS.get(r.path.suffix.lower(), ()), lambda h, r: h.format)
-    add("image_turned", lambda h, r: h.orientation != 1, lambda h, r: f"orientation {h.orientation}")
-    add("image_grey", lambda h, r: h.mode in ("1", "L", "I", "F") or h.mode.startswith("I;"), lambda h, r: h.mode)
-    add("image_alpha", lambda h, r: h.mode in ("RGBA", "LA", "PA"), lambda h, r: h.mode)
-    add("image_cmyk", lambda h, r: h.mode == "CMYK", lambda h, r: h.mode)
+    findings.add("image_damaged", [i for i, h in enumerate(headers) if h is None], lambda i: str(verdict_of[i].error))
+    add(
+        "image_misnamed",
+        lambda h, r: h.format not in FORMATS.get(r.path.suffix.lower(), ()),
+        lambda h, r: f"the format is {h.format}",
+    )
+    add("image_turned", lambda h, r: h.orientation != 1, lambda h, r: f"the EXIF orientation is {h.orientation}")
+    add("image_grey", lambda h, r: h.mode in ("1", "L", "I", "F") or h.mode.startswith("I;"), mode)
+    add("image_alpha", lambda h, r: h.mode in ("RGBA", "LA", "PA"), mode)
+    add("image_cmyk", lambda h, r: h.mode == "CMYK", mode)
     add(
         "image_same",
         lambda h, r: first_with_the_bytes(r) != r.path,
@@ -89,12 +116,18 @@ def report_files(records: Sequence[Record], verdicts: dict[Path, Verdict], findi
 
 
 def report_overlaps(records: Sequence[Record], class_names: Sequence[str], findings: Findings) -> None:
-    """Adds pairs of boxes in one image that are one object by their overlap, crowds left out."""
+    """Report pairs of boxes whose overlap shows that they mark the same object. Crowds are left out.
+
+    Args:
+        records: the records of the images.
+        class_names: the name of each class.
+        findings: receives the findings.
+    """
     same, conflicting = [], []
     for record in records:
         order = np.flatnonzero(~record.crowd)
         boxes = torch.from_numpy(record.boxes[order])
-        for a, b in (pairwise_iou(boxes, boxes).triu(1) >= ONE_OBJECT).nonzero().tolist():
+        for a, b in (pairwise_iou(boxes, boxes).triu(1) >= SAME_OBJECT).nonzero().tolist():
             first, second = (class_names[record.labels[order[i]]] for i in (a, b))
             corners = [" ".join(f"{value:.6g}" for value in boxes[i].tolist()) for i in (a, b)]
             text = f"{record.path.name}: {first} at {corners[0]} and {second} at {corners[1]}"
@@ -106,29 +139,36 @@ def report_overlaps(records: Sequence[Record], class_names: Sequence[str], findi
 def report_leaks(
     train: Sequence[Record], val: Sequence[Record], verdicts: dict[Path, Verdict], findings: Findings
 ) -> None:
-    """Adds the images of `val` that `train` has as well: the same bytes, or another picture of the same scene."""
-    known = {verdicts[r.path].digest: r.path for r in reversed(train) if verdicts[r.path].header}  # the first
+    """Report the images of `val` that `train` contains too: the same bytes, or another image of the same scene.
+
+    Args:
+        train: the records of the training set.
+        val: the records of the validation set.
+        verdicts: the verdict of each image file.
+        findings: receives the findings.
+    """
+    known = {verdicts[r.path].digest: r.path for r in reversed(train) if verdicts[r.path].header}  # the first image
     same = [i for i, record in enumerate(val) if verdicts[record.path].digest in known]
     findings.add("image_leaked", same, lambda i: f"{val[i].path}: the same as {known[verdicts[val[i].path].digest]}")
-    likeness, nearest = _most_alike(*([verdicts[record.path] for record in records] for records in (val, train)))
-    alike = np.setdiff1d(np.flatnonzero(likeness >= ONE_SCENE), same)
-    findings.add("image_alike", alike, lambda i: f"{val[i].path}: like {train[nearest[i]].path}")
+    similarity, nearest = _most_similar(*([verdicts[record.path] for record in records] for records in (val, train)))
+    similar = np.setdiff1d(np.flatnonzero(similarity >= SAME_SCENE), same)
+    findings.add("image_alike", similar, lambda i: f"{val[i].path}: similar to {train[nearest[i]].path}")
 
 
-def _most_alike(verdicts: Sequence[Verdict], others: Sequence[Verdict]) -> tuple[np.ndarray, np.ndarray]:
-    """Of each, the greatest correlation of its thumbnail with one of the others', and which that is, (N,) both."""
+def _most_similar(verdicts: Sequence[Verdict], others: Sequence[Verdict]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the greatest correlation (N,) of each thumbnail with the others, and the index (N,) of that other."""
 
-    def normalised(verdicts: Sequence[Verdict]) -> np.ndarray:
-        grey = np.zeros((len(verdicts), THUMBNAIL**2), np.float32)
-        for row, verdict in zip(grey, verdicts, strict=True):
+    def normalized(verdicts: Sequence[Verdict]) -> np.ndarray:
+        gray = np.zeros((len(verdicts), THUMBNAIL**2), np.float32)
+        for row, verdict in zip(gray, verdicts, strict=True):
             if verdict.thumbnail:
                 row[:] = np.frombuffer(bytes.fromhex(verdict.thumbnail), np.uint8)
-        grey -= grey.mean(axis=1, keepdims=True)
-        return grey / np.maximum(np.linalg.norm(grey, axis=1, keepdims=True), 1)  # a blank picture is like no other
+        gray -= gray.mean(axis=1, keepdims=True)
+        return gray / np.maximum(np.linalg.norm(gray, axis=1, keepdims=True), 1)  # a blank image is similar to no other
 
-    theirs, likeness, nearest = normalised(others).T, [np.empty(0)], [np.empty(0, np.int64)]
+    columns, similarity, nearest = normalized(others).T, [np.empty(0)], [np.empty(0, np.int64)]
     for start in range(0, len(verdicts), BLOCK):
-        block = normalised(verdicts[start : start + BLOCK]) @ theirs
-        likeness.append(block.max(axis=1))
+        block = normalized(verdicts[start : start + BLOCK]) @ columns
+        similarity.append(block.max(axis=1))
         nearest.append(block.argmax(axis=1))
-    return np.concatenate(likeness), np.concatenate(nearest)
+    return np.concatenate(similarity), np.concatenate(nearest)

@@ -1,4 +1,4 @@
-"""What a data set's records are in for, whatever its format: the cheap part of the data check, at every start."""
+"""The fast part of the data check, which runs on the records of every data set at every start."""
 
 from collections.abc import Callable
 
@@ -17,16 +17,18 @@ def check_records(
     matched_iou: float,
     scale: Callable[[Record], float],
 ) -> None:
-    """Add classes without objects, images without objects, images with too many, and boxes too small to be matched.
+    """Report classes without objects, images without objects or with too many objects, and boxes that are too small.
+
+    A box is too small if its area is smaller than that of every anchor, and its IoU with each anchor is below
+    `matched_iou` even where their centers coincide.
 
     Args:
         dataset: the data set.
-        findings: takes what is found.
-        max_objects: how many objects of an image an evaluation counts.
-        anchor_sides: (N, 2) width and height in pixels, at the size the model sees.
-        matched_iou: a box is too small if it is smaller than every anchor and overlaps none by this IoU even where
-            their centres meet.
-        scale: by how much an image is scaled to the size the model sees.
+        findings: receives the findings.
+        max_objects: the number of objects per image that an evaluation counts.
+        anchor_sides: (N, 2) width and height of the anchors in pixels of the resized image.
+        matched_iou: the IoU from which an anchor matches a box.
+        scale: returns the factor by which an image is resized for the model.
     """
     records = dataset.records
     num_objects = np.array([np.count_nonzero(~record.crowd) for record in records])
@@ -38,21 +40,24 @@ def check_records(
     findings.add(
         "image_crowded",
         np.flatnonzero(num_objects > max_objects),
-        lambda i: f"{records[i].path.name}: {num_objects[i]} objects, evaluation.max_detections is {max_objects}",
+        lambda i: f"{records[i].path.name}: {num_objects[i]} objects; evaluation.max_detections={max_objects}",
     )
-    owner = np.repeat(np.arange(len(records)), np.array([len(r.boxes) for r in records], dtype=np.int64))
-    scales = np.array([scale(record) for record in records], dtype=np.float64)[owner]
+    image_of_box = np.repeat(np.arange(len(records)), np.array([len(r.boxes) for r in records], dtype=np.int64))
+    scales = np.array([scale(record) for record in records], dtype=np.float64)[image_of_box]
     boxes = np.concatenate([np.empty((0, 4), np.float32), *(r.boxes for r in records)])
     sides = (boxes[:, 2:] - boxes[:, :2]) * scales[:, None]
-    small = sides.prod(axis=1) < anchor_sides.prod(axis=1).min()
-    sides = sides[small]
-    common = np.minimum(sides[:, None], anchor_sides).prod(axis=2)
-    union = sides.prod(axis=1)[:, None] + anchor_sides.prod(axis=1) - common
-    which = np.flatnonzero(small)[(common / union).max(axis=1) < matched_iou]
+    is_small = sides.prod(axis=1) < anchor_sides.prod(axis=1).min()
+    sides = sides[is_small]
+    intersection = np.minimum(sides[:, None], anchor_sides).prod(axis=2)
+    union = sides.prod(axis=1)[:, None] + anchor_sides.prod(axis=1) - intersection
+    unmatched = np.flatnonzero(is_small)[(intersection / union).max(axis=1) < matched_iou]
     findings.add(
         "box_small",
-        which,
-        lambda i: f"{records[owner[i]].path.name}: {_size(boxes[i])} pixels, {_size(boxes[i] * scales[i])} in training",
+        unmatched,
+        lambda i: (
+            f"{records[image_of_box[i]].path.name}: a box of {_size(boxes[i])} pixels, "
+            f"resized to {_size(boxes[i] * scales[i])} pixels"
+        ),
     )
 
 

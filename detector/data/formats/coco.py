@@ -1,4 +1,4 @@
-"""COCO instance annotations, and LVIS' which have the same form."""
+"""The instance annotations of COCO, and those of LVIS in the same format."""
 
 import json
 from collections.abc import Sequence
@@ -16,9 +16,14 @@ from detector.data.formats.folders import Folder, list_unused
 class CocoDataset(DetectionDataset):
     """A COCO instances file and its images.
 
-    class_names: the class names in label order; None takes the file's categories, sorted by id. images: the folder that
-    `file_name` is relative to. What is wrong with single entries goes to `findings`.
-    Raises UserError for a missing or malformed file, and where no image is there.
+    Args:
+        class_names: the class names in label order. None takes the categories of the file, sorted by id.
+        findings: receives the problems of single entries.
+        images: the folder that `file_name` is relative to.
+        annotations: the instances file.
+
+    Raises:
+        UserError: the file is missing or malformed, or no image can be used.
     """
 
     def __init__(
@@ -40,15 +45,17 @@ class CocoDataset(DetectionDataset):
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object. Raises UserError."""
+    """Read a JSON file that contains an object. Raises UserError."""
     try:
         dictionary = json.loads(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot read the annotations ({error.strerror})", "check the path") from None
     except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else error
-        raise UserError(f"{path}: not valid JSON ({reason})", "correct or replace the file") from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UserError(f"{path}: the file is not valid JSON ({reason})", "correct or replace the file") from None
     if not isinstance(dictionary, dict):
         kind = type(dictionary).__name__
-        raise UserError(f"{path}: holds a {kind}, not one JSON object", "give an instances file in COCO format")
+        raise UserError(
+            f"{path}: the file contains a JSON {kind} instead of an object", "give an instances file in COCO format"
+        )
     return dictionary

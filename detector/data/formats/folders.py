@@ -1,4 +1,4 @@
-"""The files of a data set's folders: each file is used, or is listed with the reason why it is not."""
+"""The files in the folders of a data set. The findings list each unused file with the reason."""
 
 import os
 from collections import defaultdict
@@ -13,11 +13,16 @@ from detector.data.images import OTHER_SUFFIXES, SUFFIXES
 
 @dataclass(slots=True)
 class Folder:
-    """The files below a folder, sorted, by their path relative to it with `/` as the separator.
+    """The files in a folder and its subfolders.
 
-    Links are followed, as data sets are often shared by links; a link that leads back to a folder above it is not.
-    Hidden files (whose name begins with a dot) are part of a data set only where annotations name them; hidden folders
-    are not. `broken` holds the links that lead nowhere.
+    Links are followed, since data sets are often shared by links. A link to a folder above itself is not followed. A
+    hidden file (whose name begins with a dot) belongs to a data set only where annotations name the file. Hidden
+    folders are left out.
+
+    Attributes:
+        root: the folder.
+        names: the paths of the files relative to `root`, sorted, with `/` as the separator.
+        broken: the paths of links whose target does not exist.
     """
 
     root: Path
@@ -28,7 +33,7 @@ class Folder:
 
     @classmethod
     def read(cls, root: Path) -> "Folder":
-        """Look through `root` and all folders below it. A folder that cannot be read has no files."""
+        """List `root` and all its subfolders. An unreadable folder has no files."""
         folder = cls(root)
         folder._walk("", (os.path.realpath(root),))
         return folder
@@ -55,57 +60,68 @@ class Folder:
                 self.broken.append(name)
 
     def path(self, name: str) -> Path:
+        """Return the path of a file by its name in the folder."""
         return self.root / name
 
     def visible(self) -> list[str]:
-        """The names of the files that are not hidden."""
+        """Return the names of the files that are not hidden."""
         return [name for name in self.names if not os.path.basename(name).startswith(".")]
 
     def images(self) -> list[str]:
-        """The names of the pictures that can be read."""
+        """Return the names of the images in readable formats."""
         return [name for name in self.visible() if suffix(name) in SUFFIXES]
 
     def holds(self, written: str) -> bool:
-        """Whether a name in annotations stays in the folder, and neither `..` nor an absolute path leads out of it."""
+        """Return whether the path in an annotation stays inside the folder in spite of `..` and absolute paths."""
         root = os.path.abspath(self.root)
         name = written.replace("\\", "/")
         path = os.path.normpath(os.path.join(root, name))
         return path.startswith(os.path.join(root, "")) and name[1:3] != ":/"
 
     def find(self, written: str) -> str | None:
-        """The file that a name in annotations means: the name as it is written, else with `/` for Windows' separator,
-        else the only file whose name differs in upper and lower case alone. None where there is none."""
+        """Return the name of the file that an annotation means, or None where no file matches.
+
+        The function tries the name as written, then with `/` as the separator, then the only file whose name differs
+        in upper and lower case.
+        """
         for text in (written, written.strip().replace("\\", "/")):
             name = os.path.normpath(os.path.relpath(text, os.path.abspath(self.root)) if os.path.isabs(text) else text)
             if name in self.names:
                 return name
         if self._by_case is None:
             self._by_case = _grouped(self.names, str.lower)
-        alike = self._by_case.get(name.lower(), [])
-        return alike[0] if len(alike) == 1 else None
+        candidates = self._by_case.get(name.lower(), [])
+        return candidates[0] if len(candidates) == 1 else None
 
     def images_with_stem(self, stem: str) -> list[str]:
-        """The pictures called `stem` (a relative path without suffix): at that place, else in the only other folder
-        that has such pictures, where one of the two places is the folder itself."""
+        """Return the images whose path without suffix is `stem`, a path relative to the folder.
+
+        Where no image has this path, the function returns the images of the same name in another folder. They must all
+        be in the same folder, and this folder or the folder of `stem` must be `root`.
+        """
         if self._by_stem is None:
             self._by_stem = _grouped(self.images(), lambda name: PurePosixPath(name).stem)
         same = self._by_stem.get(PurePosixPath(f"{stem}.x").stem, [])
         exact = [name for name in same if os.path.splitext(name)[0] == stem]
         if exact:
             return exact
-        places = {os.path.dirname(name) for name in same}
-        return same if len(places) == 1 and "" in (*places, os.path.dirname(stem)) else []
+        parents = {os.path.dirname(name) for name in same}
+        return same if len(parents) == 1 and "" in (*parents, os.path.dirname(stem)) else []
 
 
 def suffix(name: str) -> str:
-    """The lower-case suffix of a file's name, with its dot."""
+    """Return the lower-case suffix of a file name, with its dot."""
     return os.path.splitext(name)[1].lower()
 
 
 def list_unused(folders: Iterable[Folder], used: Iterable[Path], findings: Findings) -> None:
-    """Add the files of the folders that are not `used` to the findings, by the reason: pictures that the annotations do
-    not name, pictures of a format that is not read, broken links, or no part of a data set. A file that lies in two of
-    the folders counts once."""
+    """Report the unused files: images without annotations, unreadable formats, broken links and other files.
+
+    Args:
+        folders: the folders of the data set. A file in two of the folders counts once.
+        used: the files that the data set uses.
+        findings: receives the findings.
+    """
     known = {os.path.abspath(path) for path in used}
     by_kind: dict[str, list[str]] = defaultdict(list)
     for path, is_broken in _all_files(folders):
@@ -135,33 +151,49 @@ def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[
     return groups
 
 
-def read_unicode(path: Path, what: str) -> str:
-    """Read a text file in UTF-8, or in UTF-16 with its mark (as Windows' shell writes lists).
+def read_unicode(path: Path, role: str) -> str:
+    """Read a text file in UTF-8, or in UTF-16 with a byte order mark (as the Windows shell writes lists).
 
     Args:
         path: the file.
-        what: what errors call the file, e.g. "the split".
+        role: the name of the file in messages, for example "the split".
 
     Raises:
-        UserError: the file is missing or no such text.
+        UserError: the file cannot be read, or has another encoding.
     """
     try:
         data = path.read_bytes()
-    except (OSError, ValueError) as error:  # a ValueError comes of a path with a null byte
+    except (OSError, ValueError) as error:  # a path with a null byte raises ValueError
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(f"{path}: cannot read {what} ({reason})", "check the path") from None
+        raise UserError(f"{path}: cannot read {role} ({reason})", "check the path") from None
     try:
         return decode(data)
     except UnicodeDecodeError:
-        raise UserError(f"{path}: {what} is not UTF-8 text", "save the file as UTF-8") from None
+        raise UserError(f"{path}: {role} is not UTF-8 text", "save the file as UTF-8") from None
 
 
 def decode(data: bytes, errors: str = "strict") -> str:
-    """The text of UTF-8, or of UTF-16 with its mark, without the mark. Raises UnicodeDecodeError."""
+    """Decode UTF-8, or UTF-16 with a byte order mark, and remove the mark.
+
+    Args:
+        data: the bytes of the text.
+        errors: as in `bytes.decode`.
+
+    Raises:
+        UnicodeDecodeError: the bytes have another encoding, and `errors` is "strict".
+    """
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
     return data.decode(encoding, errors).removeprefix("\ufeff")
 
 
-def read_lines(path: Path, what: str) -> list[str]:
-    """The lines of `read_unicode` that are not blank, without blanks at their ends."""
-    return [line.strip() for line in read_unicode(path, what).splitlines() if line.strip()]
+def read_lines(path: Path, role: str) -> list[str]:
+    """Read the lines of a text file that are not blank, without spaces at their ends.
+
+    Args:
+        path: the file.
+        role: the name of the file in messages, for example "the split".
+
+    Raises:
+        UserError: as in `read_unicode`.
+    """
+    return [line.strip() for line in read_unicode(path, role).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""Data sets in the three formats that `coco.py`, `voc.py` and `yolo.py` read."""
+"""The writers of data sets in the three formats that `coco.py`, `voc.py` and `yolo.py` read."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,15 @@ SLIVER = 1e-3  # pixels
 
 
 def write_coco(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, dict]:
-    """annotations/instances_<split>.json and images under <split>/. Image and category ids stay."""
+    """Write annotations/instances_<split>.json for images in <split>/. Image and category ids are unchanged.
+
+    Args:
+        splits: the data sets, by the name of the split.
+        folder: the new folder.
+
+    Returns:
+        The value of `data.<split>` that reads each written data set.
+    """
     (folder / "annotations").mkdir(parents=True)
     specs = {}
     for split, dataset in splits.items():
@@ -27,8 +35,18 @@ def write_coco(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, d
 
 
 def write_voc(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, dict]:
-    """Annotations/*.xml, ImageSets/Main/<split>.txt and images under JPEGImages/. Coordinates are counted from 1, with
-    decimals, which <source> says to our reader; crowds are `difficult`."""
+    """Write Annotations/*.xml and ImageSets/Main/<split>.txt for images in JPEGImages/.
+
+    Coordinates count from 1 and have decimals. The element <source> states this for `VocDataset`. A crowd region is
+    written as a `difficult` object.
+
+    Args:
+        splits: the data sets, by the name of the split.
+        folder: the new folder.
+
+    Returns:
+        The value of `data.<split>` that reads each written data set.
+    """
     for name in ("Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
     specs = {}
@@ -44,8 +62,17 @@ def write_voc(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, di
 
 
 def write_yolo(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, dict]:
-    """data.yaml, labels/<split>/*.txt and images under images/<split>/; crowds are left out. data.yaml has no `path`:
-    readers then take its entries from its own folder, and not from the one they run in."""
+    """Write data.yaml and labels/<split>/*.txt for images in images/<split>/. Crowds are left out.
+
+    data.yaml has no `path`, so that readers resolve its entries relative to its folder and not to the working folder.
+
+    Args:
+        splits: the data sets, by the name of the split.
+        folder: the new folder.
+
+    Returns:
+        The value of `data.<split>` that reads each written data set.
+    """
     specs = {}
     for split, dataset in splits.items():
         (folder / "labels" / split).mkdir(parents=True)
@@ -65,7 +92,7 @@ def write_yolo(splits: dict[str, DetectionDataset], folder: Path) -> dict[str, d
     return specs
 
 
-# of each format: its writer, and the folder of a split's images
+# the writer of each format, and the folder of the images of a split
 WRITERS: dict[str, tuple[Callable[[dict[str, DetectionDataset], Path], dict[str, dict]], str]] = {
     "coco": (write_coco, "{split}"),
     "voc": (write_voc, "JPEGImages"),
@@ -74,7 +101,14 @@ WRITERS: dict[str, tuple[Callable[[dict[str, DetectionDataset], Path], dict[str,
 
 
 def format_line(label: int, box_xyxy: np.ndarray, width: int, height: int) -> str:
-    """A line of YOLO's labels: `class cx cy w h`, in fractions of the image."""
+    """Return a line of YOLO labels: `class cx cy w h`, in fractions of the image.
+
+    Args:
+        label: the class.
+        box_xyxy: (4,) in pixels.
+        width: the width of the image in pixels.
+        height: the height of the image in pixels.
+    """
     x1, y1, x2, y2 = box_xyxy.astype(np.float64) / [width, height, width, height]
     return f"{label} {(x1 + x2) / 2:.10g} {(y1 + y2) / 2:.10g} {x2 - x1:.10g} {y2 - y1:.10g}"
 
@@ -94,7 +128,7 @@ def _voc_tree(record: Record, class_names: tuple[str, ...]) -> ElementTree.Eleme
         ElementTree.SubElement(element, "difficult").text = str(int(crowd))
         box = ElementTree.SubElement(element, "bndbox")
         for axis, low, high in (("x", x1, x2), ("y", y1, y2)):
-            if high <= low + 1:  # would read as a click without extent, or as corners in the wrong order
+            if high <= low + 1:  # a reader would treat the box as a single click, or as swapped corners
                 high = low + 1 + SLIVER
             ElementTree.SubElement(box, f"{axis}min").text = f"{low + 1:.10g}"
             ElementTree.SubElement(box, f"{axis}max").text = f"{high:.10g}"

@@ -1,4 +1,4 @@
-"""Lines of YOLO labels: `class cx cy w h`, a polygon, or a box with keypoints or a score behind it."""
+"""The lines of YOLO labels: `class cx cy w h`, a polygon, or a box that keypoints or a score follow."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -10,27 +10,36 @@ from detector.core.errors import UserError
 from detector.data.checks.boxes import MIN_BOXES
 from detector.data.checks.findings import Findings
 from detector.data.formats.folders import decode
-from detector.data.formats.numbers import as_number, whole
+from detector.data.formats.numbers import as_integer, as_number
 
-MARGIN = 0.01  # how far a fraction may pass 0 or 1 by rounding
-REFUTED = 0.25  # share of long rows that cannot begin with a box, from which all of them are polygons
+MARGIN = 0.01  # a fraction may be below 0 or above 1 by this much because of rounding
+REFUTED = 0.25  # from this fraction of long lines that cannot begin with a box, all long lines are polygons
 
 Rows = Literal["auto", "box", "polygon"]
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
+    """A line of a label file.
+
+    Attributes:
+        labels: the label file.
+        number: the number of the line, from 1.
+        text: the text of the line.
+    """
+
     labels: Path
     number: int
     text: str
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
+        """The file and the line, for messages."""
         return f"{self.labels}: line {self.number}"
 
 
 def has_labels(path: Path) -> bool:
-    """Whether a file reads like labels: a text whose first line has a number and four coordinates."""
+    """Return whether a file looks like labels: a .txt file whose first line has a class and four coordinates."""
     if path.suffix.lower() != ".txt":
         return False
     first = next((text for _, text in numbered_lines(path)), "")
@@ -38,7 +47,7 @@ def has_labels(path: Path) -> bool:
 
 
 def numbered_lines(labels: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines that are not blank; none where there is no file."""
+    """Yield the lines that are not blank, with their numbers. A missing file has no lines. Raises UserError."""
     try:
         text = decode(labels.read_bytes(), errors="replace")
     except FileNotFoundError:
@@ -51,21 +60,24 @@ def numbered_lines(labels: Path) -> Iterator[tuple[int, str]]:
 def read_objects(
     lines: Sequence[Line], num_classes: int, num_keypoint_values: int, rows: Rows, findings: Findings
 ) -> dict[Path, list[tuple[Line, int, list[float]]]]:
-    """Read the class and the box (x, y, w, h) in fractions of each line, by the file of labels.
+    """Read the class and the box of each line.
 
     Args:
         lines: the lines of all files.
-        num_classes: classes are 0..num_classes - 1.
-        num_keypoint_values: how many values follow a box, where the data set declares that; else 0.
-        rows: what a line of more than four coordinates is (see `YoloDataset`).
-        findings: takes the lines that cannot be read.
+        num_classes: the number of classes. Classes are 0..num_classes - 1.
+        num_keypoint_values: the declared number of values after a box, otherwise 0.
+        rows: the meaning of lines with more than four coordinates (see `YoloDataset`).
+        findings: receives the lines that cannot be read.
+
+    Returns:
+        For each label file: the lines, their classes and their boxes (x, y, w, h) in fractions of the image.
     """
     parsed, malformed = [], []
     for line in lines:
         row = _parse_line(line.text, num_classes)
-        wrong = row if isinstance(row, str) else _wrong_row(row[1], num_keypoint_values, rows)
-        if wrong:
-            malformed.append(f"{line.where}: {line.text.strip()[:60]!r} {wrong}")
+        problem = row if isinstance(row, str) else _row_problem(row[1], num_keypoint_values, rows)
+        if problem:
+            malformed.append(f"{line.location}: {_shown(line)} {problem}")
         else:
             parsed.append((line, *row))
     findings.add("object_malformed", range(len(malformed)), malformed.__getitem__)
@@ -73,13 +85,13 @@ def read_objects(
     if rows == "auto" and long_rows:
         lines = [line for line, _, values in parsed if len(values) > 4]
         kind = "row_polygon" if _are_polygons(long_rows) else "row_ambiguous"
-        findings.add(kind, range(len(lines)), lambda i: f"{lines[i].where}: {_shown(lines[i])}")
+        findings.add(kind, range(len(lines)), lambda i: f"{lines[i].location}: {_shown(lines[i])}")
         if kind == "row_ambiguous":
             parsed = [row for row in parsed if len(row[2]) == 4]
     _check_convention([(line, values) for line, _, values in parsed if len(values) == 4], findings)
     objects: dict[Path, list[tuple[Line, int, list[float]]]] = {}
     for line, label, values in parsed:
-        box = _box_of_polygon(values) if len(values) > 4 and rows != "box" else _box_of_centre(values)
+        box = _box_of_polygon(values) if len(values) > 4 and rows != "box" else _box_of_center(values)
         objects.setdefault(line.labels, []).append((line, label, box))
     return objects
 
@@ -89,9 +101,9 @@ def _shown(line: Line) -> str:
 
 
 def _parse_line(line: str, num_classes: int) -> tuple[int, list[float]] | str:
-    """The class and the numbers behind it, or what is wrong with the line."""
+    """Return the class and the numbers that follow, or the problem of the line."""
     category, *words = line.split()
-    label = whole(category)
+    label = as_integer(category)
     try:
         numbers = [float(word) for word in words]
     except ValueError:
@@ -99,17 +111,17 @@ def _parse_line(line: str, num_classes: int) -> tuple[int, list[float]] | str:
     if label is None or label < 0 or len(numbers) < 4 or not all(map(math.isfinite, numbers)):
         return "is not 'class cx cy w h'"
     if label >= num_classes:
-        return f"has a class beyond the last one, {num_classes - 1}"
+        return f"has class {label}; the last class is {num_classes - 1}"
     return label, numbers
 
 
-def _wrong_row(values: list[float], num_keypoint_values: int, rows: Rows) -> str:
-    """What is wrong with the numbers of a line, else empty."""
+def _row_problem(values: list[float], num_keypoint_values: int, rows: Rows) -> str:
+    """Return the problem of the numbers of a line, or an empty text."""
     count = len(values)
     if rows == "box" and num_keypoint_values and count not in (4, 4 + num_keypoint_values):
-        return f"has {count} values behind its class, and 'kpt_shape' means {4 + num_keypoint_values}"
+        return f"has {count} values after the class, but kpt_shape declares {4 + num_keypoint_values}"
     if rows != "box" and count % 2:
-        return "is neither 'class cx cy w h' nor a polygon; rows=box reads its first four values alone"
+        return "is neither 'class cx cy w h' nor a polygon (rows=box reads only the first four values)"
     coordinates = values[:4] if rows == "box" else values
     if min(coordinates) < -MARGIN or max(coordinates) > 1 + MARGIN:
         return "is not in fractions of the image"
@@ -117,24 +129,22 @@ def _wrong_row(values: list[float], num_keypoint_values: int, rows: Rows) -> str
 
 
 def _are_polygons(rows: Sequence[list[float]]) -> bool:
-    """Whether rows of more than four values, all alike, cannot be boxes with something behind them: keypoints, a score
-    or a track's number."""
+    """Return whether lines with more than four values are polygons, not boxes with keypoints, a score or a track id."""
     if len({len(values) for values in rows}) > 1:
         return True
-    refuted = [not _is_inside(_box_of_centre(values)) for values in rows]
+    refuted = [not _is_inside(_box_of_center(values)) for values in rows]
     return sum(refuted) >= REFUTED * len(rows)
 
 
 def _is_inside(box: list[float]) -> bool:
-    """Whether a box (x, y, w, h) has an area and lies in the image, as far as rounding goes."""
+    """Return whether a box (x, y, w, h) has an area and is inside the image, except for rounding."""
     x, y, w, h = box
     return w > 0 and h > 0 and min(x, y) >= -MARGIN and max(x + w, y + h) <= 1 + MARGIN
 
 
 def _check_convention(rows: Sequence[tuple[Line, list[float]]], findings: Findings) -> None:
-    """Add boxes that fit their images as corners, or with the top left corner in place of the centre, and do not fit
-    as YOLO means them."""
-    outside = [line for line, values in rows if not _is_inside(_box_of_centre(values))]
+    """Report boxes that fit their images only as corners, or only with the top left corner instead of the center."""
+    outside = [line for line, values in rows if not _is_inside(_box_of_center(values))]
     if len(rows) < MIN_BOXES or len(outside) <= len(rows) / 4:
         return
     others = {
@@ -146,11 +156,11 @@ def _check_convention(rows: Sequence[tuple[Line, list[float]]], findings: Findin
         findings.add(
             "box_corners",
             range(len(outside)),
-            lambda i: f"{outside[i].where}: {_shown(outside[i])} fits as {fitting[0]}",
+            lambda i: f"{outside[i].location}: {_shown(outside[i])} fits its image only as {fitting[0]}",
         )
 
 
-def _box_of_centre(values: Sequence[float]) -> list[float]:
+def _box_of_center(values: Sequence[float]) -> list[float]:
     cx, cy, w, h = values[:4]
     return [cx - w / 2, cy - h / 2, w, h]
 

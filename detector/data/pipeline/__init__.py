@@ -1,1 +1,1 @@
-"""From a data set's records to batches: transforms, samplers, buckets, cache, loader."""
+"""The pipeline from records to batches: transforms, samplers, buckets, cache and loader."""

@@ -1,4 +1,4 @@
-"""Decoded and resized images kept as files, so that each is decoded once in all epochs, workers and processes."""
+"""A cache of decoded and resized images, so that all epochs, workers and processes decode each image only once."""
 
 import hashlib
 import io
@@ -15,13 +15,21 @@ from detector.data.pipeline.transforms import resize, resize_boxes, target_size
 
 
 class CachedDataset(DetectionDataset):
-    """`dataset` with each image at its `target_size`, kept in a file under `folder`.
+    """A data set whose images are resized to their `target_size` and stored as files.
 
-    A file is a NumPy array as decoded and resized, 3 bytes a pixel, under a name made of the image's path, its size and
-    time of change in the file system, how and at what size it is annotated, and its target size: a changed image is
-    decoded anew. What the operating system keeps of them in memory all workers share; a folder in memory (/dev/shm)
-    keeps them there.
-    Raises UserError where a file cannot be written.
+    A file is the NumPy array of the resized image, 3 bytes per pixel. Its name is a hash of the path, file size and
+    modification time of the image, and of all values that determine the resized pixels. A changed image is therefore
+    decoded again. All workers share the files in the page cache of the operating system. A folder in memory (/dev/shm)
+    holds all files in memory.
+
+    Args:
+        dataset: the data set.
+        folder: the folder of the files, which is created if it does not exist.
+        short_side: the shorter side of the resized images in pixels.
+        long_side: the maximum of the longer side in pixels.
+
+    Raises:
+        UserError: a sample is read, and its image cannot be read or its file cannot be written.
     """
 
     def __init__(self, dataset: DetectionDataset, folder: Path, short_side: int, long_side: int):
@@ -37,7 +45,7 @@ class CachedDataset(DetectionDataset):
         try:
             status = record.path.stat()
         except OSError:
-            return super().__getitem__(index)  # which says what is wrong
+            return super().__getitem__(index)  # raises the error of the missing image
         annotated = f"{record.width} {record.height} {record.upright} {self.bits if record.is_deep else 8}"
         key = f"{record.path.resolve()} {status.st_size} {status.st_mtime_ns} {annotated} {height} {width}"
         file = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.npy"
@@ -46,19 +54,20 @@ class CachedDataset(DetectionDataset):
             boxes = resize_boxes(record.boxes, (record.height, record.width), (height, width))
             return make_sample(replace(record, boxes=boxes), image, (record.height, record.width))
         sample = resize(super().__getitem__(index), height, width)
-        content = io.BytesIO()  # NumPy, given a file, overlooks a disk that fills up
+        content = io.BytesIO()  # NumPy ignores a full disk when it writes to a file
         np.save(content, sample.image)
         try:
             write_bytes(file, content.getbuffer())
         except OSError as error:
             raise UserError(
-                f"data.cache: {self.folder}: {error.strerror or error}", "free space there or set data.cache=null"
+                f"data.cache: cannot write to {self.folder} ({error.strerror or error})",
+                "free space there, or set data.cache=null",
             ) from None
         return sample
 
 
 def _load(file: Path, shape: tuple[int, int, int]) -> np.ndarray | None:
-    """None where there is no such file, or one that a crash cut short."""
+    """Read a stored image, or return None for a missing file or a file that is truncated after a crash."""
     try:
         image = np.load(file)
     except (OSError, ValueError, EOFError):

@@ -1,4 +1,4 @@
-"""Batches in a reproducible order: the samples of an epoch are a function of (seed, epoch)."""
+"""The batches of an epoch in a reproducible order, which is a function of (seed, epoch)."""
 
 import atexit
 import logging
@@ -16,13 +16,13 @@ from detector.core import distributed
 from detector.core.errors import UserError
 from detector.core.structures import IGNORED, PADDING_COLOR, Batch, Sample
 from detector.data.dataset import DetectionDataset
-from detector.data.pipeline.buckets import Buckets, gather_alike, round_up
+from detector.data.pipeline.buckets import Buckets, group_by_bucket, round_up
 from detector.data.pipeline.samplers import ImageSampler
 from detector.data.pipeline.transformed import SampleKey, Transformed
 from detector.data.pipeline.transforms import Resize, Transform
 
 log = logging.getLogger(__name__)
-MAX_DEATHS = 3  # of loader workers, in a run
+MAX_DEATHS = 3  # the number of loader workers that may die in a run
 
 
 def collate(
@@ -30,8 +30,16 @@ def collate(
     size_divisor: int,
     canvas: Mapping[tuple[int, int], tuple[int, int]] | None = None,
 ) -> Batch:
-    """Images of any sizes, padded at the right and the bottom to the largest, rounded up to `size_divisor`; at least
-    one (padded) ground truth an image. `canvas`: rounded sizes that count as larger ones (see `Buckets`)."""
+    """Combine samples of any sizes to a batch.
+
+    Images are padded at the right and the bottom to the largest height and width. Ground truths are padded to the
+    largest number of boxes, and to at least one box.
+
+    Args:
+        samples: the samples.
+        size_divisor: the sizes of images are rounded up to multiples of this number.
+        canvas: the padded size for a rounded size (see `Buckets`). None pads only to the rounded size.
+    """
     sizes = [s.image.shape[:2] for s in samples]
     rounded = [tuple(round_up(size, size_divisor).tolist()) for size in sizes]
     height, width = (max(side) for side in zip(*((canvas or {}).get(size, size) for size in rounded), strict=True))
@@ -60,14 +68,28 @@ def collate(
 
 
 class EpochBatches:
-    """A batch sampler over keys of samples, so that a loader's workers need no state of their own.
+    """A batch sampler that gives keys of samples, so that the workers of a loader need no state.
 
-    With a `sampler`, epoch e is the order drawn from (seed, e), cut into whole batches (the rest of the order waits for
-    another epoch; an order shorter than a batch is one batch), and each of the `num_ranks` processes has an equal part
-    of every batch. Without, it is the order of the data set, and the processes take whole batches in turn: every image
-    is there once, in the same batch however many they are. Batches are of one `bucket` (of each image) where possible.
-    `num_epochs` is the length of the run, by which the progress in the keys counts.
-    Raises UserError where a batch cannot be dealt out equally.
+    In training, epoch e has the order that the sampler draws from (seed, e). The order is cut into full batches, and
+    the images after the last full batch are left out of the epoch. An order shorter than a batch gives a single batch.
+    Each process has an equal part of every batch.
+
+    In an evaluation (`sampler` is None), an epoch has each image of the data set once, and the processes take batches
+    alternately. A batch has the same images for any number of processes. The last batch may be shorter.
+
+    Args:
+        num_images: the number of images of the data set.
+        batch_size: the number of images of a batch of all processes together in training, and of a single process in
+            an evaluation.
+        seed: the random seed.
+        sampler: chooses the images of an epoch. None: see above.
+        bucket: (num_images,), the bucket of each image. A batch has images of a single bucket where possible.
+        rank: the number of this process.
+        num_ranks: the number of processes.
+        num_epochs: the number of epochs of the run, from which the progress in the keys is computed.
+
+    Raises:
+        UserError: the batch size is not a multiple of the number of processes in training.
     """
 
     def __init__(
@@ -91,26 +113,26 @@ class EpochBatches:
         self.num_ranks = num_ranks
         self.num_epochs = num_epochs
         self.epoch = 0
-        self.first_batch = 0  # a resumed epoch starts here
+        self.first_batch = 0  # the first batch of a resumed epoch
         if sampler is not None and self.batch_size % num_ranks:
             raise UserError(
-                f"train.batch_size: {self.batch_size} images cannot be dealt out equally to {num_ranks} processes",
-                "choose a multiple of their number (it is the batch of all of them together)",
+                f"train.batch_size: {self.batch_size} images cannot be divided equally among {num_ranks} processes",
+                "choose a multiple of the number of processes (the batch size is that of all processes together)",
             )
 
     def __len__(self) -> int:
-        """Training: an epoch's batches, the same on every rank; evaluation: this rank's."""
-        whole, rest = divmod(self.num_samples, self.batch_size)
+        """Return the number of batches of an epoch. In an evaluation: the number of batches of this rank."""
+        num_full, remainder = divmod(self.num_samples, self.batch_size)
         if self.sampler is not None:
-            return whole
-        return len(range(self.rank, whole + (rest > 0), self.num_ranks))
+            return num_full
+        return len(range(self.rank, num_full + (remainder > 0), self.num_ranks))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         order = np.argsort(self.bucket, kind="stable")
         if self.sampler is not None:
             order = self.sampler.order(np.random.default_rng((self.seed, self.epoch)))
             order = order[: len(self) * self.batch_size]
-            order = gather_alike(order, self.bucket[order], self.batch_size)
+            order = group_by_bucket(order, self.bucket[order], self.batch_size)
         images = list(zip(order.tolist(), repeats(order).tolist(), strict=True))
         for batch in range(self.first_batch, len(self)):
             if self.sampler is None:
@@ -123,7 +145,7 @@ class EpochBatches:
 
 
 def repeats(order: np.ndarray) -> np.ndarray:
-    """How often each element was there before: [5, 2, 5, 5] -> [0, 0, 1, 2]."""
+    """Return how many times each element occurs earlier in the order: [5, 2, 5, 5] -> [0, 0, 1, 2]."""
     by_value = np.argsort(order, kind="stable")
     values = order[by_value]
     counted = np.empty_like(order)
@@ -132,10 +154,19 @@ def repeats(order: np.ndarray) -> np.ndarray:
 
 
 class Loader:
-    """The batches of any epoch, from any of them on; neither workers nor resuming change a pixel.
+    """The batches of an epoch from any batch on. Neither the number of workers nor resuming changes a pixel.
 
-    Where a worker dies (killed for its memory, mostly) new ones continue with the batch that was due, up to
-    MAX_DEATHS times; then UserError.
+    When a worker dies (usually because the machine is out of memory), new workers continue with the next batch.
+
+    Args:
+        dataset: the samples by their keys.
+        batches: the keys of each batch.
+        num_workers: the number of loader processes. 0 loads in the main process.
+        size_divisor: as in `collate`.
+        canvas: as in `collate`.
+
+    Raises:
+        UserError: during iteration, more than MAX_DEATHS workers have died.
     """
 
     def __init__(
@@ -159,7 +190,7 @@ class Loader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # else each pass would draw from the global stream, which resuming restores
+            generator=torch.Generator(),  # otherwise each epoch changes the global random state that resuming restores
             pin_memory=torch.cuda.is_available(),
         )
         self._loader = self._make()
@@ -178,12 +209,21 @@ class Loader:
         return self._collate([self.dataset[key] for key in next(iter(self.batches))])
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch.
+
+        Args:
+            epoch: the number of the epoch, from 0.
+            first_batch: the first batch that is yielded.
+
+        Raises:
+            UserError: more than MAX_DEATHS workers have died.
+        """
         while True:
             self.batches.epoch, self.batches.first_batch = epoch, first_batch
             try:
                 batches = iter(self._loader)
-                # PyTorch would raise wherever the program stands when a worker dies, in the middle of a step too; the
-                # loader notices by itself as soon as it waits for that worker
+                # When a worker dies, the signal handler of PyTorch raises at any point of the program, also in the
+                # middle of a step. Without the handler, the loader raises when it waits for that worker.
                 if self._loader.num_workers:
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for batch in batches:
@@ -196,10 +236,10 @@ class Loader:
                 self.deaths += 1
                 if self.deaths > MAX_DEATHS:
                     raise UserError(
-                        f"data.num_workers: loader workers died {self.deaths} times (the last: {error})",
-                        "where the machine ran out of memory, use fewer",
+                        f"data.num_workers: loader workers died {self.deaths} times (last error: {error})",
+                        "lower data.num_workers if the machine ran out of memory",
                     ) from None
-                log.warning("a loader worker died (%s); others continue with batch %d", error, first_batch)
+                log.warning("a loader worker died (%s); new workers continue with batch %d", error, first_batch)
                 self._loader = self._make()
 
 
@@ -217,9 +257,24 @@ def make_loader(
     substitute: bool = False,
     num_epochs: int = 1,
 ) -> Loader:
-    """This process's part of the batches. `sampler` chooses an epoch's images; None, for evaluation, is every image
-    once, in order (of their `buckets`). Where `substitute`, an image that cannot be read is no error (see
-    `Transformed`). `num_epochs`: the length of the run."""
+    """Return the loader of this process.
+
+    Args:
+        dataset: the data set.
+        resize: the resize of each image.
+        transforms: the transforms of the resized images, in their order.
+        batch_size: as in `EpochBatches`.
+        seed: the random seed of order and transforms.
+        sampler: chooses the images of an epoch. None, for an evaluation, gives each image once, in order.
+        num_workers: the number of loader processes.
+        size_divisor: as in `collate`.
+        buckets: the buckets of the images. None pads each batch to its largest image.
+        substitute: whether an unreadable image is replaced instead of raising an error (see `Transformed`).
+        num_epochs: the number of epochs of the run.
+
+    Raises:
+        UserError: as in `EpochBatches`.
+    """
     kind = None if not substitute else "blank" if sampler is None else "another"
     run = {"rank": distributed.rank(), "num_ranks": distributed.world_size(), "num_epochs": num_epochs}
     bucket, canvas = (None, {}) if buckets is None else (buckets.of_image, buckets.canvas)
@@ -234,12 +289,12 @@ def make_loader(
 
 
 def _kill_workers() -> None:
-    """At the process's end, which would wait for ever for workers that ignore its SIGTERM."""
+    """Kill the workers at the end of the process, which would wait for ever for workers that ignore its SIGTERM."""
     for process in multiprocessing.active_children():
         process.kill()
 
 
 def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # a team of threads in each worker would fight the training step for the cores
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the run, which still needs its batches to save itself
+    cv2.setNumThreads(0)  # threads in the workers would compete with the training step for the cores
+    for number in (signal.SIGINT, signal.SIGTERM):  # the run handles these signals, and needs batches until it is saved
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""From the key of a sample to the sample: read, resized, transformed."""
+"""The samples of a data set by their keys: read, resized and transformed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,12 +12,18 @@ from detector.core.structures import Sample
 from detector.data.dataset import DetectionDataset
 from detector.data.pipeline.transforms import Resize, Transform, TransformContext
 
-MAX_SUBSTITUTES = 10  # in a row: so many unreadable images mean that the folder is gone
+MAX_SUBSTITUTES = 10  # unreadable images in succession, from which the error is raised: the folder may be missing
 
 
 class SampleKey(NamedTuple):
-    """What decides a sample, beside the seed of the run: the epoch; the index of the image; repeat, how often the epoch
-    had the image before; progress, the part of the run that is done (see `TransformContext`)."""
+    """The key that determines a sample together with the seed of the run.
+
+    Attributes:
+        epoch: the number of the epoch.
+        index: the index of the image.
+        repeat: the number of earlier samples of the image in the epoch.
+        progress: the completed fraction of the run (see `TransformContext`).
+    """
 
     epoch: int
     index: int
@@ -26,11 +32,15 @@ class SampleKey(NamedTuple):
 
 
 class Transformed(Dataset):
-    """A data set behind its transforms. The sample of a key draws from a generator of its own, which (seed, epoch,
-    index, repeat) seed.
+    """A data set with transforms. Each sample has a separate generator with the seed (seed, epoch, index, repeat).
 
-    `substitute` says what stands in for an image that cannot be read: None, nothing, it is an error; `another`, an
-    image drawn in its place; `blank`, an empty picture of its size, so that an evaluation counts its objects as missed.
+    Args:
+        dataset: the data set.
+        resize: the resize of each image.
+        transforms: the transforms of the resized images, in their order.
+        seed: the random seed.
+        substitute: the replacement of an unreadable image. None raises the error. "another" draws another image.
+            "blank" gives an empty image of the annotated size, so that an evaluation counts its objects as missed.
     """
 
     def __init__(
@@ -66,7 +76,7 @@ class Transformed(Dataset):
     def _read(
         self, index: int, rng: np.random.Generator, unreadable: list[str], tries: int = MAX_SUBSTITUTES
     ) -> Sample:
-        """Read an image, or what stands in for it. The errors of unreadable images go to `unreadable`."""
+        """Read an image or its replacement. The function appends the errors of unreadable images to `unreadable`."""
         try:
             return self.dataset[index]
         except UserError as error:

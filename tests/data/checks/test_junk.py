@@ -1,4 +1,4 @@
-"""Readers given random junk: a data set or one line, and no annotation is lost without being counted."""
+"""Random files: each reader returns a data set or raises an error of one line, and counts each lost annotation."""
 
 import json
 import math
@@ -49,13 +49,13 @@ def mostly(valid: st.SearchStrategy, other: st.SearchStrategy = junk, odds: int 
 
 
 def nearly(valid: st.SearchStrategy) -> st.SearchStrategy:
-    """For what is fatal to the whole file."""
+    """Return a strategy of rare faults, for values whose fault makes the file unusable."""
     return mostly(valid, odds=60)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """images/: a.png, b.png and sub/c.png; damaged.png; away.png, a link to a picture elsewhere."""
+    """Return a folder with images/: a.png, b.png, sub/c.png, damaged.png, and away.png, a link to an outside image."""
     folder = tmp_path_factory.mktemp("junk")
     for name in ("images/a.png", "images/b.png", "images/sub/c.png", "elsewhere.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,7 +67,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_both_ways(read: Callable[[Findings], DetectionDataset]) -> tuple[DetectionDataset, Findings] | None:
-    """What is read under data.invalid=skip, None where even that is refused; checked against data.invalid=error."""
+    """Read with data.invalid=skip and with data.invalid=error, and compare the two results.
+
+    Returns:
+        The data set and the findings of skip, or None where skip refuses the files too.
+    """
 
     def attempt(findings: Findings) -> DetectionDataset | None:
         try:
@@ -81,9 +85,9 @@ def read_both_ways(read: Callable[[Findings], DetectionDataset]) -> tuple[Detect
     if dataset is None:
         assert strictly is None
         return None
-    assert all(finding.count >= len(finding.examples) > 0 for finding in skipping.found.values())
-    assert all(line.isprintable() for finding in skipping.found.values() for line in finding.examples)
-    faults = {kind for kind in skipping.found if KINDS[kind].level != "note"}
+    assert all(finding.count >= len(finding.examples) > 0 for finding in skipping.by_kind.values())
+    assert all(line.isprintable() for finding in skipping.by_kind.values() for line in finding.examples)
+    faults = {kind for kind in skipping.by_kind if KINDS[kind].level != "note"}
     assert (strictly is None) == bool(faults)
     for record in dataset.records:
         assert record.boxes.dtype == np.float32 and (record.labels < len(dataset.class_names)).all()
@@ -99,21 +103,21 @@ def read_both_ways(read: Callable[[Findings], DetectionDataset]) -> tuple[Detect
 
 
 def counted(dataset: DetectionDataset, findings: Findings) -> tuple[int, int]:
-    """Images and annotations, those left out included."""
+    """Return the numbers of images and annotations, including the entries that are left out."""
     images = len(dataset) + sum(map(findings.count, LEFT_OUT_IMAGES))
     return images, sum(len(r.boxes) for r in dataset.records) + sum(map(findings.count, LEFT_OUT))
 
 
 def entries(required: dict[str, st.SearchStrategy], optional: dict[str, st.SearchStrategy], size: int) -> Any:
-    """Lists of objects, whose required keys lack now and then."""
-    whole = st.fixed_dictionaries(required, optional=optional)
+    """Return a strategy of lists of objects that sometimes have no required keys."""
+    complete = st.fixed_dictionaries(required, optional=optional)
     return st.lists(
-        mostly(whole, st.fixed_dictionaries({}, optional=required | optional)), min_size=size // 2, max_size=size
+        mostly(complete, st.fixed_dictionaries({}, optional=required | optional)), min_size=size // 2, max_size=size
     )
 
 
 def listed(entry: dict[str, st.SearchStrategy]) -> st.SearchStrategy:
-    """Lists of objects with ids of their own."""
+    """Return a strategy of lists of objects with different ids."""
     entry = st.fixed_dictionaries({"id": nearly(ids)} | entry)
     return nearly(st.lists(entry, min_size=2, max_size=3, unique_by=lambda entry: str(entry["id"])))
 
@@ -166,8 +170,8 @@ def test_coco(content: Any, classes: tuple[str, ...] | None, folder: Path):
         assert counted(*read) == (len(content["images"]), len(content["annotations"]))
 
 
-def test_coco_files_are_read_as_often_as_refused(folder: Path):
-    """Else the property would be about refusals alone."""
+def test_many_random_coco_files_are_readable(folder: Path):
+    """Otherwise, `test_coco` would test only refusals."""
     outcomes = []
 
     @settings(FEW, max_examples=100)
@@ -181,7 +185,7 @@ def test_coco_files_are_read_as_often_as_refused(folder: Path):
             outcomes.append(-1)
 
     read()
-    assert sum(kept >= 0 for kept in outcomes) > 20 and sum(kept > 0 for kept in outcomes) > 5
+    assert sum(count >= 0 for count in outcomes) > 20 and sum(count > 0 for count in outcomes) > 5
 
 
 @FEW
@@ -220,11 +224,11 @@ voc_files = st.lists(
 
 def voc_xml(name: str, width: str, objects: list[dict[str, Any]]) -> str:
     parts = []
-    for one in objects:
-        sides = zip(("xmin", "ymin", "xmax", "ymax"), one["box"], strict=True)
+    for item in objects:
+        sides = zip(("xmin", "ymin", "xmax", "ymax"), item["box"], strict=True)
         box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in sides)
-        difficult = f"<difficult>{one.get('difficult', '')}</difficult>"
-        parts.append(f"<object><name>{one['name']}</name>{difficult}<bndbox>{box}</bndbox></object>")
+        difficult = f"<difficult>{item.get('difficult', '')}</difficult>"
+        parts.append(f"<object><name>{item['name']}</name>{difficult}<bndbox>{box}</bndbox></object>")
     size = f"<size><width>{width}</width><height>20</height></size>"
     return f"<annotation><filename>{name}</filename>{size}{''.join(parts)}</annotation>"
 
@@ -267,7 +271,7 @@ def test_yolo(labels: dict[str, list[str]], folder: Path):
     read = read_both_ways(lambda findings: YoloDataset(None, findings, annotations=folder / "data.yaml", split="train"))
     assert read is not None
     lines = [line for text in labels.values() for line in "\n".join(text).splitlines() if line.strip()]
-    assert counted(*read) == (5, len(lines))  # of away.png nothing can be said but that it is there
+    assert counted(*read) == (5, len(lines))  # the annotations of away.png cannot be checked
 
 
 yolo_values = mostly(st.sampled_from(("images", ".", "../images", "gone", "list.txt")), xml_text)

@@ -8,6 +8,7 @@ from itertools import product
 import cv2
 import numpy as np
 import pytest
+from refusals import refused
 
 from detector.core.errors import UserError
 from detector.data.dataset import DATASETS
@@ -36,7 +37,7 @@ def scene_folder(dataset):
 
 
 def drawn_pixels(settings, index):
-    """(S, S) bool: where a scene differs from the same scene with nothing in it."""
+    """Return where a scene differs from the same scene without shapes, (S, S) bool."""
     empty = draw_scene(replace(settings, objects=0.0, distractors=0.0), index)[0]
     return (draw_scene(settings, index)[0] != empty).any(axis=2)
 
@@ -90,7 +91,7 @@ def test_boxes_shrink_to_what_is_visible_and_no_object_is_mostly_hidden():
     settings = replace(SETTINGS, object_size=(0.25, 0.25), objects=16.0)
     boxes = np.concatenate([draw_scene(settings, index)[1] for index in range(40)])
     longer = (boxes[:, 2:] - boxes[:, :2]).max(1)
-    assert longer.max() <= side + 0.5  # half a pixel: two quarters that rasterising may add
+    assert longer.max() <= side + 0.5  # rasterizing may add two quarters of a pixel
     assert longer.min() >= 0.5 * side
     uncut = (boxes.min(1) > 0) & (boxes.max(1) < 96)
     assert 0.02 < (longer[uncut] < 0.9 * side).mean() < 0.3  # behind others
@@ -126,14 +127,14 @@ def test_distractors_lie_behind_objects_and_neither_add_nor_move_boxes():
         clean, cluttered = (draw_scene(replace(settings, distractors=d), index) for d in (0.0, 8.0))
         assert np.array_equal(clean[1], cluttered[1]) and np.array_equal(clean[2], cluttered[2])
         changed = (clean[0] != cluttered[0]).any(axis=2)
-        if len(clean[1]) == 1:  # between two objects there may be a gap, inside one there is none
+        if len(clean[1]) == 1:  # two objects may have a gap between them; the inside of an object has no gap
             inside = cv2.erode(drawn_pixels(settings, index).astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
             assert not changed[inside].any()
         more.append(changed.mean())
     assert np.mean(more) > 0.1
 
 
-def test_every_class_stands_out_from_its_ground():
+def test_every_class_differs_from_its_background():
     for index in range(40):
         image, boxes, _ = draw_scene(replace(SETTINGS, objects=1.0), index)
         empty = draw_scene(replace(SETTINGS, objects=0.0), index)[0]
@@ -185,12 +186,12 @@ def test_other_scenes_have_another_folder(tmp_path, other):
 
 
 def test_an_interrupted_cache_is_drawn_anew(tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    complete, killed = tmp_path / "complete", tmp_path / "killed"
     with ThreadPoolExecutor(1) as pool:
-        drawing = pool.submit(build, num_images=200, cache=whole)
-        while not list(whole.rglob("*.jpg")):
+        drawing = pool.submit(build, num_images=200, cache=complete)
+        while not list(complete.rglob("*.jpg")):
             assert not drawing.done()
-        shutil.copytree(whole, killed)  # what a process killed at this moment leaves behind
+        shutil.copytree(complete, killed)  # the files of a process that is killed at this moment
         expected = files(scene_folder(drawing.result()))
     assert 0 < len(list(killed.rglob("*.jpg"))) < 200
     assert files(scene_folder(build(num_images=200, cache=killed))) == expected
@@ -211,7 +212,7 @@ def noise_cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def annotations(noise_cache):
-    """fractions of noise -> {annotation id: annotation} of one set of scenes."""
+    """Return a function from fractions of noise to {annotation id: annotation}, for fixed scenes."""
 
     def read(**noise):
         dataset = SyntheticDataset(num_images=250, image_size=48, distractors=0.0, cache=noise_cache, **noise)
@@ -223,7 +224,7 @@ def annotations(noise_cache):
     return read
 
 
-def test_noise_spoils_the_stated_fractions_independently_and_leaves_the_pictures(annotations, noise_cache):
+def test_noise_changes_the_given_fractions_independently_and_no_image(annotations, noise_cache):
     clean = annotations()
     pictures = {path: path.stat().st_mtime_ns for path in noise_cache.rglob("*.jpg")}
     noisy = annotations(noise_missed=0.2, noise_jittered=0.3, noise_mislabelled=0.4)
@@ -248,7 +249,7 @@ def test_noise_spoils_the_stated_fractions_independently_and_leaves_the_pictures
         assert noisy[i]["image_id"] == clean[i]["image_id"]
 
 
-def test_more_noise_spoils_the_same_boxes_and_others(annotations):
+def test_more_noise_changes_the_same_boxes_and_others(annotations):
     some = annotations(noise_missed=0.1).keys()
     assert annotations(noise_missed=0.5).keys() < some
     assert annotations(noise_missed=0.1, noise_mislabelled=0.5).keys() == some
@@ -266,13 +267,13 @@ def test_registered_with_its_signature_as_schema(tmp_path):
 
 @pytest.mark.parametrize("sizes", [(0.4, 0.2), (0.0, 0.2)])
 def test_object_sizes_that_are_no_range_are_refused(tmp_path, sizes):
-    with pytest.raises(UserError, match="object_size.*smallest, largest"):
+    with refused("object_size", str(list(sizes))):
         build(object_size=sizes, cache=tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/cache.*\(Not a directory\); name a writable folder"):
+    with refused("file/cache", "Not a directory", remedy="cache"):
         build(cache=tmp_path / "file" / "cache")
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from detector.core.structures import Sample
-from detector.data.pipeline.buckets import gather_alike, make_buckets
+from detector.data.pipeline.buckets import group_by_bucket, make_buckets
 from detector.data.pipeline.loader import EpochBatches, collate
 from detector.data.pipeline.samplers import UniformSampler
 
@@ -16,15 +16,15 @@ def padded_pixels(sizes: np.ndarray, groups: list[list[int]], divisor: int) -> i
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 20])
 def test_the_buckets_are_the_cheapest_ranges_of_the_aspect_ratio(count: int):
-    """Against every way to cut the images, sorted by aspect ratio, in so many ranges."""
+    """The reference tries all divisions of the images, sorted by aspect ratio, into at most `count` ranges."""
     rng = np.random.default_rng(count)
     for _ in range(20):
         sizes = rng.choice([64, 96, 128, 160, 192], (9, 2))
         buckets = make_buckets(sizes, count, 32)
-        found = [np.flatnonzero(buckets.of_image == b).tolist() for b in np.unique(buckets.of_image)]
-        assert len(found) <= count and sorted(sum(found, [])) == list(range(9))
+        groups = [np.flatnonzero(buckets.of_image == b).tolist() for b in np.unique(buckets.of_image)]
+        assert len(groups) <= count and sorted(sum(groups, [])) == list(range(9))
         ratios, of_image = np.unique(sizes[:, 1] / sizes[:, 0], return_inverse=True)
-        ranges = [sorted({int(of_image[i]) for i in group}) for group in found]
+        ranges = [sorted({int(of_image[i]) for i in group}) for group in groups]
         shapes = sorted({tuple(s) for s in sizes.tolist()}, key=lambda s: s[1] / s[0])
         cheapest = min(
             padded_pixels(
@@ -38,10 +38,10 @@ def test_the_buckets_are_the_cheapest_ranges_of_the_aspect_ratio(count: int):
             for k in range(min(count, len(shapes)))
             for cuts in itertools.combinations(range(1, len(shapes)), k)
         )
-        for one, other in itertools.combinations(ranges, 2):  # ranges: none reaches into another
-            assert one[-1] <= other[0] or other[-1] <= one[0]
-        # equal ratios may be cut in another order than by hand, never to a worse end
-        assert padded_pixels(sizes, found, 32) <= cheapest or len({s[1] / s[0] for s in shapes}) < len(shapes)
+        for first, second in itertools.combinations(ranges, 2):  # the ranges do not overlap
+            assert first[-1] <= second[0] or second[-1] <= first[0]
+        # shapes of equal ratio may have another order than in the reference, which changes the minimum
+        assert padded_pixels(sizes, groups, 32) <= cheapest or len({s[1] / s[0] for s in shapes}) < len(shapes)
         for size, bucket in zip(sizes.tolist(), buckets.of_image, strict=True):
             largest = sizes[buckets.of_image == bucket].max(axis=0)
             assert buckets.canvas[tuple(size)] == tuple(largest.tolist())
@@ -54,23 +54,24 @@ def test_sizes_are_rounded_up_and_the_canvas_holds_every_image():
     assert buckets.canvas[800, 1088] == (800, 1344) and buckets.canvas[608, 1344] == (800, 1344)
 
 
-def test_alike_images_are_batched_and_nothing_is_lost():
+def test_images_of_a_bucket_are_batched_and_none_is_lost():
     rng = np.random.default_rng(0)
     bucket_of = rng.choice(3, 60, p=[0.6, 0.35, 0.05])
     order = rng.permutation(60)
-    found = gather_alike(order, bucket_of[order], 4)
-    assert sorted(found) == list(range(60))
-    kinds = [len(set(bucket_of[batch])) for batch in found.reshape(-1, 4)]
-    left_over = sum(count % 4 for count in np.bincount(bucket_of))
-    assert kinds == [1] * (15 - left_over // 4) + kinds[15 - left_over // 4 :] and left_over > 0
-    firsts = [bucket_of[batch[0]] for batch in found.reshape(-1, 4)]
+    grouped = group_by_bucket(order, bucket_of[order], 4)
+    assert sorted(grouped) == list(range(60))
+    num_buckets = [len(set(bucket_of[batch])) for batch in grouped.reshape(-1, 4)]
+    num_remaining = sum(count % 4 for count in np.bincount(bucket_of))
+    num_pure = 15 - num_remaining // 4
+    assert num_remaining > 0 and num_buckets[:num_pure] == [1] * num_pure
+    firsts = [bucket_of[batch[0]] for batch in grouped.reshape(-1, 4)]
     assert sum(a != b for a, b in itertools.pairwise(firsts)) > 4, "the buckets alternate"
-    same = gather_alike(order, np.zeros(60, dtype=np.int64), 4)
+    same = group_by_bucket(order, np.zeros(60, dtype=np.int64), 4)
     assert same.tolist() == order.tolist()
 
 
-def test_every_image_comes_up_alike_whatever_its_bucket():
-    """The images that an epoch leaves out, for want of a whole batch, are chosen before the buckets."""
+def test_all_images_are_drawn_equally_often_in_any_bucket():
+    """The images after the last full batch of an epoch are left out before the images are grouped by bucket."""
     bucket = np.array([0] * 20 + [1] * 3)
     batches = EpochBatches(23, 5, seed=0, sampler=UniformSampler([np.zeros(1, np.int64)] * 23, 1), bucket=bucket)
     counts = np.zeros(23)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 
-from detector.core.errors import UserError
 from detector.core.structures import PADDING_COLOR, Batch, Sample
 from detector.data.pipeline.loader import EpochBatches, collate, make_loader, repeats
 from detector.data.pipeline.samplers import ClassBalancedSampler, ImageSampler, UniformSampler
@@ -71,7 +71,7 @@ def uniform(num_images: int) -> UniformSampler:
 
 
 def balanced() -> ClassBalancedSampler:
-    """Eight images; the first shows class 0 alone, the others class 1: half of the draws are of the first."""
+    """Return a sampler of eight images. Only the first image has class 0, so that half of the draws take this image."""
     return ClassBalancedSampler([np.array([i > 0], dtype=np.int64) for i in range(8)], 2)
 
 
@@ -81,7 +81,7 @@ def indices(sampler: EpochBatches) -> list[list[int]]:
     return [[index for _, index, *_ in batch] for batch in batches]
 
 
-def test_training_shuffles_by_seed_and_epoch_into_whole_batches():
+def test_training_shuffles_by_seed_and_epoch_into_full_batches():
     sampler = EpochBatches(23, 5, seed=1, sampler=uniform(23))
     first = indices(sampler)
     assert [len(batch) for batch in first] == [5] * 4 and len(sampler) == 4
@@ -94,7 +94,7 @@ def test_training_shuffles_by_seed_and_epoch_into_whole_batches():
         epoch = indices(sampler)
         assert (epoch == first) == (sampler.epoch == 0)
         seen |= set(sum(epoch, []))
-    assert seen == set(range(23))  # nothing is left out for good
+    assert seen == set(range(23))  # each image occurs in some epoch
 
 
 def test_evaluation_keeps_the_order_and_the_short_last_batch():
@@ -105,11 +105,11 @@ def test_evaluation_keeps_the_order_and_the_short_last_batch():
     assert len(EpochBatches(6, 3, seed=0, sampler=None)) == 2
 
 
-def test_a_resumed_epoch_is_the_rest_of_it():
-    whole, rest = (EpochBatches(23, 5, seed=1, sampler=uniform(23)) for _ in range(2))
-    whole.epoch = rest.epoch = 3
-    rest.first_batch = 2
-    assert indices(rest) == indices(whole)[2:]
+def test_a_resumed_epoch_has_the_remaining_batches():
+    complete, resumed = (EpochBatches(23, 5, seed=1, sampler=uniform(23)) for _ in range(2))
+    complete.epoch = resumed.epoch = 3
+    resumed.first_batch = 2
+    assert indices(resumed) == indices(complete)[2:]
 
 
 def test_a_data_set_smaller_than_a_batch_is_one_batch():
@@ -136,28 +136,28 @@ def test_repeats_are_counted():
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_in_training_each_rank_has_an_equal_part_of_every_batch(num_ranks: int):
-    whole = EpochBatches(23, 8, seed=1, sampler=uniform(23))
+    single = EpochBatches(23, 8, seed=1, sampler=uniform(23))
     ranks = [EpochBatches(23, 8, seed=1, sampler=uniform(23), rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
-    whole.first_batch = 1
+    single.first_batch = 1
     for rank in ranks:
         rank.first_batch = 1
-        assert len(rank) == len(whole) == 2
-    for expected, *parts in zip(indices(whole), *map(indices, ranks), strict=True):
+        assert len(rank) == len(single) == 2
+    for expected, *parts in zip(indices(single), *map(indices, ranks), strict=True):
         assert sum(parts, []) == expected and {len(part) for part in parts} == {8 // num_ranks}
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
-def test_in_evaluation_the_ranks_take_whole_batches_in_turn(num_ranks: int):
-    """Every image once; a rank may have nothing."""
+def test_in_evaluation_the_ranks_take_full_batches_alternately(num_ranks: int):
+    """The ranks together have each image once. A rank may have no batch."""
     expected = indices(EpochBatches(7, 2, seed=0, sampler=None))
     ranks = [EpochBatches(7, 2, seed=0, sampler=None, rank=r, num_ranks=num_ranks) for r in range(num_ranks)]
     for r, rank in enumerate(ranks):
-        found = [[index for _, index, *_ in batch] for batch in rank]
-        assert found == expected[r::num_ranks] and len(rank) == len(found)
+        batches = [[index for _, index, *_ in batch] for batch in rank]
+        assert batches == expected[r::num_ranks] and len(rank) == len(batches)
 
 
-def test_a_batch_that_cannot_be_dealt_out_equally_is_refused():
-    with pytest.raises(UserError, match=r"train\.batch_size: 5 images cannot be dealt out equally to 2 processes"):
+def test_a_batch_size_that_is_not_divisible_by_the_ranks_is_refused():
+    with refused("train.batch_size", "5 images", "2 processes"):
         EpochBatches(23, 5, seed=0, sampler=uniform(23), num_ranks=2)
 
 
@@ -165,7 +165,7 @@ def test_a_batch_that_cannot_be_dealt_out_equally_is_refused():
 
 
 class SameImage:
-    """Every sample is the same picture, so that batches differ by what the transforms drew alone."""
+    """A data set with the same image for each sample, so that only the transforms make a difference."""
 
     def __len__(self) -> int:
         return 8
@@ -177,7 +177,7 @@ class SameImage:
 def epochs(
     num_workers: int, *, seed: int = 0, first_batch: int = 0, sampler: ImageSampler | None = None
 ) -> list[list[Batch]]:
-    """The batches of two epochs, of the uniform sampler unless another is given."""
+    """Return the batches of two epochs. The default sampler is uniform."""
     loader = make_loader(
         SameImage(),
         Resize((24, 40), 100),
@@ -188,10 +188,7 @@ def epochs(
         num_workers=num_workers,
         size_divisor=32,
     )
-    found = []
-    for epoch in (0, 1):
-        found.append(list(loader.epoch(epoch, first_batch)))
-    return found
+    return [list(loader.epoch(epoch, first_batch)) for epoch in (0, 1)]
 
 
 def assert_equal(a: Batch, b: Batch) -> None:
@@ -201,7 +198,7 @@ def assert_equal(a: Batch, b: Batch) -> None:
 
 
 def pixels(batches: list[Batch]) -> list[bytes]:
-    """Each image's bytes."""
+    """Return the bytes of each image."""
     return [
         bytes(image[:, :height, :width].contiguous().numpy().data)
         for batch in batches
@@ -210,30 +207,30 @@ def pixels(batches: list[Batch]) -> list[bytes]:
 
 
 def test_workers_change_no_pixel():
-    for own, other in zip(epochs(0), epochs(2), strict=True):
-        for a, b in zip(own, other, strict=True):
+    for expected, batches in zip(epochs(0), epochs(2), strict=True):
+        for a, b in zip(expected, batches, strict=True):
             assert_equal(a, b)
 
 
 @pytest.mark.parametrize("sampler", [uniform(8), balanced()])
 def test_resuming_changes_no_pixel(sampler: ImageSampler):
-    for whole, rest in zip(epochs(0, sampler=sampler), epochs(0, first_batch=2, sampler=sampler), strict=True):
-        for a, b in zip(whole[2:], rest, strict=True):
+    for complete, resumed in zip(epochs(0, sampler=sampler), epochs(0, first_batch=2, sampler=sampler), strict=True):
+        for a, b in zip(complete[2:], resumed, strict=True):
             assert_equal(a, b)
 
 
-def test_samples_epochs_and_seeds_draw_apart():
-    found = [*epochs(0), epochs(0, seed=1)[0]]
-    for batches in found:
+def test_samples_epochs_and_seeds_draw_different_numbers():
+    drawn = [*epochs(0), epochs(0, seed=1)[0]]
+    for batches in drawn:
         assert {image_id for batch in batches for image_id in batch.image_ids} == set(range(100, 108))
-    assert len(set(sum(map(pixels, found), []))) == 24
+    assert len(set(sum(map(pixels, drawn), []))) == 24
 
 
-def test_samples_of_one_worker_draw_apart():
+def test_samples_of_a_worker_draw_different_numbers():
     assert all(len(set(pixels(batches))) == 8 for batches in epochs(1))
 
 
-def test_an_image_that_comes_up_again_draws_again():
+def test_a_repeated_image_draws_different_numbers():
     for batches in epochs(0, sampler=balanced()):
         assert sum((batch.image_ids for batch in batches), ()).count(100) == 4
         assert len(set(pixels(batches))) == 8

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from detector.core.errors import UserError
 from detector.data.formats.coco import CocoDataset
 from detector.data.pipeline.samplers import IMAGE_SAMPLERS, ImageSampler, systematic
 
-# Class 0 is in six of eight images, class 1 in two, class 2 in one, class 3 in none; image 7 shows nothing.
+# Class 0 is in six of eight images, class 1 in two, class 2 in one, class 3 in none. Image 7 has no object.
 EIGHT = [np.array(labels, dtype=np.int64) for labels in ([0], [0, 0], [0], [0], [0, 1, 0], [0, 2], [1, 1, 1], [])]
 SAMPLERS = [
     ("uniform", {}),
@@ -17,7 +17,7 @@ SAMPLERS = [
 
 
 def scene(num_images: int, num_classes: int, seed: int) -> list[np.ndarray]:
-    """Labels with classes from common to rare; about a tenth of the images is empty."""
+    """Return labels with classes from common to rare. About a tenth of the images is empty."""
     rng = np.random.default_rng(seed)
     chances = 0.5 ** np.arange(1, num_classes + 1)
     chances /= chances.sum()
@@ -26,13 +26,13 @@ def scene(num_images: int, num_classes: int, seed: int) -> list[np.ndarray]:
 
 
 def epochs(sampler: ImageSampler, num_images: int, number: int) -> np.ndarray:
-    """(number, num_images) how often each image comes up in each epoch."""
+    """Return the number of draws of each image in each epoch, (number, num_images)."""
     orders = [sampler.order(np.random.default_rng((0, epoch))) for epoch in range(number)]
     return np.stack([np.bincount(order, minlength=num_images) for order in orders])
 
 
 @pytest.mark.parametrize(("name", "parameters"), SAMPLERS)
-def test_an_epoch_is_a_function_of_the_generator_and_always_as_long(name: str, parameters: dict):
+def test_an_epoch_depends_on_the_generator_and_has_a_fixed_length(name: str, parameters: dict):
     labels = scene(37, 6, seed=0)
     sampler, same = (IMAGE_SAMPLERS.build(name, labels, 6, **parameters) for _ in range(2))
     orders = [sampler.order(np.random.default_rng(seed)).tolist() for seed in range(200)]
@@ -44,7 +44,7 @@ def test_an_epoch_is_a_function_of_the_generator_and_always_as_long(name: str, p
 
 
 @pytest.mark.parametrize(("name", "parameters"), SAMPLERS)
-def test_every_place_of_an_epoch_shows_the_same_mixture(name: str, parameters: dict):
+def test_every_position_of_an_epoch_has_the_same_distribution(name: str, parameters: dict):
     sampler = IMAGE_SAMPLERS.build(name, EIGHT, 4, **parameters)
     orders = np.stack([sampler.order(np.random.default_rng(seed)) for seed in range(4000)])
     shares = np.stack([(orders == image).mean(axis=0) for image in range(8)])
@@ -67,7 +67,7 @@ def test_systematic_sampling_rounds_each_expectation_without_bias(seed: int):
     expected = 17 * weights / weights.sum()
     counts = np.stack([np.bincount(systematic(weights, 17, rng), minlength=20) for _ in range(5000)])
     assert (counts >= np.floor(expected)).all() and (counts <= np.ceil(expected)).all()
-    spread = np.sqrt((expected % 1) * (1 - expected % 1) / 5000)  # of a rounding that is right on average
+    spread = np.sqrt((expected % 1) * (1 - expected % 1) / 5000)  # of an unbiased rounding
     assert (abs(counts.mean(axis=0) - expected) <= 5 * spread).all()
 
 
@@ -75,10 +75,10 @@ def test_systematic_sampling_rounds_each_expectation_without_bias(seed: int):
 
 
 def test_repeat_factors_by_hand():
-    """Fractions 6/8, 2/8, 1/8 with threshold 1/2: factors 1, sqrt(2), 2."""
+    """The fractions 6/8, 2/8, 1/8 with the threshold 1/2 give the factors 1, sqrt(2), 2."""
     sampler = IMAGE_SAMPLERS.build("repeat_factor", EIGHT, 4, threshold=0.5)
     np.testing.assert_allclose(sampler.factors, [1, 1, 1, 1, 2**0.5, 2, 2**0.5, 1], rtol=1e-15)
-    assert len(sampler) == 9  # of 9.83
+    assert len(sampler) == 9  # 9.83 is rounded down
     counts = epochs(sampler, 8, 5000)
     expected = sampler.factors * 9 / sampler.factors.sum()
     np.testing.assert_allclose(counts.mean(axis=0), expected, atol=5 * 0.5 / 5000**0.5)
@@ -86,7 +86,7 @@ def test_repeat_factors_by_hand():
 
 
 def test_the_image_of_a_rare_class_is_repeated_by_its_factor():
-    """One image of 100 shows class 1: sqrt(0.16 / 0.01) = 4, and 99 + 4 needs no cut."""
+    """One image of 100 has class 1: the factor is sqrt(0.16 / 0.01) = 4, and 99 + 4 is an integer."""
     labels = [np.array([0, 1] if i == 42 else [0]) for i in range(100)]
     sampler = IMAGE_SAMPLERS.build("repeat_factor", labels, 2, threshold=0.16)
     counts = epochs(sampler, 100, 20)
@@ -102,8 +102,8 @@ def test_without_rare_classes_repeat_factor_is_a_permutation():
 @pytest.mark.parametrize("seed", range(3))
 def test_repeat_factors_equal_the_formula_image_by_image(seed: int):
     labels = scene(300, 10, seed)
-    fraction = {c: sum(c in found for found in labels) / 300 for c in range(10)}
-    expected = [max([1.0, *((0.1 / fraction[c]) ** 0.5 for c in set(found.tolist()))]) for found in labels]
+    fraction = {c: sum(c in image for image in labels) / 300 for c in range(10)}
+    expected = [max([1.0, *((0.1 / fraction[c]) ** 0.5 for c in set(image.tolist()))]) for image in labels]
     sampler = IMAGE_SAMPLERS.build("repeat_factor", labels, 10, threshold=0.1)
     np.testing.assert_allclose(sampler.factors, expected, rtol=1e-14)
     assert len(sampler) == int(sum(expected)) > 300
@@ -113,7 +113,7 @@ def test_repeat_factors_equal_the_formula_image_by_image(seed: int):
 
 
 def test_class_balance_by_hand():
-    """Eight draws among three classes in six, two and one images: 8/18, 8/6 and 8/3 for each image of a class."""
+    """Eight draws of three classes in six, two and one images give 8/18, 8/6 and 8/3 draws for an image of a class."""
     sampler = IMAGE_SAMPLERS.build("class_balanced", EIGHT, 4)
     assert len(sampler) == 8
     counts = epochs(sampler, 8, 5000)
@@ -124,7 +124,7 @@ def test_class_balance_by_hand():
 
 
 def test_in_every_epoch_classes_and_their_images_are_drawn_equally_often():
-    """With one class an image, the draws show which class they were for."""
+    """With a single class per image, the drawn image shows the drawn class."""
     classes = np.repeat([0, 1, 2, 4], [50, 20, 6, 1])
     sampler = IMAGE_SAMPLERS.build("class_balanced", [np.array([c, c]) for c in classes], 5)
     for counts in epochs(sampler, 77, 200):
@@ -134,15 +134,15 @@ def test_in_every_epoch_classes_and_their_images_are_drawn_equally_often():
             assert np.ptp(counts[classes == c]) <= 1
 
 
-def test_images_of_a_class_meet_in_every_combination():
-    """Two draws of four images: each of the six pairs."""
+def test_images_of_a_class_are_drawn_in_every_combination():
+    """Two draws of four images give each of the six pairs."""
     sampler = IMAGE_SAMPLERS.build("class_balanced", [np.array([c]) for c in (0, 0, 0, 0, 1)], 2)
-    met = {tuple(np.flatnonzero(counts[:4])) for counts in epochs(sampler, 5, 200) if counts[:4].sum() == 2}
-    assert len(met) == 6
+    pairs = {tuple(np.flatnonzero(counts[:4])) for counts in epochs(sampler, 5, 200) if counts[:4].sum() == 2}
+    assert len(pairs) == 6
 
 
 def test_class_balance_without_objects_is_refused():
-    with pytest.raises(UserError, match="no image has any; choose uniform"):
+    with refused("data.sampler", "class_balanced", remedy="uniform"):
         IMAGE_SAMPLERS.build("class_balanced", [np.empty(0, dtype=np.int64)] * 3, 2)
 
 

@@ -9,8 +9,8 @@ from detector.data.pipeline.splitting import stratified_split
 
 
 def shares(labels: list[np.ndarray], first: np.ndarray, num_classes: int) -> np.ndarray:
-    """Of each class's objects, the fraction in the first part."""
-    counts = np.array([np.bincount(one, minlength=num_classes) for one in labels])
+    """Return the fraction of the objects of each class in the first part."""
+    counts = np.array([np.bincount(image, minlength=num_classes) for image in labels])
     return counts[first].sum(axis=0) / counts.sum(axis=0)
 
 
@@ -27,15 +27,15 @@ def make_labels(seed: int, num_images: int = 200) -> list[np.ndarray]:
 def test_every_class_is_in_proportion(seed: int):
     labels = make_labels(seed)
     first = stratified_split(labels, 0.8, seed)
-    assert abs(first.sum() - 160) <= 6  # sizes give way to classes
+    assert abs(first.sum() - 160) <= 6  # the proportions of classes have priority over the sizes
     stratified = np.abs(shares(labels, first, 6) - 0.8).max()
-    by_chance = [
+    at_random = [
         np.abs(shares(labels, np.random.default_rng(s).permutation(200) < 160, 6) - 0.8).max() for s in range(50)
     ]
-    assert stratified < 0.06 < np.median(by_chance)  # of the rarest class's 7 objects, 6 are 0.057 too many
+    assert stratified < 0.06 < np.median(at_random)  # 6 of the 7 objects of the rarest class are 0.057 too many
 
 
-def test_the_same_seed_gives_the_same_parts_and_another_others():
+def test_the_parts_depend_on_the_seed():
     labels = make_labels(0)
     first = stratified_split(labels, 0.8, 0)
     np.testing.assert_array_equal(first, stratified_split(labels, 0.8, 0))
@@ -51,7 +51,7 @@ def test_images_without_objects_are_divided_too(fraction: float):
     assert first.sum() == 44 * fraction and first[40:].sum() == 4 * fraction
 
 
-def test_a_class_that_one_image_has_goes_to_the_larger_part():
+def test_a_class_of_a_single_image_goes_to_the_larger_part():
     labels = [np.array([0, 1]), *([np.array([0])] * 9)]
     assert all(stratified_split(labels, 0.9, seed)[0] for seed in range(10))
 

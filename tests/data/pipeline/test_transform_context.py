@@ -1,4 +1,4 @@
-"""What a transform gets from the loader: the progress of the run, other samples, and what is known of the data set."""
+"""The context of a transform: the progress of the run, and other samples of the training set."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,10 +57,10 @@ def test_a_drawn_sample_is_an_image_of_the_training_set_at_the_same_size(tmp_pat
 
 def test_workers_and_resuming_change_neither_draws_nor_progress(tmp_path: Path):
     spec = "[flip, test_beside, {type: test_early, until: 0.25}]"
-    whole = batches(tmp_path, spec)
+    complete = batches(tmp_path, spec)
     for first_batch, overrides in ((0, ["data.num_workers=2"]), (2, []), (4, ["data.num_workers=2"])):
         other = batches(tmp_path, spec, *overrides, first_batch=first_batch)
-        for expected, epoch in zip((whole[0][first_batch:], whole[1]), other, strict=True):
+        for expected, epoch in zip((complete[0][first_batch:], complete[1]), other, strict=True):
             assert len(epoch) == len(expected) and all(map(same, epoch, expected))
 
 
@@ -74,7 +74,7 @@ class Damaged(DetectionDataset):
     def __getitem__(self, index: int) -> Sample:
         if index == 3:
             self.num_errors += 1
-            raise UserError("3 is unreadable")
+            raise UserError("image 3 is unreadable")
         return super().__getitem__(index)
 
 
@@ -101,6 +101,6 @@ def test_an_unreadable_drawn_image_is_replaced_and_reported(tmp_path: Path):
             yield from loader.epoch(epoch)
 
     reported = sum((batch.unreadable for batch in loaded(True)), ())
-    assert len(reported) == dataset.num_errors > 4  # more than the image's turns in 4 epochs
-    with pytest.raises(UserError, match="3 is unreadable"):
+    assert len(reported) == dataset.num_errors > 4  # in 4 epochs, the sampler draws the image 4 times
+    with pytest.raises(UserError, match="image 3"):
         list(loaded(False))

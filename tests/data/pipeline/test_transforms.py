@@ -19,14 +19,14 @@ from detector.data.pipeline.transforms import (
     target_size,
 )
 
-COLOUR = (250, 20, 90)
+COLOR = (250, 20, 90)
 
 
 def painted(height: int, width: int, *boxes: tuple[int, int, int, int]) -> Sample:
-    """A black image in which each box's pixels are painted."""
+    """Return a black image in which the pixels of each box are painted."""
     image = np.zeros((height, width, 3), dtype=np.uint8)
     for x1, y1, x2, y2 in boxes:
-        image[y1:y2, x1:x2] = COLOUR
+        image[y1:y2, x1:x2] = COLOR
     return sample(image, boxes)
 
 
@@ -43,8 +43,8 @@ def sample(image: np.ndarray, boxes: Any) -> Sample:
 
 
 def painted_box(image: np.ndarray) -> list[int]:
-    """x1, y1, x2, y2 of the pixels that are more painted than black."""
-    ys, xs = np.nonzero(image[..., 0] >= COLOUR[0] / 2)
+    """Return x1, y1, x2, y2 of the pixels that are closer to the paint than to black."""
+    ys, xs = np.nonzero(image[..., 0] >= COLOR[0] / 2)
     return [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
 
 
@@ -70,7 +70,7 @@ def apply(before: Sample, *transforms: Transform, seed: int = 0) -> Sample:
     [
         ((480, 640), (320, 1000), (320, 427)),
         ((640, 480), (320, 1000), (427, 320)),
-        ((480, 640), (320, 400), (300, 400)),  # the longer side decides
+        ((480, 640), (320, 400), (300, 400)),  # the longer side limits the size
         ((30, 3000), (100, 500), (5, 500)),
         ((2, 3000), (100, 500), (1, 500)),  # never empty
     ],
@@ -92,7 +92,7 @@ def test_resize_moves_boxes_with_their_pixels(new: tuple[int, int]):
     np.testing.assert_array_equal(before.boxes, [[10, 8, 24, 32]])
 
 
-def test_resize_scales_each_axis_by_what_was_rounded():
+def test_resize_scales_each_axis_by_its_rounded_size():
     after = Resize(50, 1000)(sample(noise(75, 101), [(0, 0, 101, 75)]), 50)
     assert after.image.shape == (50, 67, 3)  # 67.33 rounded
     np.testing.assert_allclose(after.boxes, [[0, 0, 67, 50]], rtol=1e-6)
@@ -151,7 +151,7 @@ def test_color_leaves_boxes_and_shape(strength: str):
     np.testing.assert_array_equal(after.labels, before.labels)
 
 
-def test_nothing_asked_changes_nothing():
+def test_transforms_without_parameters_change_nothing():
     before = sample(noise(), [(3.25, 7.5, 20.125, 30)])
     after = apply(before, Flip(horizontal=0.0), Affine(), Color())
     np.testing.assert_array_equal(after.image, before.image)
@@ -165,14 +165,14 @@ def test_no_boxes():
     assert after.ignore.shape == (0,) and after.ignore.dtype == bool
 
 
-def test_boxes_are_clipped_and_those_outside_go_with_their_labels():
+def test_boxes_are_clipped_and_boxes_outside_are_dropped_with_their_labels():
     before = sample(noise(), [(70, 5, 80, 9), (-5, 10, 20, 50), (1, 1, 5, 5)])
     after = apply(before, Flip(horizontal=0.0))
     np.testing.assert_allclose(after.boxes, [[0, 10, 20, 40], [1, 1, 5, 5]], atol=1e-4)
     assert after.labels.tolist() == [1, 2] and after.ignore.tolist() == [True, False]
 
 
-def test_the_generator_alone_decides():
+def test_the_result_depends_only_on_the_generator():
     jitter = Flip(horizontal=0.5), Color(brightness=0.4, hue=0.1)
     before = sample(noise(), [(1, 2, 30, 35)])
     images = [apply(before, *jitter, seed=seed).image for seed in (1, 2, 1)]
@@ -204,10 +204,8 @@ strengths = st.floats(0, 0.4)
     ),
     seed=st.integers(0, 2**32),
 )
-def test_boxes_stay_in_the_picture_and_only_those_that_left_it_are_dropped(
-    size, corners, short_side, scale, options, seed
-):
-    """Where each box goes is worked out from one at the picture's centre, which no move takes outside."""
+def test_boxes_are_inside_the_image_and_only_boxes_outside_are_dropped(size, corners, short_side, scale, options, seed):
+    """The reference computes each box from a box at the center of the image, which is never outside."""
     height, width = size
     x, y, w, h = np.float32(corners).reshape(-1, 4).T
     boxes = np.stack((x * (1 - w), y * (1 - h), x * (1 - w) + w, y * (1 - h) + h), axis=1) * np.tile([width, height], 2)
@@ -230,12 +228,12 @@ def test_boxes_stay_in_the_picture_and_only_those_that_left_it_are_dropped(
     assert (after.boxes[:, 2:] > after.boxes[:, :2]).all()
 
     assert after.labels[0] == 0
-    centre, here = (after.boxes[0, 2:] + after.boxes[0, :2]) / 2, (before.boxes[0, 2:] + before.boxes[0, :2]) / 2
+    center, start = (after.boxes[0, 2:] + after.boxes[0, :2]) / 2, (before.boxes[0, 2:] + before.boxes[0, :2]) / 2
     zoom = (after.boxes[0, 2:] - after.boxes[0, :2]) / (before.boxes[0, 2:] - before.boxes[0, :2])
-    offsets = (before.boxes.reshape(-1, 2, 2) - here) * zoom
+    offsets = (before.boxes.reshape(-1, 2, 2) - start) * zoom
     signs = (1, -1)
     best = min(
-        (_misfit(after, centre + offsets * (sx, sy), new, options["min_visibility"]), sx, sy)
+        (_misfit(after, center + offsets * (sx, sy), new, options["min_visibility"]), sx, sy)
         for sx in signs
         if sx == 1 or options["horizontal"]
         for sy in signs
@@ -250,12 +248,14 @@ def test_boxes_stay_in_the_picture_and_only_those_that_left_it_are_dropped(
 
 
 def _misfit(after: Sample, corners: np.ndarray, size: np.ndarray, visibility: float) -> float:
-    """How far the boxes are from these corners (N, 2, 2), clipped; infinite where others are there than those that
-    show at least this part of themselves (within a hundredth)."""
+    """Return the maximum distance in pixels of the boxes from the clipped corners (N, 2, 2).
+
+    The result is infinite if other boxes are dropped than those with a visible fraction below `visibility`, +- 0.01.
+    """
     moved = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
     clipped = np.clip(moved, 0, np.tile(size, 2))
-    seen = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1) / (moved[:, 2:] - moved[:, :2]).prod(axis=1)
-    here = np.isin(np.arange(len(moved)), after.labels)
-    if here[seen < visibility - 0.01].any() or not here[seen > visibility + 0.01].all():
+    visible = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1) / (moved[:, 2:] - moved[:, :2]).prod(axis=1)
+    is_present = np.isin(np.arange(len(moved)), after.labels)
+    if is_present[visible < visibility - 0.01].any() or not is_present[visible > visibility + 0.01].all():
         return np.inf
-    return float(np.abs(clipped[here] - after.boxes).max())
+    return float(np.abs(clipped[is_present] - after.boxes).max())

@@ -1,4 +1,4 @@
-"""Drawn scenes whose imbalance is set by knobs: how many objects, how rare each class, how many hard negatives."""
+"""Drawn scenes with adjustable imbalance: the number of objects, the class frequencies and the hard negatives."""
 
 from detector.data.formats.scenes.dataset import SyntheticDataset
 from detector.data.formats.scenes.drawing import draw_scene

@@ -1,4 +1,4 @@
-"""Scenes as files: JPEG images and COCO annotations in a cache folder, drawn once."""
+"""A cache folder of drawn scenes: JPEG images and COCO annotations."""
 
 import hashlib
 import json
@@ -17,20 +17,28 @@ from detector.data.formats.scenes.settings import NOISE_STREAM, SceneSettings, g
 
 log = logging.getLogger(__name__)
 
-DRAWING_VERSION = 2  # part of the cache key: raise it whenever a pixel or a box changes
+DRAWING_VERSION = 2  # part of the cache key; increase it whenever a pixel or a box changes
 JPEG_QUALITY = 92
 
 
 def cached_scenes(settings: SceneSettings, num_images: int, cache: Path) -> Path:
-    """Return the folder of the drawn scenes; draw them where there is none.
+    """Return the folder of the drawn scenes, and draw the scenes where it does not exist.
 
-    The folder appears by one rename when it is complete, so that a later process never takes an interrupted folder.
+    A single rename creates the folder when it is complete, so that no process uses an incomplete folder.
+
+    Args:
+        settings: the settings of the scenes.
+        num_images: the number of scenes.
+        cache: the cache folder.
+
+    Raises:
+        OSError: the cache cannot be written.
     """
     key = json.dumps({"version": DRAWING_VERSION, "num_images": num_images, **asdict(settings)}, sort_keys=True)
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
     if folder.is_dir():
         return folder
-    log.info("drawing %d %s scenes into %s", num_images, settings.split, folder)
+    log.info("drawing %d scenes of the split %s into %s", num_images, settings.split, folder)
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=f".{folder.name}-") as unfinished:
         scenes = Path(unfinished) / "scenes"
@@ -38,13 +46,19 @@ def cached_scenes(settings: SceneSettings, num_images: int, cache: Path) -> Path
         try:
             scenes.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process has drawn the same scenes meanwhile
+            if not folder.is_dir():  # otherwise another process has drawn the same scenes
                 raise
     return folder
 
 
 def cached_annotations(folder: Path, settings: SceneSettings, noise: tuple[float, float, float]) -> Path:
-    """Return the annotation file with this noise (missed, jittered, mislabelled) of the scenes in `folder`."""
+    """Return the annotation file of the scenes with noise, and write the file where it does not exist.
+
+    Args:
+        folder: the folder of the scenes.
+        settings: the settings of the scenes.
+        noise: the fractions of (missed, jittered, mislabelled) boxes.
+    """
     clean = folder / "annotations.json"
     if not any(noise):
         return clean

@@ -1,26 +1,38 @@
-"""Shapes painted on a picture, and what of each can be seen."""
+"""The drawing of shapes on an image, and the visible part of each shape."""
 
 import cv2
 import numpy as np
 
 from detector.data.formats.scenes.settings import SceneSettings
 
-SUBPIXELS = 4  # masks are drawn this much finer, then averaged: smooth edges, boxes exact to a quarter pixel
-MIN_VISIBLE = 0.6  # share of a shape that must show; a placement that hides more is drawn again
-PLACEMENTS = 40  # a shape that fits nowhere after so many tries is left out
+SUBPIXELS = 4  # subpixels per pixel side of a mask, for smooth edges and boxes that are exact to a quarter pixel
+MIN_VISIBLE = 0.6  # the visible fraction that a shape needs; otherwise its position is drawn again
+PLACEMENTS = 40  # the number of positions that are tried before a shape is left out
 
 
 class Canvas:
-    """A picture whose front shapes are painted first, so that the visible part of each new shape is known at once."""
+    """An image on which front shapes are drawn first, so that the visible part of each new shape is known immediately.
+
+    Args:
+        background: (3, S, S) float32.
+    """
 
     def __init__(self, background: np.ndarray):
         self.background = background
         self.image = background.copy()
-        self.taken = np.zeros([SUBPIXELS * side for side in background.shape[1:]], np.uint8)
+        self.occupied = np.zeros([SUBPIXELS * side for side in background.shape[1:]], np.uint8)
 
     def draw_behind(self, outline: np.ndarray, settings: SceneSettings, rng: np.random.Generator) -> np.ndarray | None:
-        """Draw a shape at random behind all drawn so far. Return the box (4,) xyxy of its visible part, None without
-        room."""
+        """Draw a shape of random size, angle, position and fill behind all earlier shapes.
+
+        Args:
+            outline: (N, 2), a closed polygon of any scale.
+            settings: the settings of the scene.
+            rng: the generator of all random numbers.
+
+        Returns:
+            The box (4,) xyxy of the visible part in pixels, or None where the shape does not fit.
+        """
         side = self.image.shape[-1]
         low, high = np.log(settings.object_size)
         mask = _rasterize(outline, np.exp(rng.uniform(low, high)) * side, settings.rotation, rng)
@@ -29,16 +41,16 @@ class Canvas:
         for _ in range(PLACEMENTS):
             left, top = int(rng.integers(side)) - width // 2, int(rng.integers(side)) - height // 2
             x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + width, side), min(top + height, side)
-            taken = _subpixels(self.taken, x1, y1, x2, y2)
+            occupied = _subpixels(self.occupied, x1, y1, x2, y2)
             inside = _subpixels(mask, x1 - left, y1 - top, x2 - left, y2 - top)
-            visible = inside & ~taken
+            visible = inside & ~occupied
             if cv2.countNonZero(visible) >= needed:
                 break
         else:
             return None
-        taken |= inside
+        occupied |= inside
 
-        # Shapes cover disjoint parts of a pixel, so each replaces its own share of the background alone.
+        # Shapes cover disjoint parts of a pixel, so that each shape replaces only its part of the background.
         coverage = cv2.resize(visible, (x2 - x1, y2 - y1), interpolation=cv2.INTER_AREA) / np.float32(255)
         ground, patch = self.background[:, y1:y2, x1:x2], self.image[:, y1:y2, x1:x2]
         patch += coverage * (_make_fill(patch, rng) - ground)
@@ -51,8 +63,10 @@ def _subpixels(mask: np.ndarray, x1: int, y1: int, x2: int, y2: int) -> np.ndarr
 
 
 def _rasterize(outline: np.ndarray, size: float, rotation: float, rng: np.random.Generator) -> np.ndarray:
-    """Return the mask, 0 and 255 in subpixels, of the outline, `size` pixels at its longer side and turned by up to
-    `rotation` degrees."""
+    """Return the mask of an outline, in subpixels with the values 0 and 255.
+
+    The outline is rotated by at most `rotation` degrees, and its longer side has `size` pixels.
+    """
     angle = np.radians(rotation) * rng.uniform(-1, 1)
     cos, sin = np.cos(angle), np.sin(angle)
     turned = outline @ np.array([[cos, sin], [-sin, cos]])
@@ -68,19 +82,20 @@ def _rasterize(outline: np.ndarray, size: float, rotation: float, rng: np.random
 
 
 def _make_fill(surroundings: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return a textured color of the surroundings' shape (3, H, W), plain-shaded, striped or chequered.
+    """Return a fill (3, H, W) of the shape of `surroundings`, with a shaded, striped or checkered color.
 
-    The color is the farthest from the surroundings' mean of a few drawn, so that no shape melts into its ground.
+    Of five random colors, the function takes the color that differs most from the mean of the surroundings, so that
+    the shape is visible.
     """
     height, width = surroundings.shape[1:]
     colors = rng.uniform(10, 245, (5, 3))
     color = colors[np.argmax(((colors - surroundings.mean((1, 2))) ** 2).sum(1))]
-    kind = ("shaded", "striped", "chequered")[rng.integers(3)]
+    kind = ("shaded", "striped", "checkered")[rng.integers(3)]
     extent, angle = max(height, width), rng.uniform(0, np.pi)
     period = 3 * extent if kind == "shaded" else rng.uniform(0.2, 0.4) * extent
     across, along = (2 * np.pi / period * np.array([np.cos(angle), np.sin(angle)])).astype(np.float32)
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
     pattern = np.cos(across * x + along * y + np.float32(rng.uniform(0, 2 * np.pi)))
-    if kind == "chequered":
+    if kind == "checkered":
         pattern *= np.cos(across * y - along * x)
     return color.astype(np.float32)[:, None, None] + np.float32(rng.uniform(10, 35)) * pattern

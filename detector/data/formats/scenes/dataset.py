@@ -1,4 +1,4 @@
-"""The data set `synthetic`."""
+"""The data set `synthetic`: drawn scenes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,23 +18,36 @@ from detector.data.formats.scenes.settings import SceneSettings
 
 @DATASETS.register("synthetic")
 class SyntheticDataset(CocoDataset):
-    """Drawn scenes of textured shapes, written once to a cache folder as JPEG files and COCO annotations.
+    """Drawn scenes of textured shapes, which are written to a cache folder as JPEG files and COCO annotations.
 
-    class_names: class names in label order, as for `CocoDataset`.
-    num_images: how many. image_size: the square image's side in pixels. num_classes: the first of `CLASS_OUTLINES`.
-    objects, distractors: mean number an image (Poisson); distractors differ from objects in shape alone, without a box.
-    object_size: range of a shape's longer box side, before any is hidden, in fractions of image_size; log-uniform.
-    rotation: greatest turn either way in degrees, uniform; 180 is any.
-    zipf: the class of rank r = 1..K has probability ~ r^-zipf; 0 is balanced.
-    noise_missed, noise_jittered, noise_mislabelled: fractions of the boxes whose annotation is dropped, displaced, or
-    given another class, independently of each other. They leave the pictures as they are.
-    seed, split: the random stream; the two splits share no scene. cache: default `synthetic` in the user's own.
+    Background, objects and distractors have separate random streams, and distractors are behind objects. The objects
+    and their positions therefore do not depend on the number of distractors. A shape that does not fit is left out, so
+    that images with much more than ten shapes have fewer shapes than configured.
 
-    Background, objects and distractors have streams of their own, and distractors lie behind objects: the same objects
-    stand at the same places however many distractors there are. A shape that finds no room is left out, so well over
-    ten shapes an image fall short of their mean.
+    Args:
+        class_names: the class names in label order, as in `CocoDataset`.
+        findings: receives the problems of single entries.
+        num_images: the number of images.
+        image_size: the side of the square images in pixels.
+        num_classes: the number of classes, the first of `CLASS_OUTLINES`.
+        objects: the mean number of objects per image (Poisson).
+        object_size: the range of the longer side of the box of a shape before a part is hidden, in fractions of
+            image_size. The distribution is log-uniform.
+        rotation: the maximum rotation in both directions in degrees. The distribution is uniform; 180 gives all angles.
+        distractors: the mean number of distractors per image (Poisson). A distractor differs from an object only in its
+            shape, and has no box.
+        zipf: the exponent of the class frequencies. The class of rank r = 1..K has a probability proportional to
+            r^-zipf; 0 gives balanced classes.
+        noise_missed: the fraction of the boxes whose annotation is left out. The three kinds of noise are independent
+            of each other and do not change the images.
+        noise_jittered: the fraction of the boxes whose annotation is displaced.
+        noise_mislabelled: the fraction of the boxes whose annotation has another class.
+        seed: the random seed.
+        split: the random stream. The two splits have no scene in common.
+        cache: the cache folder. None takes `synthetic` in the cache folder of the user.
 
-    Raises UserError when `object_size` is not a range or the cache cannot be written.
+    Raises:
+        UserError: `object_size` is not a range, or the cache cannot be written.
     """
 
     def __init__(
@@ -59,7 +72,7 @@ class SyntheticDataset(CocoDataset):
     ):
         if not 0 < object_size[0] <= object_size[1]:
             raise UserError(
-                f"object_size: {list(object_size)} is no range of sizes", "give [smallest, largest], both above 0"
+                f"object_size: {list(object_size)} is not a range", "give [smallest, largest], both greater than 0"
             )
         settings = SceneSettings(
             image_size, num_classes, objects, tuple(object_size), rotation, distractors, zipf, seed, split
@@ -70,6 +83,6 @@ class SyntheticDataset(CocoDataset):
             annotations = cached_annotations(folder, settings, (noise_missed, noise_jittered, noise_mislabelled))
         except OSError as error:
             raise UserError(
-                f"cache: synthetic scenes cannot be written to {cache} ({error.strerror})", "name a writable folder"
+                f"cache: cannot write the scenes to {cache} ({error.strerror})", "set cache to a writable folder"
             ) from error
         super().__init__(class_names, findings, images=folder / "images", annotations=annotations)

@@ -1,4 +1,4 @@
-"""A scene: background, objects and distractors."""
+"""The drawing of a scene: background, objects and distractors."""
 
 import cv2
 import numpy as np
@@ -9,9 +9,14 @@ from detector.data.formats.scenes.settings import SCENE_STREAM, SceneSettings, g
 
 
 def draw_scene(settings: SceneSettings, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw scene `index`: image (S, S, 3) uint8 RGB, boxes (N, 4) float32 xyxy, labels (N,) int64 in 0..K-1.
+    """Draw a scene. A box encloses the visible part of its object: inside the image and not behind an earlier object.
 
-    A box encloses what can be seen of its object: inside the image and not behind an object listed earlier.
+    Args:
+        settings: the settings of the scenes.
+        index: the index of the scene.
+
+    Returns:
+        The image (S, S, 3) uint8 RGB, the boxes (N, 4) float32 xyxy in pixels, and the labels (N,) int64 in 0..K-1.
     """
     background_rng, object_rng, distractor_rng = generator(settings, SCENE_STREAM, index).spawn(3)
     canvas = Canvas(make_background(settings.image_size, background_rng))
@@ -36,8 +41,16 @@ def draw_scene(settings: SceneSettings, index: int) -> tuple[np.ndarray, np.ndar
 
 
 def make_background(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw clutter without a shape of crisp edge, (3, size, size) float32: gradients, soft blobs, mottle, lines."""
-    coarse = max(1, size // 4)  # drawn at a quarter of the size, the blobs come out soft
+    """Draw a background without shapes that have sharp edges: gradients, soft blobs, lines and low-frequency noise.
+
+    Args:
+        size: the side of the image in pixels.
+        rng: the generator of all random numbers.
+
+    Returns:
+        The image (3, size, size) float32.
+    """
+    coarse = max(1, size // 4)  # blobs have soft edges, since they are drawn at a quarter of the size
     gradient = rng.uniform(60, 190) + rng.normal(0, 22, 3) + rng.normal(0, 22, (3, 3, 3))
     blobs = np.clip(cv2.resize(gradient, (coarse, coarse), interpolation=cv2.INTER_CUBIC), 0, 255).astype(np.uint8)
     for x, y in rng.integers(coarse, size=(rng.integers(3, 9), 2)).tolist():

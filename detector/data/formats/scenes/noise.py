@@ -1,18 +1,24 @@
-"""Annotations with mistakes, as annotators make them."""
+"""The noise of annotations: missed, displaced and mislabeled boxes, as annotators produce them."""
 
 import numpy as np
 
 from detector.data.formats.scenes.settings import SceneSettings
 
-JITTER = 0.25  # a jittered box has each edge moved by up to this share of its side
+JITTER = 0.25  # each edge of a jittered box moves by at most this fraction of the side
 
 
 def add_noise(
     annotations: list[dict], settings: SceneSettings, noise: tuple[float, float, float], rng: np.random.Generator
 ) -> list[dict]:
-    """Return COCO annotations with mistakes in the fractions (missed, jittered, mislabelled) of them; ids stay.
+    """Return COCO annotations with noise and unchanged ids.
 
-    Each box draws the same numbers whatever the fractions, so more noise changes the same boxes and then others.
+    The random numbers of a box do not depend on the fractions, so that more noise changes the same boxes and others.
+
+    Args:
+        annotations: the annotations.
+        settings: the settings of the scenes.
+        noise: the fractions of (missed, jittered, mislabelled) boxes.
+        rng: the generator of all random numbers.
     """
     noisy = []
     for annotation in annotations:
@@ -32,7 +38,12 @@ def add_noise(
 
 
 def coco_box(box_xyxy: list[float], label: int) -> dict:
-    """Return the fields of a COCO annotation that tell its box and class."""
+    """Return the fields of a COCO annotation for a box and its class.
+
+    Args:
+        box_xyxy: the box in pixels.
+        label: the class, 0..K-1.
+    """
     x1, y1, x2, y2 = box_xyxy
     width, height = round(x2 - x1, 2), round(y2 - y1, 2)
     area = round(width * height, 4)

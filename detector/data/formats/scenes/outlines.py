@@ -4,7 +4,7 @@ import numpy as np
 
 
 def _arc(radius: float, start: float, end: float) -> np.ndarray:
-    """48 points on a circle round the origin, angles in degrees."""
+    """Return 48 points on a circle around the origin. Angles are in degrees."""
     angles = np.radians(np.linspace(start, end, 48))
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
@@ -27,7 +27,7 @@ def _heart() -> np.ndarray:
     return np.stack([16 * np.sin(t) ** 3, -y], axis=1)
 
 
-# Closed polygons (N, 2) of any scale; a seam from the outer to the inner edge makes a hole.
+# Closed polygons (N, 2) of any scale. A seam from the outer to the inner edge makes a hole.
 # Distractors share edges, holes and proportions with the classes.
 CLASS_OUTLINES: dict[str, np.ndarray] = {
     "disc": _arc(1, 0, 360),

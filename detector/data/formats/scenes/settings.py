@@ -1,4 +1,4 @@
-"""What decides the pixels and boxes of a scene, and its streams of random numbers."""
+"""The settings of scenes, and their random streams."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ SCENE_STREAM, NOISE_STREAM = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class SceneSettings:
-    """What decides a scene's pixels and boxes, beside its index; the fields are those of `SyntheticDataset`."""
+    """The settings that determine, with the index, the pixels and boxes of a scene (see `SyntheticDataset`)."""
 
     image_size: int
     num_classes: int
@@ -24,6 +24,11 @@ class SceneSettings:
 
 
 def generator(settings: SceneSettings, *stream: int) -> np.random.Generator:
-    """Return the generator of a stream, e.g. `SCENE_STREAM` and the index of a scene."""
+    """Return the generator of a random stream.
+
+    Args:
+        settings: the settings of the scenes.
+        stream: the numbers of the stream, for example `SCENE_STREAM` and the index of a scene.
+    """
     entropy = [settings.seed, SPLITS.index(settings.split)]
     return np.random.default_rng(np.random.SeedSequence(entropy, spawn_key=stream))

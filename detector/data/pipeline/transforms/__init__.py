@@ -1,4 +1,4 @@
-"""Transforms: one file for each. Importing this package registers the transforms."""
+"""The transforms, a file for each transform. Importing this package registers the transforms."""
 
 from detector.data.pipeline.transforms.affine import Affine
 from detector.data.pipeline.transforms.base import TRANSFORMS, Transform, TransformContext

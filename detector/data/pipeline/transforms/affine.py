@@ -1,4 +1,4 @@
-"""The transform `affine`: the image is zoomed and moved."""
+"""The transform `affine`, which zooms and moves the image."""
 
 from typing import Annotated
 
@@ -11,11 +11,13 @@ from detector.data.pipeline.transforms.base import TRANSFORMS, TransformContext
 
 @TRANSFORMS.register("affine")
 class Affine:
-    """Zoom and move the image on a canvas of unchanged size.
+    """A transform that zooms and moves the image on a canvas of unchanged size.
 
-    scale: the range of the zoom factor. translate: the greatest move along each axis, a fraction of the side.
-    min_visibility: a box is dropped where less than this fraction of its area is left in the image. Give the fraction
-    below which the annotators left out objects at the border.
+    Args:
+        scale: the range of the zoom factor.
+        translate: the maximum move along each axis, as a fraction of the side.
+        min_visibility: the fraction of the area of a box inside the image, below which the box is dropped. Use the
+            fraction below which the annotators left out objects at the border.
     """
 
     def __init__(
@@ -30,4 +32,5 @@ class Affine:
         self.operations = affine(scale, translate, min_visibility)
 
     def __call__(self, sample: Sample, context: TransformContext) -> Sample:
+        """Return the zoomed and moved sample."""
         return self.operations(sample, context.rng)

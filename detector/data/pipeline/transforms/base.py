@@ -1,4 +1,4 @@
-"""What all transforms share: their contract, their context and their registry."""
+"""The protocol, the context and the registry of transforms."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +12,16 @@ from detector.core.structures import Sample
 
 @dataclass(frozen=True, slots=True)
 class TransformContext:
-    """What a transform may use beside its sample.
+    """The context of a transform.
 
-    rng: the generator of this sample. All random numbers of a transform come from it, so that a resumed run repeats
-    them. Its state depends on the seed, the epoch and the image alone.
-    progress: the part of the run that is done, 0 at the first batch and below 1 at the last batch.
-    draw: returns another sample of the training set, drawn uniformly with `rng`. The sample is read and resized like
-    the first sample, and no transform has changed it. Raises UserError where the image is unreadable and the config
-    allows no substitute (`faults.max_unreadable`).
+    Attributes:
+        rng: the generator of this sample. A transform draws all its random numbers from this generator, so that a
+            resumed run repeats them. The state of the generator depends on the seed, the epoch, the image, and how
+            often the epoch has had the image before.
+        progress: the completed fraction of the run, 0 at the first batch and below 1 at the last batch.
+        draw: returns another sample of the training set, drawn uniformly with `rng`. The sample is read and resized
+            like the first sample, and no transform has changed it. `draw` raises UserError where the image is
+            unreadable and the config allows no replacement (`faults.max_unreadable`).
     """
 
     rng: np.random.Generator
@@ -28,13 +30,19 @@ class TransformContext:
 
 
 class Transform(Protocol):
-    """A change of a training sample after it was resized.
+    """The protocol of transforms, which change a training sample after the resize."""
 
-    The transform returns a new sample and leaves the arrays of the given sample as they are. Boxes keep the order of
-    their labels and ignore flags, and lie inside the image.
-    """
+    def __call__(self, sample: Sample, context: TransformContext) -> Sample:
+        """Return the changed sample. The transform does not modify the arrays of `sample`.
 
-    def __call__(self, sample: Sample, context: TransformContext) -> Sample: ...
+        Args:
+            sample: the sample.
+            context: the generator, the progress of the run, and other samples.
+
+        Returns:
+            A sample whose boxes are inside the image and in the order of their labels and ignore flags.
+        """
+        ...
 
 
 TRANSFORMS: Registry[Transform] = Registry("transform")

@@ -1,4 +1,4 @@
-"""The transform `color`: brightness, contrast, saturation and hue change."""
+"""The transform `color`, which changes brightness, contrast, saturation and hue."""
 
 from typing import Annotated
 
@@ -11,10 +11,14 @@ from detector.data.pipeline.transforms.base import TRANSFORMS, TransformContext
 
 @TRANSFORMS.register("color")
 class Color:
-    """Change the colors of the image.
+    """A transform that changes the colors of the image.
 
-    brightness, contrast, saturation: the greatest relative change; the factor is drawn from 1 +- this strength.
-    hue: the greatest shift either way, in turns of the color circle.
+    Args:
+        brightness: the maximum relative change of the brightness. The factor is drawn from 1 - brightness to
+            1 + brightness.
+        contrast: the maximum relative change of the contrast, as for `brightness`.
+        saturation: the maximum relative change of the saturation, as for `brightness`.
+        hue: the maximum shift of the hue in both directions, as a fraction of the color circle.
     """
 
     def __init__(
@@ -30,4 +34,5 @@ class Color:
         self.operations = color_jitter(brightness, contrast, saturation, hue)
 
     def __call__(self, sample: Sample, context: TransformContext) -> Sample:
+        """Return the sample with changed colors."""
         return self.operations(sample, context.rng)

@@ -1,4 +1,4 @@
-"""The library of image operations, albumentations. No other file knows it."""
+"""Image operations of the library albumentations. No other file imports this library."""
 
 import os
 from collections.abc import Sequence
@@ -8,15 +8,19 @@ import numpy as np
 
 from detector.core.structures import PADDING_COLOR, Sample
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask a server for its newest version at import
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # otherwise the import asks a server for the newest version
 import albumentations
 
 
 class GeometricOperations:
-    """Operations in their order on a sample, the image and its boxes together.
+    """A sequence of operations on the image and its boxes.
 
-    Boxes are clipped to the image. A box without area is dropped, and a box of which less than `min_visibility` of its
-    area is left in the image.
+    Boxes are clipped to the image. A box is dropped if it has no area, or if less than the fraction `min_visibility` of
+    its area is inside the image.
+
+    Args:
+        operations: the operations, in their order.
+        min_visibility: the minimum visible fraction of a box.
     """
 
     def __init__(self, operations: Sequence[albumentations.BasicTransform], min_visibility: float = 0.0):
@@ -32,43 +36,59 @@ class GeometricOperations:
         )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Apply the operations.
+
+        Args:
+            sample: the sample.
+            rng: the generator of all random numbers.
+        """
         _seed(self.compose, rng)
         out = self.compose(image=sample.image, bboxes=sample.boxes, index=np.arange(len(sample.boxes)))
-        left = np.asarray(out["index"], dtype=np.int64)
+        remaining = np.asarray(out["index"], dtype=np.int64)
         return replace(
             sample,
             image=out["image"],
             boxes=np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4),
-            labels=sample.labels[left],
-            ignore=sample.ignore[left],
+            labels=sample.labels[remaining],
+            ignore=sample.ignore[remaining],
         )
 
 
 class PixelOperations:
-    """Operations in their order on the image alone. Boxes stay as they are."""
+    """A sequence of operations that change only the pixels.
+
+    Args:
+        operations: the operations, in their order.
+    """
 
     def __init__(self, operations: Sequence[albumentations.BasicTransform]):
         self.compose = albumentations.Compose(list(operations))
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Apply the operations to the image. Boxes are unchanged.
+
+        Args:
+            sample: the sample.
+            rng: the generator of all random numbers.
+        """
         _seed(self.compose, rng)
         return replace(sample, image=self.compose(image=sample.image)["image"])
 
 
 def flips(horizontal: float, vertical: float) -> GeometricOperations:
-    """Return the flips along both axes, with their probabilities; see `Flip`."""
+    """Return the operations of `Flip`."""
     return GeometricOperations([albumentations.HorizontalFlip(p=horizontal), albumentations.VerticalFlip(p=vertical)])
 
 
 def affine(scale: tuple[float, float], translate: float, min_visibility: float) -> GeometricOperations:
-    """Return a zoom with a move; see `Affine`."""
+    """Return the operations of `Affine`."""
     move: dict[str, float | tuple[float, float]] = {axis: (-translate, translate) for axis in "xy"}
     zoom = albumentations.Affine(scale=scale, translate_percent=move, keep_ratio=True, fill=PADDING_COLOR, p=1)
     return GeometricOperations([zoom], min_visibility)
 
 
 def color_jitter(brightness: float, contrast: float, saturation: float, hue: float) -> PixelOperations:
-    """Return a change of the colors; see `Color`."""
+    """Return the operations of `Color`."""
     ranges = [(max(0.0, 1 - strength), 1 + strength) for strength in (brightness, contrast, saturation)]
     jitter = albumentations.ColorJitter(
         brightness=ranges[0], contrast=ranges[1], saturation=ranges[2], hue=(-hue, hue), p=1
@@ -77,5 +97,5 @@ def color_jitter(brightness: float, contrast: float, saturation: float, hue: flo
 
 
 def _seed(compose: albumentations.Compose, rng: np.random.Generator) -> None:
-    """Draw the seed of albumentations' generator, whose state all loader workers would share."""
+    """Seed the generator of albumentations, whose state all loader workers would otherwise share."""
     compose.set_random_seed(int(rng.integers(2**32)))
