@@ -1,4 +1,4 @@
-"""Losses and their gradients at the speed of memory; one dispatch point for their implementations."""
+"""Fast implementations of losses with their gradients, and the function that selects one of them."""
 
 from detector.kernels.dispatch import (
     BACKENDS,

@@ -1,5 +1,8 @@
-"""The focal and harmonised loss with their gradients under torch.compile: one pass over the logits, on any device that
-it serves; needs a compiler, and compiles once for each dtype and set of options."""
+"""The focal and the harmonized loss with their gradients under torch.compile, in one pass over the logits.
+
+The module works on each device that torch.compile supports. It needs a compiler. It compiles once for each dtype and
+set of options.
+"""
 
 from functools import partial
 
@@ -21,7 +24,7 @@ __all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmo
 
 
 def _terms(wide: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy and 1 - p_t of each logit, from one exponential."""
+    """Return the cross entropy and 1 - p_t of each logit, with a single exponential."""
     signed = torch.where(targets, -wide, wide)  # sigmoid(signed) = 1 - p_t
     small = (-signed.abs()).exp()
     return signed.clamp(min=0) + small.log1p(), torch.where(signed >= 0, 1, small) / (1 + small)
@@ -77,7 +80,7 @@ def _scale(grad: Tensor, labels: Tensor, upstream: Tensor, dtype: torch.dtype) -
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, compute) -> Tensor:
-        labels = labels.int()  # as wide as a logit in fp32, so that a vector holds as many
+        labels = labels.int()  # a vector register holds as many int32 labels as fp32 logits
         sums, grad = compute(logits.detach(), labels)
         ctx.save_for_backward(grad, labels)
         ctx.dtype = logits.dtype
@@ -87,7 +90,9 @@ class _Fused(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream: Tensor):
         grad, labels = ctx.saved_tensors
-        if grad.device.type != "cpu" or (upstream != 1).any() or grad.dtype != ctx.dtype:  # a GPU is not waited for
+        if (
+            grad.device.type != "cpu" or (upstream != 1).any() or grad.dtype != ctx.dtype
+        ):  # on a GPU, a comparison would wait
             grad = _scale(grad, labels, upstream, ctx.dtype)
         return grad, None, None
 
