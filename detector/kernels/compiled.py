@@ -90,9 +90,8 @@ class _Fused(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream: Tensor):
         grad, labels = ctx.saved_tensors
-        if (
-            grad.device.type != "cpu" or (upstream != 1).any() or grad.dtype != ctx.dtype
-        ):  # on a GPU, a comparison would wait
+        # on a GPU, the comparison of upstream would wait
+        if grad.device.type != "cpu" or (upstream != 1).any() or grad.dtype != ctx.dtype:
             grad = _scale(grad, labels, upstream, ctx.dtype)
         return grad, None, None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from detector.core.structures import is_foreground
 from detector.kernels.reference import Formula, binary_targets, gradient_dtype, split_sums
 
-BLOCK_ELEMENTS = 32768  # for each thread; PyTorch gives a second thread no fewer elements
+BLOCK_ELEMENTS = 32768  # for each thread; with fewer, PyTorch does not use a second thread
 
 Terms = Callable[[Tensor], tuple[Tensor, Tensor]]  # signed -> loss, d loss / d signed; sigmoid(signed) = 1 - p_t
 
@@ -38,9 +38,7 @@ class _Blocks:
         self.runs = logits.unbind() if strided else [logits.reshape(-1, self.num_classes)]
         self.labels = labels.reshape(-1)
         self.fg_rows = is_foreground(self.labels, self.num_classes).nonzero()[:, 0]
-        self.fg_index = (
-            self.fg_rows * self.num_classes + self.labels[self.fg_rows]
-        )  # of the foreground elements, in the flat logits
+        self.fg_index = self.fg_rows * self.num_classes + self.labels[self.fg_rows]  # in the flat logits
         self.ignored = (self.labels < 0).nonzero()[:, 0]
         rows = _block_rows(self.num_classes)
         self.spans = [
@@ -68,11 +66,9 @@ class _Blocks:
 
     def foreground(self) -> Tensor:
         """Return the logits of the foreground elements, in fp32, or in fp64 for fp64 logits."""
-        run_index = self.fg_rows // max(len(self.runs[0]), 1)
+        of_run = self.fg_rows // max(len(self.runs[0]), 1)
         columns = self.labels[self.fg_rows]
-        parts = [
-            run[self.fg_rows[run_index == i] % len(run), columns[run_index == i]] for i, run in enumerate(self.runs)
-        ]
+        parts = [run[self.fg_rows[of_run == i] % len(run), columns[of_run == i]] for i, run in enumerate(self.runs)]
         return torch.cat(parts).to(self.dtype)
 
 
