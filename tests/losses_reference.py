@@ -1,7 +1,7 @@
 """The losses written element by element in float64 from the papers' formulas, and inputs to compare them on.
 
 Deliberately naive: Python loops, `math`, gradients derived by hand, nothing shared with `detector`.
-Sources: focal loss, Lin et al. 2017 (gradient: its appendix B); gradient harmonised losses, Li et al. 2019;
+Sources: focal loss, Lin et al. 2017 (gradient: its appendix B); gradient harmonized losses, Li et al. 2019;
 smooth L1, Girshick 2015.
 """
 

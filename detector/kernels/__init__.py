@@ -5,7 +5,7 @@ from detector.kernels.dispatch import (
     elementwise_terms,
     focal_terms,
     gradient_norm_histogram,
-    harmonised_terms,
+    harmonized_terms,
     sigmoid_focal_loss,
 )
 
@@ -14,6 +14,6 @@ __all__ = [
     "elementwise_terms",
     "focal_terms",
     "gradient_norm_histogram",
-    "harmonised_terms",
+    "harmonized_terms",
     "sigmoid_focal_loss",
 ]

@@ -20,7 +20,7 @@ from detector.kernels.reference import (
     widen,
 )
 
-__all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmonised_terms"]
+__all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmonized_terms"]
 
 
 def _terms(wide: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def _focal(
 
 
 @torch.compile
-def _harmonised(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _harmonized(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     targets = binary_targets(labels, logits.shape[-1])
     loss, miss = _terms(widen(logits), targets)
     weight = weights[norm_bins(miss, len(weights))]
@@ -109,6 +109,6 @@ def focal_terms(
     return _Fused.apply(logits, labels, compute)
 
 
-def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """See `detector.kernels.harmonised_terms`."""
-    return _Fused.apply(logits, labels, partial(_harmonised, weights=weights))
+def harmonized_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """See `detector.kernels.harmonized_terms`."""
+    return _Fused.apply(logits, labels, partial(_harmonized, weights=weights))

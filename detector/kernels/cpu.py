@@ -221,8 +221,8 @@ def gradient_norm_histogram(logits: Tensor, labels: Tensor, bins: int) -> Tensor
     return counts[:-1]
 
 
-def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """See `detector.kernels.harmonised_terms`."""
+def harmonized_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """See `detector.kernels.harmonized_terms`."""
     bins = len(weights)
     table = torch.cat((weights, weights[-1:]))
 

@@ -147,7 +147,7 @@ def gradient_norm_histogram(logits: Tensor, labels: Tensor, bins: int, *, backen
     return _choose(logits, backend).gradient_norm_histogram(logits, labels, bins)
 
 
-def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor, *, backend: str | None = None) -> Tensor:
+def harmonized_terms(logits: Tensor, labels: Tensor, weights: Tensor, *, backend: str | None = None) -> Tensor:
     """Return the foreground sum and the background sum of cross entropy with a weight for each gradient norm.
 
     The weight of an element is that of the bin of its gradient norm |p - target| (Li et al. 2019, "Gradient Harmonized
@@ -163,4 +163,4 @@ def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor, *, backend
         (2,) fp32, or fp64 for fp64 logits.
     """
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return _choose(logits, backend).harmonised_terms(logits, labels, weights.to(wide))
+    return _choose(logits, backend).harmonized_terms(logits, labels, weights.to(wide))

@@ -123,7 +123,7 @@ def gradient_norm_histogram(logits: Tensor, labels: Tensor, bins: int) -> Tensor
     return torch.bincount(norm_bins(signed[labels >= 0].sigmoid(), bins).flatten(), minlength=bins)
 
 
-def harmonised_elements(wide: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def harmonized_elements(wide: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Return the cross entropy of each element times the weight of the bin of its gradient norm, (..., K).
 
     Args:
@@ -135,7 +135,7 @@ def harmonised_elements(wide: Tensor, targets: Tensor, weights: Tensor) -> Tenso
     return F.softplus(signed, threshold=40) * weights[norm_bins(signed.detach().sigmoid(), len(weights))]
 
 
-def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """See `detector.kernels.harmonised_terms`."""
+def harmonized_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """See `detector.kernels.harmonized_terms`."""
     targets = binary_targets(labels, logits.shape[-1])
-    return split_sums(harmonised_elements(widen(logits), targets, weights), targets, labels)
+    return split_sums(harmonized_elements(widen(logits), targets, weights), targets, labels)

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from detector.kernels.reference import elementwise_terms, gradient_dtype
 
-__all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmonised_terms"]
+__all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmonized_terms"]
 
 BLOCK_BYTES = 8192  # logits of a program; 64 bytes for each thread
 WARPS = 4
@@ -354,8 +354,8 @@ def focal_terms(
     return _Terms.apply(*_as_images(logits, labels), sums)
 
 
-def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """See `detector.kernels.harmonised_terms`."""
+def harmonized_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """See `detector.kernels.harmonized_terms`."""
     return _Terms.apply(*_as_images(logits, labels), functools.partial(_sums, bin_weights=weights))
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from detector.core.distributed import sum_over_ranks
 from detector.core.validation import PositiveFloat, PositiveInt
-from detector.kernels import gradient_norm_histogram, harmonised_terms
-from detector.kernels.reference import binary_targets, counted, harmonised_elements, norm_bins, widen
+from detector.kernels import gradient_norm_histogram, harmonized_terms
+from detector.kernels.reference import binary_targets, counted, harmonized_elements, norm_bins, widen
 from detector.losses.base import (
     BOX_LOSSES,
     CLASSIFICATION_LOSSES,
@@ -112,14 +112,14 @@ class GHMC(ClassificationLoss):
         In training mode, the call is a step of the running counts. `num_fg` and `quality` are not used.
         """
         parts, counts = self._count(logits, labels, level_sizes)
-        terms = [harmonised_terms(*part, self.density(count)) for part, count in zip(parts, counts, strict=True)]
+        terms = [harmonized_terms(*part, self.density(count)) for part, count in zip(parts, counts, strict=True)]
         return torch.stack(terms).sum(dim=0)
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
         """Return the loss of each element; see `ClassificationLoss.elements`."""
         parts, counts = self._count(logits, labels, level_sizes)
         weighted = [
-            counted(harmonised_elements(widen(x), binary_targets(y, x.shape[-1]), self.density.weights(count)), y)
+            counted(harmonized_elements(widen(x), binary_targets(y, x.shape[-1]), self.density.weights(count)), y)
             for (x, y), count in zip(parts, counts, strict=True)
         ]
         return torch.cat(weighted, dim=-2)

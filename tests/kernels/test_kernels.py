@@ -18,7 +18,7 @@ from detector.kernels import (
     elementwise_terms,
     focal_terms,
     gradient_norm_histogram,
-    harmonised_terms,
+    harmonized_terms,
     sigmoid_focal_loss,
 )
 
@@ -90,7 +90,7 @@ class Formula:
         modulator = weight * self.miss**gamma
         return -modulator * self.log_p_t, self.y * modulator * (gamma * self.p_t * self.log_p_t - self.miss)
 
-    def harmonised(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def harmonized(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bins = np.minimum((self.miss * len(weights)).astype(int), len(weights) - 1)
         weight = weights[bins] * self.counts
         return -weight * self.log_p_t, -self.y * weight * self.miss
@@ -190,8 +190,8 @@ def test_blocks_of_every_size(shape):
     check(focal_terms(logits, labels, **given, backend="cpu"), logits, formula, formula.focal(alpha, 2.0, weights))
     assert gradient_norm_histogram(logits, labels, 30, backend="cpu").tolist() == formula.histogram(30).tolist()
     weights = np.linspace(0.1, 2, 30)
-    sums = harmonised_terms(logits, labels, torch.from_numpy(weights), backend="cpu")
-    check(sums, logits, formula, formula.harmonised(weights))
+    sums = harmonized_terms(logits, labels, torch.from_numpy(weights), backend="cpu")
+    check(sums, logits, formula, formula.harmonized(weights))
 
 
 @pytest.mark.parametrize("label", [0, K - 1, K, -1])
@@ -226,8 +226,8 @@ def test_level_views(backend, bounds):
     assert not gradient[:, outside].any()
     assert gradient_norm_histogram(logits, labels, 30, backend=backend).tolist() == formula.histogram(30).tolist()
     weights = np.linspace(0.1, 2, 30)
-    sums = harmonised_terms(logits, labels, torch.from_numpy(weights), backend=backend)
-    check(sums, logits, formula, formula.harmonised(weights))
+    sums = harmonized_terms(logits, labels, torch.from_numpy(weights), backend=backend)
+    check(sums, logits, formula, formula.harmonized(weights))
 
 
 @pytest.mark.parametrize("cut", [lambda x: x, lambda x: x[:, 7:31], lambda x: x[1, 3:], lambda x: x[:1, 7:31]])
@@ -264,24 +264,24 @@ def test_a_norm_on_an_edge_belongs_to_the_upper_bin_and_a_norm_of_one_to_the_las
         pytest.param("compiled", 300, torch.float16, marks=COMPILED),
     ],
 )
-def test_harmonised_terms(backend, bins, dtype):
+def test_harmonized_terms(backend, bins, dtype):
     logits, labels = draw((2, 37, K), dtype, seed=6)
     formula, weights = Formula(logits, labels), np.linspace(0.1, 2, bins)
-    sums = harmonised_terms(logits, labels, torch.from_numpy(weights), backend=backend)
-    check(sums, logits, formula, formula.harmonised(weights), upstream=(-0.25, 3.0))
+    sums = harmonized_terms(logits, labels, torch.from_numpy(weights), backend=backend)
+    check(sums, logits, formula, formula.harmonized(weights), upstream=(-0.25, 3.0))
 
 
 def both_terms(logits: Tensor, labels: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """The sums of the focal and of the harmonised loss, whose bins make no difference."""
+    """The sums of the focal and of the harmonized loss, whose bins make no difference."""
     focal = focal_terms(logits, labels, alpha=0.25, gamma=2.0, backend=backend)
-    return focal, harmonised_terms(logits, labels, torch.ones(10), backend=backend)
+    return focal, harmonized_terms(logits, labels, torch.ones(10), backend=backend)
 
 
 @each_backend
 def test_a_graph_may_be_walked_again_with_other_upstream_gradients(backend):
     logits, labels = draw((37, K), torch.float32, seed=7)
     formula = Formula(logits, labels)
-    expected = formula.focal(0.25, 2.0), formula.harmonised(np.ones(10))
+    expected = formula.focal(0.25, 2.0), formula.harmonized(np.ones(10))
     for sums, terms in zip(both_terms(logits, labels, backend), expected, strict=True):
         for upstream in ((1.0, 1.0), (2.0, -3.0), (0.0, 1.0), (1.0, 1.0)):
             check(sums, logits, formula, terms, upstream)
@@ -291,7 +291,7 @@ def test_a_graph_may_be_walked_again_with_other_upstream_gradients(backend):
 def test_accumulating_in_place_spoils_no_later_walk(backend):
     logits, labels = draw((37, K), torch.float32, seed=7)
     formula = Formula(logits, labels)
-    expected = formula.focal(0.25, 2.0), formula.harmonised(np.ones(10))
+    expected = formula.focal(0.25, 2.0), formula.harmonized(np.ones(10))
     for sums, (_, slopes) in zip(both_terms(logits, labels, backend), expected, strict=True):
         logits.grad = None
         for walks in (1, 2, 3):
@@ -348,7 +348,7 @@ def test_infinite_logits(backend, gamma):
         assert sums.tolist() == expected
     assert gradient_norm_histogram(right, labels, 4, backend=backend).tolist() == [4, 0, 0, 0]
     assert gradient_norm_histogram(-right, labels, 4, backend=backend).tolist() == [0, 0, 0, 4]
-    assert harmonised_terms(right, labels, torch.ones(4), backend=backend).tolist() == [0, 0]
+    assert harmonized_terms(right, labels, torch.ones(4), backend=backend).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -366,8 +366,8 @@ def test_saturated_logits_keep_their_digits(backend, dtype):
     for gamma in (0.0, 2.0):
         sums = focal_terms(logits, labels, alpha=0.25, gamma=gamma, backend=backend)
         check(sums, logits, formula, formula.focal(0.25, gamma), upstream=(2.0, -3.0))
-    sums = harmonised_terms(logits, labels, torch.tensor([0.5, 2.0]), backend=backend)
-    check(sums, logits, formula, formula.harmonised(np.array([0.5, 2.0])))
+    sums = harmonized_terms(logits, labels, torch.tensor([0.5, 2.0]), backend=backend)
+    check(sums, logits, formula, formula.harmonized(np.array([0.5, 2.0])))
 
 
 @each_backend
@@ -388,7 +388,7 @@ def refusal(logits: Tensor, **choice) -> str:
     messages = set()
     for call in (
         lambda: focal_terms(logits, labels, alpha=None, gamma=0.0, **choice),
-        lambda: harmonised_terms(logits, labels, torch.ones(3, device=logits.device), **choice),
+        lambda: harmonized_terms(logits, labels, torch.ones(3, device=logits.device), **choice),
         lambda: gradient_norm_histogram(logits, labels, 3, **choice),
     ):
         with pytest.raises(UserError) as error:

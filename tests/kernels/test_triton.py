@@ -75,7 +75,7 @@ def expected_focal(logits, labels, alpha=None, gamma=0.0, class_weight=None, sca
     return parts(elements, labels, targets)
 
 
-def expected_harmonised(logits, labels, weights) -> Tensor:
+def expected_harmonized(logits, labels, weights) -> Tensor:
     signed, targets = signed_logits(logits, labels)
     bins = (signed.detach().sigmoid() * len(weights)).long().clamp(max=len(weights) - 1)
     return parts(softplus(signed) * weights.double()[bins], labels, targets)
@@ -142,8 +142,8 @@ def test_shapes(device, dtype, shape):
     check(sums, logits, expected_focal(reference, labels, 0.25, 2.0), reference)
     logits.grad = reference.grad = None
     weights = torch.rand(10, device=device)
-    sums = kernels.harmonised_terms(logits, labels, weights)
-    check(sums, logits, expected_harmonised(reference, labels, weights), reference)
+    sums = kernels.harmonized_terms(logits, labels, weights)
+    check(sums, logits, expected_harmonized(reference, labels, weights), reference)
     assert torch.equal(kernels.gradient_norm_histogram(logits, labels, 10), counted(logits, labels, 10))
 
 
@@ -163,8 +163,8 @@ def test_histogram_and_weights(device, dtype, bins):
     assert torch.equal(histogram, counted(logits, labels, bins))
     weights = torch.linspace(0.1, 2, bins, device=device)
     reference = double(logits)
-    sums = kernels.harmonised_terms(logits, labels, weights)
-    check(sums, logits, expected_harmonised(reference, labels, weights), reference)
+    sums = kernels.harmonized_terms(logits, labels, weights)
+    check(sums, logits, expected_harmonized(reference, labels, weights), reference)
 
 
 @each_device
@@ -190,8 +190,8 @@ def test_any_logit(device, dtype):
         assert logits.grad.isfinite().all()
     weights = torch.rand(30, device=device)
     logits.grad, reference = None, double(logits)
-    sums = kernels.harmonised_terms(logits, labels, weights)
-    check(sums, logits, expected_harmonised(reference, labels, weights), reference)
+    sums = kernels.harmonized_terms(logits, labels, weights)
+    check(sums, logits, expected_harmonized(reference, labels, weights), reference)
 
 
 @each_device
@@ -241,9 +241,9 @@ def test_level_views(device, dtype):
         assert all(
             image.data_ptr() == own.data_ptr() for image, own in zip(kernels._as_images(*level), level, strict=True)
         )
-        sums = sums + kernels.focal_terms(*level, None, 2.0, None, scale) + kernels.harmonised_terms(*level, weights)
+        sums = sums + kernels.focal_terms(*level, None, 2.0, None, scale) + kernels.harmonized_terms(*level, weights)
         histogram = histogram + kernels.gradient_norm_histogram(*level, 30)
-    expected = expected_focal(reference, labels, None, 2.0) + expected_harmonised(reference, labels, weights)
+    expected = expected_focal(reference, labels, None, 2.0) + expected_harmonized(reference, labels, weights)
     assert torch.equal(histogram, counted(logits, labels, 30))
     torch.testing.assert_close(sums.double(), expected, rtol=2e-6, atol=0)
     sums.backward(sums.new_tensor((2.0, 3.0)))
@@ -288,7 +288,7 @@ def test_fp16_gradients_wait_for_their_scaler(device):
 def test_no_rows(device, dtype, shape):
     logits, labels = draw(shape, dtype, device)
     sums = kernels.focal_terms(logits, labels, 0.25, 2.0, None, torch.ones((), device=device))
-    sums = sums + kernels.harmonised_terms(logits, labels, torch.ones(30, device=device))
+    sums = sums + kernels.harmonized_terms(logits, labels, torch.ones(30, device=device))
     assert sums.tolist() == [0, 0]
     sums.sum().backward()
     assert logits.grad.shape == shape
@@ -300,7 +300,7 @@ def test_ignored_rows_may_hold_anything(device):
     logits = torch.full((300, 8), torch.nan, device=device, requires_grad=True)
     labels = torch.full((300,), -1, device=device)
     sums = kernels.focal_terms(logits, labels, 0.25, 2.0, None, torch.ones((), device=device))
-    sums = sums + kernels.harmonised_terms(logits, labels, torch.ones(30, device=device))
+    sums = sums + kernels.harmonized_terms(logits, labels, torch.ones(30, device=device))
     assert sums.tolist() == [0, 0]
     sums.sum().backward()
     assert not logits.grad.any()

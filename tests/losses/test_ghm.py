@@ -1,4 +1,4 @@
-"""What the gradient harmonised losses remember from step to step, and how they bin."""
+"""What the gradient harmonized losses remember from step to step, and how they bin."""
 
 import copy
 import io
