@@ -146,8 +146,8 @@ def _pyramid_strides(backbone: Sequence[int], first: int, last: int) -> tuple[in
     strides = tuple(2**level for level in range(first, last + 1))
     if tuple(backbone) != strides[: len(backbone)]:
         raise UserError(
-            f"model.levels: [{first}, {last}] needs maps of strides {2**first}, {2 ** (first + 1)}, ..., but the backbone "
-            f"has maps of strides {', '.join(map(str, backbone))}",
+            f"model.levels: [{first}, {last}] needs maps of strides {2**first}, {2 ** (first + 1)}, ..., but the "
+            f"backbone has maps of strides {', '.join(map(str, backbone))}",
             "set model.levels to levels of these strides (level l has stride 2^l), or choose another model.backbone",
         )
     return strides

@@ -149,7 +149,7 @@ def _load(path: Path, load: Callable[[], Any]) -> dict:
         loaded = load()
     except UNREADABLE as error:
         raise UserError(
-            f"{path}: the file cannot be read as a checkpoint: it is damaged, or has more than tensors",
+            f"{path}: not a readable checkpoint: the file is damaged, or has more than tensors",
             "give another file",
         ) from error
     if not isinstance(loaded, dict):
