@@ -12,7 +12,7 @@ def default_sizes(strides: Sequence[int], exact: bool) -> list[list[float]]:
 
     Args:
         strides: the stride of each pyramid level, in pixels.
-        exact: false truncates the sizes to whole pixels, as torchvision does.
+        exact: false truncates the sizes to integer pixels, as torchvision does.
     """
     kind = float if exact else int
     return [[kind(4 * stride * 2 ** (i / 3)) for i in range(3)] for stride in strides]
@@ -27,8 +27,8 @@ class AnchorGrid:
         sizes: the square roots of the anchor areas in pixels, a list for each level.
         ratios: height / width.
         exact: true uses the sizes and the strides without rounding, as detectron2 and mmdetection do. False rounds as
-            torchvision does: half a side is rounded to whole pixels, and a stride is the side of the image divided by
-            the side of the feature map, rounded down to whole pixels.
+            torchvision does. Half a side is rounded to integer pixels. A stride is the side of the image divided by the
+            side of the feature map, rounded down.
     """
 
     strides: Sequence[int]
@@ -76,7 +76,7 @@ class AnchorGrid:
         """Return the distance between two cells of a level, in pixels.
 
         Args:
-            side: the side of the image, in whole pixels.
+            side: the side of the image, an integer number of pixels.
             stride: the stride of the level, in pixels.
         """
         return stride if self.exact else side // num_cells(side, stride)
@@ -86,7 +86,7 @@ def num_cells(side: int | Tensor, stride: int) -> int | Tensor:
     """Return the number of cells along a side of a feature map: side / stride, rounded up.
 
     Args:
-        side: the side of the image, in whole pixels.
+        side: the side of the image, an integer number of pixels.
         stride: the stride of the feature map, in pixels.
     """
     return -(-side // stride)

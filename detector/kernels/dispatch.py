@@ -65,7 +65,7 @@ def focal_terms(
         logits: (..., K), of any floating dtype.
         labels: (...) int64. The element of the class 0..K-1 is foreground. All other elements are background. Rows with
             -1 do not count.
-        alpha: the weight of target 1; target 0 gets 1 - alpha. A sequence or tensor (K,) has one alpha for each class.
+        alpha: the weight of target 1. Target 0 gets 1 - alpha. A sequence or tensor (K,) has one alpha for each class.
             None means the weight 1.
         gamma: the exponent.
         class_weight: (K,), the weight of the rows of each class. Background rows have the weight 1.
@@ -115,8 +115,8 @@ def elementwise_terms(
     """Return the foreground sum and the background sum of any element-wise formula, times `scale`.
 
     Args:
-        formula: a function of logits (..., K) fp32 or fp64, of targets (..., K) bool, and of `extra` (..., 1), if there
-            is one. It returns (..., K). Each element depends only on the logit at the same position. Parameters of the
+        formula: a function of logits (..., K) fp32 or fp64, of targets (..., K) bool, and of `extra` (..., 1), if
+            given. It returns (..., K). Each element depends only on the logit at the same position. Parameters of the
             formula get no gradient.
         logits: (..., K), of any floating dtype.
         labels: (...) int64, as in `focal_terms`.

@@ -77,7 +77,7 @@ def alpha_weights(targets: Tensor, alpha: float | Tensor, dtype: torch.dtype) ->
 
 
 def focal_elements(wide: Tensor, targets: Tensor, alpha: float | Tensor | None, gamma: float | Tensor) -> Tensor:
-    """Return the focal loss of each element, (..., K); see `detector.kernels.focal_terms` for the formula.
+    """Return the focal loss of each element, (..., K). See `detector.kernels.focal_terms` for the formula.
 
     Args:
         wide: (..., K) fp32 or fp64, the logits.

@@ -46,8 +46,8 @@ LN_2 = tl.constexpr(math.log(2))
 def _groups(labels, image, start, size, label_stride, K: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
     """Return the groups of the block that begins at `start`, in tensors (BLOCK / GROUP, 1).
 
-    They are the offset from `start`, whether the group is inside the `size` logits of the image, the column of its
-    first logit, and its label (-1 outside).
+    The first is the offset from `start`. The second is whether the group is inside the `size` logits of the image. The
+    others are the column of the group's first logit, and the label (-1 outside).
     """
     group = tl.arange(0, BLOCK // GROUP)[:, None] * GROUP
     inside = group < tl.minimum(size - start, BLOCK).to(tl.int32)

@@ -118,11 +118,11 @@ class ElementwiseLoss(ClassificationLoss):
         raise NotImplementedError
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        """Return the foreground and the background loss; see `ClassificationLoss.split`."""
+        """Return the foreground and the background loss. See `ClassificationLoss.split`."""
         return elementwise_terms(self.elementwise, logits, labels, scale=one_over(num_fg, logits))
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
-        """Return the loss of each element; see `ClassificationLoss.elements`."""
+        """Return the loss of each element. See `ClassificationLoss.elements`."""
         return counted(self.elementwise(widen(logits), binary_targets(labels, logits.shape[-1])), labels)
 
 

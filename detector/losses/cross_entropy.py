@@ -17,6 +17,8 @@ class CrossEntropyLoss(FocalLoss):
     Formula of an element: -alpha_t log(p_t), where p_t is p for target 1 and 1 - p for target 0 (Lin et al. 2017,
     "Focal Loss for Dense Object Detection", equation 3). This is focal loss with gamma = 0.
 
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
+
     When to use: as the baseline of every comparison. Set `model.head.prior`. Without a prior, the loss of the
     background dominates the first steps (Lin et al. 2017, section 3.3).
 
@@ -46,6 +48,8 @@ class MarginCrossEntropyLoss(ElementwiseLoss):
     Formula of an element: -alpha_t log(p_t) where p_t <= margin, else 0. p_t is p for target 1 and 1 - p for target 0.
     This is a hard truncation. Focal loss is its smooth form.
 
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
+
     When to use: to measure the effect of the easy elements. The decision stays sharp near the boundary. No gradient
     moves a score beyond the margin, so the scores are not calibrated.
 
@@ -60,6 +64,6 @@ class MarginCrossEntropyLoss(ElementwiseLoss):
         self.alpha = alpha
 
     def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each element; see `ElementwiseLoss.elementwise`."""
+        """Return the loss of each element. See `ElementwiseLoss.elementwise`."""
         is_easy = torch.where(targets, logits, -logits).sigmoid() > self.margin
         return focal_elements(logits, targets, self.alpha, 0).masked_fill(is_easy, 0)

@@ -24,6 +24,8 @@ class FocalLoss(ClassificationLoss):
     (Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5). With gamma = 2, an element with p_t = 0.9
     counts 100 times less than in cross entropy. So the many easy background elements do not dominate the loss.
 
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
+
     When to use: as the first loss against foreground/background imbalance. The published optimum is gamma = 2 with
     alpha = 0.25.
 
@@ -64,7 +66,7 @@ class FocalLoss(ClassificationLoss):
         self.register_buffer("class_weight", make_class_weights(class_weights, class_counts, beta), False)
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        """Return the foreground and the background loss; see `ClassificationLoss.split`."""
+        """Return the foreground and the background loss. See `ClassificationLoss.split`."""
         terms_of = partial(
             focal_terms, alpha=self._alpha, class_weight=self.class_weight, scale=one_over(num_fg, logits)
         )
@@ -72,11 +74,11 @@ class FocalLoss(ClassificationLoss):
         if not self.rescale:
             return terms
         cross_entropy = terms_of(logits.detach(), labels, gamma=0)
-        wanted_sum, focal_sum = sum_over_ranks(torch.stack((cross_entropy.sum(), terms.detach().sum())))
-        return terms * torch.where(focal_sum > 0, wanted_sum / focal_sum, 1)
+        cross_entropy_sum, focal_sum = sum_over_ranks(torch.stack((cross_entropy.sum(), terms.detach().sum())))
+        return terms * torch.where(focal_sum > 0, cross_entropy_sum / focal_sum, 1)
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
-        """Return the loss of each element; see `ClassificationLoss.elements`."""
+        """Return the loss of each element. See `ClassificationLoss.elements`."""
         targets = binary_targets(labels, logits.shape[-1])
 
         def weighted(gamma: float) -> Tensor:
@@ -88,8 +90,8 @@ class FocalLoss(ClassificationLoss):
         focal = weighted(self.gamma)
         if not self.rescale:
             return focal
-        wanted_sum, focal_sum = sum_over_ranks(torch.stack((weighted(0).sum(), focal.sum())))
-        return focal * torch.where(focal_sum > 0, wanted_sum / focal_sum, 1)
+        cross_entropy_sum, focal_sum = sum_over_ranks(torch.stack((weighted(0).sum(), focal.sum())))
+        return focal * torch.where(focal_sum > 0, cross_entropy_sum / focal_sum, 1)
 
     @property
     def _alpha(self) -> float | Tensor | None:
@@ -100,8 +102,10 @@ class FocalLoss(ClassificationLoss):
 class PolyFocalLoss(ElementwiseLoss):
     """Focal loss with another first coefficient in its expansion in powers of 1 - p_t.
 
-    Formula of an element: alpha_t (-(1 - p_t)^gamma log(p_t) + epsilon (1 - p_t)^(gamma + 1)), where p_t is p for
-    target 1 and 1 - p for target 0 (Leng et al. 2022, "PolyLoss", the Poly-1 form of focal loss).
+    Formula of an element: alpha_t (-(1 - p_t)^gamma log(p_t) + epsilon (1 - p_t)^(gamma + 1)). p_t is p for target 1
+    and 1 - p for target 0. Source: Leng et al. 2022, "PolyLoss", the Poly-1 form of focal loss.
+
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
 
     When to use: to tune focal loss with one more parameter. epsilon > 0 increases the gradient, which helps image
     classification. For detectors the paper prefers epsilon < 0, down to -1, whose gradient is milder.
@@ -119,7 +123,7 @@ class PolyFocalLoss(ElementwiseLoss):
         self.epsilon = epsilon
 
     def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each element; see `ElementwiseLoss.elementwise`."""
+        """Return the loss of each element. See `ElementwiseLoss.elementwise`."""
         log_miss = F.logsigmoid(torch.where(targets, -logits, logits))  # log(1 - p_t)
         first = ((self.gamma + 1) * log_miss).exp() * self.epsilon
         if self.alpha is not None:
@@ -132,8 +136,10 @@ class AsymmetricLoss(ElementwiseLoss):
     """Focal loss with a larger exponent for the background, which ignores the easiest background.
 
     Formula of an element: -(1 - p)^gamma_pos log(p) for target 1, and -q^gamma_neg log(1 - q) with
-    q = max(p - shift, 0) for target 0 (Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification", section 2;
-    the defaults are the paper's).
+    q = max(p - shift, 0) for target 0 (Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification",
+    section 2). The defaults are those of the paper.
+
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
 
     When to use: where the foreground is so rare that it should keep its full gradient, or with many labels in an image.
 
@@ -152,7 +158,7 @@ class AsymmetricLoss(ElementwiseLoss):
         self.shift = shift
 
     def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each element; see `ElementwiseLoss.elementwise`."""
+        """Return the loss of each element. See `ElementwiseLoss.elementwise`."""
         foreground = focal_elements(logits, torch.ones_like(targets), None, self.gamma_pos)
         shifted = logits.sigmoid() - self.shift
         counts = ~(shifted <= 0)  # a NaN counts, so that the loss shows it
@@ -173,6 +179,8 @@ class EqualizedFocalLoss(ClassificationLoss):
     (Li et al. 2022, "Equalized Focal Loss for Dense Long-Tailed Object Detection", section 3). P_k is the sum of the
     absolute gradients of the foreground elements of class k. N_k is the same sum for the background elements. The sums
     are over all training batches so far and over all ranks, before the division by `num_fg`. g_k is 1 while N_k is 0.
+
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
 
     When to use: with long-tailed classes, as in LVIS.
 
@@ -205,7 +213,7 @@ class EqualizedFocalLoss(ClassificationLoss):
         self.register_buffer("gradient_sums", torch.zeros(2, num_classes, dtype=torch.float64))  # P, N
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        """Return the foreground and the background loss; see `ClassificationLoss.split`.
+        """Return the foreground and the background loss. See `ClassificationLoss.split`.
 
         In training mode, the gradients of this step are added to the sums. They change the loss from the next step on.
         """
@@ -215,7 +223,7 @@ class EqualizedFocalLoss(ClassificationLoss):
         return elementwise_terms(formula, logits, labels, scale=one_over(num_fg, logits))
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
-        """Return the loss of each element; see `ClassificationLoss.elements`."""
+        """Return the loss of each element. See `ClassificationLoss.elements`."""
         return counted(self._formula(logits)(widen(logits), binary_targets(labels, logits.shape[-1])), labels)
 
     def _formula(self, logits: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,7 +1,7 @@
 """Gradient harmonizing mechanism (GHM): every range of gradient norms gets the same total weight.
 
-So neither the many easy examples nor the outliers dominate the training. Source: Li, Liu, Wang 2019, "Gradient
-Harmonized Single-stage Detector".
+So the training is dominated neither by the many easy examples nor by the outliers. Source: Li, Liu, Wang 2019,
+"Gradient Harmonized Single-stage Detector".
 """
 
 from typing import Annotated, Literal
@@ -32,7 +32,7 @@ class GradientDensity(nn.Module):
 
     R_j is the count of bin j in this batch, over all ranks. m is the momentum. Each batch sets
     S_j <- m S_j + (1 - m) R_j for all bins, also the empty bins. After t steps, the mean of bin j is S_j / (1 - m^t),
-    which is unbiased from the first step on. The published code has no such correction. In its first step, the weight
+    which is unbiased from the first step on. The published code has no correction. In its first step, the weight
     of a bin is 1 / (1 - m) times too large.
 
     The weight of an element in bin j is beta = N / (M S_j / (1 - m^t)). N is the number of valid elements, and M is the
@@ -83,6 +83,8 @@ class GHMC(ClassificationLoss):
     Formula: sum_i beta_i CE_i / N over the N valid elements (Li et al. 2019, section "GHM-C Loss"). CE_i is the cross
     entropy of element i. beta_i is the inverse density of its gradient norm |p - target| (see `GradientDensity`).
 
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
+
     When to use: where labels are noisy, or to avoid the search for alpha and gamma. The published recipe has bins 30,
     momentum 0.75, a loss weight of 1, SGD with a learning rate of 0.01, and gradient clipping at 35.
 
@@ -107,7 +109,7 @@ class GHMC(ClassificationLoss):
         self.density = GradientDensity(bins, momentum)
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        """Return the foreground and the background loss; see `ClassificationLoss.split`.
+        """Return the foreground and the background loss. See `ClassificationLoss.split`.
 
         In training mode, the call is a step of the running counts. `num_fg` and `quality` are not used.
         """
@@ -116,7 +118,7 @@ class GHMC(ClassificationLoss):
         return torch.stack(terms).sum(dim=0)
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
-        """Return the loss of each element; see `ClassificationLoss.elements`."""
+        """Return the loss of each element. See `ClassificationLoss.elements`."""
         parts, counts = self._count(logits, labels, level_sizes)
         weighted = [
             counted(harmonized_elements(widen(x), binary_targets(y, x.shape[-1]), self.density.weights(count)), y)
@@ -139,9 +141,11 @@ class GHMC(ClassificationLoss):
 class GHMR(BoxLoss):
     """GHM-R: a smooth L1 loss weighted by the inverse density of the gradient norms.
 
-    Formula: sum_i beta_i ASL1(d_i) / N over the N foreground offsets, with d = predicted - target and
-    ASL1(d) = sqrt(d^2 + mu^2) - mu (Li et al. 2019, section "GHM-R Loss"). beta_i is the inverse density of the
-    gradient norm |d| / sqrt(d^2 + mu^2) (see `GradientDensity`).
+    Formula: sum_i beta_i ASL1(d_i) / N over the N foreground offsets, where d is predicted - target and ASL1(d) is
+    sqrt(d^2 + mu^2) - mu. beta_i is the inverse density of the gradient norm |d| / sqrt(d^2 + mu^2) (see
+    `GradientDensity`). Source: Li et al. 2019, section "GHM-R Loss".
+
+    Shapes: offsets (..., 4), as in `BoxLoss.forward`.
 
     When to use: together with `ghm_c`, or where a few boxes with large errors dominate the box loss. The published
     recipe has mu 0.02, bins 10, momentum 0.7, and a loss weight of 10.
@@ -160,7 +164,7 @@ class GHMR(BoxLoss):
         self.density = GradientDensity(bins, momentum)
 
     def forward(self, predicted: Tensor, target: Tensor, foreground: Tensor, num_fg: Tensor | float) -> Tensor:
-        """Return the loss; see `BoxLoss.forward`. In training mode, the call is a step of the running counts."""
+        """Return the loss. See `BoxLoss.forward`. In training mode, the call is a step of the running counts."""
         predicted, target = masked_boxes(predicted, target, foreground)
         difference = predicted - target
         length = (difference.square() + self.mu**2).sqrt()

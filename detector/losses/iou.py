@@ -1,8 +1,7 @@
 """Losses on the overlap of decoded boxes.
 
 The evaluation measures the same overlap. The losses do not depend on the scale of the boxes. In all formulas, hull is
-the smallest box around the predicted and the true box. Each loss gives one number for each pair of boxes (..., 4) xyxy
-in pixels.
+the smallest box around the predicted and the true box.
 """
 
 import math
@@ -41,13 +40,15 @@ def _center_penalty(a: Tensor, b: Tensor) -> Tensor:
 class IoULoss(BoxLoss):
     """IoU loss: 1 - IoU, the linear form of Yu et al. 2016, "UnitBox", whose loss is -ln(IoU).
 
+    Shapes: boxes (..., 4) xyxy in pixels, as in `BoxLoss.forward`.
+
     When to use: as the baseline of the overlap losses. Boxes that do not overlap get no gradient, so prefer `giou`.
     """
 
     on_boxes = True
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each box, (...); see `BoxLoss.elementwise`."""
+        """Return the loss of each box, (...). See `BoxLoss.elementwise`."""
         intersection, union = _intersection_and_union(predicted, target)
         return 1 - intersection / (union + EPSILON)
 
@@ -58,13 +59,15 @@ class GIoULoss(BoxLoss):
 
     Source: Rezatofighi et al. 2019, "Generalized Intersection over Union", algorithm 1.
 
+    Shapes: boxes (..., 4) xyxy in pixels, as in `BoxLoss.forward`.
+
     When to use: as the default overlap loss. Boxes that do not overlap also get a gradient.
     """
 
     on_boxes = True
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each box, (...); see `BoxLoss.elementwise`."""
+        """Return the loss of each box, (...). See `BoxLoss.elementwise`."""
         intersection, union = _intersection_and_union(predicted, target)
         hull = box_area(_hull(predicted, target))
         return 1 - intersection / (union + EPSILON) + (hull - union) / (hull + EPSILON)
@@ -77,11 +80,13 @@ class DIoULoss(IoULoss):
     d is the distance of the centers, and c is the diagonal of the hull (Zheng et al. 2020, "Distance-IoU Loss",
     equation 7).
 
+    Shapes: boxes (..., 4) xyxy in pixels, as in `BoxLoss.forward`.
+
     When to use: for faster convergence than with `giou`, which the paper reports.
     """
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each box, (...); see `BoxLoss.elementwise`."""
+        """Return the loss of each box, (...). See `BoxLoss.elementwise`."""
         return super().elementwise(predicted, target) + _center_penalty(predicted, target)
 
 
@@ -89,15 +94,17 @@ class DIoULoss(IoULoss):
 class CIoULoss(IoULoss):
     """Complete IoU loss: 1 - IoU + d^2 / c^2 + a v, the distance IoU loss with a term for the aspect ratio.
 
-    v = 4 / pi^2 (atan(w_t / h_t) - atan(w / h))^2, for the width w and the height h of the predicted box, and w_t and
-    h_t of the true box. a = v / (1 - IoU + v) gets no gradient, and grows with the overlap (Zheng et al. 2020,
-    "Distance-IoU Loss", equations 8 to 11).
+    v = 4 / pi^2 (atan(w_t / h_t) - atan(w / h))^2. w and h are the width and the height of the predicted box. w_t and
+    h_t are those of the true box. a = v / (1 - IoU + v) gets no gradient, and grows with the overlap. Source: Zheng et
+    al. 2020, "Distance-IoU Loss", equations 8 to 11.
+
+    Shapes: boxes (..., 4) xyxy in pixels, as in `BoxLoss.forward`.
 
     When to use: where the aspect ratio of the boxes matters.
     """
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each box, (...); see `BoxLoss.elementwise`."""
+        """Return the loss of each box, (...). See `BoxLoss.elementwise`."""
         one_minus_iou = super().elementwise(predicted, target)
         (width, height), (target_width, target_height) = _sides(predicted), _sides(target)
         angle = torch.atan2(target_width, target_height) - torch.atan2(width, height)

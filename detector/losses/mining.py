@@ -50,9 +50,10 @@ class OHEMLoss(ClassificationLoss):
     """Online hard example mining: focal loss over the hard rows of each image.
 
     Formula of an element: -alpha_t (1 - p_t)^gamma log(p_t) in the chosen rows, else 0. p_t is p for target 1 and 1 - p
-    for target 0. The last dimension of the labels holds the rows of one image. Sources: Liu et al. 2016, "SSD",
-    section 2.2, for the mode `ratio`; Shrivastava et al. 2016, "Training Region-based Object Detectors with Online Hard
-    Example Mining", without its NMS, for `top_k`.
+    for target 0. Sources: Liu et al. 2016, "SSD", section 2.2, for the mode `ratio`. Shrivastava et al. 2016, "Training
+    Region-based Object Detectors with Online Hard Example Mining", without its NMS, for the mode `top_k`.
+
+    Shapes: logits (..., R, K) and labels (..., R) for the R rows of an image, as in `ClassificationLoss.forward`.
 
     When to use: as the baseline of the methods that select examples. Easy background does not count, so outliers have a
     larger weight. Focal loss was better on COCO (Lin et al. 2017, table 1d).
@@ -87,12 +88,12 @@ class OHEMLoss(ClassificationLoss):
         self.gamma = gamma
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        """Return the foreground and the background loss; see `ClassificationLoss.split`."""
+        """Return the foreground and the background loss. See `ClassificationLoss.split`."""
         _, labels = self._mine(logits, labels)
         return focal_terms(logits, labels, alpha=self.alpha, gamma=self.gamma, scale=one_over(num_fg, logits))
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
-        """Return the loss of each element; see `ClassificationLoss.elements`."""
+        """Return the loss of each element. See `ClassificationLoss.elements`."""
         return counted(*self._mine(logits, labels))
 
     @torch.no_grad()

@@ -33,12 +33,12 @@ class QualityLoss(ClassificationLoss):
         raise NotImplementedError
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        """Return the foreground and the background loss; see `ClassificationLoss.split`."""
+        """Return the foreground and the background loss. See `ClassificationLoss.split`."""
         quality = _on_foreground(quality, logits, labels)
         return elementwise_terms(self.elementwise, logits, labels, quality, scale=one_over(num_fg, logits))
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
-        """Return the loss of each element; see `ClassificationLoss.elements`."""
+        """Return the loss of each element. See `ClassificationLoss.elements`."""
         quality = _on_foreground(quality, logits, labels)[..., None]
         return counted(self.elementwise(widen(logits), binary_targets(labels, logits.shape[-1]), quality), labels)
 
@@ -65,6 +65,8 @@ class QualityFocalLoss(QualityLoss):
     Formula of an element: |y - p|^beta BCE(p, y), with y = the quality for target 1 and y = 0 for target 0
     (Li et al. 2020, "Generalized Focal Loss", section 3, QFL). BCE(p, y) = -(y log p + (1 - y) log(1 - p)).
 
+    Shapes: logits (..., K), labels (...) and quality (...), as in `ClassificationLoss.forward`.
+
     When to use: together with a box loss on the overlap (`iou`, `giou`, `diou`, `ciou`).
 
     Args:
@@ -76,7 +78,7 @@ class QualityFocalLoss(QualityLoss):
         self.beta = beta
 
     def elementwise(self, logits: Tensor, targets: Tensor, quality: Tensor) -> Tensor:
-        """Return the loss of each element; see `QualityLoss.elementwise`."""
+        """Return the loss of each element. See `QualityLoss.elementwise`."""
         target = torch.where(targets, quality, 0)
         # the derivative of a power below 1 is infinite at a distance of 0, and infinity times the loss of 0 is NaN
         distance = (target - logits.sigmoid()).abs().clamp(min=torch.finfo(logits.dtype).tiny)
@@ -89,6 +91,8 @@ class VarifocalLoss(QualityLoss):
 
     Formula of an element: q BCE(p, q) for target 1 and a quality q > 0, else -alpha p^gamma log(1 - p) (Zhang et al.
     2021, "VarifocalNet", equation 2). BCE(p, q) = -(q log p + (1 - q) log(1 - p)).
+
+    Shapes: logits (..., K), labels (...) and quality (...), as in `ClassificationLoss.forward`.
 
     When to use: where the foreground is rare. It keeps its full gradient, and good boxes count more.
 
@@ -103,6 +107,6 @@ class VarifocalLoss(QualityLoss):
         self.gamma = gamma
 
     def elementwise(self, logits: Tensor, targets: Tensor, quality: Tensor) -> Tensor:
-        """Return the loss of each element; see `QualityLoss.elementwise`."""
+        """Return the loss of each element. See `QualityLoss.elementwise`."""
         background = self.alpha * (self.gamma * F.logsigmoid(logits)).exp() * F.softplus(logits, threshold=40)
         return torch.where(targets & (quality > 0), quality * _soft_cross_entropy(logits, quality), background)

@@ -19,15 +19,22 @@ PART = 2**17  # background elements in one operation, so that its intermediates 
 class RankSortLoss(ClassificationLoss):
     """Rank & Sort loss: the mean ranking error plus the mean sorting error of the foreground elements.
 
-    Formula (Oksuz et al. 2021, "Rank & Sort Loss for Object Detection and Instance Segmentation", equations 7 and 8),
-    with the logit s_i, the quality q_i and H(x) = x / (2 delta) + 1/2 clamped to 0..1, for the foreground element i:
+    Source: Oksuz et al. 2021, "Rank & Sort Loss for Object Detection and Instance Segmentation", equations 7 and 8.
+    Formula for the foreground element i with the logit s_i and the quality q_i:
+
+        H(x) = x / (2 delta) + 1/2, clamped to 0..1
 
         ranking_i = sum over background j of H(s_j - s_i) / sum over all j of H(s_j - s_i)
-        sorting_i = the mean of 1 - q_j over foreground j with the weights H(s_j - s_i)
-                    - the same mean over the foreground j with q_j >= q_i
+
+        sorting_i = mean_i - better_i
+
+    mean_i is the mean of 1 - q_j over all foreground j with the weights H(s_j - s_i). better_i is the same mean over
+    the foreground j with q_j >= q_i.
 
     The gradient is the identity update of the paper. It moves each error to the elements that cause it. So foreground
     and background always receive the same total.
+
+    Shapes: logits (..., K), labels (...) and quality (...), as in `ClassificationLoss.forward`.
 
     When to use: to train without prior, alpha, gamma and normalizer. The learning rate must be tuned again.
 
@@ -49,12 +56,12 @@ class RankSortLoss(ClassificationLoss):
         self.delta = delta
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        """Return the sorting error and the ranking error; see `ClassificationLoss.split`."""
+        """Return the sorting error and the ranking error. See `ClassificationLoss.split`."""
         return _RankSort.apply(*self._prepare(logits, labels, quality)) / world_size()
 
     @torch.no_grad()
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
-        """Return the error of each element; see `ClassificationLoss.elements`.
+        """Return the error of each element. See `ClassificationLoss.elements`.
 
         A foreground element has its sorting error. A background element has the ranking error that it causes.
         """

@@ -66,7 +66,7 @@ class RandomAnchors(AnchorSampler):
         self.foreground_fraction = foreground_fraction
 
     def __call__(self, labels: Tensor, logits: Tensor | None) -> Tensor:
-        """Return the labels of the drawn anchors; see `AnchorSampler`."""
+        """Return the labels of the drawn anchors. See `AnchorSampler`."""
         keys = torch.rand(labels.shape, device=labels.device)
         max_foreground = int(self.count * self.foreground_fraction)
         foreground = highest(keys, is_foreground(labels, self.num_classes), max_foreground)
@@ -92,6 +92,6 @@ class HardNegatives(AnchorSampler):
         self.ratio = ratio
 
     def __call__(self, labels: Tensor, logits: Tensor | None) -> Tensor:
-        """Return the labels of the hard anchors; see `AnchorSampler`."""
+        """Return the labels of the hard anchors. See `AnchorSampler`."""
         assert logits is not None
         return keep_hard_background(labels, logits.detach().amax(dim=-1), self.num_classes, self.ratio)

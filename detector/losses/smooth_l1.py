@@ -1,6 +1,6 @@
 """L1 and its smooth and balanced forms on box offsets.
 
-In all formulas, d = predicted - target is one of the four offsets of a box. Each loss gives (..., 4).
+In all formulas, d = predicted - target is one of the four offsets of a box.
 """
 
 import math
@@ -17,11 +17,13 @@ from detector.losses.base import BOX_LOSSES, BoxLoss
 class L1Loss(BoxLoss):
     """L1 loss: |d|.
 
+    Shapes: offsets (..., 4), as in `BoxLoss.forward`.
+
     When to use: as the baseline of the box losses, and to reproduce torchvision's RetinaNet.
     """
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each offset, (..., 4); see `BoxLoss.elementwise`."""
+        """Return the loss of each offset, (..., 4). See `BoxLoss.elementwise`."""
         return (predicted - target).abs()
 
 
@@ -30,6 +32,8 @@ class SmoothL1Loss(BoxLoss):
     """Smooth L1 loss: d^2 / (2 beta) where |d| < beta, else |d| - beta / 2.
 
     Source: Girshick 2015, "Fast R-CNN", equation 3, where beta is 1. The code of RetinaNet's authors has beta = 1/9.
+
+    Shapes: offsets (..., 4), as in `BoxLoss.forward`.
 
     When to use: as the default loss on offsets. Outliers have a bounded gradient.
 
@@ -43,7 +47,7 @@ class SmoothL1Loss(BoxLoss):
         self.beta = beta
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each offset, (..., 4); see `BoxLoss.elementwise`."""
+        """Return the loss of each offset, (..., 4). See `BoxLoss.elementwise`."""
         return F.smooth_l1_loss(predicted, target, reduction="none", beta=self.beta)
 
 
@@ -51,9 +55,15 @@ class SmoothL1Loss(BoxLoss):
 class BalancedL1Loss(BoxLoss):
     """Balanced L1 loss: a smooth L1 loss with a larger gradient for accurate boxes.
 
-    Formula: (alpha / b) (b |d| + 1) ln(b |d| + 1) - alpha |d| where |d| < 1, else gamma |d| + gamma / b - alpha, with
-    b = exp(gamma / alpha) - 1 (Pang et al. 2019, "Libra R-CNN", equation 8). The gradient is alpha ln(b |d| + 1) where
-    |d| < 1, else gamma.
+    Formula (Pang et al. 2019, "Libra R-CNN", equation 8):
+
+        (alpha / b) (b |d| + 1) ln(b |d| + 1) - alpha |d|   where |d| < 1
+
+        gamma |d| + gamma / b - alpha                       elsewhere
+
+    Here b = exp(gamma / alpha) - 1. The gradient is alpha ln(b |d| + 1) where |d| < 1, and gamma elsewhere.
+
+    Shapes: offsets (..., 4), as in `BoxLoss.forward`.
 
     When to use: where outliers dominate the gradient of the box loss.
 
@@ -68,7 +78,7 @@ class BalancedL1Loss(BoxLoss):
         self.gamma = gamma
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Return the loss of each offset, (..., 4); see `BoxLoss.elementwise`."""
+        """Return the loss of each offset, (..., 4). See `BoxLoss.elementwise`."""
         b = math.expm1(self.gamma / self.alpha)
         d = (predicted - target).abs()
         near = d.clamp(max=1)

@@ -46,8 +46,8 @@ def postprocess(
 
     Equal scores keep the order of the anchors, and for the same anchor the order of the classes. Other images of the
     batch and the padding do not change the result. A box without area inside its image is no detection, as in
-    mmdetection and detectron2. torchvision returns such boxes. A NaN score counts as above the threshold, and a NaN box
-    counts as a box with area, so that a NaN is visible in the result.
+    mmdetection and detectron2. torchvision returns these boxes. A NaN score counts as above the threshold, and a NaN
+    box counts as a box with area. So a NaN is visible in the result.
 
     Args:
         predictions: the predictions of the model.
@@ -140,7 +140,7 @@ def best_of_levels(
 def _first_of_equals(logits: Tensor, count: int, score_threshold: float) -> tuple[Tensor, Tensor]:
     """Return the `count` highest logits of each row (B, N) and their columns, (B, count) both, in column order.
 
-    Of equal logits, the first ones are chosen. Below the threshold, any of the equal logits may be chosen.
+    Of equal logits, the first logits are chosen. Below the threshold, any of the equal logits may be chosen.
     """
     best, column = logits.topk(count, dim=1, sorted=False)
     if count == 0:  # there are no classes

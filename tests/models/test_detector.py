@@ -319,7 +319,7 @@ def test_a_checkpoint_requires_its_structure(key: str, tmp_path: Path):
 def test_names_of_older_releases(reference: Reference):
     """The published file has old names, which torchvision still reads.
 
-    The convolutions of the heads have the numbers 0, 2, 4, 6, the convolutions of the pyramid are no blocks, and frozen
+    The convolutions of the heads have the numbers 0, 2, 4, 6. The convolutions of the pyramid are no blocks. Frozen
     norms count no batches.
     """
     new = reference.model.state_dict()

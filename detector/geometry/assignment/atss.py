@@ -31,9 +31,9 @@ class ATSSAssigner(Assigner):
     - Its IoU is at least the mean plus the unbiased standard deviation of the IoUs of all candidates.
     - Its center is inside the ground truth, more than 0.01 pixels from its sides.
 
-    An anchor that is foreground for several ground truths takes the one with the highest IoU, and the first of equals.
-    All other anchors are background. They are ignored if more than half of their area is inside an ignore region. A
-    ground truth that contains no anchor center gets no anchor.
+    An anchor that is foreground for several ground truths takes the ground truth with the highest IoU. Of equal IoUs,
+    the first wins. All other anchors are background. They are ignored if more than half of their area is inside an
+    ignore region. A ground truth that contains no anchor center gets no anchor.
 
     The n anchors of a cell have the same center. The authors' code therefore takes 9n candidates.
 
@@ -50,7 +50,7 @@ class ATSSAssigner(Assigner):
 
     @torch.no_grad()
     def __call__(self, priors: Priors, truth: GroundTruth, predictions: Predictions | None = None) -> Targets:
-        """Return the targets of a batch; see `Assigner`."""
+        """Return the targets of a batch. See `Assigner`."""
         anchors, boxes, labels, ignore = priors.boxes, truth.boxes, truth.labels, truth.ignore
         if not len(anchors) or not boxes.numel():
             return only_background(priors, len(boxes), self.num_classes)

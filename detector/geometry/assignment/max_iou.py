@@ -48,7 +48,7 @@ class MaxIoUAssigner(Assigner):
 
     @torch.no_grad()
     def __call__(self, priors: Priors, truth: GroundTruth, predictions: Predictions | None = None) -> Targets:
-        """Return the targets of a batch; see `Assigner`."""
+        """Return the targets of a batch. See `Assigner`."""
         anchors, boxes, labels, ignore = priors.boxes, truth.boxes, truth.labels, truth.ignore
         if not len(anchors) or not boxes.numel():
             return only_background(priors, len(boxes), self.num_classes)

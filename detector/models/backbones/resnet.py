@@ -140,7 +140,7 @@ class ResNet(Backbone):
                 module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the maps of normalized images; see `Backbone.forward`."""
+        """Return the maps of normalized images. See `Backbone.forward`."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = []
         for name in self.stages:

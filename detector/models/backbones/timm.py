@@ -28,7 +28,7 @@ class TimmBackbone(Backbone):
             `convnext_tiny.fb_in22k_ft_in1k`. The pixel statistics are those of the tag.
 
     Raises:
-        UserError: timm is not installed, or has no such model, or the model has no maps of these strides.
+        UserError: timm is not installed or does not know the model, or the model has no maps of these strides.
     """
 
     def __init__(self, min_stride: int, max_stride: int, *, name: str):
@@ -64,7 +64,7 @@ class TimmBackbone(Backbone):
         self._freeze_unused()
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the maps of normalized images; see `Backbone.forward`."""
+        """Return the maps of normalized images. See `Backbone.forward`."""
         return self.net(images)
 
     def load(self, weights: str | Path) -> None:

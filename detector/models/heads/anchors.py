@@ -32,7 +32,7 @@ class AnchorHead(Head):
         sizes: the square roots of the anchor areas in pixels, a list for each pyramid level. null means
             4 x stride x (1, 2^(1/3), 2^(2/3)).
         ratios: height / width of the anchors.
-        exact: true lays the anchors without torchvision's rounding to whole pixels.
+        exact: true lays the anchors without torchvision's rounding to integer pixels.
 
     Raises:
         UserError: `sizes` does not have a list of the same length for each pyramid level.
@@ -67,11 +67,11 @@ class AnchorHead(Head):
             nn.init.constant_(self.class_branch.bias, -math.log((1 - prior) / prior))
 
     def priors(self, image_size: tuple[int, int]) -> list[Tensor]:
-        """Return the anchors of each map; see `Head.priors`."""
+        """Return the anchors of each map. See `Head.priors`."""
         return self.grid.of_image(image_size)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the logits and the box offsets; see `Head.forward`."""
+        """Return the logits and the box offsets. See `Head.forward`."""
         return self.class_branch(maps), self.box_branch(maps)
 
     @property

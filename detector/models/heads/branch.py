@@ -18,7 +18,7 @@ class Branch(nn.Module):
 
     Args:
         width: the number of channels of the maps and of the convolutions.
-        depth: the number of convolutions before the last one.
+        depth: the number of convolutions before the last convolution.
         num_priors: the number of priors of each cell.
         num_outputs: the number of values of each prior.
         norm: `group` puts a group norm before each ReLU. `none` has no norm.
