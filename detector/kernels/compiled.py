@@ -65,10 +65,10 @@ def _harmonized(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor
 def _sums_and_gradient(
     loss: Tensor, slope: Tensor, targets: Tensor, labels: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    counts = (labels >= 0)[..., None]
-    foreground = torch.where(targets & counts, loss, 0).sum()
-    background = torch.where(~targets & counts, loss, 0).sum()
-    grad = torch.where(counts, torch.where(targets, -slope, slope), 0)
+    is_valid = (labels >= 0)[..., None]
+    foreground = torch.where(targets & is_valid, loss, 0).sum()
+    background = torch.where(~targets & is_valid, loss, 0).sum()
+    grad = torch.where(is_valid, torch.where(targets, -slope, slope), 0)
     return torch.stack((foreground, background)), grad.to(dtype)
 
 

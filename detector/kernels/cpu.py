@@ -34,8 +34,8 @@ class _Blocks:
     def __init__(self, logits: Tensor, labels: Tensor):
         self.num_classes = logits.shape[-1]
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
-        strided = logits.ndim == 3 and not logits.is_contiguous() and logits[0].is_contiguous()
-        self.runs = logits.unbind() if strided else [logits.reshape(-1, self.num_classes)]
+        is_strided = logits.ndim == 3 and not logits.is_contiguous() and logits[0].is_contiguous()
+        self.runs = logits.unbind() if is_strided else [logits.reshape(-1, self.num_classes)]
         self.labels = labels.reshape(-1)
         self.fg_rows = is_foreground(self.labels, self.num_classes).nonzero()[:, 0]
         self.fg_index = self.fg_rows * self.num_classes + self.labels[self.fg_rows]  # in the flat logits
@@ -87,7 +87,7 @@ class _Fused(torch.autograd.Function):
     ) -> Tensor:
         blocks = _Blocks(logits, labels)
         factor = float(scale)
-        per_class = torch.is_tensor(alpha)
+        is_per_class = torch.is_tensor(alpha)
         foreground_weight: Any = 1.0 if alpha is None else alpha
         background_weight: Any = 1.0 if alpha is None else 1 - alpha
         fg_labels = blocks.labels[blocks.fg_rows]
@@ -98,24 +98,24 @@ class _Fused(torch.autograd.Function):
         for span, signed, fg in blocks:
             loss, slope = terms(signed)
             for part in (loss, slope):
-                if per_class:
+                if is_per_class:
                     part.mul_(background_weight)
                 if class_weight is not None:
                     part[blocks.fg_rows[fg] - span.start] *= class_weight[fg_labels[fg], None]
             background += loss.sum().item()
             if needs_grad:
-                torch.mul(slope, factor if per_class else background_weight * factor, out=slope)
+                torch.mul(slope, factor if is_per_class else background_weight * factor, out=slope)
                 rows[span] = slope
 
         loss, slope = terms(-blocks.foreground())
-        weight: Any = foreground_weight[fg_labels] if per_class else foreground_weight
+        weight: Any = foreground_weight[fg_labels] if is_per_class else foreground_weight
         if class_weight is not None:
             weight = weight * class_weight[fg_labels]
         if needs_grad:
             grad.view(-1)[blocks.fg_index] = (slope * (weight * -factor)).to(grad.dtype)
         ctx.save_for_backward(grad, blocks.fg_index)
         ctx.dtype = logits.dtype
-        sums = ((loss * weight).sum().item(), background if per_class else background * background_weight)
+        sums = ((loss * weight).sum().item(), background if is_per_class else background * background_weight)
         return torch.tensor(sums, dtype=blocks.dtype) * factor
 
     @staticmethod

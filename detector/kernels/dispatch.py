@@ -30,8 +30,8 @@ def _backend(name: str, device: str) -> ModuleType:
     """Return the module of a backend that supports the device. The first call logs the choice."""
     if name not in BACKENDS:
         raise UserError(f"kernel backend '{name}' is unknown", f"choose one of {', '.join(BACKENDS)}")
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if (name == "cpu" and device != "cpu") or (name == "triton" and device != "cuda" and not interpreted):
+    is_interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if (name == "cpu" and device != "cpu") or (name == "triton" and device != "cuda" and not is_interpreted):
         raise UserError(f"kernel backend '{name}' does not support the device {device}", f"choose '{_default(device)}'")
     try:
         module = importlib.import_module(f"detector.kernels.{name}")

@@ -118,18 +118,18 @@ def _terms_kernel(
     image, start = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * BLOCK
     size = rows.to(tl.int64) * K
     group, inside, column, label = _groups(labels, image, start, size, label_stride, K, GROUP, BLOCK)
-    counts = label >= 0
+    is_valid = label >= 0
     lane = tl.arange(0, GROUP)[None, :]
     target = label - column == lane
-    logit = tl.load(logits + image * logit_stride * K + start + (group + lane), mask=counts, other=0).to(wide)
+    logit = tl.load(logits + image * logit_stride * K + start + (group + lane), mask=is_valid, other=0).to(wide)
     loss, log_miss = _logs(tl.where(target, -logit, logit))
     miss = tl.exp2(log_miss)
 
-    weight = tl.where(counts, 1.0, 0.0).to(wide)
+    weight = tl.where(is_valid, 1.0, 0.0).to(wide)
     if scale is not None:
         weight *= tl.load(scale).to(wide)
     if class_weight is not None:
-        weight *= tl.load(class_weight + label, mask=counts & (label < K), other=1).to(wide)
+        weight *= tl.load(class_weight + label, mask=is_valid & (label < K), other=1).to(wide)
     # negative for targets, whose logit has its sign inverted: the code below then needs no other sign and no mask
     if ALPHA is not None:
         weight = tl.where(target, -ALPHA * weight, (1 - ALPHA) * weight)
@@ -237,9 +237,9 @@ def _as_images(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Between two images there may be a gap of complete rows. Other layouts become a single image, with a copy if needed.
     """
     num_classes = logits.shape[-1]
-    strided = logits.ndim == 3 and logits.stride()[1:] == (num_classes, 1) and labels.stride(1) == 1
-    strided = strided and logits.stride(0) % num_classes == 0 and len(logits) <= MAX_IMAGES
-    if not strided or (logits.is_contiguous() and labels.is_contiguous()):
+    is_strided = logits.ndim == 3 and logits.stride()[1:] == (num_classes, 1) and labels.stride(1) == 1
+    is_strided = is_strided and logits.stride(0) % num_classes == 0 and len(logits) <= MAX_IMAGES
+    if not is_strided or (logits.is_contiguous() and labels.is_contiguous()):
         return logits.contiguous().view(1, -1, num_classes), labels.contiguous().view(1, -1)
     return logits, labels
 
@@ -284,7 +284,7 @@ def _sums(
     """Return the foreground sum and the background sum, (2,), and fill `gradient`."""
     grid = _grid(logits)
     sums = logits.new_empty((2, math.prod(grid)), dtype=torch.promote_types(logits.dtype, torch.float32))
-    is_by_class = torch.is_tensor(alpha)
+    is_per_class = torch.is_tensor(alpha)
     _launch(
         _terms_kernel,
         grid,
@@ -295,8 +295,8 @@ def _sums(
         gradient=gradient,
         sums=sums,
         scale=scale,
-        alpha=_dense(alpha) if is_by_class else None,
-        ALPHA=None if is_by_class else alpha,
+        alpha=_dense(alpha) if is_per_class else None,
+        ALPHA=None if is_per_class else alpha,
         GAMMA=gamma,
         class_weight=_dense(class_weight),
         bin_weights=_dense(bin_weights),

@@ -161,12 +161,12 @@ class AsymmetricLoss(ElementwiseLoss):
         """Return the loss of each element. See `ElementwiseLoss.elementwise`."""
         foreground = focal_elements(logits, torch.ones_like(targets), None, self.gamma_pos)
         shifted = logits.sigmoid() - self.shift
-        counts = ~(shifted <= 0)  # a NaN counts, so that the loss shows it
-        shifted = shifted.where(counts, 1)  # every power has a derivative at 1
+        is_counted = ~(shifted <= 0)  # a NaN counts, so that the loss shows it
+        shifted = shifted.where(is_counted, 1)  # every power has a derivative at 1
         # 1 - q = (1 - p) + shift, in logarithms: finite at p = 1 also where the shift is 0
         log_shift = math.log(self.shift) if self.shift > 0 else -math.inf
         log_miss = torch.logaddexp(F.logsigmoid(-logits), logits.new_full((), log_shift))
-        background = torch.where(counts, -log_miss * shifted**self.gamma_neg, 0)
+        background = torch.where(is_counted, -log_miss * shifted**self.gamma_neg, 0)
         return torch.where(targets, foreground, background)
 
 

@@ -75,8 +75,8 @@ class RankSortLoss(ClassificationLoss):
     def _prepare(self, logits: Tensor, labels: Tensor, quality: Tensor | None) -> tuple:
         targets = binary_targets(labels, logits.shape[-1])
         quality = torch.ones_like(labels, dtype=torch.float64) if quality is None else quality.double()
-        valid = (labels >= 0)[..., None]
-        return widen(logits), targets & valid, ~targets & valid, quality[..., None], self.delta
+        is_valid = (labels >= 0)[..., None]
+        return widen(logits), targets & is_valid, ~targets & is_valid, quality[..., None], self.delta
 
 
 class _Errors(NamedTuple):

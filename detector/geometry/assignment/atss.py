@@ -64,10 +64,10 @@ class ATSSAssigner(Assigner):
         std, mean = torch.std_mean(iou.double(), dim=2, correction=min(1, near.shape[2] - 1), keepdim=True)
         centers = _centers(candidates)
         to_sides = torch.cat((centers - boxes[:, :, None, :2], boxes[:, :, None, 2:] - centers), dim=-1).amin(dim=-1)
-        counts = (labels >= 0) & ~ignore
-        claims = (iou >= mean + std) & (to_sides > 0.01) & counts[..., None]
+        is_object = (labels >= 0) & ~ignore
+        is_claimed = (iou >= mean + std) & (to_sides > 0.01) & is_object[..., None]
 
-        claimed_iou = iou.masked_fill(~claims, -1)
+        claimed_iou = iou.masked_fill(~is_claimed, -1)
         best, inside = BestMatch(len(boxes), len(anchors), iou), iou.new_zeros(len(boxes), len(anchors))
         for part in parts_of(boxes, len(anchors)):
             dense = iou.new_full((*labels[:, part].shape, len(anchors)), -1)
