@@ -151,7 +151,7 @@ def harmonized_terms(logits: Tensor, labels: Tensor, weights: Tensor, *, backend
     """Return the foreground sum and the background sum of cross entropy with a weight for each gradient norm.
 
     The weight of an element is that of the bin of its gradient norm |p - target| (Li et al. 2019, "Gradient Harmonized
-    Single-stage Detector", equation 9).
+    Single-stage Detector", section "GHM-C Loss").
 
     Args:
         logits: (..., K), of any floating dtype.

@@ -63,7 +63,7 @@ class QualityFocalLoss(QualityLoss):
     """Quality focal loss: focal loss for a continuous target, without alpha.
 
     Formula of an element: |y - p|^beta BCE(p, y), with y = the quality for target 1 and y = 0 for target 0
-    (Li et al. 2020, "Generalized Focal Loss", section 3, QFL). BCE(p, y) = -(y log p + (1 - y) log(1 - p)).
+    (Li et al. 2020, "Generalized Focal Loss", equation 2). BCE(p, y) = -(y log p + (1 - y) log(1 - p)).
 
     Shapes: logits (..., K), labels (...) and quality (...), as in `ClassificationLoss.forward`.
 
