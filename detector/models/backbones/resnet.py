@@ -35,7 +35,7 @@ class AbsorbedNorm(FrozenBatchNorm2d):
         return x
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Return the factor and the summand of each channel."""
+        """Return the scale and the shift of each channel."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
