@@ -104,7 +104,7 @@ def focal(logits: Tensor, labels: Tensor, backend: str) -> Tensor:
 def make_candidates(device: torch.device, with_compile: bool) -> dict[str, dict[str, tuple[Any, int]]]:
     """Family -> name -> (loss, how often it must move each logit: reads and writes); each family's first is ours."""
     fast = "triton" if device.type == "cuda" else "cpu"
-    harmonised = CLASSIFICATION_LOSSES.build("ghm_c").to(device)
+    harmonized = CLASSIFICATION_LOSSES.build("ghm_c").to(device)
     families = {
         "focal": {
             f"focal, {fast}": (partial(focal, backend=fast), 2),
@@ -112,7 +112,7 @@ def make_candidates(device: torch.device, with_compile: bool) -> dict[str, dict[
             "focal, torchvision": (torchvision_loss, 2),
         },
         "ghm_c": {
-            f"ghm_c, {fast}": (partial(harmonised, num_fg=1), 3),
+            f"ghm_c, {fast}": (partial(harmonized, num_fg=1), 3),
             "ghm_c, published loop": (HarmonisedLoop(), 3),
         },
     }

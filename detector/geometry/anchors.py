@@ -8,20 +8,27 @@ from torch import Tensor
 
 
 def default_sizes(strides: Sequence[int], exact: bool) -> list[list[float]]:
-    """Return RetinaNet's anchor sizes for each stride: 4 strides times (1, 2^(1/3), 2^(2/3)); unless `exact`, cut to
-    whole pixels as torchvision does."""
+    """Return RetinaNet's anchor sizes in pixels for each stride: 4 x stride x (1, 2^(1/3), 2^(2/3)).
+
+    Args:
+        strides: the stride of each pyramid level, in pixels.
+        exact: false truncates the sizes to integer pixels, as torchvision does.
+    """
     kind = float if exact else int
     return [[kind(4 * stride * 2 ** (i / 3)) for i in range(3)] for stride in strides]
 
 
 @dataclass(frozen=True, slots=True)
 class AnchorGrid:
-    """strides: of each pyramid level, in pixels; sizes: sqrt(area) in pixels, a list for each level; ratios: height /
-    width.
+    """The anchors of a feature pyramid, for images of any size.
 
-    exact: half sides and strides are these numbers, as detectron2 and mmdetection lay their anchors. Otherwise they are
-    torchvision's: half sides in whole pixels, rounded after the division by two, and strides that divide the image's
-    sides by the feature map's, in whole pixels too.
+    Attributes:
+        strides: the stride of each pyramid level, in pixels.
+        sizes: the square roots of the anchor areas in pixels, a list for each level.
+        ratios: height / width.
+        exact: true uses the sizes and the strides without rounding, as detectron2 and mmdetection do. False rounds as
+            torchvision does. Half a side is rounded to integer pixels. A stride is the side of the image divided by the
+            side of the feature map, rounded down.
     """
 
     strides: Sequence[int]
@@ -31,10 +38,11 @@ class AnchorGrid:
 
     @property
     def anchors_per_cell(self) -> int:
+        """The number of anchors of each cell."""
         return len(self.sizes[0]) * len(self.ratios)
 
     def base(self) -> list[Tensor]:
-        """Return each level's (R * S, 4) anchors around the origin, ratio-major."""
+        """Return the anchors (R * S, 4) of each level around the origin: all sizes of a ratio, then the next ratio."""
         root = torch.tensor(self.ratios, dtype=torch.float32).sqrt()[:, None]
         levels = []
         for sizes in self.sizes:
@@ -45,8 +53,14 @@ class AnchorGrid:
         return levels
 
     def of_image(self, image_size: tuple[int, int]) -> list[Tensor]:
-        """Return each level's anchors (h * w * R * S, 4) in a padded image (height, width): its base anchors at every
-        cell, row by row, the cell's anchors innermost; cell (0, 0) sits at the origin."""
+        """Return the anchors (h * w * R * S, 4) of each level.
+
+        Each cell has the base anchors. The cells are in row order, and the anchors of a cell are consecutive. The cell
+        (0, 0) is at the origin.
+
+        Args:
+            image_size: height and width of the padded image, in pixels.
+        """
         levels = []
         for stride, base in zip(self.strides, self.base(), strict=True):
             y, x = (
@@ -54,15 +68,25 @@ class AnchorGrid:
                 for side in image_size
             )
             y, x = torch.meshgrid(y, x, indexing="ij")
-            centres = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
-            levels.append((centres + base).reshape(-1, 4))
+            centers = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+            levels.append((centers + base).reshape(-1, 4))
         return levels
 
     def step(self, side: int | Tensor, stride: int) -> int | Tensor:
-        """Return the pixels from a level's cell to the next along a side of so many pixels (whole numbers)."""
+        """Return the distance between two cells of a level, in pixels.
+
+        Args:
+            side: the side of the image, an integer number of pixels.
+            stride: the stride of the level, in pixels.
+        """
         return stride if self.exact else side // num_cells(side, stride)
 
 
 def num_cells(side: int | Tensor, stride: int) -> int | Tensor:
-    """Return the cells of a feature map along a side of so many pixels: side / stride, rounded up."""
+    """Return the number of cells along a side of a feature map: side / stride, rounded up.
+
+    Args:
+        side: the side of the image, an integer number of pixels.
+        stride: the stride of the feature map, in pixels.
+    """
     return -(-side // stride)

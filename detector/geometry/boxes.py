@@ -1,22 +1,28 @@
-"""Boxes as tensors (..., 4), xyxy in pixels: overlap and clipping."""
+"""The overlap and the clipping of boxes. Boxes are tensors (..., 4), xyxy in pixels."""
 
 import torch
 from torch import Tensor
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """(..., 4) -> (...)."""
+    """Return the areas (...) of boxes (..., 4), in square pixels."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def is_empty(boxes: Tensor) -> Tensor:
-    """(..., 4) -> (...) whether a box has no area: its width or its height is not above 0. NaN is not empty."""
+    """Return whether each box (..., 4) has a width or a height of at most 0, (...) bool. NaN is not empty."""
     return (boxes[..., 2:] <= boxes[..., :2]).any(dim=-1)
 
 
 def pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
-    """(..., M, 4) x (..., N, 4) -> (..., M, N) intersection areas; leading dimensions broadcast."""
-    # one coordinate at a time: no (..., M, N, 2) intermediate; side by side in memory, or nothing is vectorised
+    """Return the intersection area of each pair of boxes, (..., M, N).
+
+    Args:
+        a: (..., M, 4). The leading dimensions of `a` and `b` broadcast.
+        b: (..., N, 4).
+    """
+    # the coordinates are computed separately to avoid an intermediate (..., M, N, 2); vectorization needs each of them
+    # to be contiguous
     left, top, right, bottom = b.movedim(-1, 0).contiguous()[..., None, :]
     width = torch.minimum(a[..., :, None, 2], right).sub_(torch.maximum(a[..., :, None, 0], left))
     height = torch.minimum(a[..., :, None, 3], bottom).sub_(torch.maximum(a[..., :, None, 1], top))
@@ -24,29 +30,56 @@ def pairwise_intersection(a: Tensor, b: Tensor) -> Tensor:
 
 
 def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(..., M, 4) x (..., N, 4) -> (..., M, N) intersection over union, 0 where both boxes are empty."""
+    """Return the intersection over union of each pair of boxes, (..., M, N), with 0 where both boxes are empty.
+
+    Args:
+        a: (..., M, 4). The leading dimensions of `a` and `b` broadcast.
+        b: (..., N, 4).
+    """
     return overlap(pairwise_intersection(a, b), box_area(a)[..., :, None], box_area(b)[..., None, :])
 
 
 def paired_intersection(a: Tensor, b: Tensor) -> Tensor:
-    """(..., 4) x (..., 4) -> (...) intersection areas of the boxes in the same place."""
+    """Return the intersection areas (...) of the boxes at the same index.
+
+    Args:
+        a: (..., 4).
+        b: (..., 4).
+    """
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     return (high - low).clamp(min=0).prod(dim=-1)
 
 
 def paired_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(..., 4) x (..., 4) -> (...) intersection over union of the boxes in the same place, 0 where both are empty."""
+    """Return the intersection over union (...) of the boxes at the same index, with 0 where both boxes are empty.
+
+    Args:
+        a: (..., 4).
+        b: (..., 4).
+    """
     return overlap(paired_intersection(a, b), box_area(a), box_area(b))
 
 
 def overlap(intersection: Tensor, area: Tensor, other_area: Tensor) -> Tensor:
-    """Intersection over union from areas that broadcast, 0 where the union is empty."""
+    """Return the intersection over union from areas that broadcast, with 0 where the union is empty.
+
+    Args:
+        intersection: the intersection areas.
+        area: the areas of the first boxes.
+        other_area: the areas of the second boxes.
+    """
     union = (area + other_area).sub_(intersection)
     return intersection / union.clamp_(min=torch.finfo(union.dtype).tiny)
 
 
 def clip(boxes: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
-    """Boxes (..., 4) moved inside images whose heights and widths broadcast against (...)."""
+    """Clip boxes (..., 4) to their images.
+
+    Args:
+        boxes: (..., 4).
+        heights: the heights of the images in pixels. They broadcast with (...).
+        widths: the widths of the images in pixels. They broadcast with (...).
+    """
     x1, y1, x2, y2 = boxes.unbind(-1)
     zero = boxes.new_zeros(())
     columns = (x.clamp(zero, widths) for x in (x1, x2))

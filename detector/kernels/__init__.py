@@ -1,11 +1,11 @@
-"""Losses and their gradients at the speed of memory; one dispatch point for their implementations."""
+"""Fast implementations of losses with their gradients, and the function that selects one of them."""
 
 from detector.kernels.dispatch import (
     BACKENDS,
     elementwise_terms,
     focal_terms,
     gradient_norm_histogram,
-    harmonised_terms,
+    harmonized_terms,
     sigmoid_focal_loss,
 )
 
@@ -14,6 +14,6 @@ __all__ = [
     "elementwise_terms",
     "focal_terms",
     "gradient_norm_histogram",
-    "harmonised_terms",
+    "harmonized_terms",
     "sigmoid_focal_loss",
 ]

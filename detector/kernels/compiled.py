@@ -1,5 +1,8 @@
-"""The focal and harmonised loss with their gradients under torch.compile: one pass over the logits, on any device that
-it serves; needs a compiler, and compiles once for each dtype and set of options."""
+"""The focal and the harmonized loss with their gradients under torch.compile, in one pass over the logits.
+
+The module works on each device that torch.compile supports. It needs a compiler. It compiles once for each dtype and
+set of options.
+"""
 
 from functools import partial
 
@@ -17,11 +20,11 @@ from detector.kernels.reference import (
     widen,
 )
 
-__all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmonised_terms"]
+__all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmonized_terms"]
 
 
 def _terms(wide: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy and 1 - p_t of each logit, from one exponential."""
+    """Return the cross entropy and 1 - p_t of each logit, with a single exponential."""
     signed = torch.where(targets, -wide, wide)  # sigmoid(signed) = 1 - p_t
     small = (-signed.abs()).exp()
     return signed.clamp(min=0) + small.log1p(), torch.where(signed >= 0, 1, small) / (1 + small)
@@ -52,7 +55,7 @@ def _focal(
 
 
 @torch.compile
-def _harmonised(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def _harmonized(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     targets = binary_targets(labels, logits.shape[-1])
     loss, miss = _terms(widen(logits), targets)
     weight = weights[norm_bins(miss, len(weights))]
@@ -62,10 +65,10 @@ def _harmonised(logits: Tensor, labels: Tensor, weights: Tensor) -> tuple[Tensor
 def _sums_and_gradient(
     loss: Tensor, slope: Tensor, targets: Tensor, labels: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    counts = (labels >= 0)[..., None]
-    foreground = torch.where(targets & counts, loss, 0).sum()
-    background = torch.where(~targets & counts, loss, 0).sum()
-    grad = torch.where(counts, torch.where(targets, -slope, slope), 0)
+    is_valid = (labels >= 0)[..., None]
+    foreground = torch.where(targets & is_valid, loss, 0).sum()
+    background = torch.where(~targets & is_valid, loss, 0).sum()
+    grad = torch.where(is_valid, torch.where(targets, -slope, slope), 0)
     return torch.stack((foreground, background)), grad.to(dtype)
 
 
@@ -77,7 +80,7 @@ def _scale(grad: Tensor, labels: Tensor, upstream: Tensor, dtype: torch.dtype) -
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, compute) -> Tensor:
-        labels = labels.int()  # as wide as a logit in fp32, so that a vector holds as many
+        labels = labels.int()  # a vector register holds as many int32 labels as fp32 logits
         sums, grad = compute(logits.detach(), labels)
         ctx.save_for_backward(grad, labels)
         ctx.dtype = logits.dtype
@@ -87,7 +90,8 @@ class _Fused(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream: Tensor):
         grad, labels = ctx.saved_tensors
-        if grad.device.type != "cpu" or (upstream != 1).any() or grad.dtype != ctx.dtype:  # a GPU is not waited for
+        # on a GPU, the comparison of upstream would wait
+        if grad.device.type != "cpu" or (upstream != 1).any() or grad.dtype != ctx.dtype:
             grad = _scale(grad, labels, upstream, ctx.dtype)
         return grad, None, None
 
@@ -105,6 +109,6 @@ def focal_terms(
     return _Fused.apply(logits, labels, compute)
 
 
-def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """See `detector.kernels.harmonised_terms`."""
-    return _Fused.apply(logits, labels, partial(_harmonised, weights=weights))
+def harmonized_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """See `detector.kernels.harmonized_terms`."""
+    return _Fused.apply(logits, labels, partial(_harmonized, weights=weights))

@@ -1,8 +1,9 @@
-"""Focal and harmonised loss with their gradients on the CPU, block by block so that the intermediates stay in cache.
+"""The focal and the harmonized loss with their gradients on the CPU, in blocks whose intermediates stay in the cache.
 
-Nearly every element is background, so a block is computed as if all were: the few foreground entries and the ignored
-rows are set to -inf in the block's copy, where the background term and its gradient are exactly 0. The foreground
-entries are then gathered, computed on their own and scattered into the gradient. No one-hot target, no compiler.
+Nearly every element is background, so a block is computed as if all its elements were background. In the copy of the
+block, the few foreground elements and the ignored rows are set to -inf. There the background term and its gradient are
+exactly 0. The foreground elements are then gathered, computed separately, and scattered into the gradient. The module
+needs no one-hot target and no compiler.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from torch import Tensor
 from detector.core.structures import is_foreground
 from detector.kernels.reference import Formula, binary_targets, gradient_dtype, split_sums
 
-BLOCK_ELEMENTS = 32768  # a thread; also the least that PyTorch gives a second thread
+BLOCK_ELEMENTS = 32768  # for each thread; with fewer, PyTorch does not use a second thread
 
 Terms = Callable[[Tensor], tuple[Tensor, Tensor]]  # signed -> loss, d loss / d signed; sigmoid(signed) = 1 - p_t
 
@@ -25,17 +26,19 @@ def _block_rows(num_classes: int) -> int:
 
 
 class _Blocks:
-    """A walk over logits (..., K) in blocks of whole rows, without copying them where each image (the last two
-    dimensions) is contiguous."""
+    """An iterable of the blocks of logits (..., K). A block has complete rows.
+
+    The logits are not copied if each image (the last two dimensions) is contiguous.
+    """
 
     def __init__(self, logits: Tensor, labels: Tensor):
         self.num_classes = logits.shape[-1]
         self.dtype = torch.promote_types(logits.dtype, torch.float32)
-        strided = logits.ndim == 3 and not logits.is_contiguous() and logits[0].is_contiguous()
-        self.runs = logits.unbind() if strided else [logits.reshape(-1, self.num_classes)]
+        is_strided = logits.ndim == 3 and not logits.is_contiguous() and logits[0].is_contiguous()
+        self.runs = logits.unbind() if is_strided else [logits.reshape(-1, self.num_classes)]
         self.labels = labels.reshape(-1)
-        self.hit_rows = is_foreground(self.labels, self.num_classes).nonzero()[:, 0]
-        self.hits = self.hit_rows * self.num_classes + self.labels[self.hit_rows]  # foreground entries, flat
+        self.fg_rows = is_foreground(self.labels, self.num_classes).nonzero()[:, 0]
+        self.fg_index = self.fg_rows * self.num_classes + self.labels[self.fg_rows]  # in the flat logits
         self.ignored = (self.labels < 0).nonzero()[:, 0]
         rows = _block_rows(self.num_classes)
         self.spans = [
@@ -43,32 +46,34 @@ class _Blocks:
         ]
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, slice]]:
-        """Each block's rows, a widened copy of its logits with -inf at foreground entries and in ignored rows, and
-        which of `hits` are in it."""
+        """Yield the rows of each block, a copy of its logits, and the part of `fg_index` in the block.
+
+        The copy is in fp32, or in fp64 for fp64 logits. It has -inf at the foreground elements and in ignored rows.
+        """
         first = 0
         ends = torch.tensor([end - start for _, start, end in self.spans]).cumsum(0)
-        hit_ends = torch.searchsorted(self.hit_rows, ends).tolist()
+        fg_ends = torch.searchsorted(self.fg_rows, ends).tolist()
         ignored_ends = torch.searchsorted(self.ignored, ends).tolist()
-        hit, skip = 0, 0
-        for (run, start, end), last, hit_end, skip_end in zip(
-            self.spans, ends.tolist(), hit_ends, ignored_ends, strict=True
+        fg_start, ignored_start = 0, 0
+        for (run, start, end), last, fg_end, ignored_end in zip(
+            self.spans, ends.tolist(), fg_ends, ignored_ends, strict=True
         ):
             block = run[start:end].to(self.dtype, copy=True, memory_format=torch.contiguous_format)
-            block.view(-1)[self.hits[hit:hit_end] - first * self.num_classes] = -torch.inf
-            block[self.ignored[skip:skip_end] - first] = -torch.inf
-            yield slice(first, last), block, slice(hit, hit_end)
-            first, hit, skip = last, hit_end, skip_end
+            block.view(-1)[self.fg_index[fg_start:fg_end] - first * self.num_classes] = -torch.inf
+            block[self.ignored[ignored_start:ignored_end] - first] = -torch.inf
+            yield slice(first, last), block, slice(fg_start, fg_end)
+            first, fg_start, ignored_start = last, fg_end, ignored_end
 
     def foreground(self) -> Tensor:
-        """The logits of `hits`, widened."""
-        of_run = self.hit_rows // max(len(self.runs[0]), 1)
-        columns = self.labels[self.hit_rows]
-        parts = [run[self.hit_rows[of_run == i] % len(run), columns[of_run == i]] for i, run in enumerate(self.runs)]
+        """Return the logits of the foreground elements, in fp32, or in fp64 for fp64 logits."""
+        of_run = self.fg_rows // max(len(self.runs[0]), 1)
+        columns = self.labels[self.fg_rows]
+        parts = [run[self.fg_rows[of_run == i] % len(run), columns[of_run == i]] for i, run in enumerate(self.runs)]
         return torch.cat(parts).to(self.dtype)
 
 
 class _Fused(torch.autograd.Function):
-    """The terms' foreground and background sums; their gradient is computed along the way."""
+    """The foreground sum and the background sum of the terms. The forward pass also computes their gradient."""
 
     @staticmethod
     def forward(
@@ -82,52 +87,51 @@ class _Fused(torch.autograd.Function):
     ) -> Tensor:
         blocks = _Blocks(logits, labels)
         factor = float(scale)
-        per_class = torch.is_tensor(alpha)
+        is_per_class = torch.is_tensor(alpha)
         foreground_weight: Any = 1.0 if alpha is None else alpha
         background_weight: Any = 1.0 if alpha is None else 1 - alpha
-        hit_labels = blocks.labels[blocks.hit_rows]
-        wanted = ctx.needs_input_grad[0]
-        grad = torch.empty(logits.shape if wanted else 0, dtype=gradient_dtype(logits))
-        rows = grad.view(-1, blocks.num_classes) if wanted else grad
+        fg_labels = blocks.labels[blocks.fg_rows]
+        needs_grad = ctx.needs_input_grad[0]
+        grad = torch.empty(logits.shape if needs_grad else 0, dtype=gradient_dtype(logits))
+        rows = grad.view(-1, blocks.num_classes) if needs_grad else grad
         background = 0.0
-        for span, signed, hit in blocks:
-            both = terms(signed)
-            for part in both:
-                if per_class:
+        for span, signed, fg in blocks:
+            loss, slope = terms(signed)
+            for part in (loss, slope):
+                if is_per_class:
                     part.mul_(background_weight)
                 if class_weight is not None:
-                    part[blocks.hit_rows[hit] - span.start] *= class_weight[hit_labels[hit], None]
-            loss, slope = both
+                    part[blocks.fg_rows[fg] - span.start] *= class_weight[fg_labels[fg], None]
             background += loss.sum().item()
-            if wanted:
-                torch.mul(slope, factor if per_class else background_weight * factor, out=slope)
+            if needs_grad:
+                torch.mul(slope, factor if is_per_class else background_weight * factor, out=slope)
                 rows[span] = slope
 
         loss, slope = terms(-blocks.foreground())
-        weight: Any = foreground_weight[hit_labels] if per_class else foreground_weight
+        weight: Any = foreground_weight[fg_labels] if is_per_class else foreground_weight
         if class_weight is not None:
-            weight = weight * class_weight[hit_labels]
-        if wanted:
-            grad.view(-1)[blocks.hits] = (slope * (weight * -factor)).to(grad.dtype)
-        ctx.save_for_backward(grad, blocks.hits)
+            weight = weight * class_weight[fg_labels]
+        if needs_grad:
+            grad.view(-1)[blocks.fg_index] = (slope * (weight * -factor)).to(grad.dtype)
+        ctx.save_for_backward(grad, blocks.fg_index)
         ctx.dtype = logits.dtype
-        sums = ((loss * weight).sum().item(), background if per_class else background * background_weight)
+        sums = ((loss * weight).sum().item(), background if is_per_class else background * background_weight)
         return torch.tensor(sums, dtype=blocks.dtype) * factor
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, upstream: Tensor):
-        grad, hits = ctx.saved_tensors
+        grad, fg_index = ctx.saved_tensors
         foreground, background = upstream.tolist()
         if foreground != 1 or background != 1:
-            hit_grad = grad.view(-1)[hits]
+            fg_grad = grad.view(-1)[fg_index]
             grad = grad * background
-            grad.view(-1)[hits] = hit_grad * foreground
+            grad.view(-1)[fg_index] = fg_grad * foreground
         return grad.to(ctx.dtype), None, None, None, None, None
 
 
 def _power(x: Tensor, exponent: float) -> Tensor:
-    """x ** exponent in place; the exponents in use avoid pow()."""
+    """Compute x ** exponent in place. The usual exponents avoid the slow pow()."""
     if exponent == 1:
         return x
     if exponent == 2:
@@ -160,29 +164,29 @@ def focal_terms(
 
 
 class _Elementwise(torch.autograd.Function):
-    """Any element-wise formula: its sums and, by autograd inside each block, its gradient."""
+    """The sums of any element-wise formula. Autograd inside each block gives the gradient."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, extra: Tensor | None, formula: Formula, scale: Tensor) -> Tensor:
         num_classes = logits.shape[-1]
         wide = torch.promote_types(logits.dtype, torch.float32)
-        wanted = ctx.needs_input_grad[0]
-        grad = torch.empty(logits.shape if wanted else 0, dtype=gradient_dtype(logits))
+        needs_grad = ctx.needs_input_grad[0]
+        grad = torch.empty(logits.shape if needs_grad else 0, dtype=gradient_dtype(logits))
         rows, labels = logits.reshape(-1, num_classes), labels.reshape(-1).int()
         extra = None if extra is None else extra.reshape(-1, 1)
         sums = torch.zeros(2, dtype=torch.float64)
         block = _block_rows(num_classes)
         for start in range(0, len(rows), block):
             span = slice(start, start + block)
-            with torch.set_grad_enabled(wanted):
+            with torch.set_grad_enabled(needs_grad):
                 x = rows[span].detach().to(wide).requires_grad_()
                 targets = binary_targets(labels[span], num_classes)
                 elements = formula(x, targets, *([] if extra is None else [extra[span]]))
-                both = split_sums(elements, targets, labels[span])
-                if wanted:
-                    (slope,) = torch.autograd.grad(both.sum(), x)
+                block_sums = split_sums(elements, targets, labels[span])
+                if needs_grad:
+                    (slope,) = torch.autograd.grad(block_sums.sum(), x)
                     grad.view(-1, num_classes)[span] = slope.mul_(scale)
-            sums += both.detach()
+            sums += block_sums.detach()
         ctx.save_for_backward(grad, labels.view(logits.shape[:-1]))
         ctx.dtype = logits.dtype
         return sums.to(wide) * scale
@@ -202,7 +206,7 @@ def elementwise_terms(formula: Formula, logits: Tensor, labels: Tensor, extra: T
 
 
 def _bins(norms: Tensor, bins: int) -> Tensor:
-    """Bin 0..bins of each norm, `bins` for a norm of 1; int32, which is counted and looked up fastest."""
+    """Return the bin 0..bins of each norm in int32, which is the fastest. A norm of 1 has the bin `bins`."""
     return (norms * bins).nan_to_num_(0).int()
 
 
@@ -212,13 +216,13 @@ def gradient_norm_histogram(logits: Tensor, labels: Tensor, bins: int) -> Tensor
     counts = torch.bincount(_bins((-blocks.foreground()).sigmoid_(), bins), minlength=bins + 1)
     for _, signed, _ in blocks:
         counts += torch.bincount(_bins(signed.sigmoid_(), bins).view(-1), minlength=bins + 1)
-    counts[0] -= len(blocks.hits) + len(blocks.ignored) * blocks.num_classes  # these stood at -inf
+    counts[0] -= len(blocks.fg_index) + len(blocks.ignored) * blocks.num_classes  # they were -inf
     counts[-2] += counts[-1]
     return counts[:-1]
 
 
-def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """See `detector.kernels.harmonised_terms`."""
+def harmonized_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """See `detector.kernels.harmonized_terms`."""
     bins = len(weights)
     table = torch.cat((weights, weights[-1:]))
 

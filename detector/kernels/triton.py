@@ -1,15 +1,22 @@
-"""Focal loss and GHM-C as Triton kernels at the speed of memory: each logit read once, each gradient written once.
+"""Focal loss and GHM-C as Triton kernels. The memory bandwidth limits them.
 
-The floor in bytes a logit: 8 in fp32 and 4 in bf16 for a loss with its gradient; half of that for a loss alone and for
-the histogram; 6 in fp16, whose gradient waits in fp32 for the loss scaler (then 6 more). The backward pass adds nothing
-while its upstream gradients are 1. Of the targets, only a label a row is read.
+Each logit is read once, and each gradient is written once. The memory traffic of a logit is at least:
 
-A program takes BLOCK_BYTES of consecutive logits of an image, in groups that share a row and are loaded 16 bytes at a
-time: what hangs on the row (label, mask, division by K) is computed once a group, by the thread that holds the group.
-An element costs neither a branch nor a division, and logarithms are to base 2, which the hardware's instructions take.
-Each sum is that of the programs' own sums, so the same at every run. Nothing waits for the device.
+- 8 bytes in fp32 and 4 bytes in bf16, for a loss with its gradient;
+- half of that for a loss alone, and for the histogram;
+- 6 bytes in fp16, because the gradient is stored in fp32 until the loss scaler multiplies it. The backward pass then
+  needs 6 bytes more.
 
-Under TRITON_INTERPRET=1 the same kernels take tensors on the CPU. Without Triton the import fails.
+In other dtypes the backward pass needs nothing while its upstream gradients are 1. For the targets, the kernels read
+one label for each row.
+
+A program computes BLOCK_BYTES of consecutive logits of an image. The logits of a group share a row, and are loaded 16
+bytes at a time. The values of the row (label, mask, division by K) are computed once for each group, by the thread of
+the group. An element needs no branch and no division. Logarithms have base 2, because the hardware instructions do.
+Each program computes a partial sum, and the order of the partial sums is fixed, so the result is the same in every run.
+Nothing waits for the device.
+
+With TRITON_INTERPRET=1 the same kernels take tensors on the CPU. Without Triton the import fails.
 """
 
 import functools
@@ -24,35 +31,38 @@ from torch import Tensor
 
 from detector.kernels.reference import elementwise_terms, gradient_dtype
 
-__all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmonised_terms"]
+__all__ = ["elementwise_terms", "focal_terms", "gradient_norm_histogram", "harmonized_terms"]
 
-BLOCK_BYTES = 8192  # of logits a program: 64 a thread
+BLOCK_BYTES = 8192  # logits of a program; 64 bytes for each thread
 WARPS = 4
-MAX_PROGRAMS = 8192  # of a kernel that loops: many for each multiprocessor, few to start in vain
-MAX_IMAGES = 65535  # second dimension of a CUDA grid
-PLAIN = ["rows", "logit_stride", "label_stride"]  # arguments that need no kernel of their own for 1 or multiples of 16
+MAX_PROGRAMS = 8192  # of a kernel that loops: many for each multiprocessor, but few without work
+MAX_IMAGES = 65535  # the limit of the second dimension of a CUDA grid
+PLAIN = ["rows", "logit_stride", "label_stride"]  # no separate kernel for 1 or multiples of 16
 LOG2_E = tl.constexpr(math.log2(math.e))
 LN_2 = tl.constexpr(math.log(2))
 
 
 @triton.jit
 def _groups(labels, image, start, size, label_stride, K: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr):
-    """The groups of the block that begins at `start`, (BLOCK / GROUP, 1) each: offset from `start`, whether it lies
-    inside the image's `size` logits, column, label (-1 outside)."""
+    """Return the groups of the block that begins at `start`, in tensors (BLOCK / GROUP, 1).
+
+    The first is the offset from `start`. The second is whether the group is inside the `size` logits of the image. The
+    others are the column of the group's first logit, and the label (-1 outside).
+    """
     group = tl.arange(0, BLOCK // GROUP)[:, None] * GROUP
     inside = group < tl.minimum(size - start, BLOCK).to(tl.int32)
-    place = (start % K).to(tl.int32) + group
-    label = tl.load(labels + image * label_stride + start // K + place // K, mask=inside, other=-1).to(tl.int32)
-    return group, inside, place % K, label
+    position = (start % K).to(tl.int32) + group
+    label = tl.load(labels + image * label_stride + start // K + position // K, mask=inside, other=-1).to(tl.int32)
+    return group, inside, position % K, label
 
 
 @triton.jit
 def _log2_1p(u):
-    """log2(1 + u) for 0 <= u <= 1, to 2e-7 of itself also where u is small; exactly 1 at 1."""
+    """Return log2(1 + u) for 0 <= u <= 1, with a relative error of 2e-7 also for small u, and exactly 1 at 1."""
     if u.dtype == tl.float64:
         v = 1 + u
-        return tl.log2(v) + (u - (v - 1)) / v * LOG2_E  # the second term mends what 1 + u rounds off
-    # minimax polynomial of log2(1 + u) / u, 3e-8 off: cheaper than a logarithm and the division that mends it
+        return tl.log2(v) + (u - (v - 1)) / v * LOG2_E  # the second term corrects the rounding of 1 + u
+    # minimax polynomial of log2(1 + u) / u with an error of 3e-8: cheaper than a logarithm and the correction above
     p = 0.007409379642 * u - 0.04203978085
     p = p * u + 0.1120516375
     p = p * u - 0.1964827507
@@ -66,7 +76,10 @@ def _log2_1p(u):
 
 @triton.jit
 def _logs(signed):
-    """-log2(p_t) and log2(1 - p_t), where sigmoid(signed) = 1 - p_t: finite at any logit, each to its own last bits."""
+    """Return -log2(p_t) and log2(1 - p_t), where sigmoid(signed) = 1 - p_t.
+
+    Both are finite for every finite logit, and accurate to their last bits.
+    """
     bits = signed * LOG2_E
     tail = _log2_1p(tl.exp2(-tl.abs(bits)))
     return tl.maximum(bits, 0.0) + tail, tl.minimum(bits, 0.0) - tail
@@ -81,7 +94,7 @@ def _bin(norm, BINS: tl.constexpr):
 def _terms_kernel(
     logits,
     labels,
-    gradient,  # contiguous, or None: not wanted
+    gradient,  # contiguous, or None for no gradient
     sums,  # (2, programs)
     scale,  # () or None
     alpha,  # (K,) or None
@@ -97,24 +110,27 @@ def _terms_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (blocks of an image, images). `rows` are those of an image; the strides, in rows, lead to the next image."""
+    """Compute the partial sums and the gradient. The grid is (blocks of an image, images).
+
+    `rows` is the number of rows of an image. The strides, in rows, are the distances from one image to the next.
+    """
     wide: tl.constexpr = sums.dtype.element_ty
     image, start = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * BLOCK
     size = rows.to(tl.int64) * K
     group, inside, column, label = _groups(labels, image, start, size, label_stride, K, GROUP, BLOCK)
-    counts = label >= 0
+    is_valid = label >= 0
     lane = tl.arange(0, GROUP)[None, :]
     target = label - column == lane
-    logit = tl.load(logits + image * logit_stride * K + start + (group + lane), mask=counts, other=0).to(wide)
+    logit = tl.load(logits + image * logit_stride * K + start + (group + lane), mask=is_valid, other=0).to(wide)
     loss, log_miss = _logs(tl.where(target, -logit, logit))
     miss = tl.exp2(log_miss)
 
-    weight = tl.where(counts, 1.0, 0.0).to(wide)
+    weight = tl.where(is_valid, 1.0, 0.0).to(wide)
     if scale is not None:
         weight *= tl.load(scale).to(wide)
     if class_weight is not None:
-        weight *= tl.load(class_weight + label, mask=counts & (label < K), other=1).to(wide)
-    # negative for targets, since theirs is the logit with its sign turned: what follows needs no other sign and no mask
+        weight *= tl.load(class_weight + label, mask=is_valid & (label < K), other=1).to(wide)
+    # negative for targets, whose logit has its sign inverted: the code below then needs no other sign and no mask
     if ALPHA is not None:
         weight = tl.where(target, -ALPHA * weight, (1 - ALPHA) * weight)
     elif alpha is not None:
@@ -139,10 +155,10 @@ def _terms_kernel(
     if gradient is not None:
         tl.store(gradient + image * size + start + (group + lane), weight * slope, mask=inside)
     term = weight * loss
-    background = tl.maximum(term, 0.0, propagate_nan=tl.PropagateNan.ALL)  # one of the sums must show a NaN
-    place = sums + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    tl.store(place, tl.sum(tl.minimum(term, 0.0)) * -LN_2)
-    tl.store(place + tl.num_programs(0) * tl.num_programs(1), tl.sum(background) * LN_2)
+    background = tl.maximum(term, 0.0, propagate_nan=tl.PropagateNan.ALL)  # a NaN must reach one of the sums
+    position = sums + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+    tl.store(position, tl.sum(tl.minimum(term, 0.0)) * -LN_2)
+    tl.store(position + tl.num_programs(0) * tl.num_programs(1), tl.sum(background) * LN_2)
 
 
 @triton.jit(do_not_specialize=PLAIN)
@@ -158,19 +174,22 @@ def _scale_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out = gradient times upstream, its first for the foreground, its second for the background; both contiguous."""
+    """Compute out = gradient * upstream, with upstream[0] for the foreground and upstream[1] for the background.
+
+    `gradient` and `out` are contiguous.
+    """
     image, start = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * BLOCK
     size = rows.to(tl.int64) * K
     foreground, background = tl.load(upstream), tl.load(upstream + upstream_stride)
     end = size
-    if gradient.dtype == out.dtype:  # then they are one
+    if gradient.dtype == out.dtype:  # then they are the same tensor
         end = tl.where((foreground == 1) & (background == 1), 0, size)
     while start < end:
         group, inside, column, label = _groups(labels, image, start, size, label_stride, K, GROUP, BLOCK)
         lane = tl.arange(0, GROUP)[None, :]
-        place = image * size + start + (group + lane)
-        slope = tl.load(gradient + place, mask=inside).to(foreground.dtype)
-        tl.store(out + place, slope * tl.where(label - column == lane, foreground, background), mask=inside)
+        position = image * size + start + (group + lane)
+        slope = tl.load(gradient + position, mask=inside).to(foreground.dtype)
+        tl.store(out + position, slope * tl.where(label - column == lane, foreground, background), mask=inside)
         start += tl.num_programs(0).to(tl.int64) * BLOCK
 
 
@@ -188,7 +207,10 @@ def _histogram_kernel(
     GROUP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Grid (programs that share the blocks of an image, images). Rows that do not count go to slot BINS."""
+    """Count the gradient norms. The grid is (programs that share the blocks of an image, images).
+
+    Rows that do not count go to the slot BINS.
+    """
     wide: tl.constexpr = tl.float64 if logits.dtype.element_ty == tl.float64 else tl.float32
     image, start = tl.program_id(1).to(tl.int64), tl.program_id(0).to(tl.int64) * BLOCK
     size = rows.to(tl.int64) * K
@@ -210,24 +232,27 @@ def _dense(values: Tensor | None) -> Tensor | None:
 
 
 def _as_images(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, A, K) and (B, A), contiguous but for whole rows between image and image; one image where there are none."""
+    """Return logits (B, A, K) and labels (B, A) whose images are contiguous.
+
+    Between two images there may be a gap of complete rows. Other layouts become a single image, with a copy if needed.
+    """
     num_classes = logits.shape[-1]
-    strided = logits.ndim == 3 and logits.stride()[1:] == (num_classes, 1) and labels.stride(1) == 1
-    strided = strided and logits.stride(0) % num_classes == 0 and len(logits) <= MAX_IMAGES
-    if not strided or (logits.is_contiguous() and labels.is_contiguous()):
+    is_strided = logits.ndim == 3 and logits.stride()[1:] == (num_classes, 1) and labels.stride(1) == 1
+    is_strided = is_strided and logits.stride(0) % num_classes == 0 and len(logits) <= MAX_IMAGES
+    if not is_strided or (logits.is_contiguous() and labels.is_contiguous()):
         return logits.contiguous().view(1, -1, num_classes), labels.contiguous().view(1, -1)
     return logits, labels
 
 
-def _grid(logits: Tensor, most: int | None = None) -> tuple[int, int]:
-    """(programs to an image, images): a program to a block, but not more than `most`."""
+def _grid(logits: Tensor, max_programs: int | None = None) -> tuple[int, int]:
+    """Return (programs of an image, images): one program for each block, and at most `max_programs`."""
     images, rows, num_classes = logits.shape
     blocks = -(-rows * num_classes // (BLOCK_BYTES // logits.element_size()))
-    return min(blocks, most or blocks), images
+    return min(blocks, max_programs or blocks), images
 
 
 def _launch(kernel: Any, grid: tuple[int, int], shaped: Tensor, labels: Tensor, **arguments: Any) -> None:
-    """Starts `kernel` on images of the shape and the element size of `shaped`."""
+    """Start `kernel` on images with the shape and the element size of `shaped`."""
     _, rows, num_classes = shaped.shape
     if math.prod(grid) == 0:
         return
@@ -256,10 +281,10 @@ def _sums(
     class_weight: Tensor | None = None,
     bin_weights: Tensor | None = None,
 ) -> Tensor:
-    """The foreground and background sums, (2,); fills `gradient`."""
+    """Return the foreground sum and the background sum, (2,), and fill `gradient`."""
     grid = _grid(logits)
     sums = logits.new_empty((2, math.prod(grid)), dtype=torch.promote_types(logits.dtype, torch.float32))
-    by_column = torch.is_tensor(alpha)
+    is_per_class = torch.is_tensor(alpha)
     _launch(
         _terms_kernel,
         grid,
@@ -270,8 +295,8 @@ def _sums(
         gradient=gradient,
         sums=sums,
         scale=scale,
-        alpha=_dense(alpha) if by_column else None,
-        ALPHA=None if by_column else alpha,
+        alpha=_dense(alpha) if is_per_class else None,
+        ALPHA=None if is_per_class else alpha,
         GAMMA=gamma,
         class_weight=_dense(class_weight),
         bin_weights=_dense(bin_weights),
@@ -281,7 +306,7 @@ def _sums(
 
 
 class _Terms(torch.autograd.Function):
-    """`sums(logits, labels, gradient)` with the gradient that it fills in during the forward pass."""
+    """`sums(logits, labels, gradient)`, with the gradient that the forward pass fills."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, sums: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> Tensor:
@@ -299,7 +324,7 @@ class _Terms(torch.autograd.Function):
     def backward(ctx, upstream: Tensor):
         logits, labels = ctx.saved_tensors
         gradient, ctx.gradient = ctx.gradient, None
-        if gradient is None:  # the graph is walked again, and the first walk gave the gradient away
+        if gradient is None:  # a second backward pass; the first one returned the stored gradient
             gradient = _Terms.empty_gradient(logits)
             ctx.sums(logits, labels, gradient)
         out = gradient if gradient.dtype == logits.dtype else torch.empty_like(gradient, dtype=logits.dtype)
@@ -329,8 +354,8 @@ def focal_terms(
     return _Terms.apply(*_as_images(logits, labels), sums)
 
 
-def harmonised_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """See `detector.kernels.harmonised_terms`."""
+def harmonized_terms(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """See `detector.kernels.harmonized_terms`."""
     return _Terms.apply(*_as_images(logits, labels), functools.partial(_sums, bin_weights=weights))
 
 
@@ -339,7 +364,7 @@ def gradient_norm_histogram(logits: Tensor, labels: Tensor, bins: int) -> Tensor
     """See `detector.kernels.gradient_norm_histogram`."""
     logits, labels = _as_images(logits, labels)
     grid = _grid(logits, MAX_PROGRAMS)
-    slots = max(32, triton.next_power_of_2(bins + 1))  # at least a warp's width, and one to spare
+    slots = max(32, triton.next_power_of_2(bins + 1))  # at least the width of a warp, and one more than the bins
     counts = labels.new_empty((math.prod(grid), slots), dtype=torch.int32)
     _launch(
         _histogram_kernel,

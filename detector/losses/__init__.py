@@ -1,4 +1,4 @@
-"""The loss library: importing it registers every loss."""
+"""The loss library. Importing this package registers every loss and every anchor sampler."""
 
 from detector.losses import cross_entropy, focal, ghm, iou, mining, quality, ranking, samplers, smooth_l1  # noqa: F401
 from detector.losses.base import BOX_LOSSES, CLASSIFICATION_LOSSES

@@ -1,4 +1,4 @@
-"""The contracts of classification and box losses."""
+"""The base classes of classification losses and box losses."""
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,12 @@ from detector.kernels.reference import binary_targets, counted, widen
 
 
 def one_over(count: Tensor | float, like: Tensor) -> Tensor:
-    """1 / max(count, 1) as a 0-dim tensor on the device of `like` and in the format it is computed in, without a host
-    sync."""
+    """Return 1 / max(count, 1) as a 0-dim tensor, without a wait for the GPU.
+
+    Args:
+        count: a number, or a 0-dim tensor.
+        like: the tensor that gives the device. The result has its dtype, or fp32 where that is half precision.
+    """
     dtype = torch.promote_types(like.dtype, torch.float32)
     if not torch.is_tensor(count):  # torch.as_tensor would copy it to the device, and wait
         count = torch.full((), count, device=like.device, dtype=dtype)
@@ -18,8 +22,17 @@ def one_over(count: Tensor | float, like: Tensor) -> Tensor:
 
 
 def running_mean(mean: Tensor, steps: Tensor, value: Tensor, momentum: float, *, update: bool) -> Tensor:
-    """The bias-corrected running mean S / (1 - m^t): S <- m S + (1 - m) value, from 0, over t steps. `mean` (S) and
-    `steps` (t) are buffers, which move where `update`."""
+    """Return the bias-corrected running mean S / (1 - momentum^t).
+
+    S starts at 0. Each step sets S <- momentum S + (1 - momentum) value.
+
+    Args:
+        mean: the buffer S, of any shape.
+        steps: the buffer t, a 0-dim integer tensor: the number of steps.
+        value: the value of this step, in the shape of `mean`.
+        momentum: the momentum, at least 0 and below 1.
+        update: whether this call is a step. If not, the buffers do not change.
+    """
     if update:
         steps += 1
         mean.lerp_(value, 1 - momentum)
@@ -27,22 +40,16 @@ def running_mean(mean: Tensor, steps: Tensor, value: Tensor, momentum: float, *,
 
 
 class ClassificationLoss(nn.Module):
-    """A loss over independent sigmoid classifiers.
+    """A loss over K independent sigmoid classifiers.
 
-    `loss(logits, labels, num_fg)`: logits (..., K) of any floating dtype; labels (...) int64 (0..K-1 a class, K
-    background, -1 ignored); num_fg, a number or 0-dim tensor, is clamped to at least 1. Returns an fp32 scalar (fp64
-    for fp64 logits): the sum over the elements of the rows that are not ignored / num_fg.
+    A subclass implements `split` and `elements`, or derives from `ElementwiseLoss`. An element is one logit. It has the
+    binary target 1 if its class is the row's label, else 0.
 
-    Two keywords serve the losses that care: `level_sizes` splits the anchors (the last dimension of labels) into
-    pyramid levels; `quality` (...), for losses that `use_quality`, is each foreground row's IoU of predicted and true
-    box, 0..1, whatever elsewhere; None means 1.
-
-    A subclass implements `split` and `elements`, or derives from `ElementwiseLoss`. It says of itself whether it is
-
-    self_normalised  it divides by what it counts itself and leaves num_fg alone;
-    use_quality      its foreground target is the quality;
-    mines            it chooses for itself which rows count;
-    row_additive     a row's part depends on no other row.
+    Attributes:
+        self_normalised: the loss divides by a number that it counts itself, and ignores `num_fg`.
+        use_quality: the target of a foreground element is the quality of its row.
+        mines: the loss itself selects the rows that count.
+        row_additive: the value of a row depends on no other row.
     """
 
     self_normalised = False
@@ -51,12 +58,20 @@ class ClassificationLoss(nn.Module):
     row_additive = True
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
-        """(2,): the loss of the foreground elements (binary target 1) and of the background elements (target 0)."""
+        """Return (2,): the loss of the foreground elements (target 1) and of the background elements (target 0).
+
+        The arguments are those of `forward`.
+        """
         raise NotImplementedError
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
-        """(..., K) fp32 or fp64, for the instruments: each element's part of `split` for num_fg = 1, in eval mode; 0 in
-        ignored rows. It changes no buffer."""
+        """Return the part of each element in `split` for num_fg = 1 in eval mode, for the measurements.
+
+        The other arguments are those of `forward`. The method changes no buffer.
+
+        Returns:
+            (..., K) fp32, or fp64 for fp64 logits. Ignored rows have 0.
+        """
         raise NotImplementedError
 
     def forward(
@@ -68,6 +83,19 @@ class ClassificationLoss(nn.Module):
         level_sizes: tuple[int, ...] | None = None,
         quality: Tensor | None = None,
     ) -> Tensor:
+        """Return the loss: the sum over the elements of the rows that are not ignored, divided by `num_fg`.
+
+        Args:
+            logits: (..., K), of any floating dtype.
+            labels: (...) int64: 0..K-1 is a class, K is background, -1 is ignored.
+            num_fg: the number of foreground rows, a number or a 0-dim tensor. It is clamped to at least 1.
+            level_sizes: the number of anchors of each pyramid level, in the last dimension of `labels`.
+            quality: (...), the IoU 0..1 of the predicted box and the true box of each foreground row. Other rows may
+                hold any value. None means 1. Only losses with `use_quality` read it.
+
+        Returns:
+            A 0-dim tensor, fp32, or fp64 for fp64 logits.
+        """
         return self.split(logits, labels, num_fg, level_sizes=level_sizes, quality=quality).sum()
 
 
@@ -75,38 +103,60 @@ CLASSIFICATION_LOSSES: Registry[ClassificationLoss] = Registry("classification l
 
 
 class ElementwiseLoss(ClassificationLoss):
-    """A loss that is a function of each logit and its binary target alone, without parameters to learn: implement
-    `elementwise`."""
+    """A loss whose element depends only on its logit and its binary target, without learned parameters.
+
+    A subclass implements `elementwise`.
+    """
 
     def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """logits (..., K) fp32 or fp64, targets (..., K) bool -> losses (..., K)."""
+        """Return the loss of each element, (..., K).
+
+        Args:
+            logits: (..., K) fp32 or fp64.
+            targets: (..., K) bool, the binary targets.
+        """
         raise NotImplementedError
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+        """Return the foreground and the background loss. See `ClassificationLoss.split`."""
         return elementwise_terms(self.elementwise, logits, labels, scale=one_over(num_fg, logits))
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        """Return the loss of each element. See `ClassificationLoss.elements`."""
         return counted(self.elementwise(widen(logits), binary_targets(labels, logits.shape[-1])), labels)
 
 
 class BoxLoss(nn.Module):
-    """A loss over the foreground anchors' boxes.
-
-    `loss(predicted, target, foreground, num_fg)`: predicted and target (..., 4) offsets from the anchors (decoded xyxy
-    boxes in pixels where `on_boxes`); foreground (...) bool; rows that are not foreground may hold anything. Returns a
-    scalar: the sum over foreground rows / num_fg, num_fg clamped to at least 1; `self_normalised` as above.
+    """A loss over the boxes of the foreground anchors.
 
     A subclass implements `elementwise`.
+
+    Attributes:
+        self_normalised: the loss divides by a number that it counts itself, and ignores `num_fg`.
+        on_boxes: the loss compares decoded boxes, xyxy in pixels. Other losses compare offsets from the anchors.
     """
 
     self_normalised = False
     on_boxes = False
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """(..., 4) x (..., 4), finite, fp32 or fp64 -> (..., 4) or (...)."""
+        """Return the loss of each number, (..., 4), or of each box, (...).
+
+        Args:
+            predicted: (..., 4), finite, fp32 or fp64.
+            target: (..., 4), finite, fp32 or fp64.
+        """
         raise NotImplementedError
 
     def forward(self, predicted: Tensor, target: Tensor, foreground: Tensor, num_fg: Tensor | float) -> Tensor:
+        """Return the loss, a 0-dim tensor: the sum over the foreground rows, divided by `num_fg`.
+
+        Args:
+            predicted: (..., 4), of any floating dtype: offsets, or boxes where `on_boxes`.
+            target: (..., 4), the same for the true boxes.
+            foreground: (...) bool. Rows that are not foreground may hold any value.
+            num_fg: the number of foreground rows, a number or a 0-dim tensor. It is clamped to at least 1.
+        """
         predicted, target = masked_boxes(predicted, target, foreground)
         losses = self.elementwise(predicted, target)
         foreground = foreground[..., None] if losses.ndim > foreground.ndim else foreground
@@ -117,6 +167,14 @@ BOX_LOSSES: Registry[BoxLoss] = Registry("box loss")
 
 
 def masked_boxes(predicted: Tensor, target: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
-    """Both widened, with 1 where a row does not count: static shapes, and no inf or NaN reaches the loss."""
-    away = ~foreground[..., None]
-    return widen(predicted).masked_fill(away, 1), widen(target).masked_fill(away, 1)
+    """Return both boxes in fp32 or fp64, with 1 in the rows that are not foreground.
+
+    The shapes do not depend on the data, and no inf or NaN of a masked row reaches the loss.
+
+    Args:
+        predicted: (..., 4).
+        target: (..., 4).
+        foreground: (...) bool.
+    """
+    is_background = ~foreground[..., None]
+    return widen(predicted).masked_fill(is_background, 1), widen(target).masked_fill(is_background, 1)

@@ -1,4 +1,7 @@
-"""Predictions and targets become loss terms: the only place where losses meet priors and normalizers."""
+"""The criterion: it computes the loss terms from predictions and targets.
+
+Only this module connects losses with priors and normalizers.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,18 +24,28 @@ EMA_MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class BoxTerm:
-    """A box loss that a config chooses, and the weight of its term."""
+    """A box loss that a config chooses, with the weight of its term."""
 
     loss: Part[BoxLoss]
     weight: float = 1.0
 
 
 class BoxTerms(ChosenFrom):
-    """An annotation for a field that takes a box loss or a list of box losses, each with a `weight` where it has one:
-    `giou`, or `[{type: giou, weight: 2.0}, {type: smooth_l1}]`."""
+    """An annotation for a field that takes a box loss, or a list of box losses.
+
+    A loss in the list may have a `weight`, e.g. `giou`, or `[{type: giou, weight: 2.0}, {type: smooth_l1}]`.
+    """
 
     def resolve(self, spec: Any, context: Any) -> tuple[BoxTerm, ...]:
-        """Return the terms. Raises InvalidValues where a spec is wrong."""
+        """Return the terms of a spec.
+
+        Args:
+            spec: the value of the field in the config.
+            context: the validation context.
+
+        Raises:
+            InvalidValues: the spec of a loss is wrong, or the list is empty.
+        """
         if not isinstance(spec, list):
             return (self._term(spec, context),)
         terms, problems = [], {}
@@ -63,8 +76,11 @@ class BoxTerms(ChosenFrom):
 class LossSettings(Settings):
     """The `loss` section of a config.
 
-    classification: the loss of the class scores. box: the box loss, or a list of box losses with weights. box_weight:
-    a factor of all box terms. normaliser: what the losses are divided by (see `Criterion`).
+    Attributes:
+        classification: the loss of the class scores.
+        box: the box loss, or a list of box losses with weights.
+        box_weight: a factor of all box terms.
+        normaliser: the rule for the number that divides the losses (see `Criterion`).
     """
 
     classification: Annotated[Part[ClassificationLoss], ChosenFrom(CLASSIFICATION_LOSSES, "focal")] = Field(
@@ -77,8 +93,12 @@ class LossSettings(Settings):
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """The losses of a batch: `weighted`, 0-dim tensors by name, whose sum is the loss; `parts`, detached 0-dim tensors
-    by name, which make up a term: `cls_fg` and `cls_bg` of `cls`."""
+    """The loss terms of a batch.
+
+    Attributes:
+        weighted: 0-dim tensors by name. Their sum is the loss.
+        parts: detached 0-dim tensors by name: `cls_fg` and `cls_bg`, whose sum is the term `cls`.
+    """
 
     weighted: dict[str, Tensor]
     parts: dict[str, Tensor]
@@ -88,7 +108,7 @@ class LossTerms:
         return torch.stack(list(self.weighted.values())).sum()
 
     def detach(self) -> "LossTerms":
-        """Return the same numbers without a graph."""
+        """Return the same terms, detached from the graph."""
         return LossTerms({name: term.detach() for name, term in self.weighted.items()}, self.parts)
 
     def __truediv__(self, divisor: Tensor) -> "LossTerms":
@@ -97,14 +117,21 @@ class LossTerms:
 
 
 class Criterion(nn.Module):
-    """The loss terms of a batch: `cls`, and `box` (or `box_<type>` for each of several box losses).
+    """A module that computes the loss terms of a batch.
 
-    The normalizer N is the number of foreground priors, or the sum of their target qualities where the assigner gives
-    them: `global`, of the whole optimizer step, all ranks and accumulated batches; `local`, of this rank's step, and
-    the losses of the ranks are averaged; `image`, of each image, and the losses of the images are averaged
-    (torchvision's rule); `ema`, the bias-corrected running mean of the global number over the training steps, in
-    buffers (detectron2's rule, which keeps it on each rank and loses it on resume). N is clamped to at least 1 after
-    the sum. Losses that are `self_normalised` are means. The sampler says which priors count.
+    The terms are `cls`, and `box` (or `box_<type>` for each of several box losses).
+
+    The normalizer N divides the losses. It is the number of foreground priors. Where the assigner gives target
+    qualities, N is the sum of the qualities of the foreground priors. N is clamped to at least 1 after the sum. The
+    setting `normaliser` has these rules:
+
+    - `global`: N of the optimizer step, over all ranks and accumulated batches.
+    - `local`: N of the step on this rank. The losses of the ranks are averaged.
+    - `image`: N of each image. The losses of the images are averaged, as in torchvision.
+    - `ema`: the bias-corrected running mean of the global N over the training steps, in buffers. detectron2 has this
+      rule too, but keeps a separate mean on each rank, and loses it on resume.
+
+    Losses that are `self_normalised` ignore N. They are averaged over the batches of the step.
     """
 
     mean_num_fg: Tensor
@@ -118,12 +145,14 @@ class Criterion(nn.Module):
         sampler: AnchorSampler,
         num_classes: int,
     ):
-        """Args:
-        settings: the weights and the normalizer.
-        classification: the loss of `settings.classification`.
-        boxes: the losses of `settings.box`, in this order.
-        sampler: the rule that says which priors count.
-        num_classes: K.
+        """Build the criterion.
+
+        Args:
+            settings: the weights and the normalizer.
+            classification: the loss of `settings.classification`.
+            boxes: the losses of `settings.box`, in this order.
+            sampler: the rule that chooses the priors that count.
+            num_classes: K.
         """
         super().__init__()
         self.classification = classification
@@ -144,7 +173,7 @@ class Criterion(nn.Module):
 
     @property
     def can_divide_afterwards(self) -> bool:
-        """Whether the gradients of a whole step may be divided by that number: all terms and all ranks share it."""
+        """Whether one division of the step's gradients is enough: all terms and all ranks have the same divisor."""
         shared = self.normaliser in ("global", "ema") or world_size() == 1
         return not self.divides_by_step or (shared and not any(self._is_self_normalised()))
 
@@ -153,24 +182,32 @@ class Criterion(nn.Module):
 
     @property
     def term_names(self) -> list[str]:
+        """The names of the loss terms."""
         return ["cls", *self.box_names]
 
     def sample(self, targets: Targets) -> Targets:
-        """Return the targets whose priors count, as far as that is known without the logits."""
+        """Return the targets after the sampler. A sampler that needs logits is applied later, in `forward`."""
         return targets if self.sampler.needs_logits else replace(targets, labels=self.sampler(targets.labels, None))
 
     def count_foreground(self, targets: Sequence[Targets]) -> Tensor:
-        """Return the foreground priors, or the sum of their qualities, of this rank's batches of an optimizer step: a
-        0-dim fp32 tensor."""
+        """Return the number of foreground priors, or the sum of their qualities, as a 0-dim fp32 tensor.
+
+        Args:
+            targets: the targets of all batches of an optimizer step on this rank.
+        """
         return torch.stack([self._count(each).sum() for each in targets]).sum().float()
 
     def _count(self, targets: Targets) -> Tensor:
-        """Return (B,) what each image adds to the normalizer."""
+        """Return the part of each image in the normalizer, (B,)."""
         foreground = is_foreground(targets.labels, self.num_classes)
         return (foreground if targets.quality is None else targets.quality * foreground).sum(dim=1)
 
     def normalise(self, num_fg: Tensor) -> Tensor:
-        """Return what an optimizer step of this foreground count divides its losses by. Call it once a step."""
+        """Return the number that divides the losses of an optimizer step. Call this once in each step.
+
+        Args:
+            num_fg: the result of `count_foreground`.
+        """
         if self.normaliser == "local":
             return num_fg.clamp(min=1) * world_size()
         if self.normaliser == "image":
@@ -182,8 +219,10 @@ class Criterion(nn.Module):
 
     @torch.no_grad()
     def quality(self, predictions: Predictions, targets: Targets) -> Tensor | None:
-        """Return (B, A) the target scores for the losses that use them: the assigner's, else the IoU of the predicted
-        and the matched box."""
+        """Return the target scores (B, A) for a loss that uses them, else None.
+
+        They are the qualities of the assigner, or else the IoU of the predicted and the matched box.
+        """
         if not self.classification.use_quality:
             return None
         if targets.quality is not None:
@@ -193,13 +232,15 @@ class Criterion(nn.Module):
     def forward(
         self, predictions: Predictions, targets: Targets, normaliser: Tensor | float, num_batches: int = 1
     ) -> LossTerms:
-        """Return the loss terms of a batch. Their sum over the ranks and the batches of an optimizer step is its loss.
+        """Return the loss terms of a batch.
+
+        The sum of the terms over the ranks and the batches of an optimizer step is the loss of the step.
 
         Args:
-            predictions: what the model predicts.
-            targets: what the assigner and `sample` give.
-            normaliser: what `normalise` gives.
-            num_batches: the batches of the optimizer step on this rank.
+            predictions: the predictions of the model.
+            targets: the targets of the assigner, after `sample`.
+            normaliser: the result of `normalise`.
+            num_batches: the number of batches of the optimizer step on this rank.
         """
         if self.sampler.needs_logits:
             targets = replace(targets, labels=self.sampler(targets.labels, predictions.logits))
@@ -217,7 +258,7 @@ class Criterion(nn.Module):
     def _classification(
         self, predictions: Predictions, targets: Targets, normaliser: Tensor | float, num_batches: int
     ) -> Tensor:
-        """Return (2,) the loss of the foreground and of the background elements."""
+        """Return the loss of the foreground and of the background elements, (2,)."""
         loss, labels, sizes = self.classification, targets.labels, predictions.priors.level_sizes
         quality = self.quality(predictions, targets)
         if self._by_image(loss, targets):
@@ -225,8 +266,8 @@ class Criterion(nn.Module):
             images = zip(predictions.logits, labels, self._count(targets), qualities, strict=True)
             losses = [loss.split(x, y, count, level_sizes=sizes, quality=q) for x, y, count, q in images]
             return torch.stack(losses).sum(dim=0) / (len(labels) * num_batches * world_size())
-        both = loss.split(predictions.logits, labels, normaliser, level_sizes=sizes, quality=quality)
-        return both / num_batches if loss.self_normalised else both
+        value = loss.split(predictions.logits, labels, normaliser, level_sizes=sizes, quality=quality)
+        return value / num_batches if loss.self_normalised else value
 
     def _box(
         self,
@@ -250,7 +291,7 @@ class Criterion(nn.Module):
 
 
 def box_names(settings: LossSettings) -> list[str]:
-    """Return the names of the box terms: `box` for a single loss, else `box_<type>`, numbered where a type repeats."""
+    """Return the names of the box terms: `box` for a single loss, else `box_<type>`, numbered if a type repeats."""
     types = [term.loss.type for term in settings.box]
     if len(types) == 1:
         return ["box"]

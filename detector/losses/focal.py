@@ -1,4 +1,4 @@
-"""Focal loss and the losses that vary its formula."""
+"""Focal loss and the losses that change its formula."""
 
 import math
 from collections.abc import Callable
@@ -18,16 +18,29 @@ from detector.losses.class_weights import Alpha, ClassCounts, ClassWeights, make
 
 @CLASSIFICATION_LOSSES.register("focal")
 class FocalLoss(ClassificationLoss):
-    """-alpha_t (1 - p_t)^gamma log(p_t) (Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5).
+    """Focal loss: cross entropy with a small weight for each easy element.
 
-    An element right with p_t = 0.9 counts 100 times less at gamma = 2 than in cross entropy, so easy background stops
-    drowning the foreground. alpha weighs target 1, 1 - alpha target 0; null weighs both 1; a list has one alpha for
-    each class. The published optimum is gamma = 2 with alpha = 0.25; gamma = 0 is cross entropy. The first loss to try.
+    Formula of an element: -alpha_t (1 - p_t)^gamma log(p_t), where p_t is p for target 1 and 1 - p for target 0
+    (Lin et al. 2017, "Focal Loss for Dense Object Detection", equation 5). With gamma = 2, an element with p_t = 0.9
+    counts 100 times less than in cross entropy. So the many easy background elements do not dominate the loss.
 
-    rescale: multiply by (sum of its cross entropy, that is with gamma = 0) / (its own sum), a constant of the batch
-    over all ranks, so that changing gamma changes the shape of the loss and not its size against the box loss.
-    class_weights: multiply the row of an object of class y by w_y, given or by a rule from `class_counts`, which a
-    config takes from the training set; see `make_class_weights`."""
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
+
+    When to use: as the first loss against foreground/background imbalance. The published optimum is gamma = 2 with
+    alpha = 0.25.
+
+    Args:
+        alpha: the weight of target 1. Target 0 gets 1 - alpha. A list has one alpha for each class. With null, both
+            weights are 1.
+        gamma: the exponent. 0 gives cross entropy.
+        rescale: multiply the loss by (its sum with gamma = 0) / (its sum). The sums are over the batch and all ranks,
+            and the factor gets no gradient. Then gamma changes only the shape of the loss, not its size against the
+            box loss.
+        class_weights: the weight of the rows of each class, or a rule that computes it (see `make_class_weights`).
+            Background rows have the weight 1.
+        class_counts: the number of objects of each class, for the rule. A config takes it from the training set.
+        beta: the beta of the rule `effective_number`.
+    """
 
     alpha_k: Tensor | None
     class_weight: Tensor | None
@@ -53,6 +66,7 @@ class FocalLoss(ClassificationLoss):
         self.register_buffer("class_weight", make_class_weights(class_weights, class_counts, beta), False)
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+        """Return the foreground and the background loss. See `ClassificationLoss.split`."""
         terms_of = partial(
             focal_terms, alpha=self._alpha, class_weight=self.class_weight, scale=one_over(num_fg, logits)
         )
@@ -60,10 +74,11 @@ class FocalLoss(ClassificationLoss):
         if not self.rescale:
             return terms
         cross_entropy = terms_of(logits.detach(), labels, gamma=0)
-        full, own = sum_over_ranks(torch.stack((cross_entropy.sum(), terms.detach().sum())))
-        return terms * torch.where(own > 0, full / own, 1)
+        cross_entropy_sum, focal_sum = sum_over_ranks(torch.stack((cross_entropy.sum(), terms.detach().sum())))
+        return terms * torch.where(focal_sum > 0, cross_entropy_sum / focal_sum, 1)
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        """Return the loss of each element. See `ClassificationLoss.elements`."""
         targets = binary_targets(labels, logits.shape[-1])
 
         def weighted(gamma: float) -> Tensor:
@@ -72,11 +87,11 @@ class FocalLoss(ClassificationLoss):
                 elements = elements * row_weights(labels, self.class_weight)[..., None]
             return counted(elements, labels).to(widen(logits).dtype)
 
-        own = weighted(self.gamma)
+        focal = weighted(self.gamma)
         if not self.rescale:
-            return own
-        full, total = sum_over_ranks(torch.stack((weighted(0).sum(), own.sum())))
-        return own * torch.where(total > 0, full / total, 1)
+            return focal
+        cross_entropy_sum, focal_sum = sum_over_ranks(torch.stack((weighted(0).sum(), focal.sum())))
+        return focal * torch.where(focal_sum > 0, cross_entropy_sum / focal_sum, 1)
 
     @property
     def _alpha(self) -> float | Tensor | None:
@@ -85,11 +100,21 @@ class FocalLoss(ClassificationLoss):
 
 @CLASSIFICATION_LOSSES.register("poly_focal")
 class PolyFocalLoss(ElementwiseLoss):
-    """alpha_t (-(1 - p_t)^gamma log(p_t) + epsilon (1 - p_t)^(gamma + 1)) (Leng et al. 2022, "PolyLoss", Poly-1).
+    """Focal loss with another first coefficient in its expansion in powers of 1 - p_t.
 
-    Changes the first coefficient of focal loss's expansion in powers of 1 - p_t. epsilon > 0 pushes confident
-    foreground on, as pays in classification; for detectors the paper prefers epsilon < 0 down to -1, whose gradient is
-    milder. epsilon = 0 is focal loss."""
+    Formula of an element: alpha_t (-(1 - p_t)^gamma log(p_t) + epsilon (1 - p_t)^(gamma + 1)). p_t is p for target 1
+    and 1 - p for target 0. Source: Leng et al. 2022, "PolyLoss", the Poly-1 form of focal loss.
+
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
+
+    When to use: to tune focal loss with one more parameter. epsilon > 0 increases the gradient, which helps image
+    classification. For detectors the paper prefers epsilon < 0, down to -1, whose gradient is milder.
+
+    Args:
+        alpha: the weight of target 1. Target 0 gets 1 - alpha. With null, both weights are 1.
+        gamma: the exponent of focal loss.
+        epsilon: the change of the first coefficient, which is 1 in focal loss. 0 gives focal loss.
+    """
 
     def __init__(self, *, alpha: UnitFloat | None = 0.25, gamma: NonNegativeFloat = 2.0, epsilon: FiniteFloat = -1.0):
         super().__init__()
@@ -98,6 +123,7 @@ class PolyFocalLoss(ElementwiseLoss):
         self.epsilon = epsilon
 
     def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each element. See `ElementwiseLoss.elementwise`."""
         log_miss = F.logsigmoid(torch.where(targets, -logits, logits))  # log(1 - p_t)
         first = ((self.gamma + 1) * log_miss).exp() * self.epsilon
         if self.alpha is not None:
@@ -107,11 +133,21 @@ class PolyFocalLoss(ElementwiseLoss):
 
 @CLASSIFICATION_LOSSES.register("asymmetric")
 class AsymmetricLoss(ElementwiseLoss):
-    """-(1 - p)^gamma_pos log(p) for target 1 and -q^gamma_neg log(1 - q) for target 0, q = max(p - shift, 0)
-    (Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification"; the paper's defaults).
+    """Focal loss with a larger exponent for the background, which ignores the easiest background.
 
-    Background is focused harder than foreground, and not counted at all below p = shift. Use it where the foreground
-    is so rare that even focal loss's gamma on it is a waste, or with many labels an image."""
+    Formula of an element: -(1 - p)^gamma_pos log(p) for target 1, and -q^gamma_neg log(1 - q) with
+    q = max(p - shift, 0) for target 0 (Ridnik et al. 2021, "Asymmetric Loss For Multi-Label Classification",
+    section 2). The defaults are those of the paper.
+
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
+
+    When to use: where the foreground is so rare that it should keep its full gradient, or with many labels in an image.
+
+    Args:
+        gamma_pos: the exponent of the foreground elements.
+        gamma_neg: the exponent of the background elements.
+        shift: the score up to which a background element does not count.
+    """
 
     def __init__(
         self, *, gamma_pos: NonNegativeFloat = 0.0, gamma_neg: NonNegativeFloat = 4.0, shift: UnitFloat = 0.05
@@ -122,26 +158,41 @@ class AsymmetricLoss(ElementwiseLoss):
         self.shift = shift
 
     def elementwise(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of each element. See `ElementwiseLoss.elementwise`."""
         foreground = focal_elements(logits, torch.ones_like(targets), None, self.gamma_pos)
         shifted = logits.sigmoid() - self.shift
-        counts = ~(shifted <= 0)  # NaN among them, so that it shows
-        shifted = shifted.where(counts, 1)  # any value at which every power has a derivative
-        # 1 - q = (1 - p) + shift, in logarithms, so that p = 1 stays finite without a shift
+        is_counted = ~(shifted <= 0)  # a NaN counts, so that the loss shows it
+        shifted = shifted.where(is_counted, 1)  # every power has a derivative at 1
+        # 1 - q = (1 - p) + shift, in logarithms: finite at p = 1 also where the shift is 0
         log_shift = math.log(self.shift) if self.shift > 0 else -math.inf
-        log_rest = torch.logaddexp(F.logsigmoid(-logits), logits.new_full((), log_shift))
-        background = torch.where(counts, -log_rest * shifted**self.gamma_neg, 0)
+        log_miss = torch.logaddexp(F.logsigmoid(-logits), logits.new_full((), log_shift))
+        background = torch.where(is_counted, -log_miss * shifted**self.gamma_neg, 0)
         return torch.where(targets, foreground, background)
 
 
 @CLASSIFICATION_LOSSES.register("equalized_focal")
 class EqualizedFocalLoss(ClassificationLoss):
-    """Focal loss whose gamma grows for the classes that background overwhelms (Li et al. 2022, "Equalized Focal Loss
-    for Dense Long-Tailed Object Detection").
+    """Focal loss with a larger gamma for each class whose background gradient dominates.
 
-    -alpha_t (gamma_k / gamma) (1 - p_t)^gamma_k log(p_t) with gamma_k = gamma + scale (1 - g_k), g_k = P_k / N_k cut to
-    0..1: the sums over all training batches so far, on all ranks, of the absolute gradients of these elements (before
-    the division by num_fg) on class k's foreground and on its background; 1 before the first. Use it for long-tailed
-    classes (LVIS). `num_classes` sizes the sums; a config takes it from the training set."""
+    Formula of an element of class k: -alpha_t (gamma_k / gamma) (1 - p_t)^gamma_k log(p_t), with
+    gamma_k = gamma + scale (1 - g_k) and g_k = min(P_k / N_k, 1). p_t is p for target 1 and 1 - p for target 0
+    (Li et al. 2022, "Equalized Focal Loss for Dense Long-Tailed Object Detection", section 3). P_k is the sum of the
+    absolute gradients of the foreground elements of class k. N_k is the same sum for the background elements. The sums
+    are over all training batches so far and over all ranks, before the division by `num_fg`. g_k is 1 while N_k is 0.
+
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
+
+    When to use: with long-tailed classes, as in LVIS.
+
+    Args:
+        alpha: the weight of target 1. Target 0 gets 1 - alpha. With null, both weights are 1.
+        gamma: the exponent of a balanced class.
+        scale: the largest increase of the exponent.
+        num_classes: K. A config takes it from the training set.
+
+    Raises:
+        ValueError: `num_classes` is missing.
+    """
 
     gradient_sums: Tensor
 
@@ -155,23 +206,28 @@ class EqualizedFocalLoss(ClassificationLoss):
     ):
         super().__init__()
         if num_classes is None:
-            raise ValueError("equalized_focal needs num_classes, the number of classes")
+            raise ValueError("equalized_focal: num_classes is missing; give the number of classes")
         self.alpha = alpha
         self.gamma = gamma
         self.scale = scale
         self.register_buffer("gradient_sums", torch.zeros(2, num_classes, dtype=torch.float64))  # P, N
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+        """Return the foreground and the background loss. See `ClassificationLoss.split`.
+
+        In training mode, the gradients of this step are added to the sums. They change the loss from the next step on.
+        """
         formula = self._formula(logits)
         if self.training:
             self._count(logits.detach(), labels, formula)
         return elementwise_terms(formula, logits, labels, scale=one_over(num_fg, logits))
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        """Return the loss of each element. See `ClassificationLoss.elements`."""
         return counted(self._formula(logits)(widen(logits), binary_targets(labels, logits.shape[-1])), labels)
 
     def _formula(self, logits: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """The element-wise loss of this step, in the format that logits are computed in."""
+        """Return the formula of this step, with gamma in fp32, or in fp64 for fp64 logits."""
         foreground, background = self.gradient_sums
         ratio = torch.where(background > 0, foreground / background, 1).clamp(max=1)
         gamma = (self.gamma + self.scale * (1 - ratio)).to(torch.promote_types(logits.dtype, torch.float32))
@@ -182,7 +238,7 @@ class EqualizedFocalLoss(ClassificationLoss):
         return formula
 
     def _count(self, logits: Tensor, labels: Tensor, formula: Callable[[Tensor, Tensor], Tensor]) -> None:
-        """Adds this step's absolute gradients to the sums."""
+        """Add the absolute gradients of this step to the sums."""
         with torch.enable_grad():
             wide = widen(logits).requires_grad_()
             (slopes,) = torch.autograd.grad(
@@ -190,5 +246,5 @@ class EqualizedFocalLoss(ClassificationLoss):
             )
         slopes = slopes.abs()
         targets = binary_targets(labels, logits.shape[-1])
-        parts = [slopes.masked_fill(away, 0).flatten(0, -2).sum(0, dtype=torch.float64) for away in (~targets, targets)]
-        self.gradient_sums += sum_over_ranks(torch.stack(parts))
+        sums = [slopes.masked_fill(mask, 0).flatten(0, -2).sum(0, dtype=torch.float64) for mask in (~targets, targets)]
+        self.gradient_sums += sum_over_ranks(torch.stack(sums))

@@ -1,5 +1,8 @@
-"""Gradient harmonising mechanism: every range of gradient norms weighs the same, so that neither the many easy examples
-nor the outliers drive the training (Li, Liu, Wang 2019, "Gradient Harmonized Single-stage Detector")."""
+"""Gradient harmonizing mechanism (GHM): every range of gradient norms gets the same total weight.
+
+So the training is dominated neither by the many easy examples nor by the outliers. Source: Li, Liu, Wang 2019,
+"Gradient Harmonized Single-stage Detector".
+"""
 
 from typing import Annotated, Literal
 
@@ -10,8 +13,8 @@ from torch import Tensor, nn
 
 from detector.core.distributed import sum_over_ranks
 from detector.core.validation import PositiveFloat, PositiveInt
-from detector.kernels import gradient_norm_histogram, harmonised_terms
-from detector.kernels.reference import binary_targets, counted, harmonised_elements, norm_bins, widen
+from detector.kernels import gradient_norm_histogram, harmonized_terms
+from detector.kernels.reference import binary_targets, counted, harmonized_elements, norm_bins, widen
 from detector.losses.base import (
     BOX_LOSSES,
     CLASSIFICATION_LOSSES,
@@ -25,13 +28,16 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class GradientDensity(nn.Module):
-    """A running mean of how many gradient norms fall in each of equal bins over [0, 1], with bias correction.
+    """The bias-corrected running mean of the number of gradient norms in each of equal bins over [0, 1].
 
-    With R_j the count of bin j in this batch (over all ranks), S_j <- m S_j + (1 - m) R_j after every batch, empty bins
-    included, and S_j / (1 - m^t) after t steps is unbiased from the first step on (the published code starts at S = 0
-    without correction, and weighs a bin's first touch 1 / (1 - m) times too much). An element's weight is
-    beta = N / (M S_j / (1 - m^t)), M the number of bins not empty in this step, N the number of valid elements.
-    In eval mode the buffers stay, and without any history the counts of the call itself serve.
+    R_j is the count of bin j in this batch, over all ranks. m is the momentum. Each batch sets
+    S_j <- m S_j + (1 - m) R_j for all bins, also the empty bins. After t steps, the mean of bin j is S_j / (1 - m^t),
+    which is unbiased from the first step on. The published code has no correction. In its first step, the weight
+    of a bin is 1 / (1 - m) times too large.
+
+    The weight of an element in bin j is beta = N / (M S_j / (1 - m^t)). N is the number of valid elements, and M is the
+    number of bins that are not empty in this step. In eval mode the buffers do not change. A bin without history then
+    has the count of the call.
     """
 
     running_counts: Tensor
@@ -45,29 +51,52 @@ class GradientDensity(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, counts: Tensor) -> Tensor:
-        """counts (bins,) of this step over all ranks -> beta / N of an element of each bin, 0 for the empty ones."""
+        """Return beta / N for each bin, (bins,) fp32, with 0 for the empty bins.
+
+        In training mode, the call is a step of the running mean.
+
+        Args:
+            counts: (bins,), the counts of this step over all ranks.
+        """
         return self.weights(counts, update=self.training)
 
     @torch.no_grad()
     def weights(self, counts: Tensor, *, update: bool = False) -> Tensor:
-        """What `forward` gives; the buffers move where `update`."""
-        now = counts.float()
-        corrected = running_mean(self.running_counts, self.steps, now, self.momentum, update=update)
-        # a bin in use has a running count, except in eval mode where it may never have been touched
-        corrected = torch.where(corrected > 0, corrected, now)
-        num_used = (now > 0).sum()
-        return torch.where(now > 0, 1 / (corrected * num_used).clamp(min=1e-6), 0)
+        """Return the weights of `forward`.
+
+        Args:
+            counts: (bins,), the counts of this step over all ranks.
+            update: whether the call is a step of the running mean.
+        """
+        counts = counts.float()
+        corrected = running_mean(self.running_counts, self.steps, counts, self.momentum, update=update)
+        # in eval mode, a bin may have elements that no training step had
+        corrected = torch.where(corrected > 0, corrected, counts)
+        num_used = (counts > 0).sum()
+        return torch.where(counts > 0, 1 / (corrected * num_used).clamp(min=1e-6), 0)
 
 
 @CLASSIFICATION_LOSSES.register("ghm_c")
 class GHMC(ClassificationLoss):
-    """sum_i beta_i CE_i / N over the N valid elements, beta_i the inverse density of its gradient norm |p - target|.
+    """GHM-C: cross entropy weighted by the inverse density of the gradient norms.
 
-    `scope: batch` counts over the whole batch; `level` applies the rule to one pyramid level after the other with one
-    shared running count, as the published code does. Published recipe: bins 30, momentum 0.75, loss weight 1, SGD 0.01,
-    gradient clipping at 35. fp32 inside: in half precision a norm of 1 would fall beyond the last bin and the worst
-    negatives would get no gradient. Use it where labels are noisy; it needs no alpha and no gamma. Two passes over the
-    logits, and one all-reduce of the counts."""
+    Formula: sum_i beta_i CE_i / N over the N valid elements (Li et al. 2019, section "GHM-C Loss"). CE_i is the cross
+    entropy of element i. beta_i is the inverse density of its gradient norm |p - target| (see `GradientDensity`).
+
+    Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
+
+    When to use: where labels are noisy, or to avoid the search for alpha and gamma. The published recipe has bins 30,
+    momentum 0.75, a loss weight of 1, SGD with a learning rate of 0.01, and gradient clipping at 35.
+
+    Cost: two passes over the logits, and one all-reduce of the counts. The norms are in fp32, or in fp64 for fp64
+    logits. In half precision a norm of 1 would be outside the last bin, and the worst negatives would get no gradient.
+
+    Args:
+        bins: the number of bins over [0, 1].
+        momentum: the momentum of the counts.
+        scope: `batch` counts all levels together. `level` counts each pyramid level alone, one after the other, with
+            one shared running count, as the published code does.
+    """
 
     self_normalised = True
     row_additive = False
@@ -80,22 +109,27 @@ class GHMC(ClassificationLoss):
         self.density = GradientDensity(bins, momentum)
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+        """Return the foreground and the background loss. See `ClassificationLoss.split`.
+
+        In training mode, the call is a step of the running counts. `num_fg` and `quality` are not used.
+        """
         parts, counts = self._count(logits, labels, level_sizes)
-        terms = [harmonised_terms(*part, self.density(now)) for part, now in zip(parts, counts, strict=True)]
+        terms = [harmonized_terms(*part, self.density(count)) for part, count in zip(parts, counts, strict=True)]
         return torch.stack(terms).sum(dim=0)
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        """Return the loss of each element. See `ClassificationLoss.elements`."""
         parts, counts = self._count(logits, labels, level_sizes)
         weighted = [
-            counted(harmonised_elements(widen(x), binary_targets(y, x.shape[-1]), self.density.weights(now)), y)
-            for (x, y), now in zip(parts, counts, strict=True)
+            counted(harmonized_elements(widen(x), binary_targets(y, x.shape[-1]), self.density.weights(count)), y)
+            for (x, y), count in zip(parts, counts, strict=True)
         ]
         return torch.cat(weighted, dim=-2)
 
     def _count(
         self, logits: Tensor, labels: Tensor, level_sizes: tuple[int, ...] | None
     ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """The parts that are counted one by one, and the histogram (parts, bins) of each over all ranks."""
+        """Return the parts with separate counts, and their histograms (parts, bins) over all ranks."""
         if self.scope == "batch" or level_sizes is None:
             parts = [(logits, labels)]
         else:
@@ -105,8 +139,22 @@ class GHMC(ClassificationLoss):
 
 @BOX_LOSSES.register("ghm_r")
 class GHMR(BoxLoss):
-    """sum_i beta_i ASL1_i / N over the N foreground offsets: ASL1(d) = sqrt(d^2 + mu^2) - mu, beta_i the inverse
-    density of its gradient norm |d| / sqrt(d^2 + mu^2). Published recipe: mu 0.02, bins 10, momentum 0.7, weight 10."""
+    """GHM-R: a smooth L1 loss weighted by the inverse density of the gradient norms.
+
+    Formula: sum_i beta_i ASL1(d_i) / N over the N foreground offsets, where d is predicted - target and ASL1(d) is
+    sqrt(d^2 + mu^2) - mu. beta_i is the inverse density of the gradient norm |d| / sqrt(d^2 + mu^2) (see
+    `GradientDensity`). Source: Li et al. 2019, section "GHM-R Loss".
+
+    Shapes: offsets (..., 4), as in `BoxLoss.forward`.
+
+    When to use: together with `ghm_c`, or where a few boxes with large errors dominate the box loss. The published
+    recipe has mu 0.02, bins 10, momentum 0.7, and a loss weight of 10.
+
+    Args:
+        mu: the offset at which the loss changes from quadratic to linear.
+        bins: the number of bins over [0, 1].
+        momentum: the momentum of the counts.
+    """
 
     self_normalised = True
 
@@ -116,14 +164,15 @@ class GHMR(BoxLoss):
         self.density = GradientDensity(bins, momentum)
 
     def forward(self, predicted: Tensor, target: Tensor, foreground: Tensor, num_fg: Tensor | float) -> Tensor:
+        """Return the loss. See `BoxLoss.forward`. In training mode, the call is a step of the running counts."""
         predicted, target = masked_boxes(predicted, target, foreground)
         difference = predicted - target
         length = (difference.square() + self.mu**2).sqrt()
-        counts = foreground[..., None].expand(difference.shape)
+        is_valid = foreground[..., None].expand(difference.shape)
         index = norm_bins((difference / length).detach().abs(), self.density.bins)
-        # rows that do not count go to a bin of their own: selecting the others would wait for the GPU
-        index = index.where(counts, self.density.bins).flatten()
-        now = torch.zeros(self.density.bins + 1, dtype=torch.int64, device=index.device)
-        now.scatter_add_(0, index, torch.ones_like(index))
-        weights = F.pad(self.density(sum_over_ranks(now[:-1])), (0, 1))[index].view_as(length)
+        # the other rows go to an extra bin: a selection of the foreground rows would wait for the GPU
+        index = index.where(is_valid, self.density.bins).flatten()
+        counts = torch.zeros(self.density.bins + 1, dtype=torch.int64, device=index.device)
+        counts.scatter_add_(0, index, torch.ones_like(index))
+        weights = F.pad(self.density(sum_over_ranks(counts[:-1])), (0, 1))[index].view_as(length)
         return ((length - self.mu) * weights).sum()

@@ -1,5 +1,7 @@
-"""Losses whose foreground target is the box's quality: the score learns to say how well the box fits, which is what
-non-maximum suppression ranks by."""
+"""Losses whose foreground target is the quality of the box.
+
+The score then predicts the IoU of the box with its object. Non-maximum suppression ranks the boxes by this score.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -13,57 +15,91 @@ from detector.losses.base import CLASSIFICATION_LOSSES, ClassificationLoss, one_
 
 
 class QualityLoss(ClassificationLoss):
-    """An element-wise loss of logit, binary target and quality; without a quality it is 1."""
+    """A loss whose element depends on its logit, its binary target and the quality of its row.
+
+    A subclass implements `elementwise`. A quality of None means 1.
+    """
 
     use_quality = True
 
     def elementwise(self, logits: Tensor, targets: Tensor, quality: Tensor) -> Tensor:
-        """logits (..., K) fp32 or fp64, targets (..., K) bool, quality (..., 1), 0 off the foreground -> (..., K)."""
+        """Return the loss of each element, (..., K).
+
+        Args:
+            logits: (..., K) fp32 or fp64.
+            targets: (..., K) bool, the binary targets.
+            quality: (..., 1), 0 in the rows that are not foreground.
+        """
         raise NotImplementedError
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+        """Return the foreground and the background loss. See `ClassificationLoss.split`."""
         quality = _on_foreground(quality, logits, labels)
         return elementwise_terms(self.elementwise, logits, labels, quality, scale=one_over(num_fg, logits))
 
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+        """Return the loss of each element. See `ClassificationLoss.elements`."""
         quality = _on_foreground(quality, logits, labels)[..., None]
         return counted(self.elementwise(widen(logits), binary_targets(labels, logits.shape[-1]), quality), labels)
 
 
 def _on_foreground(quality: Tensor | None, logits: Tensor, labels: Tensor) -> Tensor:
-    """The quality (...), 1 where there is none, and 0 off the foreground: there it may be anything, and a NaN behind a
-    `where` still reaches the gradient."""
+    """Return the quality (...), with 1 for None, and with 0 in the rows that are not foreground.
+
+    Those rows may hold a NaN, which would reach the gradient through `torch.where`.
+    """
     foreground = is_foreground(labels, logits.shape[-1])
     quality = foreground if quality is None else quality.where(foreground, 0)
     return quality.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """-(y log p + (1 - y) log(1 - p)) for a target y in 0..1."""
+    """Return -(y log p + (1 - y) log(1 - p)) for a target y in 0..1."""
     return F.softplus(logits, threshold=40) - target * logits
 
 
 @CLASSIFICATION_LOSSES.register("quality_focal")
 class QualityFocalLoss(QualityLoss):
-    """|y - p|^beta BCE(p, y), y the quality where the target is 1 and 0 elsewhere (Li et al. 2020, "Generalized Focal
-    Loss", equation 4). Focal loss for a continuous target, without alpha. Use it with an IoU-family box loss."""
+    """Quality focal loss: focal loss for a continuous target, without alpha.
+
+    Formula of an element: |y - p|^beta BCE(p, y), with y = the quality for target 1 and y = 0 for target 0
+    (Li et al. 2020, "Generalized Focal Loss", equation 2). BCE(p, y) = -(y log p + (1 - y) log(1 - p)).
+
+    Shapes: logits (..., K), labels (...) and quality (...), as in `ClassificationLoss.forward`.
+
+    When to use: together with a box loss on the overlap (`iou`, `giou`, `diou`, `ciou`).
+
+    Args:
+        beta: the exponent. 0 gives cross entropy with the quality as target.
+    """
 
     def __init__(self, *, beta: NonNegativeFloat = 2.0):
         super().__init__()
         self.beta = beta
 
     def elementwise(self, logits: Tensor, targets: Tensor, quality: Tensor) -> Tensor:
+        """Return the loss of each element. See `QualityLoss.elementwise`."""
         target = torch.where(targets, quality, 0)
-        # at a distance of 0 the derivative of a power below one is infinite, and times the loss's own 0 not a number
+        # the derivative of a power below 1 is infinite at a distance of 0, and infinity times the loss of 0 is NaN
         distance = (target - logits.sigmoid()).abs().clamp(min=torch.finfo(logits.dtype).tiny)
         return distance**self.beta * _soft_cross_entropy(logits, target)
 
 
 @CLASSIFICATION_LOSSES.register("varifocal")
 class VarifocalLoss(QualityLoss):
-    """q BCE(p, q) where the target is 1 and the quality q is above 0, and -alpha p^gamma log(1 - p) elsewhere (Zhang et
-    al. 2021, "VarifocalNet", equation 2). Only the background is focused: the rare foreground keeps its whole gradient,
-    more of it for good boxes."""
+    """Varifocal loss: only the background gets the small weights of focal loss.
+
+    Formula of an element: q BCE(p, q) for target 1 and a quality q > 0, else -alpha p^gamma log(1 - p) (Zhang et al.
+    2021, "VarifocalNet", equation 2). BCE(p, q) = -(q log p + (1 - q) log(1 - p)).
+
+    Shapes: logits (..., K), labels (...) and quality (...), as in `ClassificationLoss.forward`.
+
+    When to use: where the foreground is rare. It keeps its full gradient, and good boxes count more.
+
+    Args:
+        alpha: the weight of the background.
+        gamma: the exponent of the background.
+    """
 
     def __init__(self, *, alpha: UnitFloat = 0.75, gamma: NonNegativeFloat = 2.0):
         super().__init__()
@@ -71,5 +107,6 @@ class VarifocalLoss(QualityLoss):
         self.gamma = gamma
 
     def elementwise(self, logits: Tensor, targets: Tensor, quality: Tensor) -> Tensor:
+        """Return the loss of each element. See `QualityLoss.elementwise`."""
         background = self.alpha * (self.gamma * F.logsigmoid(logits)).exp() * F.softplus(logits, threshold=40)
         return torch.where(targets & (quality > 0), quality * _soft_cross_entropy(logits, quality), background)

@@ -1,4 +1,4 @@
-"""A loss on the order of the scores, which needs no balancing at all."""
+"""A loss on the order of the scores, which needs no balancing."""
 
 from typing import NamedTuple
 
@@ -11,26 +11,41 @@ from detector.core.validation import PositiveFloat
 from detector.kernels.reference import binary_targets, widen
 from detector.losses.base import CLASSIFICATION_LOSSES, ClassificationLoss
 
-ROWS = 1024  # foreground elements compared with all others at once
-PART = 2**17  # background elements at a time, whose intermediates stay in the cache
+ROWS = 1024  # foreground elements that are compared with all foreground elements in one operation
+PART = 2**17  # background elements in one operation, so that its intermediates stay in the cache
 
 
 @CLASSIFICATION_LOSSES.register("rank_sort")
 class RankSortLoss(ClassificationLoss):
-    """Mean ranking error plus mean sorting error of the foreground elements (Oksuz et al. 2021, "Rank & Sort Loss for
-    Object Detection and Instance Segmentation", equations 7 and 8; delta as published).
+    """Rank & Sort loss: the mean ranking error plus the mean sorting error of the foreground elements.
 
-    With H(x) = x / (2 delta) + 1/2 cut to 0..1, the ranking error of foreground i is its false positives,
-    sum over background j of H(s_j - s_i), divided by its rank among all elements. Its sorting error is the mean of
-    1 - quality over the foregrounds ranked above it, less that mean over those of them whose quality is no lower. The
-    gradient is the paper's identity update: each error is moved to the elements that cause it, so foreground and
-    background always receive the same total. Use it to do without prior, alpha, gamma and normaliser; it wants its own
-    learning rate. Self-normalised; `split` gives the sorting error as the foreground's part, the ranking error as the
-    background's.
+    Source: Oksuz et al. 2021, "Rank & Sort Loss for Object Detection and Instance Segmentation", equations 7 and 8.
+    Formula for the foreground element i with the logit s_i and the quality q_i:
 
-    Background enters by counts and sums between the foreground's scores, O((P + N) log P) for P foregrounds and N
-    backgrounds in place of the published O(P N); the sorting errors are O(P^2). Choosing the backgrounds above the
-    lowest foreground waits for the GPU. Each process ranks its own batch, and the processes are averaged."""
+        H(x) = x / (2 delta) + 1/2, clamped to 0..1
+
+        ranking_i = sum over background j of H(s_j - s_i) / sum over all j of H(s_j - s_i)
+
+        sorting_i = mean_i - better_i
+
+    mean_i is the mean of 1 - q_j over all foreground j with the weights H(s_j - s_i). better_i is the same mean over
+    the foreground j with q_j >= q_i.
+
+    The gradient is the identity update of the paper. It moves each error to the elements that cause it. So foreground
+    and background always receive the same total.
+
+    Shapes: logits (..., K), labels (...) and quality (...), as in `ClassificationLoss.forward`.
+
+    When to use: to train without prior, alpha, gamma and normalizer. The learning rate must be tuned again.
+
+    `split` returns the sorting error for the foreground and the ranking error for the background. The background is
+    counted and summed between the scores of the foreground. For P foreground and N background elements, this takes
+    O((P + N) log P) instead of the published O(P N). The sorting errors take O(P^2). The selection of the background
+    elements waits for the GPU. Each process ranks its batch, and the losses of the processes are averaged.
+
+    Args:
+        delta: half the width of the step H, in logits. The default is the published value.
+    """
 
     self_normalised = True
     use_quality = True
@@ -41,11 +56,15 @@ class RankSortLoss(ClassificationLoss):
         self.delta = delta
 
     def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+        """Return the sorting error and the ranking error. See `ClassificationLoss.split`."""
         return _RankSort.apply(*self._prepare(logits, labels, quality)) / world_size()
 
     @torch.no_grad()
     def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
-        """A foreground element has its sorting error, a background element what it causes of the ranking errors."""
+        """Return the error of each element. See `ClassificationLoss.elements`.
+
+        A foreground element has its sorting error. A background element has the ranking error that it causes.
+        """
         wide, *others = self._prepare(logits, labels, quality)
         errors = _errors(wide, *others)
         elements = torch.zeros_like(wide)
@@ -56,13 +75,16 @@ class RankSortLoss(ClassificationLoss):
     def _prepare(self, logits: Tensor, labels: Tensor, quality: Tensor | None) -> tuple:
         targets = binary_targets(labels, logits.shape[-1])
         quality = torch.ones_like(labels, dtype=torch.float64) if quality is None else quality.double()
-        valid = (labels >= 0)[..., None]
-        return widen(logits), targets & valid, ~targets & valid, quality[..., None], self.delta
+        is_valid = (labels >= 0)[..., None]
+        return widen(logits), targets & is_valid, ~targets & is_valid, quality[..., None], self.delta
 
 
 class _Errors(NamedTuple):
-    """Of P foregrounds and the N backgrounds above the lowest of them, all divided by P: (P,) but ranking_caused (N,).
-    The last is each background's part of the ranking errors, which is their gradient there as well."""
+    """The errors of P foreground elements and of the N background elements above the lowest foreground element.
+
+    The tensors have the shape (P,), only `ranking_caused` has (N,). All are divided by P. `ranking_caused` is the part
+    of the ranking errors that each background element causes. It is also the gradient of the ranking errors there.
+    """
 
     is_fg: Tensor
     is_bg: Tensor
@@ -75,13 +97,13 @@ class _Errors(NamedTuple):
 def _errors(logits: Tensor, is_fg: Tensor, is_bg: Tensor, quality: Tensor, delta: float) -> _Errors:
     fg = logits[is_fg].double()
     lowest = fg.min() if len(fg) else torch.inf
-    is_bg = is_bg & ~(logits <= lowest - delta)  # the others rank below every foreground; NaN shows
+    is_bg = is_bg & ~(logits <= lowest - delta)  # the other elements rank below every foreground element; a NaN stays
     bg = logits[is_bg]
 
     rank, sorting, sorting_grad = _among_foreground(fg, quality.expand(logits.shape)[is_fg], delta)
     false_positives = _steps_above(fg, bg, delta)
     ranking = false_positives / (rank + false_positives)
-    # each foreground hands its error on in the shares of H
+    # each foreground element divides its error among the background elements by their H
     caused = _steps_below(bg, fg, 1 / (rank + false_positives), delta)
     count = max(len(fg), 1)
     return _Errors(is_fg, is_bg, *(x / count for x in (sorting, sorting_grad, ranking, caused)))
@@ -105,8 +127,11 @@ class _RankSort(torch.autograd.Function):
 
 
 def _steps_above(few: Tensor, many: Tensor, delta: float) -> Tensor:
-    """sum over j of H(many_j - few_i) for each i, (P,) fp64: `many` is counted and summed between the places where an H
-    begins or ends, so that neither a sort of it nor a comparison of all pairs is needed."""
+    """Return the sum over j of H(many_j - few_i) for each i, (P,) fp64.
+
+    `many` is counted and summed between the scores where an H begins or ends. This needs no sort of `many` and no
+    comparison of all pairs.
+    """
     edges = torch.cat((few - delta, few + delta)).sort().values
     counts, moments = few.new_zeros(2, len(edges) + 1)
     for part in many.split(PART):
@@ -116,12 +141,15 @@ def _steps_above(few: Tensor, many: Tensor, delta: float) -> Tensor:
     counts, moments = counts.cumsum(0), moments.cumsum(0)
     low, high = torch.searchsorted(edges, few - delta), torch.searchsorted(edges, few + delta)
     inside = counts[high] - counts[low]
-    inside = inside + 0 * moments[-1]  # a score that is not a number must show
+    inside = inside + 0 * moments[-1]  # a NaN score must give a NaN
     return (moments[high] - moments[low] - few * inside) / (2 * delta) + inside / 2 + counts[-1] - counts[high]
 
 
 def _steps_below(many: Tensor, few: Tensor, weights: Tensor, delta: float) -> Tensor:
-    """sum over i of weights_i H(many_j - few_i) for each j, (N,) in the format of `many`, by prefix sums over `few`."""
+    """Return the sum over i of weights_i H(many_j - few_i) for each j, (N,) in the dtype of `many`.
+
+    The sums are differences of prefix sums over `few`.
+    """
     few, order = few.sort()
     total = F.pad(weights[order].cumsum(0), (1, 0))
     moment = F.pad((weights[order] * few).cumsum(0), (1, 0))
@@ -135,8 +163,11 @@ def _steps_below(many: Tensor, few: Tensor, weights: Tensor, delta: float) -> Te
 
 
 def _among_foreground(scores: Tensor, quality: Tensor, delta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the foreground scores (P,): the rank of each among them, its sorting error, and the gradient of the sum of the
-    sorting errors."""
+    """Compare the foreground scores (P,) with each other.
+
+    Returns:
+        The rank of each score, its sorting error, and the gradient of the sum of the sorting errors, (P,) each.
+    """
     rank, error, grad = (torch.zeros_like(scores) for _ in range(3))
     for start in range(0, len(scores), ROWS):
         i = slice(start, start + ROWS)
@@ -146,7 +177,7 @@ def _among_foreground(scores: Tensor, quality: Tensor, delta: float) -> tuple[Te
         rank[i] = above.sum(dim=1)
         error[i] = above @ (1 - quality) / rank[i] - in_order @ (1 - quality) / in_order.sum(dim=1)
         causes = missorted.sum(dim=1)
-        caused = causes > 0
-        grad[i] -= error[i].where(caused, 0)
-        grad += (error[i].where(caused, 0) / causes.where(caused, 1)) @ missorted
+        is_missorted = causes > 0
+        grad[i] -= error[i].where(is_missorted, 0)
+        grad += (error[i].where(is_missorted, 0) / causes.where(is_missorted, 1)) @ missorted
     return rank, error, grad

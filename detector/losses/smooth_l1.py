@@ -1,4 +1,7 @@
-"""L1 and its smooth and balanced forms on box offsets."""
+"""L1 and its smooth and balanced forms on box offsets.
+
+In all formulas, d = predicted - target is one of the four offsets of a box.
+"""
 
 import math
 
@@ -12,31 +15,62 @@ from detector.losses.base import BOX_LOSSES, BoxLoss
 
 @BOX_LOSSES.register("l1")
 class L1Loss(BoxLoss):
-    """|d| for each of the four offsets d = predicted - target."""
+    """L1 loss: |d|.
+
+    Shapes: offsets (..., 4), as in `BoxLoss.forward`.
+
+    When to use: as the baseline of the box losses, and to reproduce torchvision's RetinaNet.
+    """
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each offset, (..., 4). See `BoxLoss.elementwise`."""
         return (predicted - target).abs()
 
 
 @BOX_LOSSES.register("smooth_l1")
 class SmoothL1Loss(BoxLoss):
-    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2 (Girshick 2015; beta = 1/9 in RetinaNet's own code).
-    A smaller beta counts small errors more and comes closer to L1."""
+    """Smooth L1 loss: d^2 / (2 beta) where |d| < beta, else |d| - beta / 2.
+
+    Source: Girshick 2015, "Fast R-CNN", equation 3, where beta is 1. The code of RetinaNet's authors has beta = 1/9.
+
+    Shapes: offsets (..., 4), as in `BoxLoss.forward`.
+
+    When to use: as the default loss on offsets. Outliers have a bounded gradient.
+
+    Args:
+        beta: the |d| at which the loss changes from quadratic to linear. A smaller beta gives small errors more weight,
+            and is closer to L1.
+    """
 
     def __init__(self, *, beta: PositiveFloat = 1 / 9):
         super().__init__()
         self.beta = beta
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each offset, (..., 4). See `BoxLoss.elementwise`."""
         return F.smooth_l1_loss(predicted, target, reduction="none", beta=self.beta)
 
 
 @BOX_LOSSES.register("balanced_l1")
 class BalancedL1Loss(BoxLoss):
-    """alpha / b (b |d| + 1) ln(b |d| + 1) - alpha |d| where |d| < 1, else gamma |d| + gamma / b - alpha, with
-    b = exp(gamma / alpha) - 1 (Pang et al. 2019, "Libra R-CNN", equation 8).
+    """Balanced L1 loss: a smooth L1 loss with a larger gradient for accurate boxes.
 
-    The gradient alpha ln(b |d| + 1) of the accurate boxes is raised against that of the outliers, which is gamma."""
+    Formula (Pang et al. 2019, "Libra R-CNN", equation 8):
+
+        (alpha / b) (b |d| + 1) ln(b |d| + 1) - alpha |d|   where |d| < 1
+
+        gamma |d| + gamma / b - alpha                       elsewhere
+
+    Here b = exp(gamma / alpha) - 1. The gradient is alpha ln(b |d| + 1) where |d| < 1, and gamma elsewhere.
+
+    Shapes: offsets (..., 4), as in `BoxLoss.forward`.
+
+    When to use: where outliers dominate the gradient of the box loss.
+
+    Args:
+        alpha: the smaller it is, the larger is the gradient of the accurate boxes.
+        gamma: the gradient of the outliers.
+    """
 
     def __init__(self, *, alpha: PositiveFloat = 0.5, gamma: PositiveFloat = 1.5):
         super().__init__()
@@ -44,6 +78,7 @@ class BalancedL1Loss(BoxLoss):
         self.gamma = gamma
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of each offset, (..., 4). See `BoxLoss.elementwise`."""
         b = math.expm1(self.gamma / self.alpha)
         d = (predicted - target).abs()
         near = d.clamp(max=1)

@@ -1,1 +1,1 @@
-"""The detector network: backbone, feature pyramid, heads, and what reads its output."""
+"""The detector network: backbone, feature pyramid, head, pretrained weights, and postprocessing."""

@@ -1,4 +1,4 @@
-"""The network of a dense detector: a backbone, a feature pyramid, a head."""
+"""The network of a dense detector: a backbone, a feature pyramid and a head."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -17,17 +17,22 @@ from detector.models.neck import FPN, PyramidTop
 
 BackboneLevel = Annotated[int, Field(strict=True, ge=2, le=5)]
 PyramidLevel = Annotated[PositiveInt, Field(ge=2, le=7)]
-MAX_SIZES = 32  # image sizes whose priors are kept
+MAX_SIZES = 32  # image sizes in the cache of priors
 
 
 class ModelSettings(Settings):
     """The `model` section of a config.
 
-    backbone: turns images into feature maps. weights: null; the name of the backbone's published weights; a file of
-    them; a checkpoint; or `importer:file`, a detector of another project. levels: the lowest and the highest pyramid
-    level; level l has a stride of 2^l pixels. width: the channels of the pyramid maps. pyramid_top: what the first
-    level above the backbone's is made of, the highest pyramid map (p5) or the highest backbone map (c5). pyramid_relu:
-    the next level is made of relu(P6). head: turns pyramid maps into scores and boxes.
+    Attributes:
+        backbone: the network that turns images into feature maps.
+        weights: null; the name of published weights of the backbone; a file with weights of the backbone; a checkpoint;
+            or `importer:file`, a detector of another project.
+        levels: the lowest and the highest pyramid level. Level l has a stride of 2^l pixels.
+        width: the number of channels of the pyramid maps.
+        pyramid_top: the input of the first level above the backbone: the highest pyramid map (p5) or the highest
+            backbone map (c5).
+        pyramid_relu: the next level is computed from relu(P6), instead of P6.
+        head: the network that turns pyramid maps into scores and boxes.
     """
 
     backbone: Annotated[Part[Backbone], ChosenFrom(BACKBONES, "resnet50")] = Field("resnet50", validate_default=True)
@@ -40,17 +45,23 @@ class ModelSettings(Settings):
 
 
 class DetectionModel(nn.Module):
-    """Images (B, 3, H, W) -> `Predictions`. uint8 RGB images are normalized here, on their device; floating ones are
-    taken as normalized already."""
+    """A network that turns images (B, 3, H, W) into `Predictions`.
+
+    It normalizes uint8 RGB images on their device. Images of a floating dtype must already be normalized.
+    """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, settings: ModelSettings, num_classes: int):
-        """Build the network as it is initialized. `settings.weights` is not loaded.
+        """Build the network with its initial values. `settings.weights` is not loaded.
+
+        Args:
+            settings: the `model` section of a config.
+            num_classes: K.
 
         Raises:
-            UserError: the backbone has no maps of the strides that `settings.levels` asks for.
+            UserError: the backbone has no maps with the strides that `settings.levels` needs.
         """
         super().__init__()
         first, last = settings.levels
@@ -73,39 +84,48 @@ class DetectionModel(nn.Module):
         self._priors: dict[tuple, Priors] = {}
 
     def forward(self, images: Tensor) -> Predictions:
+        """Return the predictions for images (B, 3, H, W)."""
         height, width = images.shape[-2:]
         priors = self.priors((height, width), images.device)
         if images.dtype == torch.uint8:
             images = (images.float() - self.mean) / self.std
-        # a channels-last image would keep every feature map so, whatever the weights' layout
+        # the memory format of the images would otherwise decide that of every feature map
         images = images.contiguous(memory_format=self.memory_format)
         logits, raw = self.head(self.neck(self.backbone(images)))
         return Predictions(logits, raw, priors, self.head.coder)
 
     @property
     def coder(self) -> BoxCoder:
+        """The box coder of the head."""
         return self.head.coder
 
     @property
     def size_divisor(self) -> int:
-        """The number that an image's sides should be multiples of: the coarsest stride of the backbone's maps."""
+        """The largest stride of the backbone's maps. The sides of an image should be multiples of it."""
         return self.backbone.strides[-1]
 
     @property
     def memory_format(self) -> torch.memory_format:
+        """The memory format of the weights."""
         weight = next(p for p in self.backbone.parameters() if p.ndim == 4)
-        last = weight.is_contiguous(memory_format=torch.channels_last)
-        return torch.channels_last if last else torch.contiguous_format
+        is_channels_last = weight.is_contiguous(memory_format=torch.channels_last)
+        return torch.channels_last if is_channels_last else torch.contiguous_format
 
     @property
     def level_names(self) -> list[str]:
+        """The names of the pyramid levels."""
         return level_names(self.strides)
 
     def priors(self, image_size: tuple[int, int], device: torch.device) -> Priors:
-        """Return the priors of an image size (height, width), made once for each size."""
+        """Return the priors of an image size. They are computed once for each size.
+
+        Args:
+            image_size: height and width of the padded image, in pixels.
+            device: the device of the result.
+        """
         key = (tuple(image_size), device)
         if key not in self._priors:
-            if len(self._priors) >= MAX_SIZES:  # a data set of many image sizes must not fill the memory
+            if len(self._priors) >= MAX_SIZES:  # many image sizes must not fill the memory
                 self._priors.clear()
             levels = self.head.priors(image_size)
             self._priors[key] = Priors(torch.cat(levels).to(device), tuple(len(level) for level in levels))
@@ -118,14 +138,16 @@ def level_names(strides: Sequence[int]) -> list[str]:
 
 
 def _pyramid_strides(backbone: Sequence[int], first: int, last: int) -> tuple[int, ...]:
-    """Return the stride of each pyramid level. Levels above the backbone's maps have twice the stride of the level
-    below. Raises UserError where the backbone has no map for a level."""
+    """Return the stride of each pyramid level: 2^level pixels.
+
+    Raises:
+        UserError: the maps of the backbone do not have the strides of the lowest levels.
+    """
     strides = tuple(2**level for level in range(first, last + 1))
     if tuple(backbone) != strides[: len(backbone)]:
-        found = ", ".join(map(str, backbone))
         raise UserError(
-            f"model.levels: [{first}, {last}] needs maps of the strides {2**first}, {2 ** (first + 1)}, ... of the "
-            f"backbone, which has {found}",
-            "set model.levels to these strides (the level of stride 2^l is l), or another backbone",
+            f"model.levels: [{first}, {last}] needs maps of strides {2**first}, {2 ** (first + 1)}, ..., but the "
+            f"backbone has maps of strides {', '.join(map(str, backbone))}",
+            "set model.levels to levels of these strides (level l has stride 2^l), or choose another model.backbone",
         )
     return strides

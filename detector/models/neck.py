@@ -1,4 +1,4 @@
-"""Feature pyramid network (Lin et al. 2017, "Feature Pyramid Networks for Object Detection")."""
+"""The feature pyramid network (Lin et al. 2017, "Feature Pyramid Networks for Object Detection")."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -10,11 +10,18 @@ PyramidTop = Literal["p5", "c5"]
 
 
 class FPN(nn.Module):
-    """Backbone maps C_min.. to pyramid maps P_min..P_max, all `width` channels wide.
+    """A network that turns backbone maps C_min, ... into pyramid maps P_min..P_max of `width` channels.
 
-    Each backbone map gets a 1x1 lateral convolution, the upsampled coarser map is added, a 3x3 convolution smooths.
-    Levels beyond the backbone's come from stride-2 3x3 convolutions: P6 of P5, as in torchvision's RetinaNet, or of C5
-    as in the paper, by `top`; P7 of P6, of relu(P6) with `relu`.
+    Each backbone map gets a lateral 1x1 convolution. The upsampled coarser map is added, and a 3x3 convolution follows.
+    The levels above the backbone are 3x3 convolutions with stride 2 of the level below.
+
+    Args:
+        in_channels: the number of channels of each backbone map.
+        width: the number of channels of each pyramid map.
+        num_levels: the number of pyramid maps.
+        top: the input of the first level above the backbone: `p5`, as in torchvision's RetinaNet, or `c5`, as in the
+            paper of RetinaNet.
+        relu: the next levels are computed from relu(P6), instead of P6.
     """
 
     def __init__(self, in_channels: Sequence[int], width: int, num_levels: int, *, top: PyramidTop, relu: bool):
@@ -31,6 +38,7 @@ class FPN(nn.Module):
                 nn.init.zeros_(conv.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return the pyramid maps (B, width, H / stride, W / stride) of the backbone maps, from fine to coarse."""
         merged = [lateral(x) for lateral, x in zip(self.lateral, features, strict=True)]
         for i in range(len(merged) - 1, 0, -1):
             merged[i - 1] = merged[i - 1] + F.interpolate(merged[i], size=merged[i - 1].shape[-2:], mode="nearest")

@@ -1,4 +1,4 @@
-"""Predictions to detections: score threshold, best candidates of each level, non-maximum suppression."""
+"""From predictions to detections: score threshold, best candidates of each level, non-maximum suppression."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,8 +14,15 @@ from detector.geometry.boxes import clip, is_empty
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Boxes of a whole batch that compete: boxes (N, 4) xyxy in the batch's pixels, scores (N,), labels (N,) int64 in
-    0..num_classes-1, image (N,) int64, each one's place in the batch."""
+    """The boxes of a batch before non-maximum suppression.
+
+    Attributes:
+        boxes: (N, 4) xyxy in pixels of the batch.
+        scores: (N,).
+        labels: (N,) int64 in 0..num_classes-1.
+        image: (N,) int64, the index of the image in the batch.
+        num_classes: K.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -35,21 +42,34 @@ def postprocess(
     candidates_per_level: int,
     max_detections: int,
 ) -> list[Detections]:
-    """The detections of each image in its original pixels.
+    """Return the detections of each image, in pixels of the original image.
 
-    sizes and original_sizes (B, 2): (height, width) inside the padding and of the file. Of each level's anchors x
-    classes with a score above the threshold the best `candidates_per_level` are decoded, clipped and suppressed
-    class by class at `nms_iou`; the best `max_detections` of the image remain. Equal scores stay in the order of the
-    anchors and, at one anchor, of the classes, whatever images and padding are beside. A box that has no area inside
-    its image is no detection, as in mmdetection and detectron2; torchvision keeps such boxes. NaN passes for above the
-    threshold, and for a box with area, so that it shows.
+    Equal scores keep the order of the anchors, and for the same anchor the order of the classes. Other images of the
+    batch and the padding do not change the result. A box without area inside its image is no detection, as in
+    mmdetection and detectron2. torchvision returns these boxes. A NaN score counts as above the threshold, and a NaN
+    box counts as a box with area. So a NaN is visible in the result.
+
+    Args:
+        predictions: the predictions of the model.
+        sizes: (B, 2), height and width of each image inside the padding.
+        original_sizes: (B, 2), height and width of each image in its file.
+        score_threshold: a detection has a score above it.
+        nms_iou: of two boxes of a class with an IoU above it, non-maximum suppression removes the lower score.
+        candidates_per_level: the largest number of pairs of anchor and class of each level that are decoded.
+        max_detections: the largest number of detections of an image.
     """
-    found = best_candidates(predictions, score_threshold, candidates_per_level)
-    return suppress(found, sizes, original_sizes, nms_iou=nms_iou, max_detections=max_detections)
+    candidates = best_candidates(predictions, score_threshold, candidates_per_level)
+    return suppress(candidates, sizes, original_sizes, nms_iou=nms_iou, max_detections=max_detections)
 
 
 def best_candidates(predictions: Predictions, score_threshold: float, candidates_per_level: int) -> Candidates:
-    """Of each image's levels the best anchors x classes with a score above the threshold, decoded and not clipped."""
+    """Return the best pairs of anchor and class of each level, decoded and not clipped.
+
+    Args:
+        predictions: the predictions of the model.
+        score_threshold: a candidate has a score above it.
+        candidates_per_level: the largest number of candidates of each level of an image.
+    """
     choose = partial(_first_of_equals, score_threshold=score_threshold)
     scores, candidates = best_of_levels(predictions, candidates_per_level, choose)
     image, column = (~(scores <= score_threshold)).nonzero(as_tuple=True)
@@ -61,39 +81,54 @@ def best_candidates(predictions: Predictions, score_threshold: float, candidates
 
 
 def suppress(
-    found: Candidates, sizes: Tensor, original_sizes: Tensor, *, nms_iou: float, max_detections: int
+    candidates: Candidates, sizes: Tensor, original_sizes: Tensor, *, nms_iou: float, max_detections: int
 ) -> list[Detections]:
-    """Each image's detections in its original pixels: clipped, without those that then have no area, suppressed class
-    by class, the best `max_detections`."""
-    image, label, scores = found.image, found.labels, found.scores
-    sizes = sizes.to(found.boxes.dtype)
-    boxes = clip(found.boxes, sizes[image, 0], sizes[image, 1])
+    """Return the detections of each image, in pixels of the original image.
+
+    The boxes are clipped to their image. Boxes without area are removed. Each class is suppressed separately.
+
+    Args:
+        candidates: the boxes of the batch.
+        sizes: (B, 2), height and width of each image inside the padding.
+        original_sizes: (B, 2), height and width of each image in its file.
+        nms_iou: of two boxes of a class with an IoU above it, non-maximum suppression removes the lower score.
+        max_detections: the largest number of detections of an image.
+    """
+    image, label, scores = candidates.image, candidates.labels, candidates.scores
+    sizes = sizes.to(candidates.boxes.dtype)
+    boxes = clip(candidates.boxes, sizes[image, 0], sizes[image, 1])
     has_area = ~is_empty(boxes)
-    # best first over the whole batch; fp64, since it moves each class of each image to a place of its own, far enough
-    # for fp32 to lose parts of a pixel; a NaN would move all the others to nowhere
-    places = boxes.double().nan_to_num(0)
-    kept = batched_nms(places, scores.double(), image * found.num_classes + label, nms_iou).sort().values
-    kept = kept[scores[kept].argsort(descending=True, stable=True)]
+    # batched_nms moves each class of each image to a separate region: in fp32 the coordinates would lose precision
+    # there, and a NaN would make the regions of all other boxes NaN
+    nms_boxes = boxes.double().nan_to_num(0)
+    keep = batched_nms(nms_boxes, scores.double(), image * candidates.num_classes + label, nms_iou).sort().values
+    keep = keep[scores[keep].argsort(descending=True, stable=True)]
     scale = (original_sizes / sizes).flip(1).repeat(1, 2)
-    boxes, scores, label, image = (boxes * scale[image])[kept], scores[kept], label[kept], image[kept]
-    has_area = has_area[kept]  # a box without area overlaps none, so that it may stay until here: no further wait
+    boxes, scores, label, image = (boxes * scale[image])[keep], scores[keep], label[keep], image[keep]
+    has_area = has_area[keep]  # boxes without area suppress no other box; their removal here saves a wait for the GPU
 
     detections = []
     for i in range(len(sizes)):
-        own = ((image == i) & has_area).nonzero()[:max_detections, 0]
-        detections.append(Detections(boxes[own], scores[own], label[own]))
+        rows = ((image == i) & has_area).nonzero()[:max_detections, 0]
+        detections.append(Detections(boxes[rows], scores[rows], label[rows]))
     return detections
 
 
 def best_of_levels(
     predictions: Predictions, candidates_per_level: int, choose: Callable[[Tensor, int], tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """Scores and positions (anchor * K + class), (B, N) both, of the best anchors x classes of each image's levels.
-    `choose` takes so many of the highest of each row, their values and columns, as `torch.topk` does."""
+    """Return the scores and the positions (anchor * K + class) of the best pairs of each level, (B, N) both.
+
+    Args:
+        predictions: the predictions of the model.
+        candidates_per_level: the largest number of pairs of each level of an image.
+        choose: a function of logits (B, M) and a count. It returns the highest logits of each row and their columns, as
+            `torch.topk` does.
+    """
     num_classes = predictions.logits.shape[2]
     scores, candidates, start = [], [], 0
     for size in predictions.priors.level_sizes:
-        # sigmoid after the choice: it is monotone, and only the candidates need it
+        # sigmoid is monotone, so only the candidates need it
         flat = predictions.logits[:, start : start + size].flatten(1).float()
         best, index = choose(flat, min(candidates_per_level, flat.shape[1]))
         scores.append(best.sigmoid())
@@ -103,14 +138,16 @@ def best_of_levels(
 
 
 def _first_of_equals(logits: Tensor, count: int, score_threshold: float) -> tuple[Tensor, Tensor]:
-    """The `count` highest of each row of (B, N) and their columns, both (B, count), in the order of the columns; of
-    equal ones the first (any, where they are below the threshold)."""
+    """Return the `count` highest logits of each row (B, N) and their columns, (B, count) both, in column order.
+
+    Of equal logits, the first logits are chosen. Below the threshold, any of the equal logits may be chosen.
+    """
     best, column = logits.topk(count, dim=1, sorted=False)
-    if count == 0:  # of no classes
+    if count == 0:  # there are no classes
         return best, column
     lowest = best.amin(dim=1)
-    for row in (lowest.sigmoid() > score_threshold).nonzero()[:, 0]:  # which of the lowest topk took is its own affair
-        taken = best[row] == lowest[row]
-        column[row, taken] = (logits[row] == lowest[row]).nonzero()[: int(taken.sum()), 0]
+    for row in (lowest.sigmoid() > score_threshold).nonzero()[:, 0]:  # topk does not define which equal logits it takes
+        is_lowest = best[row] == lowest[row]
+        column[row, is_lowest] = (logits[row] == lowest[row]).nonzero()[: int(is_lowest.sum()), 0]
     column = column.sort(dim=1).values
     return logits.gather(1, column), column

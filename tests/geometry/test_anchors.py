@@ -7,7 +7,7 @@ from detector.geometry.anchors import AnchorGrid, default_sizes
 
 RATIOS = (0.5, 1.0, 2.0)
 
-# as torchvision.models.detection.retinanet_resnet50_fpn has them
+# the sizes of torchvision.models.detection.retinanet_resnet50_fpn
 SIZES = [[x, int(x * 2 ** (1.0 / 3)), int(x * 2 ** (2.0 / 3))] for x in (32, 64, 128, 256, 512)]
 
 
@@ -19,7 +19,7 @@ def test_default_sizes_are_retinanets():
 
 @pytest.mark.parametrize("image_size", [(160, 224), (96, 352), (800, 1088), (32, 32)])
 def test_anchors_equal_torchvision(image_size: tuple[int, int]):
-    sizes = [tuple(-(-side // 2**level) for side in image_size) for level in range(3, 8)]  # odd ones among them
+    sizes = [tuple(-(-side // 2**level) for side in image_size) for level in range(3, 8)]  # some are odd
     maps = [torch.zeros(1, 1, *size) for size in sizes]
     (expected,) = AnchorGenerator(tuple(map(tuple, SIZES)), (RATIOS,) * 5)(
         ImageList(torch.zeros(1, 3, *image_size), [image_size]), maps
@@ -35,24 +35,24 @@ def test_order_is_row_column_ratio_size():
     # ratio 1: squares of 8 and 16; ratio 4 (height / width): 4 x 16 and 8 x 32
     assert base.tolist() == [[-4, -4, 4, 4], [-8, -8, 8, 8], [-2, -8, 2, 8], [-4, -16, 4, 16]]
     (level,) = grid.of_image((16, 24))
-    centres = (level[:, :2] + level[:, 2:]) / 2
+    centers = (level[:, :2] + level[:, 2:]) / 2
     expected = [[x, y] for y in (0, 8) for x in (0, 8, 16) for _ in range(4)]
-    assert centres.tolist() == expected
+    assert centers.tolist() == expected
     assert torch.equal(level[4:8], base + torch.tensor([8, 0, 8, 0]))
 
 
 def test_exact_anchors_keep_fractions_and_strides():
-    """On 160 pixels P7 has two cells: 128 pixels apart, where torchvision puts 80."""
+    """On 160 pixels P7 has two cells. Their distance is 128 pixels, and 80 pixels in torchvision."""
     sizes, ratios = [(32, 64), (48, 96)], (0.5, 2.0)
     exact, rounded = (AnchorGrid((64, 128), sizes, ratios, exact).of_image((160, 64))[1] for exact in (True, False))
-    centres = (exact[:, :2] + exact[:, 2:]) / 2
-    assert centres.unique(dim=0).tolist() == [[0, 0], [0, 128]]
+    centers = (exact[:, :2] + exact[:, 2:]) / 2
+    assert centers.unique(dim=0).tolist() == [[0, 0], [0, 128]]
     assert ((rounded[:, :2] + rounded[:, 2:]) / 2).unique(dim=0).tolist() == [[0, 0], [0, 80]]
     width, height = (exact[:, 2:] - exact[:, :2]).unbind(1)
     torch.testing.assert_close(width * height, torch.tensor([48.0, 96] * 4) ** 2)
     torch.testing.assert_close(height / width, torch.tensor([0.5, 0.5, 2, 2] * 2))
 
 
-def test_sizes_for_each_level():
+def test_each_level_needs_sizes():
     with pytest.raises(ValueError):
         AnchorGrid((8, 16), [(8,)], RATIOS, exact=False).of_image((32, 32))

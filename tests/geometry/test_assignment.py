@@ -34,7 +34,7 @@ def retinanet_grid(*strides: int) -> AnchorGrid:
 
 
 def ground_truths(counts: list[int], seed: int) -> tuple[Tensor, Tensor]:
-    """boxes (B, G, 4) and labels (B, G), padded; from slivers to the whole image."""
+    """Return padded boxes (B, G, 4) and labels (B, G). The boxes may be thin, or as large as the image."""
     generator = torch.Generator().manual_seed(seed)
     boxes = torch.zeros(len(counts), max(counts), 4)
     labels = torch.full((len(counts), max(counts)), IGNORED)
@@ -70,7 +70,7 @@ def test_equals_torchvision_image_by_image(anchors: Tensor, seed: int, low_quali
     assert (targets.labels == K).any() and (targets.labels == IGNORED).any()
 
 
-def test_low_quality_gives_a_hard_ground_truth_its_best_anchor():
+def test_low_quality_gives_every_ground_truth_its_best_anchor():
     anchors = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]])
     boxes, labels = torch.tensor([[[0.0, 0, 10, 1]]]), torch.tensor([[2]])  # IoU 0.1 with the first anchor
     for low_quality, expected in ((True, [2, K, K]), (False, [K, K, K])):
@@ -93,23 +93,23 @@ def test_thresholds_include_their_lower_ends():
 
 @pytest.mark.parametrize("assigner", [MaxIoUAssigner(K), MaxIoUAssigner(K, low_quality=False), ATSSAssigner(K)])
 @pytest.mark.parametrize("max_pairs", [1, 3 * 3 * sum(LEVEL_SIZES)])
-def test_ground_truths_in_parts_are_assigned_alike(
+def test_ground_truths_in_parts_give_the_same_targets(
     anchors: Tensor, assigner, max_pairs: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """One at a time, and three; doubled, so that there are equals in different parts."""
+    """The parts have one or three ground truths. Each box occurs twice, so that equal boxes are in different parts."""
     boxes, labels = ground_truths([7, 3, 0], seed=1)
     boxes, labels = torch.cat((boxes, boxes), dim=1), torch.cat((labels, (labels + 1).clamp(max=K - 1)), dim=1)
     ignore = torch.zeros_like(labels, dtype=torch.bool)
     ignore[:, 2] = True
-    whole = assigner(Priors(anchors, LEVEL_SIZES), GroundTruth(boxes, labels, ignore))
+    expected = assigner(Priors(anchors, LEVEL_SIZES), GroundTruth(boxes, labels, ignore))
     monkeypatch.setattr(base, "MAX_PAIRS", max_pairs)
     parts = assigner(Priors(anchors, LEVEL_SIZES), GroundTruth(boxes, labels, ignore))
-    assert torch.equal(parts.labels, whole.labels) and torch.equal(parts.boxes, whole.boxes)
-    assert K in whole.labels and len(whole.labels.unique()) > 3
+    assert torch.equal(parts.labels, expected.labels) and torch.equal(parts.boxes, expected.boxes)
+    assert K in expected.labels and len(expected.labels.unique()) > 3
 
 
 @pytest.mark.parametrize("assigner", [MaxIoUAssigner(K), ATSSAssigner(K)])
-def test_no_ground_truth_is_all_background(anchors: Tensor, assigner):
+def test_without_ground_truth_all_is_background(anchors: Tensor, assigner):
     boxes, labels = torch.zeros(2, 1, 4), torch.full((2, 1), IGNORED)
     targets = assigner(Priors(anchors, LEVEL_SIZES), GroundTruth(boxes, labels, not_ignored(labels)))
     assert (targets.labels == K).all() and targets.boxes.isfinite().all()
@@ -124,7 +124,7 @@ def test_a_ground_truth_outside_the_image_gets_no_anchor(anchors: Tensor, assign
 
 
 @pytest.mark.parametrize("assigner", [MaxIoUAssigner(K), ATSSAssigner(K)])
-def test_an_ignore_region_takes_background_anchors_only(assigner):
+def test_an_ignore_region_changes_background_anchors_only(assigner):
     anchors = torch.tensor(
         [
             [0.0, 0, 10, 10],  # on the object, inside the region
@@ -138,7 +138,7 @@ def test_an_ignore_region_takes_background_anchors_only(assigner):
     labels, ignore = torch.tensor([[1, 0]]), torch.tensor([[False, True]])
     targets = assigner(Priors(anchors, (5,)), GroundTruth(boxes, labels, ignore))
     assert targets.labels.tolist() == [[1, IGNORED, IGNORED, K, K]]
-    # an anchor that fits the region itself is not its foreground
+    # an anchor with the box of the region is not foreground
     fits = torch.tensor([[0.0, 0, 40, 30]])
     assert assigner(Priors(fits, (1,)), GroundTruth(boxes[:, 1:], labels[:, 1:], ignore[:, 1:])).labels.tolist() == [
         [IGNORED]
@@ -157,8 +157,8 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 def atss_of_one_image(
     anchors: np.ndarray, boxes: np.ndarray, ignore: np.ndarray, level_sizes: tuple[int, ...], candidates: int
 ) -> np.ndarray:
-    """Algorithm 1 of the paper, step by step: (A,) each anchor's ground truth, -1 for background, -2 for ignored."""
-    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
+    """Return the ground truth of each anchor, (A,), by algorithm 1 of the paper: -1 is background, -2 is ignored."""
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
     matches = np.full(len(anchors), -1)
     best = np.zeros(len(anchors))
     for g, box in enumerate(boxes):
@@ -167,13 +167,13 @@ def atss_of_one_image(
         chosen, start = [], 0
         for size in level_sizes:
             level = np.arange(start, start + size)
-            distances = ((centres[level] - (box[:2] + box[2:]) / 2) ** 2).sum(axis=1)
+            distances = ((centers[level] - (box[:2] + box[2:]) / 2) ** 2).sum(axis=1)
             chosen += level[np.argsort(distances, kind="stable")[:candidates]].tolist()
             start += size
         overlaps = [float(np.float32(iou(box, anchors[a]))) for a in chosen]
         threshold = mean(overlaps) + (stdev(overlaps) if len(overlaps) > 1 else 0)
         for a, overlap in zip(chosen, overlaps, strict=True):
-            inside = min(*(centres[a] - box[:2]), *(box[2:] - centres[a])) > 0.01
+            inside = min(*(centers[a] - box[:2]), *(box[2:] - centers[a])) > 0.01
             if overlap >= threshold and inside and overlap > best[a]:
                 matches[a], best[a] = g, overlap
     for box in boxes[ignore]:
@@ -186,11 +186,11 @@ def atss_of_one_image(
 def assert_is_atss(
     anchors: Tensor, boxes: Tensor, labels: Tensor, ignore: Tensor, level_sizes: tuple[int, ...], candidates: int
 ) -> int:
-    """Every anchor's label and ground truth as the reference has them; returns the number of foreground anchors."""
+    """Compare the labels and boxes with the reference, and return the number of foreground anchors."""
     targets = ATSSAssigner(K, candidates=candidates)(Priors(anchors, level_sizes), GroundTruth(boxes, labels, ignore))
     for i, n in enumerate((labels >= 0).sum(dim=1).tolist()):
-        true = (anchors.double().numpy(), boxes[i, :n].double().numpy(), ignore[i, :n].numpy())
-        matches = torch.from_numpy(atss_of_one_image(*true, level_sizes, candidates))
+        inputs = (anchors.double().numpy(), boxes[i, :n].double().numpy(), ignore[i, :n].numpy())
+        matches = torch.from_numpy(atss_of_one_image(*inputs, level_sizes, candidates))
         expected = torch.cat((labels[i, :n], torch.tensor([IGNORED, K])))[matches]
         assert torch.equal(targets.labels[i], expected)
         assert torch.equal(targets.boxes[i, matches >= 0], boxes[i, matches[matches >= 0]])
@@ -198,7 +198,7 @@ def assert_is_atss(
     return int(((targets.labels >= 0) & (targets.labels < K)).sum())
 
 
-@pytest.mark.parametrize("candidates", [1, 9, 54, 200])  # 54 = 9 cells of 6 anchors; the last level has but 144
+@pytest.mark.parametrize("candidates", [1, 9, 54, 200])  # 54 = 9 cells of 6 anchors; the last level has only 144
 @pytest.mark.parametrize("seed", range(8))
 def test_atss_equals_the_paper_image_by_image(anchors: Tensor, seed: int, candidates: int):
     boxes, labels = ground_truths([6, 1, 13, 0, 3], seed)
@@ -218,7 +218,7 @@ def test_atss_of_ground_truths_smaller_than_any_anchor(anchors: Tensor, seed: in
 @pytest.mark.parametrize("candidates", [9, 10])
 @pytest.mark.parametrize("seed", range(8))
 def test_atss_of_ties_takes_the_first(anchors: Tensor, seed: int, candidates: int):
-    """Centres between cells, at equal distances from several; the same box twice."""
+    """The box centers are between cells, at equal distances from several anchors. Each box occurs twice."""
     boxes, labels = ground_truths([12, 12], seed)
     boxes = (boxes / 8).round() * 8
     boxes[..., 2:] = torch.maximum(boxes[..., 2:], boxes[..., :2] + 8)
@@ -234,7 +234,7 @@ def test_atss_of_ties_takes_the_first(anchors: Tensor, seed: int, candidates: in
 
 
 def test_atss_by_hand():
-    """Four anchors in a row, three of which are candidates, and a wide one on a level of its own."""
+    """Three of four anchors in a row are candidates, and so is a wide anchor on another level."""
     row = torch.tensor([[0.0, 0, 4, 8], [4, 0, 8, 8], [8, 0, 12, 8], [12, 0, 16, 8]])
     anchors = torch.cat((row, torch.tensor([[0.0, -4, 16, 12]])))
     boxes, labels = torch.tensor([[[1.0, 0, 9, 8]]]), torch.tensor([[2]])
@@ -244,8 +244,8 @@ def test_atss_by_hand():
     assert targets.boxes[0, 1].tolist() == [1, 0, 9, 8]
 
 
-def test_atss_where_all_candidates_overlap_alike():
-    """Without a spread the threshold is their mean, which all of them reach."""
+def test_atss_where_all_candidates_have_the_same_iou():
+    """The standard deviation is 0, so the threshold is the mean, which all candidates reach."""
     (anchors,) = AnchorGrid((8,), [(6,)], (1.0,), exact=False).of_image((80, 80))
     for side in (31.7, 40.1, 49.3):
         boxes, labels = torch.tensor([[[40 - side, 40 - side, 40 + side, 40 + side]]]), torch.tensor([[1]])
@@ -272,9 +272,11 @@ def test_atss_on_real_annotations(shared_data: Path):
 
 
 @pytest.mark.parametrize("assigner", [MaxIoUAssigner(80), ATSSAssigner(80)])
-def test_real_crowds_teach_neither_background_nor_their_class(assigner, shared_data: Path):
-    """Of COCO's own crowds, flipped and resized with their images: what has no object to find is ignored inside them,
-    and all else is as if they were not there."""
+def test_real_crowds_are_neither_background_nor_foreground(assigner, shared_data: Path):
+    """COCO's crowds are flipped and resized with their images.
+
+    Background anchors inside a crowd are ignored. All other labels are the same as without crowds.
+    """
     coco = shared_data / "coco_tiny"
     dataset = CocoDataset(images=coco / "val2017", annotations=coco / "annotations/instances_val2017.json")
     crowded = [i for i, record in enumerate(dataset.records) if record.crowd.any()]
@@ -286,19 +288,19 @@ def test_real_crowds_teach_neither_background_nor_their_class(assigner, shared_d
     anchors, sizes = torch.cat(levels), tuple(map(len, levels))
 
     targets = assigner(Priors(anchors, sizes), batch.truth)
-    gone = batch.labels.masked_fill(batch.ignore, IGNORED)
-    without = assigner(Priors(anchors, sizes), GroundTruth(batch.boxes, gone, torch.zeros_like(batch.ignore)))
+    objects = batch.labels.masked_fill(batch.ignore, IGNORED)
+    without_crowds = assigner(Priors(anchors, sizes), GroundTruth(batch.boxes, objects, torch.zeros_like(batch.ignore)))
     for i, sample in enumerate(samples):
         x1, y1, x2, y2 = anchors.double().T.numpy()
         inside = np.zeros(len(anchors), bool)
         for left, top, right, bottom in sample.boxes[sample.ignore].astype(float):
             width, height = np.minimum(x2, right) - np.maximum(x1, left), np.minimum(y2, bottom) - np.maximum(y1, top)
             inside |= width.clip(0) * height.clip(0) > 0.5 * (x2 - x1) * (y2 - y1)
-        labels, plain = targets.labels[i].numpy(), without.labels[i].numpy()
+        labels, plain = targets.labels[i].numpy(), without_crowds.labels[i].numpy()
         ignored = (plain == 80) & inside
         assert ignored.sum() > 20
         np.testing.assert_array_equal(labels, np.where(ignored, IGNORED, plain))
-        assert torch.equal(targets.boxes[i][labels % 80 == labels], without.boxes[i][labels % 80 == labels])
+        assert torch.equal(targets.boxes[i][labels % 80 == labels], without_crowds.boxes[i][labels % 80 == labels])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,7 +14,7 @@ def random_boxes(*shape: int, seed: int = 0) -> Tensor:
 
 def test_area_and_intersection_of_known_boxes():
     a = torch.tensor([[0.0, 0, 4, 3], [10, 10, 12, 12]])
-    b = torch.tensor([[2.0, 1, 6, 9], [4, 0, 5, 3], [0, 0, 20, 20]])  # overlapping, touching, around both
+    b = torch.tensor([[2.0, 1, 6, 9], [4, 0, 5, 3], [0, 0, 20, 20]])  # overlaps, touches, contains both
     assert box_area(a).tolist() == [12, 4]
     assert pairwise_intersection(a, b).tolist() == [[4, 0, 12], [0, 0, 4]]
 
@@ -25,9 +25,9 @@ def test_iou_equals_torchvision():
     assert (pairwise_iou(a, b) > 0.3).any() and (pairwise_iou(a, b) == 0).any()
 
 
-def test_iou_of_a_batch_is_that_of_its_images():
+def test_iou_of_a_batch_equals_the_iou_of_its_images():
     a, b = random_boxes(3, 5), random_boxes(7, seed=1)
-    assert torch.equal(pairwise_iou(a, b), torch.stack([pairwise_iou(one, b) for one in a]))
+    assert torch.equal(pairwise_iou(a, b), torch.stack([pairwise_iou(image, b) for image in a]))
     assert pairwise_iou(random_boxes(3, 0), b).shape == (3, 0, 7)
 
 
@@ -39,7 +39,7 @@ def test_iou_with_empty_boxes_is_zero():
 def test_paired_iou_is_the_diagonal_of_pairwise_iou_and_of_torchvision():
     a = random_boxes(2, 40)
     b = a + 20 * torch.randn(2, 40, 4, generator=torch.Generator().manual_seed(1))
-    b[0, 0], b[0, 1] = a[0, 0], a[0, 1] + 1000  # the same box; boxes apart
+    b[0, 0], b[0, 1] = a[0, 0], a[0, 1] + 1000  # equal boxes; boxes without overlap
     b[..., 2:] = torch.maximum(b[..., :2], b[..., 2:])
     paired = paired_iou(a, b)
     assert paired.shape == (2, 40) and paired[0, 0] == 1 and paired[0, 1] == 0
@@ -62,7 +62,7 @@ def test_clip_moves_corners_inside_each_image():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtype_stays(dtype: torch.dtype):
+def test_results_have_the_dtype_of_the_boxes(dtype: torch.dtype):
     boxes = random_boxes(4).to(dtype)
     side = torch.tensor(50, dtype=dtype)
     results = (pairwise_iou(boxes, boxes), clip(boxes, side, side))

@@ -18,8 +18,8 @@ def random_boxes(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_offsets_of_a_known_box():
-    anchor = torch.tensor([[10.0, 20, 30, 60]])  # centre 20, 40; sides 20, 40
-    box = torch.tensor([[20.0, 30, 60, 40]])  # centre 40, 35; sides 40, 10
+    anchor = torch.tensor([[10.0, 20, 30, 60]])  # center 20, 40; sides 20, 40
+    box = torch.tensor([[20.0, 30, 60, 40]])  # center 40, 35; sides 40, 10
     expected = torch.tensor([[1.0, -0.125, math.log(2), math.log(0.25)]])
     torch.testing.assert_close(DELTAS.encode(box, anchor), expected)
 
@@ -29,14 +29,14 @@ def test_encode_and_decode_equal_torchvision():
     anchors, boxes = random_boxes(200), random_boxes(200, seed=1)
     torch.testing.assert_close(DELTAS.encode(boxes, anchors), coder.encode_single(boxes, anchors), rtol=1e-5, atol=1e-5)
     deltas = torch.randn(200, 4, generator=torch.Generator().manual_seed(2)) * 3
-    deltas[0, 2:] = 50  # capped
+    deltas[0, 2:] = 50  # clamped
     torch.testing.assert_close(
         DELTAS.decode(deltas, anchors), coder.decode_single(deltas, anchors), rtol=1e-5, atol=1e-3
     )
 
 
 def test_decode_inverts_encode():
-    anchors, boxes = random_boxes(50), random_boxes(4, 50, seed=1)  # a batch against one set of anchors
+    anchors, boxes = random_boxes(50), random_boxes(4, 50, seed=1)  # a batch and a single set of anchors
     torch.testing.assert_close(DELTAS.decode(DELTAS.encode(boxes, anchors), anchors), boxes, rtol=1e-5, atol=1e-3)
 
 
@@ -49,7 +49,7 @@ def test_degenerate_boxes_stay_finite():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtype_stays(dtype: torch.dtype):
+def test_results_have_the_dtype_of_the_boxes(dtype: torch.dtype):
     boxes = random_boxes(4).to(dtype)
     assert DELTAS.encode(boxes, boxes).dtype == DELTAS.decode(boxes, boxes).dtype == dtype
 
@@ -59,7 +59,7 @@ def test_boxes_are_decoded_once_and_keep_their_gradient():
     raw = torch.zeros(1, 3, 4, dtype=torch.bfloat16, requires_grad=True)
     predictions = Predictions(torch.zeros(1, 3, 2), raw, Priors(anchors, (3,)), DELTAS)
     with torch.no_grad():
-        assert predictions.boxes.dtype == torch.float32  # whoever asks first
+        assert predictions.boxes.dtype == torch.float32  # the first access must not lose the gradient
     torch.testing.assert_close(predictions.boxes[0], anchors)
     assert predictions.boxes is predictions.boxes
     predictions.boxes.sum().backward()

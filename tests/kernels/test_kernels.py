@@ -1,4 +1,4 @@
-"""Every kernel backend that runs on a CPU against the formulas, written here in float64 with NumPy."""
+"""Every kernel backend that runs on a CPU, against formulas in float64 with NumPy."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from detector.kernels import (
     elementwise_terms,
     focal_terms,
     gradient_norm_histogram,
-    harmonised_terms,
+    harmonized_terms,
     sigmoid_focal_loss,
 )
 
@@ -36,7 +36,7 @@ each_backend = pytest.mark.parametrize("backend", ["reference", "cpu", pytest.pa
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """So that a few hundred elements make many blocks, the last one short."""
+    """Make the blocks so small that a few hundred elements have many blocks and a shorter last block."""
     monkeypatch.setattr(cpu, "BLOCK_ELEMENTS", SMALL_BLOCK)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -46,15 +46,18 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def fresh_compiler(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Each dtype and set of options is compiled, up to a limit, beyond which torch.compile runs eagerly."""
+    """Reset torch.compile. It compiles each dtype and set of options, but only up to a limit."""
     yield
     if "compiled" in request.node.name:
         torch._dynamo.reset()
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits of both tails, some +-100, whose gradient norms are clear of the edges of 300 bins; labels -1 to K, those
-    of the first and last row of each small block, and of the call, foreground."""
+    """Return logits of both tails and labels from -1 to K.
+
+    Some logits are +-100. The gradient norms are not near the edges of 300 bins. The first and the last row of each
+    small block, and the last row of all, are foreground.
+    """
     generator = torch.Generator().manual_seed(seed)
     pool = torch.cat((4 * torch.randn(2000, generator=generator), torch.tensor([100.0, -100.0]).repeat(20))).to(dtype)
     position = pool.double().sigmoid() * 300
@@ -69,7 +72,7 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> tuple[Ten
 
 
 class Formula:
-    """The parts of the kernels' losses for each element: binary target, +1 or -1 by it, p_t, 1 - p_t, log p_t."""
+    """The values of each element that the formulas need: binary target, its sign +1 or -1, p_t, 1 - p_t, log p_t."""
 
     def __init__(self, logits: Tensor, labels: Tensor):
         x, self.labels = as_float64(logits), labels.numpy()
@@ -80,17 +83,17 @@ class Formula:
         self.log_p_t = -np.log1p(np.exp(-self.y * x))
 
     def focal(self, alpha, gamma: float, class_weight=None) -> tuple[np.ndarray, np.ndarray]:
-        """Values and slopes (..., K); the slope as in Lin et al. 2017, appendix B."""
+        """Return values and slopes, (..., K) each. The slope is that of Lin et al. 2017, appendix B."""
         weight = self.counts.astype(float)
         if alpha is not None:
             weight = weight * np.where(self.targets, alpha, 1 - np.asarray(alpha))
         if class_weight is not None:
-            by_label = np.array([*class_weight, 1.0, 1.0])  # background, and what -1 leads to
+            by_label = np.array([*class_weight, 1.0, 1.0])  # background, and the index -1
             weight = weight * by_label[self.labels][..., None]
         modulator = weight * self.miss**gamma
         return -modulator * self.log_p_t, self.y * modulator * (gamma * self.p_t * self.log_p_t - self.miss)
 
-    def harmonised(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def harmonized(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         bins = np.minimum((self.miss * len(weights)).astype(int), len(weights) - 1)
         weight = weights[bins] * self.counts
         return -weight * self.log_p_t, -self.y * weight * self.miss
@@ -109,7 +112,7 @@ def check(
     expected: tuple[np.ndarray, np.ndarray],
     upstream: tuple[float, float] = (1.0, 1.0),
 ) -> None:
-    """Both sums, and the gradient of their combination by `upstream`, to the dtype's tolerance."""
+    """Compare both sums, and the gradient of their combination by `upstream`, with the tolerance of the dtype."""
     dtype, (values, slopes) = logits.dtype, expected
     assert sums.shape == (2,) and sums.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     np.testing.assert_allclose(as_float64(sums), formula.sums(values), VALUE_RTOL[dtype], VALUE_ATOL[dtype])
@@ -123,7 +126,7 @@ def check(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_elementwise_terms(backend: str, dtype: torch.dtype):
-    """Cross entropy times a number a row, as a formula that the kernel knows nothing of."""
+    """The formula is cross entropy times a number for each row. No kernel implements it."""
     logits, labels = draw((2, 37, K), dtype)
     factors = torch.rand(labels.shape, generator=torch.Generator().manual_seed(1)).double()
 
@@ -180,7 +183,7 @@ def test_scale_is_a_number_or_a_tensor(backend, scale):
     assert total.item() == pytest.approx(values.sum(), rel=1e-5)
 
 
-# a row a block or more, blocks full and short, one row, none
+# rows of a block or more, full and short blocks, a single row, no row
 @pytest.mark.parametrize("shape", [(3, 100), (1, 64), (24, 5), (25, 5), (12, 5), (11, 5), (1, 1), (2, 3, 7, 5), (0, 5)])
 def test_blocks_of_every_size(shape):
     logits, labels = draw(shape, torch.float32, seed=2)
@@ -190,8 +193,8 @@ def test_blocks_of_every_size(shape):
     check(focal_terms(logits, labels, **given, backend="cpu"), logits, formula, formula.focal(alpha, 2.0, weights))
     assert gradient_norm_histogram(logits, labels, 30, backend="cpu").tolist() == formula.histogram(30).tolist()
     weights = np.linspace(0.1, 2, 30)
-    sums = harmonised_terms(logits, labels, torch.from_numpy(weights), backend="cpu")
-    check(sums, logits, formula, formula.harmonised(weights))
+    sums = harmonized_terms(logits, labels, torch.from_numpy(weights), backend="cpu")
+    check(sums, logits, formula, formula.harmonized(weights))
 
 
 @pytest.mark.parametrize("label", [0, K - 1, K, -1])
@@ -213,29 +216,29 @@ def test_blocks_of_one_kind(label):
     ids=str,
 )
 def test_level_views(backend, bounds):
-    """A pyramid level of a batch: contiguous image by image alone."""
-    whole, whole_labels = draw((3, 40, K), torch.float32, seed=4)
-    logits, labels = whole[:, slice(*bounds)], whole_labels[:, slice(*bounds)]
+    """The images of a pyramid level are contiguous, but the level is not."""
+    all_logits, all_labels = draw((3, 40, K), torch.float32, seed=4)
+    logits, labels = all_logits[:, slice(*bounds)], all_labels[:, slice(*bounds)]
     formula = Formula(logits, labels)
     given = {"alpha": ALPHAS, "gamma": 2.0, "class_weight": torch.tensor(WEIGHTS)}
     sums = focal_terms(logits, labels, **given, backend=backend)
     check(sums, logits, formula, formula.focal(ALPHAS, 2.0, WEIGHTS), upstream=(2.0, 0.5))
-    (gradient,) = torch.autograd.grad(sums.sum(), whole)
+    (gradient,) = torch.autograd.grad(sums.sum(), all_logits)
     outside = torch.ones(40, dtype=torch.bool)
     outside[slice(*bounds)] = False
     assert not gradient[:, outside].any()
     assert gradient_norm_histogram(logits, labels, 30, backend=backend).tolist() == formula.histogram(30).tolist()
     weights = np.linspace(0.1, 2, 30)
-    sums = harmonised_terms(logits, labels, torch.from_numpy(weights), backend=backend)
-    check(sums, logits, formula, formula.harmonised(weights))
+    sums = harmonized_terms(logits, labels, torch.from_numpy(weights), backend=backend)
+    check(sums, logits, formula, formula.harmonized(weights))
 
 
 @pytest.mark.parametrize("cut", [lambda x: x, lambda x: x[:, 7:31], lambda x: x[1, 3:], lambda x: x[:1, 7:31]])
-def test_blocks_are_read_where_they_lie(cut):
-    whole, whole_labels = draw((3, 40, K), torch.float32, seed=4)
-    logits = cut(whole.detach())
-    runs = cpu._Blocks(logits, cut(whole_labels)).runs
-    assert all(run.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr() for run in runs)
+def test_blocks_are_views(cut):
+    all_logits, all_labels = draw((3, 40, K), torch.float32, seed=4)
+    logits = cut(all_logits.detach())
+    runs = cpu._Blocks(logits, cut(all_labels)).runs
+    assert all(run.untyped_storage().data_ptr() == all_logits.untyped_storage().data_ptr() for run in runs)
     assert torch.equal(torch.cat(list(runs)), logits.reshape(-1, K))
 
 
@@ -244,10 +247,10 @@ def test_blocks_are_read_where_they_lie(cut):
 def test_gradient_norm_histogram(backend, bins):
     for dtype in DTYPES:
         logits, labels = draw((2, 137, K), dtype, seed=5)
-        counted = gradient_norm_histogram(logits, labels, bins, backend=backend)
-        assert counted.dtype == torch.int64 and not counted.requires_grad
-        assert counted.tolist() == Formula(logits, labels).histogram(bins).tolist()
-        assert counted[0] > 0 and counted[-1] > 0  # norms of 0 and 1 among them
+        counts = gradient_norm_histogram(logits, labels, bins, backend=backend)
+        assert counts.dtype == torch.int64 and not counts.requires_grad
+        assert counts.tolist() == Formula(logits, labels).histogram(bins).tolist()
+        assert counts[0] > 0 and counts[-1] > 0  # there are norms of 0 and 1
 
 
 @each_backend
@@ -264,39 +267,39 @@ def test_a_norm_on_an_edge_belongs_to_the_upper_bin_and_a_norm_of_one_to_the_las
         pytest.param("compiled", 300, torch.float16, marks=COMPILED),
     ],
 )
-def test_harmonised_terms(backend, bins, dtype):
+def test_harmonized_terms(backend, bins, dtype):
     logits, labels = draw((2, 37, K), dtype, seed=6)
     formula, weights = Formula(logits, labels), np.linspace(0.1, 2, bins)
-    sums = harmonised_terms(logits, labels, torch.from_numpy(weights), backend=backend)
-    check(sums, logits, formula, formula.harmonised(weights), upstream=(-0.25, 3.0))
+    sums = harmonized_terms(logits, labels, torch.from_numpy(weights), backend=backend)
+    check(sums, logits, formula, formula.harmonized(weights), upstream=(-0.25, 3.0))
 
 
 def both_terms(logits: Tensor, labels: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    """The sums of the focal and of the harmonised loss, whose bins make no difference."""
+    """Return the sums of the focal and of the harmonized loss. All bins have the weight 1."""
     focal = focal_terms(logits, labels, alpha=0.25, gamma=2.0, backend=backend)
-    return focal, harmonised_terms(logits, labels, torch.ones(10), backend=backend)
+    return focal, harmonized_terms(logits, labels, torch.ones(10), backend=backend)
 
 
 @each_backend
-def test_a_graph_may_be_walked_again_with_other_upstream_gradients(backend):
+def test_repeated_backward_passes_with_other_upstream_gradients(backend):
     logits, labels = draw((37, K), torch.float32, seed=7)
     formula = Formula(logits, labels)
-    expected = formula.focal(0.25, 2.0), formula.harmonised(np.ones(10))
+    expected = formula.focal(0.25, 2.0), formula.harmonized(np.ones(10))
     for sums, terms in zip(both_terms(logits, labels, backend), expected, strict=True):
         for upstream in ((1.0, 1.0), (2.0, -3.0), (0.0, 1.0), (1.0, 1.0)):
             check(sums, logits, formula, terms, upstream)
 
 
 @each_backend
-def test_accumulating_in_place_spoils_no_later_walk(backend):
+def test_accumulation_in_place_does_not_change_a_later_backward_pass(backend):
     logits, labels = draw((37, K), torch.float32, seed=7)
     formula = Formula(logits, labels)
-    expected = formula.focal(0.25, 2.0), formula.harmonised(np.ones(10))
+    expected = formula.focal(0.25, 2.0), formula.harmonized(np.ones(10))
     for sums, (_, slopes) in zip(both_terms(logits, labels, backend), expected, strict=True):
         logits.grad = None
-        for walks in (1, 2, 3):
+        for passes in (1, 2, 3):
             sums.sum().backward(retain_graph=True)
-            np.testing.assert_allclose(as_float64(logits.grad), walks * slopes, 1e-5, walks * 1e-6)
+            np.testing.assert_allclose(as_float64(logits.grad), passes * slopes, 1e-5, passes * 1e-6)
         logits.grad.zero_()
         sums.sum().backward()
         np.testing.assert_allclose(as_float64(logits.grad), slopes, 1e-5, 1e-6)
@@ -309,16 +312,16 @@ def test_a_nan_logit_makes_the_loss_nan(backend, label):
     labels[5] = label
     with torch.no_grad():
         logits[5, 1] = torch.nan
-    own, other = (0, 1) if label == 1 else (1, 0)
+    nan_sum, other_sum = (0, 1) if label == 1 else (1, 0)
     for sums in both_terms(logits, labels, backend):
-        assert sums[own].isnan() and sums[other].isfinite()
+        assert sums[nan_sum].isnan() and sums[other_sum].isfinite()
         (gradient,) = torch.autograd.grad(sums.sum(), logits)
         assert gradient[5, 1].isnan()
     assert gradient_norm_histogram(logits, labels, 10, backend=backend).sum() == (labels >= 0).sum() * K
 
 
 @each_backend
-def test_nan_in_ignored_rows_stays_out_of_the_loss(backend):
+def test_nan_in_ignored_rows_does_not_reach_the_loss(backend):
     logits, labels = draw((37, K), torch.float32, seed=8)
     labels[5] = -1
     clean = [sums.tolist() for sums in both_terms(logits, labels, backend)]
@@ -337,7 +340,7 @@ def test_nan_in_ignored_rows_stays_out_of_the_loss(backend):
     ],
 )
 def test_infinite_logits(backend, gamma):
-    """Right answers cost nothing and have no slope; wrong ones cost infinity, on their own side alone."""
+    """Right elements have no loss and no slope. Wrong elements have an infinite loss, only in their sum."""
     right = torch.tensor([[torch.inf, -torch.inf], [-torch.inf, -torch.inf]], requires_grad=True)
     labels = torch.tensor([0, 2])
     sums = focal_terms(right, labels, alpha=0.25, gamma=gamma, backend=backend)
@@ -348,7 +351,7 @@ def test_infinite_logits(backend, gamma):
         assert sums.tolist() == expected
     assert gradient_norm_histogram(right, labels, 4, backend=backend).tolist() == [4, 0, 0, 0]
     assert gradient_norm_histogram(-right, labels, 4, backend=backend).tolist() == [0, 0, 0, 4]
-    assert harmonised_terms(right, labels, torch.ones(4), backend=backend).tolist() == [0, 0]
+    assert harmonized_terms(right, labels, torch.ones(4), backend=backend).tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -366,12 +369,12 @@ def test_saturated_logits_keep_their_digits(backend, dtype):
     for gamma in (0.0, 2.0):
         sums = focal_terms(logits, labels, alpha=0.25, gamma=gamma, backend=backend)
         check(sums, logits, formula, formula.focal(0.25, gamma), upstream=(2.0, -3.0))
-    sums = harmonised_terms(logits, labels, torch.tensor([0.5, 2.0]), backend=backend)
-    check(sums, logits, formula, formula.harmonised(np.array([0.5, 2.0])))
+    sums = harmonized_terms(logits, labels, torch.tensor([0.5, 2.0]), backend=backend)
+    check(sums, logits, formula, formula.harmonized(np.array([0.5, 2.0])))
 
 
 @each_backend
-def test_small_gradients_in_fp16_wait_for_the_loss_scaler(backend):
+def test_small_gradients_in_fp16_are_multiplied_before_they_are_rounded(backend):
     logits, labels = draw((37, K), torch.float16, seed=9)
     formula = Formula(logits, labels)
     values, slopes = formula.focal(0.25, 2.0)
@@ -382,43 +385,42 @@ def test_small_gradients_in_fp16_wait_for_the_loss_scaler(backend):
 # Dispatch
 
 
-def refusal(logits: Tensor, **choice) -> str:
-    """What each of the kernels says, in one line."""
+def refusal(logits: Tensor, **choice) -> UserError:
+    """Return the error of the kernels, which is the same for all of them."""
     labels = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
-    messages = set()
+    errors = []
     for call in (
         lambda: focal_terms(logits, labels, alpha=None, gamma=0.0, **choice),
-        lambda: harmonised_terms(logits, labels, torch.ones(3, device=logits.device), **choice),
+        lambda: harmonized_terms(logits, labels, torch.ones(3, device=logits.device), **choice),
         lambda: gradient_norm_histogram(logits, labels, 3, **choice),
     ):
         with pytest.raises(UserError) as error:
             call()
-        messages.add(str(error.value))
-    (message,) = messages
-    assert "\n" not in message
-    return message
+        errors.append(error.value)
+    assert len({str(error) for error in errors}) == 1
+    return errors[0]
 
 
 def test_an_unknown_backend_is_refused(monkeypatch):
-    line = "kernel backend 'cpp' is unknown; choose one of reference, cpu, compiled, triton"
-    assert refusal(torch.zeros(2, 3), backend="cpp") == line
+    by_argument = refusal(torch.zeros(2, 3), backend="cpp")
     monkeypatch.setenv("DETECTOR_KERNELS", "cpp")
-    assert refusal(torch.zeros(2, 3)) == line
+    for error in (by_argument, refusal(torch.zeros(2, 3))):
+        assert "'cpp'" in error.problem and all(name in error.remedy for name in dispatch.BACKENDS)
 
 
-def test_the_cpu_backend_serves_no_other_device():
-    line = "kernel backend 'cpu' was given logits on meta; choose 'reference'"
-    assert refusal(torch.zeros(2, 3, device="meta"), backend="cpu") == line
+def test_the_cpu_backend_supports_no_other_device():
+    error = refusal(torch.zeros(2, 3, device="meta"), backend="cpu")
+    assert "'cpu'" in error.problem and "meta" in error.problem and "'reference'" in error.remedy
 
 
-def test_triton_on_a_cpu_is_refused_unless_it_is_interpreted(monkeypatch):
+def test_triton_on_a_cpu_is_refused_without_the_interpreter(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    dispatch._backend.cache_clear()  # an interpreted one may have been asked for before
-    line = "kernel backend 'triton' was given logits on cpu; choose 'cpu'"
-    assert refusal(torch.zeros(2, 3), backend="triton") == line
+    dispatch._backend.cache_clear()  # an earlier test may have used the interpreter
+    error = refusal(torch.zeros(2, 3), backend="triton")
+    assert "'triton'" in error.problem and "cpu" in error.problem and "'cpu'" in error.remedy
 
 
-def test_the_environment_chooses_and_an_argument_overrules_it(monkeypatch):
+def test_an_argument_overrides_the_environment(monkeypatch):
     logits, labels = draw((7, K), torch.float32)
 
     def is_blocked(**choice) -> bool:
@@ -432,14 +434,10 @@ def test_the_environment_chooses_and_an_argument_overrules_it(monkeypatch):
     assert is_blocked()
 
 
-def test_a_value_for_each_class_or_none():
+def test_a_wrong_number_of_class_values_is_refused():
     logits, labels = draw((7, K), torch.float32)
     for alpha in ([0.5, 0.5], torch.full((K + 1,), 0.5)):
-        with pytest.raises(
-            ValueError, match=rf"^alpha has the shape \({len(alpha)},\); give one value for each of {K} classes$"
-        ):
+        with pytest.raises(ValueError, match=rf"^alpha .*\({len(alpha)},\).*{K}"):
             focal_terms(logits, labels, alpha=alpha, gamma=2.0)
-    with pytest.raises(
-        ValueError, match=rf"^class_weight has the shape \(2,\); give one value for each of {K} classes$"
-    ):
+    with pytest.raises(ValueError, match=rf"^class_weight .*\(2,\).*{K}"):
         focal_terms(logits, labels, alpha=None, gamma=2.0, class_weight=torch.ones(2))

@@ -1,4 +1,4 @@
-"""The Triton kernels against the formulas in float64: on a GPU, and on the CPU in a process under the interpreter."""
+"""The Triton kernels against formulas in float64: on a GPU, and under the interpreter in a process on the CPU."""
 
 import os
 import subprocess
@@ -13,13 +13,13 @@ from torch import Tensor
 pytest.importorskip("triton")
 from detector.kernels import triton as kernels  # noqa: E402
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton looks when it is imported: too early for a fixture
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it during its import, before any fixture
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU; test_under_the_interpreter runs these")
 DEVICES = ["cpu"] if INTERPRETED else [pytest.param("cuda", marks=NO_GPU)]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-SUM_TOLERANCE = {torch.float64: 1e-12}  # else 2e-6: fp32 inside
+SUM_TOLERANCE = {torch.float64: 1e-12}  # for other dtypes 2e-6, because the kernels compute in fp32
 GRADIENT_TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-# shapes with a block less, one that is full, and more; rows shorter and longer than a block and than a 16-byte load
+# less than a block, a full block, and more; rows shorter and longer than a block and than a load of 16 bytes
 SHAPES = [(1, 1), (4, 1), (7, 3), (256, 8), (257, 8), (3, 400, 6), (61, 80), (2, 5000), (5,)]
 
 each_device = pytest.mark.parametrize("device", DEVICES)
@@ -27,7 +27,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtyp
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="is under the interpreter")
+@pytest.mark.skipif(INTERPRETED, reason="this process runs under the interpreter")
 def test_under_the_interpreter():
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=0", __file__],
@@ -40,7 +40,7 @@ def test_under_the_interpreter():
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Logits mostly within +-12, some at +-100, and labels from -1 (ignored) to K (background)."""
+    """Return logits mostly within +-12, some of them +-100, and labels from -1 (ignored) to K (background)."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(shape, generator=generator, dtype=torch.float64) * 4
     extremes = torch.rand(shape, generator=generator) < 0.02
@@ -50,7 +50,7 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, device: str, seed: int = 0)
 
 
 def signed_logits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The logit whose sigmoid is 1 - p_t, and whether the element's target is 1."""
+    """Return the logits whose sigmoid is 1 - p_t, and the binary targets."""
     targets = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)
     return torch.where(targets, -logits, logits), targets
 
@@ -70,19 +70,19 @@ def expected_focal(logits, labels, alpha=None, gamma=0.0, class_weight=None, sca
     if alpha is not None:
         elements = elements * (alpha * targets.double() + (1 - alpha) * (~targets).double())
     if class_weight is not None:
-        background = class_weight.new_ones(2)  # of labels K and -1
+        background = class_weight.new_ones(2)  # for the labels K and -1
         elements = elements * torch.cat((class_weight, background))[labels][..., None]
     return parts(elements, labels, targets)
 
 
-def expected_harmonised(logits, labels, weights) -> Tensor:
+def expected_harmonized(logits, labels, weights) -> Tensor:
     signed, targets = signed_logits(logits, labels)
     bins = (signed.detach().sigmoid() * len(weights)).long().clamp(max=len(weights) - 1)
     return parts(softplus(signed) * weights.double()[bins], labels, targets)
 
 
 def off_the_edges(logits: Tensor, labels: Tensor, bins: int) -> None:
-    """Moves logits whose gradient norm is so near an edge between bins that rounding decides."""
+    """Change the logits whose gradient norm is so near an edge of a bin that rounding decides."""
     with torch.no_grad():
         position = signed_logits(logits.double(), labels)[0].sigmoid() * bins
         logits[(position - position.round()).abs() < 1e-4] = 50
@@ -93,16 +93,16 @@ def double(logits: Tensor) -> Tensor:
 
 
 def check(sums: Tensor, logits: Tensor, expected: Tensor, reference: Tensor, upstream=(2.0, -0.5)) -> None:
-    """Value and gradient of `sums` by `logits` against those of `expected` by `reference`."""
+    """Compare value and gradient of `sums` by `logits` with those of `expected` by `reference`."""
     tolerance = SUM_TOLERANCE.get(logits.dtype, 2e-6)
     assert sums.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
     torch.testing.assert_close(sums.double(), expected, rtol=tolerance, atol=0)
     sums.backward(sums.new_tensor(upstream))
     expected.backward(expected.new_tensor(upstream))
     assert logits.grad.dtype == logits.dtype
-    least = 6e-8 if logits.dtype == torch.float16 else 1e-30  # fp16 and fp32 end there
+    smallest = 6e-8 if logits.dtype == torch.float16 else 1e-30  # below these, fp16 and fp32 underflow
     rtol = GRADIENT_TOLERANCE[logits.dtype]
-    torch.testing.assert_close(logits.grad.double(), reference.grad, rtol=rtol, atol=least)
+    torch.testing.assert_close(logits.grad.double(), reference.grad, rtol=rtol, atol=smallest)
 
 
 @each_device
@@ -142,8 +142,8 @@ def test_shapes(device, dtype, shape):
     check(sums, logits, expected_focal(reference, labels, 0.25, 2.0), reference)
     logits.grad = reference.grad = None
     weights = torch.rand(10, device=device)
-    sums = kernels.harmonised_terms(logits, labels, weights)
-    check(sums, logits, expected_harmonised(reference, labels, weights), reference)
+    sums = kernels.harmonized_terms(logits, labels, weights)
+    check(sums, logits, expected_harmonized(reference, labels, weights), reference)
     assert torch.equal(kernels.gradient_norm_histogram(logits, labels, 10), counted(logits, labels, 10))
 
 
@@ -163,14 +163,14 @@ def test_histogram_and_weights(device, dtype, bins):
     assert torch.equal(histogram, counted(logits, labels, bins))
     weights = torch.linspace(0.1, 2, bins, device=device)
     reference = double(logits)
-    sums = kernels.harmonised_terms(logits, labels, weights)
-    check(sums, logits, expected_harmonised(reference, labels, weights), reference)
+    sums = kernels.harmonized_terms(logits, labels, weights)
+    check(sums, logits, expected_harmonized(reference, labels, weights), reference)
 
 
 @each_device
 @each_dtype
 @pytest.mark.parametrize("bins", [2, 10, 30])
-def test_a_logit_of_zero_lies_in_the_upper_bin(device, dtype, bins):
+def test_a_logit_of_zero_is_in_the_upper_bin(device, dtype, bins):
     labels = torch.tensor([0, 1], device=device)
     histogram = kernels.gradient_norm_histogram(torch.zeros(2, 2, device=device, dtype=dtype), labels, bins)
     assert histogram[bins // 2] == histogram.sum() == 4
@@ -178,7 +178,7 @@ def test_a_logit_of_zero_lies_in_the_upper_bin(device, dtype, bins):
 
 @each_device
 @each_dtype
-def test_any_logit(device, dtype):
+def test_extreme_logits(device, dtype):
     logits = torch.tensor([[-100.0, 100, -1000, 1000], [3e4, -3e4, 0, -88]], device=device, dtype=dtype)
     logits = torch.cat((logits, logits)).requires_grad_()
     labels = torch.tensor([0, 0, 1, 1], device=device)
@@ -190,8 +190,8 @@ def test_any_logit(device, dtype):
         assert logits.grad.isfinite().all()
     weights = torch.rand(30, device=device)
     logits.grad, reference = None, double(logits)
-    sums = kernels.harmonised_terms(logits, labels, weights)
-    check(sums, logits, expected_harmonised(reference, labels, weights), reference)
+    sums = kernels.harmonized_terms(logits, labels, weights)
+    check(sums, logits, expected_harmonized(reference, labels, weights), reference)
 
 
 @each_device
@@ -214,7 +214,7 @@ def test_small_losses_keep_their_digits(device, gamma):
 @each_device
 @each_dtype
 @pytest.mark.parametrize("upstream", [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (3.0, -7.0)])
-def test_upstream_and_a_second_walk(device, dtype, upstream):
+def test_upstream_gradients_and_a_second_backward_pass(device, dtype, upstream):
     logits, labels = draw((2, 301, 16), dtype, device, seed=3)
     reference = double(logits)
     sums = kernels.focal_terms(logits, labels, 0.25, 2.0, None, torch.ones((), device=device))
@@ -223,14 +223,14 @@ def test_upstream_and_a_second_walk(device, dtype, upstream):
         logits.grad = reference.grad = None
         sums.backward(sums.new_tensor(factors), retain_graph=True)
         expected.backward(expected.new_tensor(factors), retain_graph=True)
-        rtol = 2 * GRADIENT_TOLERANCE[dtype]  # rounded before the factor and after
+        rtol = 2 * GRADIENT_TOLERANCE[dtype]  # rounded before and after the factor
         torch.testing.assert_close(logits.grad.double(), reference.grad, rtol=rtol, atol=6e-8)
 
 
 @each_device
 @each_dtype
 def test_level_views(device, dtype):
-    """Slices of a batch, as of a pyramid's levels, are read where they lie."""
+    """The kernels read slices of a batch, as for pyramid levels, without a copy."""
     logits, labels = draw((3, 120, 8), dtype, device, seed=4)
     off_the_edges(logits, labels, 30)
     reference = double(logits)
@@ -239,11 +239,11 @@ def test_level_views(device, dtype):
     sums, histogram = 0, 0
     for level in levels:
         assert all(
-            image.data_ptr() == own.data_ptr() for image, own in zip(kernels._as_images(*level), level, strict=True)
+            image.data_ptr() == view.data_ptr() for image, view in zip(kernels._as_images(*level), level, strict=True)
         )
-        sums = sums + kernels.focal_terms(*level, None, 2.0, None, scale) + kernels.harmonised_terms(*level, weights)
+        sums = sums + kernels.focal_terms(*level, None, 2.0, None, scale) + kernels.harmonized_terms(*level, weights)
         histogram = histogram + kernels.gradient_norm_histogram(*level, 30)
-    expected = expected_focal(reference, labels, None, 2.0) + expected_harmonised(reference, labels, weights)
+    expected = expected_focal(reference, labels, None, 2.0) + expected_harmonized(reference, labels, weights)
     assert torch.equal(histogram, counted(logits, labels, 30))
     torch.testing.assert_close(sums.double(), expected, rtol=2e-6, atol=0)
     sums.backward(sums.new_tensor((2.0, 3.0)))
@@ -274,7 +274,7 @@ def test_programs_that_loop(device, monkeypatch):
 
 
 @each_device
-def test_fp16_gradients_wait_for_their_scaler(device):
+def test_fp16_gradients_are_multiplied_before_they_are_rounded(device):
     logits, labels = draw((50, 8), torch.float16, device, seed=7)
     reference = double(logits)
     sums = kernels.focal_terms(logits, labels, 0.25, 2.0, None, torch.tensor(1e-9, device=device))
@@ -288,7 +288,7 @@ def test_fp16_gradients_wait_for_their_scaler(device):
 def test_no_rows(device, dtype, shape):
     logits, labels = draw(shape, dtype, device)
     sums = kernels.focal_terms(logits, labels, 0.25, 2.0, None, torch.ones((), device=device))
-    sums = sums + kernels.harmonised_terms(logits, labels, torch.ones(30, device=device))
+    sums = sums + kernels.harmonized_terms(logits, labels, torch.ones(30, device=device))
     assert sums.tolist() == [0, 0]
     sums.sum().backward()
     assert logits.grad.shape == shape
@@ -296,11 +296,11 @@ def test_no_rows(device, dtype, shape):
 
 
 @each_device
-def test_ignored_rows_may_hold_anything(device):
+def test_ignored_rows_may_hold_any_value(device):
     logits = torch.full((300, 8), torch.nan, device=device, requires_grad=True)
     labels = torch.full((300,), -1, device=device)
     sums = kernels.focal_terms(logits, labels, 0.25, 2.0, None, torch.ones((), device=device))
-    sums = sums + kernels.harmonised_terms(logits, labels, torch.ones(30, device=device))
+    sums = sums + kernels.harmonized_terms(logits, labels, torch.ones(30, device=device))
     assert sums.tolist() == [0, 0]
     sums.sum().backward()
     assert not logits.grad.any()
@@ -309,17 +309,17 @@ def test_ignored_rows_may_hold_anything(device):
 
 @each_device
 @pytest.mark.parametrize("label", [0, 1, 8])
-def test_a_nan_is_seen(device, label):
+def test_a_nan_logit_gives_a_nan_sum(device, label):
     logits, labels = torch.zeros(300, 8, device=device), torch.full((300,), 8, device=device)
     logits[5, 1], labels[5] = torch.nan, label
     assert kernels.focal_terms(logits, labels, 0.25, 2.0, None, torch.ones((), device=device)).isnan().any()
 
 
 @each_device
-def test_the_same_at_every_run_and_without_a_gradient(device):
+def test_every_run_gives_the_same_sums_also_without_a_gradient(device):
     logits, labels = draw((2, 500, 8), torch.float32, device, seed=8)
     scale = torch.ones((), device=device)
     first = kernels.focal_terms(logits, labels, 0.25, 2.0, None, scale)
     assert torch.equal(first, kernels.focal_terms(logits, labels, 0.25, 2.0, None, scale))
-    alone = kernels.focal_terms(logits.detach(), labels, 0.25, 2.0, None, scale)
-    assert torch.equal(first, alone) and not alone.requires_grad
+    detached = kernels.focal_terms(logits.detach(), labels, 0.25, 2.0, None, scale)
+    assert torch.equal(first, detached) and not detached.requires_grad

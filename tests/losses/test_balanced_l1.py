@@ -55,7 +55,7 @@ def test_far_near_and_exact_predictions(parameters, dtype):
 @each_case
 def test_strided_views(parameters):
     predicted, target, foreground = draw_boxes((2, 5, 8, 4), torch.float32, seed=4)
-    # as a head gives them: (B, 4, H, W) in memory, seen as (B, H, W, 4), every other column of all rows but the first
+    # like the output of a head: a view (B, H, W, 4) of (B, 4, H, W), without the first row and every second column
     predicted, target = (
         t.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)[:, 1:, ::2] for t in (predicted, target)
     )
@@ -71,7 +71,7 @@ def test_gradcheck(parameters):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_background_rows_may_hold_anything(dtype):
+def test_background_rows_may_hold_any_value(dtype):
     predicted, target, _ = draw_boxes((4, 4), dtype, seed=6)
     foreground = torch.tensor([True, False, True, False])
     expected = BalancedL1()(predicted, target, foreground, 2)
@@ -89,7 +89,7 @@ def test_no_foreground(target_value):
 
 
 def test_by_hand():
-    """alpha = gamma = 1: b = e - 1, value at 1 is e / b - 1 = 1 / b, and from there the slope is 1."""
+    """With alpha = gamma = 1, b is e - 1. The value at 1 is e / b - 1 = 1 / b, and the slope above 1 is 1."""
     b = math.e - 1
     predicted = torch.tensor([[0.0, 1.0, -3.0, 0.5]], dtype=torch.float64, requires_grad=True)
     loss = balanced_l1(alpha=1.0, gamma=1.0)(predicted, torch.zeros(1, 4).double(), torch.tensor([True]), 1)

@@ -28,7 +28,7 @@ def build(name, parameters):
 
 
 def check(name, parameters, predicted, target, foreground, num_fg, upstream=1.0):
-    """Value and gradient of a fresh loss against a fresh reference."""
+    """Compare value and gradient of a new loss with a new reference."""
     predicted.requires_grad_()
     expected = BOX[name](**parameters)(predicted, target, foreground, num_fg)
     loss = build(name, parameters)(predicted, target, foreground, num_fg)
@@ -60,7 +60,7 @@ def test_matches_the_formula(name, parameters, dtype, shape):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_strided_views(name, parameters, dtype):
     predicted, target, foreground = draw_boxes((2, 5, 8, 4), dtype, seed=2, mu=parameters.get("mu", 0.02))
-    # as a head gives them: (B, 4, H, W) in memory, seen as (B, H, W, 4), every other column of all rows but the first
+    # like the output of a head: a view (B, H, W, 4) of (B, 4, H, W), without the first row and every second column
     predicted, target = (
         t.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)[:, 1:, ::2] for t in (predicted, target)
     )
@@ -86,7 +86,7 @@ def test_num_fg_is_a_number_or_a_tensor_clamped_at_one(name, parameters, num_fg)
 
 @each_loss
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_background_rows_may_hold_anything(name, parameters, dtype):
+def test_background_rows_may_hold_any_value(name, parameters, dtype):
     predicted, target, _ = draw_boxes((6, 4), dtype, seed=5, mu=parameters.get("mu", 0.02))
     foreground = torch.tensor([True, False, True, False, False, True])
     expected = BOX[name](**parameters)(predicted, target, foreground, 3)
@@ -118,7 +118,7 @@ def test_far_and_exact_predictions(name, parameters, dtype):
 
 
 @each_loss
-def test_a_perfect_box_costs_nothing(name, parameters):
+def test_a_perfect_box_has_zero_loss(name, parameters):
     boxes = draw_boxes((7, 4), torch.float32, seed=7)[0]
     predicted = boxes.clone().requires_grad_()
     loss = build(name, parameters)(predicted, boxes, torch.ones(7, dtype=torch.bool), 7)

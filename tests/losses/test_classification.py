@@ -37,7 +37,7 @@ def build(name, parameters):
 
 
 def check(name, parameters, logits, labels, num_fg, upstream=1.0):
-    """Value, gradient and split of a fresh loss against a fresh reference."""
+    """Compare value, gradient and split of a new loss with a new reference."""
     logits.requires_grad_()
     expected = CLASSIFICATION[name](**parameters)(logits, labels, num_fg)
     loss = build(name, parameters)(logits, labels, num_fg)
@@ -55,7 +55,7 @@ def test_names():
 def test_defaults(name, defaults):
     logits, labels = draw_logits((2, 13, 5), torch.float32, seed=2), draw_labels((2, 13), 5, seed=2)
     plain, explicit = build(name, {}), build(name, defaults)
-    for part in (logits, -logits):  # two steps, for a momentum to show
+    for part in (logits, -logits):  # two steps, so that the momentum has an effect
         assert torch.equal(plain(part, labels, 3), explicit(part, labels, 3))
 
 
@@ -78,7 +78,7 @@ def test_strided_views(name, parameters, dtype):
 
 
 @each_loss
-def test_gradient_reaches_what_a_view_was_taken_from(name, parameters):
+def test_gradient_reaches_the_base_of_a_view(name, parameters):
     head_output = draw_logits((2, 3, 5, 8), torch.float32, seed=5).requires_grad_()
     labels = draw_labels((2, 5, 8), num_classes=3, seed=5)
     logits = head_output.permute(0, 2, 3, 1)
@@ -105,7 +105,7 @@ def test_num_fg_is_a_number_or_a_tensor_clamped_at_one(name, parameters, num_fg)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_saturated_logits_stay_finite_and_exact(name, parameters, dtype):
     logits = torch.tensor([[100.0, -100.0], [-100.0, 100.0], [100.0, 100.0], [-100.0, -100.0]], dtype=dtype)
-    labels = torch.tensor([0, 0, 2, 2])  # right, wrong, wrong and right answers with total confidence
+    labels = torch.tensor([0, 0, 2, 2])  # right, wrong, wrong, right
     check(name, parameters, logits, labels, num_fg=2)
     (gradient,) = torch.autograd.grad(build(name, parameters)(logits, labels, 2), logits)
     assert gradient.isfinite().all()
@@ -131,7 +131,7 @@ def test_all_ignored(name, parameters, dtype):
 
 
 @each_loss
-def test_ignored_rows_may_hold_anything(name, parameters):
+def test_ignored_rows_may_hold_any_value(name, parameters):
     logits, labels = draw_logits((5, 3), torch.float32, seed=10), torch.tensor([0, 3, 1, -1, -1])
     expected = CLASSIFICATION[name](**parameters)(logits, labels, 2)
     logits[3:] = torch.tensor([[200.0, -200.0, 1e30], [0.0, -1e30, 3.0]])
@@ -166,7 +166,7 @@ def test_second_backward_and_second_call(name, parameters):
     first.backward(retain_graph=True)
     first.backward(retain_graph=True)
     np.testing.assert_allclose(as_float64(logits.grad), 2 * expected, rtol=1e-5, atol=2e-6)
-    (first + second).backward()  # the second call must not have spoilt what the first one saved
+    (first + second).backward()  # the second call must not change the tensors that the first call saved
     np.testing.assert_allclose(as_float64(logits.grad), 4 * expected, rtol=1e-5, atol=4e-6)
     assert torch.equal(logits, before)
 
@@ -212,7 +212,7 @@ def test_focal_equals_torchvision_on_one_hot_targets(alpha, gamma):
     ours = build("focal", {"alpha": alpha, "gamma": gamma})(logits, labels, 4)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0)
     (wanted,), (got,) = torch.autograd.grad(theirs, logits), torch.autograd.grad(ours, logits)
-    # torchvision forms 1 - p_t by subtraction, which costs it digits on easy elements
+    # torchvision computes 1 - p_t by subtraction, which loses digits on easy elements
     torch.testing.assert_close(got, wanted, rtol=1e-8, atol=1e-12)
 
 
@@ -221,7 +221,7 @@ def test_focal_equals_torchvision_on_one_hot_targets(alpha, gamma):
 def test_published_focal_numbers(p_t, published, label):
     logit = math.log(p_t / (1 - p_t)) * (1 if label == 0 else -1)
     loss = build("focal", {"alpha": None, "gamma": 2.0})(torch.tensor([[logit]]), torch.tensor([label]), 1)
-    assert loss.item() == pytest.approx(published, rel=5e-5)  # published to five digits
+    assert loss.item() == pytest.approx(published, rel=5e-5)  # published with five digits
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,4 +1,4 @@
-"""What the criterion adds to the losses: targets, samplers, quality, normalisers, accumulation."""
+"""The criterion: targets, samplers, quality, normalizers and accumulation."""
 
 import math
 from pathlib import Path
@@ -43,9 +43,12 @@ def make_criterion(
 
 
 def hand_made() -> tuple[Predictions, Targets]:
-    """Two images. Every logit is 0, so each of a counted anchor's K cross entropies is log 2. Image 0: one foreground
-    anchor of five; image 1: three foreground anchors, one ignored. Each ground truth is its anchor moved by half its
-    width: the offset is (0.5, 0, 0, 0), its L1 distance from a prediction of 0 is 0.5."""
+    """Return the predictions and targets of two images.
+
+    Every logit is 0, so each of the K cross entropies of an anchor that counts is log 2. Image 0 has five anchors, one
+    of them foreground. Image 1 has three foreground anchors and an ignored anchor. Each ground truth is its anchor,
+    moved by half its width. So the offset is (0.5, 0, 0, 0), and its L1 distance from a prediction of 0 is 0.5.
+    """
     labels = torch.tensor([[0, K, K, K, K], [2, 1, 0, IGNORED, K]])
     widths = ANCHORS[:, 2] - ANCHORS[:, 0]
     boxes = ANCHORS + 0.5 * torch.stack((widths, 0 * widths, widths, 0 * widths), dim=1)
@@ -59,7 +62,7 @@ def hand_made() -> tuple[Predictions, Targets]:
         # 9 counted anchors of 3 classes, 4 foreground anchors
         ("global", 27 * math.log(2) / 4, 4 * 0.5 / 4),
         ("local", 27 * math.log(2) / 4, 4 * 0.5 / 4),
-        ("ema", 27 * math.log(2) / 4, 4 * 0.5 / 4),  # a first step's mean is its count
+        ("ema", 27 * math.log(2) / 4, 4 * 0.5 / 4),  # the mean of the first step is its count
         # the mean of 15 log 2 / 1 and 12 log 2 / 3
         ("image", (15 + 4) / 2 * math.log(2), (0.5 / 1 + 1.5 / 3) / 2),
     ],
@@ -116,13 +119,13 @@ def test_ema_learns_in_training_mode_only():
 
 
 @pytest.mark.parametrize("normaliser", ["global", "local", "image"])
-def test_the_other_normalisers_remember_nothing(normaliser: str):
-    least = 1 if normaliser == "local" else 0  # each rank's own, to be clamped before ranks are averaged
-    assert means(make_criterion(normaliser=normaliser), EMA_COUNTS) == [max(n, least) for n in EMA_COUNTS]
+def test_the_other_normalisers_have_no_state(normaliser: str):
+    minimum = 1 if normaliser == "local" else 0  # the count of a rank is clamped before the ranks are averaged
+    assert means(make_criterion(normaliser=normaliser), EMA_COUNTS) == [max(n, minimum) for n in EMA_COUNTS]
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_a_training_step_asks_ema_once_however_many_batches_it_has(accumulation: int, tmp_path: Path):
+def test_a_training_step_updates_ema_once_for_any_number_of_batches(accumulation: int, tmp_path: Path):
     overrides = ("loss.normaliser=ema", f"train.accumulation={accumulation}", "train.batch_size=2")
     trainer = tiny_trainer(tmp_path, *overrides)
     batches, counts = iter(trainer.loader), []
@@ -147,17 +150,17 @@ def test_ema_divides_the_loss():
 @pytest.mark.parametrize(
     ("normaliser", "sampler", "sampling", "num_fg", "rows", "cls", "box"),
     [
-        # one foreground and one background anchor an image
+        # one foreground and one background anchor in each image
         ("global", "random", {"count": 2}, 2, 4, 12 / 2, 2 / 2),
         ("image", "random", {"count": 2}, 2, 4, (6 / 1 + 6 / 1) / 2, (1 + 1) / 2),
-        # one anchor an image, of the background
+        # one background anchor in each image
         ("global", "random", {"count": 1}, 0, 2, 6 / 1, 0),
-        # 1 + 1 and 3 + 1 anchors: image 1 has a single one of the background
+        # 1 + 1 and 3 + 1 anchors: image 1 has a single background anchor
         ("global", "hard_negatives", {"ratio": 1.0}, 4, 6, 18 / 4, 4 / 4),
         ("image", "hard_negatives", {"ratio": 1.0}, 4, 6, (6 / 1 + 12 / 3) / 2, (1 + 1) / 2),
     ],
 )
-def test_what_a_sampler_leaves_out_counts_neither_in_the_loss_nor_in_its_normaliser(
+def test_anchors_that_a_sampler_ignores_do_not_count_in_the_loss_and_its_normaliser(
     normaliser: str, sampler: str, sampling: dict, num_fg: int, rows: int, cls: float, box: float
 ):
     predictions, targets = hand_made()
@@ -173,7 +176,7 @@ def test_what_a_sampler_leaves_out_counts_neither_in_the_loss_nor_in_its_normali
 
 @pytest.mark.slow
 def test_global_and_ema_count_over_ranks_and_local_does_not():
-    """Two processes; rank 0 has 1 foreground anchor, rank 1 has 3, then they have 2 and 6."""
+    """Rank 0 has 1 foreground anchor and rank 1 has 3. In the second step they have 2 and 6."""
     script = """
 import torch
 from detector.core.distributed import process_group, rank
@@ -193,13 +196,14 @@ with process_group(torch.device("cpu")):
             print(f"{criterion.normalise(criterion.count_foreground([targets] * batches)):.4f}", end=" ")
 """
     mean = f"{(0.9 * 4 + 8) / 1.9:.4f}"
-    for own, said in zip((1, 3), run_ranks(script, 2), strict=True):
-        local = [f"{2 * own}.0000", f"{4 * own}.0000"]  # times the ranks, over which losses add up: they are averaged
-        assert said.split() == ["4.0000", "8.0000", *local, "4.0000", mean]
+    for num_fg, output in zip((1, 3), run_ranks(script, 2), strict=True):
+        # times the two ranks, because their losses are added
+        local = [f"{2 * num_fg}.0000", f"{4 * num_fg}.0000"]
+        assert output.split() == ["4.0000", "8.0000", *local, "4.0000", mean]
 
 
 def random_step() -> tuple[Tensor, Tensor, Targets]:
-    """Logits, deltas and targets of four images with 0, 1, 3 and 5 foreground anchors of 40."""
+    """Return logits, offsets and targets of four images with 40 anchors, 0, 1, 3 and 5 of them foreground."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.full((4, 40), K)
     labels[:, -3:] = IGNORED
@@ -211,7 +215,7 @@ def random_step() -> tuple[Tensor, Tensor, Targets]:
 
 
 def gradients(criterion: Criterion, parts: list[slice]) -> tuple[float, Tensor, Tensor]:
-    """Loss and gradient of a step whose four images come in these batches."""
+    """Return the loss and the gradients of a step whose four images are in these batches."""
     logits, deltas, targets = random_step()
     logits.requires_grad_()
     deltas.requires_grad_()
@@ -226,16 +230,16 @@ def gradients(criterion: Criterion, parts: list[slice]) -> tuple[float, Tensor, 
     return loss, logits.grad, deltas.grad
 
 
-WHOLE, HALVES = [slice(0, 4)], [slice(0, 2), slice(2, 4)]
+FULL, HALVES = [slice(0, 4)], [slice(0, 2), slice(2, 4)]
 
 
 @pytest.mark.parametrize("normaliser", ["global", "local", "image", "ema"])
-def test_accumulated_batches_are_the_whole_batch(normaliser: str):
+def test_accumulated_batches_equal_the_full_batch(normaliser: str):
     criteria = [make_criterion("focal", normaliser=normaliser) for _ in range(2)]
     for criterion in criteria:
-        criterion.normalise(torch.tensor(30.0))  # a history, where it is kept
-    for whole, halves in zip(gradients(criteria[0], WHOLE), gradients(criteria[1], HALVES), strict=True):
-        torch.testing.assert_close(halves, whole, rtol=1e-5, atol=1e-7)
+        criterion.normalise(torch.tensor(30.0))  # the history of ema
+    for full, halves in zip(gradients(criteria[0], FULL), gradients(criteria[1], HALVES), strict=True):
+        torch.testing.assert_close(halves, full, rtol=1e-5, atol=1e-7)
 
 
 def test_self_normalised_losses_average_over_accumulated_batches():
@@ -244,10 +248,10 @@ def test_self_normalised_losses_average_over_accumulated_batches():
         return criterion_of_losses(*losses, K)
 
     loss, logits, deltas = gradients(criterion(), HALVES)
-    alone = [gradients(criterion(), [part]) for part in HALVES]
-    assert loss == pytest.approx(sum(one[0] for one in alone) / 2)
-    torch.testing.assert_close(logits, sum(one[1] for one in alone if one[1] is not None) / 2)
-    torch.testing.assert_close(deltas, sum(one[2] for one in alone if one[2] is not None) / 2)
+    single = [gradients(criterion(), [part]) for part in HALVES]
+    assert loss == pytest.approx(sum(step[0] for step in single) / 2)
+    torch.testing.assert_close(logits, sum(step[1] for step in single if step[1] is not None) / 2)
+    torch.testing.assert_close(deltas, sum(step[2] for step in single if step[2] is not None) / 2)
 
 
 @pytest.mark.parametrize("normaliser", ["global", "local", "image", "ema"])
@@ -267,7 +271,7 @@ def test_no_foreground(classification: str, box: str, normaliser: str):
     assert not deltas.grad.any()
 
 
-def test_a_loss_on_boxes_gets_them_decoded():
+def test_a_loss_on_boxes_gets_decoded_boxes():
     class CornerDistance(BoxLoss):
         on_boxes = True
 
@@ -286,8 +290,10 @@ def test_a_loss_on_boxes_gets_them_decoded():
 
 
 def shifted_predictions() -> tuple[Predictions, Targets]:
-    """`hand_made` with image 0's boxes predicted half way to the truth: those overlap by 0.75 / 1.25 = 0.6, the others,
-    predicted at their anchors, by 0.5 / 1.5 = 1/3."""
+    """Return `hand_made`, with the boxes of image 0 predicted half way to the truth.
+
+    Their IoU is 0.75 / 1.25 = 0.6. The other boxes are predicted at their anchors, with an IoU of 0.5 / 1.5 = 1/3.
+    """
     predictions, targets = hand_made()
     with torch.no_grad():
         predictions.raw[0, :, 0] = 0.25
@@ -296,7 +302,7 @@ def shifted_predictions() -> tuple[Predictions, Targets]:
 
 @pytest.mark.parametrize(
     ("normaliser", "expected"),
-    [  # logits 0: |y - 1/2|^2 log 2 for each of 15 elements of image 0, 1 of them foreground, and of 12, 3, of image 1
+    [  # |y - 1/2|^2 log 2 for each of 15 elements of image 0 (1 foreground) and 12 elements of image 1 (3 foreground)
         ("global", (0.1**2 + 3 / 6**2 + (14 + 9) / 4) / 4),
         ("image", ((0.1**2 + 14 / 4) / 1 + (3 / 6**2 + 9 / 4) / 3) / 2),
     ],
@@ -307,13 +313,13 @@ def test_quality_is_the_iou_of_the_predicted_box_with_its_truth(normaliser: str,
     terms = criterion(predictions, targets, criterion.count_foreground([targets]))
     assert terms.weighted["cls"].item() == pytest.approx(expected * math.log(2), rel=1e-5)
     terms.weighted["cls"].backward()
-    assert predictions.raw.grad is None  # the quality is a target, not a way to the boxes
+    assert predictions.raw.grad is None  # no gradient goes through the quality to the boxes
 
 
 @pytest.mark.parametrize("normaliser", ["global", "image"])
 @pytest.mark.parametrize("box", ["l1", "giou"])
 @pytest.mark.parametrize("name", ["quality_focal", "varifocal", "rank_sort"])
-def test_every_quality_loss_gets_it_whatever_the_box_loss(name: str, box: str, normaliser: str):
+def test_every_quality_loss_gets_the_quality_with_any_box_loss(name: str, box: str, normaliser: str):
     logits, deltas, targets = random_step()
     anchors = ANCHORS.repeat(8, 1)
     quality = torch.stack(
@@ -340,10 +346,10 @@ def test_half_precision_predictions_give_fp32_losses():
 
 
 @pytest.mark.parametrize(("classification", "box"), [("ghm_c", "ghm_r"), ("rank_sort", "ghm_r")])
-def test_image_leaves_self_normalised_losses_alone(classification: str, box: str):
-    by_image, whole = (gradients(make_criterion(classification, box, n), WHOLE) for n in ("image", "global"))
-    assert by_image[0] == whole[0]
-    assert torch.equal(by_image[1], whole[1]) and torch.equal(by_image[2], whole[2])
+def test_image_does_not_change_self_normalised_losses(classification: str, box: str):
+    by_image, by_step = (gradients(make_criterion(classification, box, n), FULL) for n in ("image", "global"))
+    assert by_image[0] == by_step[0]
+    assert torch.equal(by_image[1], by_step[1]) and torch.equal(by_image[2], by_step[2])
 
 
 @pytest.mark.parametrize("normaliser", ["global", "local", "image", "ema"])

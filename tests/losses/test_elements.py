@@ -1,4 +1,4 @@
-"""`elements` against `split`: what the instruments see is what the loss adds up."""
+"""The sums of `elements` equal the results of `split`."""
 
 import copy
 
@@ -23,7 +23,7 @@ VARIANTS = [(name, {}) for name in names_of_the_library(CLASSIFICATION_LOSSES) i
 
 
 def problem(seed: int, foreground: bool = True) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits (2, 80, 3) wider than any model's, labels with ignored rows, qualities that are NaN off the foreground."""
+    """Return logits (2, 80, 3) with a large spread, labels with ignored rows, and qualities, NaN in other rows."""
     generator = torch.Generator().manual_seed(seed)
     logits = 4 * torch.randn(2, sum(LEVELS), NUM_CLASSES, generator=generator)
     labels = torch.randint(-1, NUM_CLASSES + 1, (2, sum(LEVELS)), generator=generator)
@@ -34,7 +34,7 @@ def problem(seed: int, foreground: bool = True) -> tuple[torch.Tensor, torch.Ten
 
 
 def trained(name: str, parameters: dict) -> torch.nn.Module:
-    """A loss with some history in its buffers, if it keeps any."""
+    """Return a loss after two training steps, which change its buffers, if there are any."""
     loss = CLASSIFICATION_LOSSES.build(name, **parameters)
     for seed in (10, 11):
         logits, labels, quality = problem(seed)
@@ -52,7 +52,7 @@ def test_elements_add_up_to_the_loss(name, parameters, foreground, dtype):
     logits = logits.to(dtype)
     elements = loss.elements(logits, labels, level_sizes=LEVELS, quality=quality)
     for key, before in buffers.items():
-        assert torch.equal(loss.state_dict()[key], before), f"{key} moved, although the call only looks"
+        assert torch.equal(loss.state_dict()[key], before), f"the call changed {key}"
 
     assert elements.shape == logits.shape
     assert elements.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)

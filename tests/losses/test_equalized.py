@@ -1,4 +1,4 @@
-"""Equalized focal loss over steps: what it remembers, and when it learns."""
+"""Equalized focal loss over several steps: its sums, and the mode in which they change."""
 
 import copy
 import math
@@ -13,7 +13,7 @@ from detector.losses import CLASSIFICATION_LOSSES
 
 CASES = [{}, {"alpha": None, "gamma": 1.5, "scale": 4.0}]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-RTOL = 1e-5  # the sums may be kept in fp32
+RTOL = 1e-5  # the reference allows sums in fp32
 
 
 def equalized(num_classes=3, **parameters):
@@ -34,18 +34,18 @@ def test_steps_match_the_formula(parameters, dtype):
         np.testing.assert_allclose(as_float64(parts), expected.parts, rtol=RTOL, atol=1e-7)
         assert_agrees(loss(logits.requires_grad_(), labels, num_fg), logits, expected, rtol=RTOL)
         reference.learn(logits, labels)
-    assert 0 < reference.balance(0) < 1  # the case shows something
+    assert 0 < reference.balance(0) < 1  # otherwise the test proves nothing
 
 
 def test_by_hand():
-    """Logits 0, |slope| = alpha_t (1 + ln 2) / 8: P / N = (1/4) / (3/4), so gamma = 2 + 8 (1 - 1/3) = 22/3."""
+    """With logits 0, |slope| = alpha_t (1 + ln 2) / 8. P / N is (1/4) / (3/4), so gamma_k = 2 + 8 (1 - 1/3) = 22/3."""
     logits, labels = torch.zeros(2, 1), torch.tensor([0, 1])
     loss = equalized(1)
     assert loss(logits, labels, 1).item() == pytest.approx(math.log(2) / 4, rel=1e-6)
     assert loss(logits, labels, 1).item() == pytest.approx(11 / 3 * 0.5 ** (22 / 3) * math.log(2), rel=1e-6)
 
 
-def test_a_class_without_foreground_gets_the_whole_scale_and_one_with_foreground_alone_none():
+def test_the_full_scale_without_foreground_and_no_scale_without_background():
     loss = equalized(2)
     loss(torch.zeros(2, 2), torch.tensor([0, 0]), 1)
     parts = loss.eval().split(torch.zeros(1, 2), torch.tensor([0]), 1)
@@ -53,7 +53,7 @@ def test_a_class_without_foreground_gets_the_whole_scale_and_one_with_foreground
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0, 3), (4, 3)], ids=str)
-def test_a_step_without_valid_rows_teaches_nothing(shape):
+def test_a_step_without_valid_rows_changes_no_sum(shape):
     loss, (logits, labels) = equalized(), steps(1)[0]
     loss(torch.ones(shape), torch.full(shape[:-1], -1), 1)
     first = loss(logits, labels, 3)
@@ -64,32 +64,32 @@ def test_a_step_without_valid_rows_teaches_nothing(shape):
     assert second != first
 
 
-def test_learns_in_training_mode_only():
+def test_sums_change_in_training_mode_only():
     loss, (first, second) = equalized(), steps(2)
     loss.eval()
     assert torch.equal(loss(*first, 3), loss(*first, 3))
     loss.train()(*first, 3)
-    taught = loss(*second, 3)  # by the first step
-    again = equalized()
-    again(*first, 3)
+    expected = loss(*second, 3)  # after one training step
+    other = equalized()
+    other(*first, 3)
     for _ in range(2):
-        assert torch.equal(again.eval()(*second, 3), taught)
-        again.split(*first, 3)
-    assert torch.equal(again.train()(*second, 3), taught)
+        assert torch.equal(other.eval()(*second, 3), expected)
+        other.split(*first, 3)
+    assert torch.equal(other.train()(*second, 3), expected)
 
 
-def test_what_it_learns_is_the_same_whatever_follows_its_value():
+def test_sums_do_not_depend_on_num_fg_and_upstream_gradient():
     (logits, labels), (second, second_labels) = steps(2)
-    wanted = equalized()
-    wanted(logits, labels, 3)
-    wanted = wanted(second, second_labels, 3)
+    plain = equalized()
+    plain(logits, labels, 3)
+    expected = plain(second, second_labels, 3)
     loss = equalized()
     logits.requires_grad_()
     (loss(logits, labels, 50) * 1000).backward()
-    assert torch.equal(loss(second, second_labels, 3), wanted)
+    assert torch.equal(loss(second, second_labels, 3), expected)
 
 
-def test_state_dict_continues_where_it_was():
+def test_state_dict_holds_the_sums():
     loss, fresh = equalized(), equalized()
     *before, last = steps(3)
     for step in before:

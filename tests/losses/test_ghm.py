@@ -1,4 +1,4 @@
-"""What the gradient harmonised losses remember from step to step, and how they bin."""
+"""The state and the bins of the gradient harmonized losses."""
 
 import copy
 import io
@@ -30,7 +30,7 @@ def reference(name, **changed):
 
 
 def draw(name, seed, dtype=torch.float32):
-    """The arguments of one step; the spread of the gradient norms differs from step to step."""
+    """Return the arguments of a step. The spread of the gradient norms depends on the seed."""
     if name == "ghm_c":
         logits = draw_logits((2, 13, 5), dtype, seed)
         return logits.requires_grad_(), draw_labels((2, 13), 5, seed), 3
@@ -44,7 +44,7 @@ def ignore_all(arguments):
 
 
 def backgrounds(norms, dtype=torch.float32):
-    """K = 1 background logits with the given gradient norms g = p."""
+    """Return background logits with K = 1 and the given gradient norms g = p, and their labels."""
     g = torch.tensor(norms, dtype=torch.float64)
     return torch.log(g / (1 - g)).to(dtype)[:, None].requires_grad_(), torch.full((len(norms),), BACKGROUND)
 
@@ -53,8 +53,8 @@ def snapshot(loss):
     return copy.deepcopy(loss.state_dict())
 
 
-def same_state(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+def same_state(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
 each_ghm = pytest.mark.parametrize("name", ["ghm_c", "ghm_r"])
@@ -116,14 +116,14 @@ def test_one_bin_is_mean_cross_entropy():
 
 
 def test_worked_example_of_the_classification_loss():
-    """Two bins holding three elements and one: the sum of CE / R_j, over M = 2 bins."""
+    """Two bins have three elements and one element. The loss is the sum of CE / R_j, divided by M = 2 bins."""
     logits, labels = backgrounds([0.1, 0.2, 0.3, 0.9])
     wanted = -(math.log(0.9) + math.log(0.8) + math.log(0.7)) / 3 / 2 - math.log(0.1) / 1 / 2
     assert build("ghm_c", bins=2, momentum=0.0)(logits, labels, 1).item() == pytest.approx(wanted, rel=1e-6)
 
 
 def test_worked_example_counts_only_the_bins_in_use():
-    """Ten bins of which two are in use: M = 2, not 10; an ignored row counts in neither N nor R_j."""
+    """Two of ten bins have elements, so M is 2. An ignored row does not count in N and R_j."""
     logits, labels = backgrounds([0.12, 0.15, 0.18, 0.95, 0.55])
     labels[4] = -1
     wanted = -(math.log(0.88) + math.log(0.85) + math.log(0.82)) / 3 / 2 - math.log(0.05) / 1 / 2
@@ -131,15 +131,15 @@ def test_worked_example_counts_only_the_bins_in_use():
 
 
 def test_worked_example_of_two_steps_with_momentum():
-    """momentum 0.5; counts (3, 1) then (1, 1): S = (1.25, 0.75) / (1 - 0.25) = (5/3, 1)."""
+    """The momentum is 0.5, and the counts are (3, 1), then (1, 1): S = (1.25, 0.75) / (1 - 0.25) = (5/3, 1)."""
     loss = build("ghm_c", bins=2, momentum=0.5)
     loss(*backgrounds([0.1, 0.2, 0.3, 0.9]), 1)
     second = loss(*backgrounds([0.2, 0.6]), 1)
     assert second.item() == pytest.approx(-math.log(0.8) / (5 / 3) / 2 - math.log(0.4) / 1 / 2, rel=1e-6)
 
 
-def test_worked_example_of_an_unvisited_bin_that_decays():
-    """momentum 0.5; counts (1, 1), (2, 0), (1, 1): S_1 = (1/8 + 1/2) / (7/8), not what it was two steps before."""
+def test_worked_example_of_an_empty_bin_that_decays():
+    """The momentum is 0.5, and the counts are (1, 1), (2, 0), (1, 1): S_1 = (1/8 + 1/2) / (7/8)."""
     loss = build("ghm_c", bins=2, momentum=0.5)
     loss(*backgrounds([0.2, 0.6]), 1)
     loss(*backgrounds([0.2, 0.3]), 1)
@@ -149,7 +149,7 @@ def test_worked_example_of_an_unvisited_bin_that_decays():
 
 
 def test_worked_example_of_the_box_loss():
-    """mu = 3: d = 0, 4, 4, -4 have lengths 3, 5, 5, 5, so ASL1 0, 2, 2, 2 and g 0, 0.8, 0.8, 0.8."""
+    """With mu = 3, d = 0, 4, 4, -4 have sqrt(d^2 + mu^2) = 3, 5, 5, 5. ASL1 is 0, 2, 2, 2, and g is 0 or 0.8."""
     predicted = torch.tensor([[0.0, 4.0, 4.0, -4.0]], requires_grad=True)
     loss = build("ghm_r", mu=3.0, bins=2, momentum=0.0)(predicted, torch.zeros(1, 4), torch.tensor([True]), 1)
     assert loss.item() == pytest.approx(0 / 1 / 2 + (2 + 2 + 2) / 3 / 2, rel=1e-6)
@@ -158,7 +158,7 @@ def test_worked_example_of_the_box_loss():
 
 
 def test_an_element_on_an_edge_belongs_to_the_bin_above():
-    """g = 0.5 exactly at logit 0: with two bins it joins g = 0.9, not g = 0.1."""
+    """The logit 0 has exactly g = 0.5. With two bins it is in the bin of g = 0.9."""
     logits, labels = backgrounds([0.1, 0.5, 0.9])
     wanted = -math.log(0.9) / 1 / 2 - (math.log(0.5) + math.log(0.1)) / 2 / 2
     assert build("ghm_c", bins=2, momentum=0.0)(logits, labels, 1).item() == pytest.approx(wanted, rel=1e-6)
@@ -167,7 +167,7 @@ def test_an_element_on_an_edge_belongs_to_the_bin_above():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("bins", [1, 10, 30])
 def test_the_worst_negatives_keep_their_gradient(dtype, bins):
-    """At logit 20 the fp32 sigmoid is 1, so g == 1 lies on the last edge; at 8 bf16 would round it there."""
+    """At logit 20 the fp32 sigmoid is 1, so g = 1 is on the last edge. At logit 8, bf16 would round g to 1."""
     logits = torch.tensor([[20.0], [8.0], [-20.0], [-8.0], [-6.0]], dtype=dtype, requires_grad=True)
     labels = torch.full((5,), BACKGROUND)
     loss = build("ghm_c", bins=bins)(logits, labels, 0)
@@ -178,7 +178,7 @@ def test_the_worst_negatives_keep_their_gradient(dtype, bins):
 
 @each_ghm
 def test_every_bin_in_use_gets_the_same_total_weight(name):
-    """Without momentum a bin's elements together weigh 1 / M of the loss: duplicating an easy one changes nothing."""
+    """Without momentum, the elements of a bin have the total weight 1 / M. A copy of an element has no effect."""
     if name == "ghm_c":
         few, many = backgrounds([0.12, 0.95]), backgrounds([0.12] * 50 + [0.95])
     else:
@@ -200,7 +200,7 @@ def test_num_fg_is_not_used(name):
 def test_training_updates_the_buffers_and_evaluation_does_not(name):
     loss = build(name)
     fresh = snapshot(loss)
-    assert fresh, "the running counts belong to the state_dict"
+    assert fresh, "the running counts must be in the state_dict"
     loss.eval()
     loss(*draw(name, seed=9))
     assert same_state(snapshot(loss), fresh)
@@ -233,22 +233,22 @@ def test_evaluation_after_constant_training_gives_the_training_loss(name):
 
 
 @each_ghm
-def test_evaluation_is_finite_in_bins_that_training_never_saw(name):
+def test_evaluation_is_finite_in_bins_without_training_elements(name):
     loss = build(name)
     if name == "ghm_c":
-        seen, unseen = backgrounds([0.12, 0.15]), backgrounds([0.95, 0.55])
+        trained, untrained = backgrounds([0.12, 0.15]), backgrounds([0.95, 0.55])
     else:
         near, far = torch.full((2, 4), 0.001), torch.full((2, 4), 1.0, requires_grad=True)
-        seen, unseen = ((d, torch.zeros(2, 4), torch.ones(2, dtype=torch.bool)) for d in (near, far))
-    loss(*seen, 1)
-    value = loss.eval()(*unseen, 1)
-    (gradient,) = torch.autograd.grad(value, unseen[0])
+        trained, untrained = ((d, torch.zeros(2, 4), torch.ones(2, dtype=torch.bool)) for d in (near, far))
+    loss(*trained, 1)
+    value = loss.eval()(*untrained, 1)
+    (gradient,) = torch.autograd.grad(value, untrained[0])
     assert value.isfinite() and value > 0
     assert gradient.isfinite().all() and (gradient > 0).all()
 
 
 @each_ghm
-def test_evaluation_between_steps_leaves_training_as_it_was(name):
+def test_evaluation_between_steps_does_not_change_training(name):
     undisturbed, disturbed = build(name), build(name)
     for step in range(4):
         arguments = draw(name, seed=step)
@@ -274,8 +274,8 @@ def test_state_dict_round_trip_is_bit_exact(name):
         values = [each(*arguments) for each in (loss, restored)]
         gradients = [torch.autograd.grad(value, arguments[0])[0] for value in values]
         assert torch.equal(*values) and torch.equal(*gradients)
-    forgetful = build(name)
-    assert not torch.equal(forgetful(*draw(name, seed=6)), loss(*draw(name, seed=6)))
+    fresh = build(name)
+    assert not torch.equal(fresh(*draw(name, seed=6)), loss(*draw(name, seed=6)))
 
 
 LEVELS = (8, 0, 4, 1)

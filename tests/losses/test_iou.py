@@ -15,7 +15,7 @@ def draw_boxes(*shape, seed=0, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_it_is_the_loss_of_torchvision(name):
+def test_losses_equal_torchvision(name):
     predicted, target = draw_boxes(3, 50, seed=1).requires_grad_(), draw_boxes(3, 50, seed=2)
     foreground = torch.rand(3, 50, generator=torch.Generator().manual_seed(3)) < 0.5
     loss = BOX_LOSSES.build(name)(predicted, target, foreground, 7)
@@ -28,7 +28,7 @@ def test_it_is_the_loss_of_torchvision(name):
 
 
 def test_iou_by_hand():
-    """2 x 2 against 2 x 4 pixels sharing a column of 1 x 2: 2 of 10; the same box; boxes apart."""
+    """The pairs have an intersection of 2 and a union of 10, are equal, and do not overlap."""
     predicted = torch.tensor([[0.0, 0, 2, 2], [3, 3, 5, 9], [0, 0, 1, 1]])
     target = torch.tensor([[1.0, 0, 3, 4], [3, 3, 5, 9], [2, 2, 3, 3]])
     loss = BOX_LOSSES.build("iou")
@@ -40,7 +40,7 @@ def test_iou_by_hand():
     assert BOX_LOSSES.build("diou")(predicted, target, apart, 1).item() == pytest.approx(1 + 8 / 18, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["iou", "giou", "diou"])  # ciou's weight is a constant for the gradient, not the value
+@pytest.mark.parametrize("name", ["iou", "giou", "diou"])  # the weight in ciou gets no gradient
 def test_gradcheck(name):
     predicted, target = draw_boxes(4, seed=4).requires_grad_(), draw_boxes(4, seed=5)
     everything = torch.ones(4, dtype=torch.bool)
@@ -49,7 +49,7 @@ def test_gradcheck(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rows_that_do_not_count_may_hold_anything(name, dtype):
+def test_background_rows_may_hold_any_value(name, dtype):
     predicted = draw_boxes(3, dtype=dtype)
     target = predicted + torch.tensor([1, 2, 3, 4], dtype=dtype)
     predicted[1], target[2] = torch.inf, torch.nan
@@ -62,7 +62,7 @@ def test_rows_that_do_not_count_may_hold_anything(name, dtype):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_foreground_is_no_loss(name):
+def test_no_foreground_gives_zero(name):
     predicted = draw_boxes(2, 5).requires_grad_()
     loss = BOX_LOSSES.build(name)(predicted, draw_boxes(2, 5, seed=1), torch.zeros(2, 5, dtype=torch.bool), 0)
     loss.backward()
@@ -70,7 +70,7 @@ def test_no_foreground_is_no_loss(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_does_not_depend_on_the_scale(name):
+def test_losses_do_not_depend_on_the_scale(name):
     predicted, target, everything = draw_boxes(20, seed=6), draw_boxes(20, seed=7), torch.ones(20, dtype=torch.bool)
     loss = BOX_LOSSES.build(name)
     torch.testing.assert_close(

@@ -1,4 +1,4 @@
-"""Every loss of the library, and every option, against its reference; stateful losses here take their first step."""
+"""Every loss and every option against its reference. Losses with a state take only their first step here."""
 
 import math
 
@@ -11,7 +11,7 @@ from torchvision.ops import sigmoid_focal_loss as torchvision_focal_loss
 
 from detector.losses import CLASSIFICATION_LOSSES
 
-# lists are cut to as many classes as a test has
+# `fitted` cuts the lists to the number of classes of a test
 ALPHAS, WEIGHTS, COUNTS = [0.25, 0.5, 0.9, 0.1, 0.6], [2.0, 0.5, 1.0, 3.0, 0.25], [100, 7, 0, 3000, 25]
 BY_FREQUENCY = {"class_weights": "inverse_frequency", "class_counts": COUNTS}
 BY_NUMBER = {"class_weights": "effective_number", "class_counts": COUNTS}
@@ -61,7 +61,7 @@ DEFAULTS = {
     "equalized_focal": {"alpha": 0.25, "gamma": 2.0, "scale": 8.0},
     "rank_sort": {"delta": 0.5},
 }
-# a rescaled loss holds its factor constant, and rank_sort's gradient is an identity update: not derivatives
+# the gradient of a rescaled loss takes its factor as constant, and that of rank_sort is an identity update
 DIFFERENTIABLE = [case for case in CASES if case not in RESCALED and case[0] != "rank_sort"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (7, 3), (0, 4), (9, 1), (3, 0, 2), (2, 2, 6, 3)]
@@ -73,8 +73,8 @@ def over(cases):
 
 
 def fitted(name, parameters, num_classes):
-    fitted = {k: v[:num_classes] if isinstance(v, list) else v for k, v in parameters.items()}
-    return fitted | {"num_classes": num_classes} if name == "equalized_focal" else fitted
+    parameters = {k: v[:num_classes] if isinstance(v, list) else v for k, v in parameters.items()}
+    return parameters | {"num_classes": num_classes} if name == "equalized_focal" else parameters
 
 
 def build(name, parameters, num_classes):
@@ -82,7 +82,7 @@ def build(name, parameters, num_classes):
 
 
 def check(name, parameters, logits, labels, num_fg, quality=None):
-    """Value, gradient and split of a fresh loss against a fresh reference."""
+    """Compare value, gradient and split of a new loss with a new reference."""
     num_classes, dtype = logits.shape[-1], logits.dtype
     logits.requires_grad_()
     expected = LIBRARY[name](**fitted(name, parameters, num_classes))(logits, labels, num_fg, quality)
@@ -92,8 +92,8 @@ def check(name, parameters, logits, labels, num_fg, quality=None):
     np.testing.assert_allclose(as_float64(parts), expected.parts, VALUE_RTOL[dtype], VALUE_ATOL[dtype])
 
 
-def value_and_gradient(loss, logits, labels, num_fg, **more):
-    value = loss(logits, labels, num_fg, **more)
+def value_and_gradient(loss, logits, labels, num_fg, **options):
+    value = loss(logits, labels, num_fg, **options)
     return value, *torch.autograd.grad(value, logits)
 
 
@@ -120,7 +120,7 @@ def test_quality_none_is_one(name, parameters):
 
 
 @over(CASES)
-def test_quality_may_be_zero_and_off_the_foreground_anything(name, parameters):
+def test_quality_may_be_zero_and_may_be_nan_outside_the_foreground(name, parameters):
     logits, labels, quality = draw_inputs((2, 13, 3), torch.float32, seed=4)
     labels[0, 0], quality[0, 0] = 1, 0
     expected = LIBRARY[name](**fitted(name, parameters, 3))(logits, labels, 3, quality)
@@ -157,7 +157,7 @@ def test_num_fg_is_a_number_or_a_tensor_clamped_at_one(name, parameters):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_saturated_logits_stay_finite_and_exact(name, parameters, dtype):
     logits = torch.tensor([[100, -100], [-100, 100], [100, 100], [-100, -100]], dtype=dtype, requires_grad=True)
-    labels = torch.tensor([0, 0, 2, 2])  # right, wrong, wrong and right answers with total confidence
+    labels = torch.tensor([0, 0, 2, 2])  # right, wrong, wrong, right
     for quality in (None, torch.tensor([0.25, 0.75, 0.5, 0.5])):
         check(name, parameters, logits, labels, 2, quality)
         _, gradient = value_and_gradient(build(name, parameters, 2), logits, labels, 2, quality=quality)
@@ -182,7 +182,7 @@ def test_all_ignored(name, parameters):
 
 
 @over(CASES)
-def test_ignored_rows_may_hold_anything(name, parameters):
+def test_ignored_rows_may_hold_any_value(name, parameters):
     logits, _, quality = draw_inputs((5, 3), torch.float32, seed=10)
     labels = torch.tensor([0, 3, 1, -1, -1])
     expected = LIBRARY[name](**fitted(name, parameters, 3))(logits, labels, 2, quality)
@@ -191,16 +191,16 @@ def test_ignored_rows_may_hold_anything(name, parameters):
 
 
 @over(CASES)
-def test_calls_leave_nothing_behind_that_spoils_a_backward(name, parameters):
+def test_another_call_does_not_change_a_backward_pass(name, parameters):
     logits, labels, quality = draw_inputs((7, 3), torch.float32, seed=11)
     before = logits.clone()
     expected = LIBRARY[name](**fitted(name, parameters, 3))(logits, labels, 3, quality)
     loss = build(name, parameters, 3)
     with torch.no_grad():
-        without = loss.eval()(logits.requires_grad_(), labels, 3, quality=quality)
-    assert not without.requires_grad
+        no_graph = loss.eval()(logits.requires_grad_(), labels, 3, quality=quality)
+    assert not no_graph.requires_grad
     first, _ = loss(logits, labels, 3, quality=quality), loss(-logits, labels, 3, quality=quality)
-    torch.testing.assert_close(first.detach(), without, rtol=1e-6, atol=0)
+    torch.testing.assert_close(first.detach(), no_graph, rtol=1e-6, atol=0)
     first.backward(retain_graph=True)
     first.backward()
     np.testing.assert_allclose(as_float64(logits.grad), 2 * expected.gradient, rtol=1e-5, atol=2e-6)
@@ -239,12 +239,12 @@ IDENTITIES = [
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), IDENTITIES, ids=[f"{a[0]}-{a[1]}-is-{b[0]}-{b[1]}".replace(" ", "") for a, b in IDENTITIES]
+    ("first", "second"), IDENTITIES, ids=[f"{a[0]}-{a[1]}-is-{b[0]}-{b[1]}".replace(" ", "") for a, b in IDENTITIES]
 )
-def test_identities(one, other):
+def test_identities(first, second):
     logits, labels, _ = draw_inputs((2, 13, 5), torch.float64, seed=13)
     labels[:, 0] = torch.tensor([1, 4])  # each image has foreground
-    ours, theirs = (value_and_gradient(build(*loss, 5), logits.requires_grad_(), labels, 4) for loss in (one, other))
+    ours, theirs = (value_and_gradient(build(*loss, 5), logits.requires_grad_(), labels, 4) for loss in (first, second))
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
@@ -257,11 +257,11 @@ def test_the_effective_number_tends_to_the_count():
 @over(RESCALED)
 def test_rescaled_focal_has_the_value_of_cross_entropy_and_the_direction_of_focal(name, parameters):
     logits, labels, _ = draw_inputs((2, 13, 5), torch.float64, seed=14)
-    rest = {k: v for k, v in parameters.items() if k != "rescale"}
+    plain = {k: v for k, v in parameters.items() if k != "rescale"}
     logits.requires_grad_()
     value, gradient = value_and_gradient(build(name, parameters, 5), logits, labels, 4)
-    focal, direction = value_and_gradient(build(name, rest, 5), logits, labels, 4)
-    cross_entropy = build(name, rest | {"gamma": 0.0}, 5)(logits, labels, 4)
+    focal, direction = value_and_gradient(build(name, plain, 5), logits, labels, 4)
+    cross_entropy = build(name, plain | {"gamma": 0.0}, 5)(logits, labels, 4)
     torch.testing.assert_close(value, cross_entropy, rtol=1e-12, atol=0)
     torch.testing.assert_close(gradient, direction * (cross_entropy / focal).detach(), rtol=1e-10, atol=1e-14)
 
@@ -274,7 +274,7 @@ def test_varifocal_with_quality_one_is_cross_entropy_on_the_foreground_and_focal
     torch.testing.assert_close(ours, torch.stack([foreground, background]), rtol=1e-10, atol=0)
 
 
-def test_ohem_by_ratio_keeps_nothing_of_an_image_without_foreground():
+def test_ohem_by_ratio_ignores_an_image_without_foreground():
     logits, labels, _ = draw_inputs((2, 13, 5), torch.float64, seed=16)
     labels[0], labels[1, 0] = 5, 0
     both = build("ohem", {}, 5)(logits, labels, 1)
@@ -294,7 +294,7 @@ def test_ohem_chooses_background_rows_by_hand():
 
 
 LN2 = math.log(2)
-BY_HAND = [  # of a row of logits 0, so p = p_t = 1/2; quality 3/4
+BY_HAND = [  # values for a row of logits 0, so p = p_t = 1/2; the quality is 3/4
     ("quality_focal", {}, 1, 0, LN2 / 16),
     ("quality_focal", {}, 1, 1, LN2 / 4),
     ("varifocal", {}, 1, 0, 0.75 * LN2),
@@ -309,10 +309,10 @@ BY_HAND = [  # of a row of logits 0, so p = p_t = 1/2; quality 3/4
     ("cross_entropy", {"alpha": [0.2, 0.9]}, 2, 2, (0.8 + 0.1) * LN2),
     ("cross_entropy", {"class_weights": [3.0, 5.0]}, 2, 1, 10 * LN2),
     ("cross_entropy", {"class_weights": [3.0, 5.0]}, 2, 2, 2 * LN2),
-    # 1 and 1/3, to mean 1: 3/2 and 1/2; a count of 0 is 1
+    # 1 and 1/3 scaled to mean 1 are 3/2 and 1/2; a count of 0 is replaced by 1
     ("cross_entropy", {"class_weights": "inverse_frequency", "class_counts": [0, 3]}, 2, 0, 6 * LN2),
     ("cross_entropy", {"class_weights": "inverse_frequency", "class_counts": [1, 3]}, 2, 1, LN2),
-    # 0.5 / 0.5 and 0.5 / 0.75, to mean 1: 1.2 and 0.8
+    # 0.5 / 0.5 and 0.5 / 0.75 scaled to mean 1 are 1.2 and 0.8
     ("cross_entropy", {"class_weights": "effective_number", "class_counts": [1, 2], "beta": 0.5}, 2, 0, 2.4 * LN2),
     ("focal", {"class_weights": "effective_number", "class_counts": [0, 2], "beta": 0.5}, 2, 1, 0.25 * LN2),
 ]
@@ -336,20 +336,20 @@ def test_weighted_focal_equals_torchvision():
     parameters = {"alpha": ALPHAS, "gamma": 1.5, "class_weights": WEIGHTS}
     ours, got = value_and_gradient(build("focal", parameters, 5), logits, labels, 4)
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0)
-    # torchvision forms 1 - p_t by subtraction, which costs it digits on easy elements
+    # torchvision computes 1 - p_t by subtraction, which loses digits on easy elements
     torch.testing.assert_close(got, *torch.autograd.grad(theirs, logits), rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("rule", ["inverse_frequency", "effective_number"])
-def test_a_class_that_does_not_occur_leaves_the_others_their_weights(rule):
-    with_it = build("cross_entropy", {"class_weights": rule, "class_counts": [1000, 500, 0]}, 3).class_weight
-    without = build("cross_entropy", {"class_weights": rule, "class_counts": [1000, 500]}, 2).class_weight
-    np.testing.assert_allclose(with_it[:2], without, rtol=1e-12)
+def test_a_class_without_objects_does_not_change_the_other_weights(rule):
+    with_class = build("cross_entropy", {"class_weights": rule, "class_counts": [1000, 500, 0]}, 3).class_weight
+    without_class = build("cross_entropy", {"class_weights": rule, "class_counts": [1000, 500]}, 2).class_weight
+    np.testing.assert_allclose(with_class[:2], without_class, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(LIBRARY))
 @pytest.mark.parametrize("label", [0, 3])
-def test_a_logit_that_is_not_a_number_shows(name, label):
+def test_a_nan_logit_gives_a_nan_loss(name, label):
     logits = torch.zeros(4, 3)
     logits[1, 0] = math.nan
     loss = build(name, {}, 3)(logits.requires_grad_(), torch.tensor([0, label, 1, 2]), 1)

@@ -1,4 +1,4 @@
-"""Assignment: one file for each rule. Importing this package registers the rules."""
+"""The assignment rules, one file for each rule. Importing this package registers the rules."""
 
 from detector.geometry.assignment.atss import ATSSAssigner
 from detector.geometry.assignment.base import ASSIGNERS, Assigner

@@ -1,4 +1,4 @@
-"""Adaptive training sample selection (ATSS): each ground truth sets its own IoU threshold."""
+"""Adaptive training sample selection (ATSS): a separate IoU threshold for each ground truth."""
 
 import torch
 from torch import Tensor
@@ -20,19 +20,29 @@ from detector.geometry.boxes import box_area, pairwise_intersection, pairwise_io
 
 @ASSIGNERS.register("atss")
 class ATSSAssigner(Assigner):
-    """Adaptive training sample selection (Zhang et al. 2020, section 4): each ground truth sets its own threshold.
+    """Adaptive training sample selection (Zhang et al. 2020, section 4, algorithm 1).
 
-    Its candidates are, on each level, the `candidates` anchors whose centres are nearest to its own (all where the
-    level has fewer; of equally near ones the first). Foreground are the candidates with an IoU of at least the mean
-    plus the standard deviation (unbiased) of all its candidates' IoUs, and with a centre inside it, over 0.01 pixels
-    from its sides. An anchor that several ground truths claim takes the one it overlaps most, the first of equals; all
-    others are background, and ignored where more than half inside an ignore region. A ground truth too small to hold
-    any anchor's centre gets none.
+    Source: "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample Selection".
 
-    Anchors of one cell share a centre: for n of them, the authors' code takes 9n candidates.
+    The candidates of a ground truth are the `candidates` anchors of each level whose centers are nearest to its center.
+    Of equal distances, the first anchors win. A level with fewer anchors gives all of them. A candidate is foreground
+    if both conditions are true:
+
+    - Its IoU is at least the mean plus the unbiased standard deviation of the IoUs of all candidates.
+    - Its center is inside the ground truth, more than 0.01 pixels from its sides.
+
+    An anchor that is foreground for several ground truths takes the ground truth with the highest IoU. Of equal IoUs,
+    the first wins. All other anchors are background. They are ignored if more than half of their area is inside an
+    ignore region. A ground truth that contains no anchor center gets no anchor.
+
+    The n anchors of a cell have the same center. The authors' code therefore takes 9n candidates.
+
+    Args:
+        num_classes: K, the label of the background.
+        candidates: the number of candidates on each level.
     """
 
-    is_local = False  # a candidate counts even where it touches no box
+    is_local = False  # a candidate affects the threshold also where it does not overlap the ground truth
 
     def __init__(self, num_classes: int, *, candidates: PositiveInt = 9):
         super().__init__(num_classes)
@@ -40,6 +50,7 @@ class ATSSAssigner(Assigner):
 
     @torch.no_grad()
     def __call__(self, priors: Priors, truth: GroundTruth, predictions: Predictions | None = None) -> Targets:
+        """Return the targets of a batch. See `Assigner`."""
         anchors, boxes, labels, ignore = priors.boxes, truth.boxes, truth.labels, truth.ignore
         if not len(anchors) or not boxes.numel():
             return only_background(priors, len(boxes), self.num_classes)
@@ -49,14 +60,14 @@ class ATSSAssigner(Assigner):
         )
         candidates = anchors[near]
         iou = pairwise_iou(boxes[:, :, None], candidates).squeeze(2)
-        # In float64 the mean of equal IoUs is exact, so that all of them reach it.
+        # in fp64 the mean of equal IoUs is exact, so all of them reach the threshold
         std, mean = torch.std_mean(iou.double(), dim=2, correction=min(1, near.shape[2] - 1), keepdim=True)
-        centres = _centres(candidates)
-        to_sides = torch.cat((centres - boxes[:, :, None, :2], boxes[:, :, None, 2:] - centres), dim=-1).amin(dim=-1)
-        counts = (labels >= 0) & ~ignore
-        claims = (iou >= mean + std) & (to_sides > 0.01) & counts[..., None]
+        centers = _centers(candidates)
+        to_sides = torch.cat((centers - boxes[:, :, None, :2], boxes[:, :, None, 2:] - centers), dim=-1).amin(dim=-1)
+        is_object = (labels >= 0) & ~ignore
+        is_claimed = (iou >= mean + std) & (to_sides > 0.01) & is_object[..., None]
 
-        claimed_iou = iou.masked_fill(~claims, -1)
+        claimed_iou = iou.masked_fill(~is_claimed, -1)
         best, inside = BestMatch(len(boxes), len(anchors), iou), iou.new_zeros(len(boxes), len(anchors))
         for part in parts_of(boxes, len(anchors)):
             dense = iou.new_full((*labels[:, part].shape, len(anchors)), -1)
@@ -68,20 +79,20 @@ class ATSSAssigner(Assigner):
         return matched_targets(truth, anchor_labels, best.match)
 
     def _nearest(self, anchors: Tensor, boxes: Tensor, level_sizes: tuple[int, ...]) -> Tensor:
-        """(B, G, C) indices of each ground truth's candidates, level by level."""
-        x, y = _centres(boxes)[..., None].unbind(dim=2)
-        found, start = [], 0
-        for centres in _centres(anchors).split(level_sizes):
-            distance = (x - centres[:, 0]).square_().add_((y - centres[:, 1]).square_())
-            # Floats from 0 on are in the order of their bits; the index in the lower half decides between equals.
-            index = torch.arange(start, start + len(centres), device=anchors.device)
+        """Return the indices of the candidates of each ground truth, (B, G, C), level by level."""
+        x, y = _centers(boxes)[..., None].unbind(dim=2)
+        nearest, start = [], 0
+        for centers in _centers(anchors).split(level_sizes):
+            distance = (x - centers[:, 0]).square_().add_((y - centers[:, 1]).square_())
+            # the bits of non-negative floats have the order of the floats; the index in the lower half breaks ties
+            index = torch.arange(start, start + len(centers), device=anchors.device)
             key = distance.view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(index)
-            nearest = key.topk(min(self.candidates, len(centres)), largest=False, sorted=False).values
-            found.append(nearest.bitwise_and_(0xFFFFFFFF))
-            start += len(centres)
-        return torch.cat(found, dim=2)
+            smallest = key.topk(min(self.candidates, len(centers)), largest=False, sorted=False).values
+            nearest.append(smallest.bitwise_and_(0xFFFFFFFF))
+            start += len(centers)
+        return torch.cat(nearest, dim=2)
 
 
-def _centres(boxes: Tensor) -> Tensor:
-    """(..., 4) -> (..., 2)."""
+def _centers(boxes: Tensor) -> Tensor:
+    """Return the centers (..., 2) of boxes (..., 4)."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2

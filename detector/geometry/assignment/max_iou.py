@@ -1,4 +1,4 @@
-"""The assignment rule of RetinaNet: each anchor takes the ground truth that it overlaps most."""
+"""The assignment rule of RetinaNet: each anchor takes the ground truth with the highest IoU."""
 
 import torch
 
@@ -19,11 +19,17 @@ from detector.geometry.boxes import box_area, overlap, pairwise_intersection
 
 @ASSIGNERS.register("max_iou")
 class MaxIoUAssigner(Assigner):
-    """RetinaNet's rule (Lin et al. 2017, section 4): each anchor takes the ground truth it overlaps most.
+    """RetinaNet's rule (Lin et al. 2017, section 4): each anchor takes the ground truth with the highest IoU.
 
-    Foreground from IoU `foreground` on, background below `background`, ignored in between. With `low_quality`, the
-    anchors that overlap a ground truth most (ties included) are foreground however low that is, and keep the ground
-    truth that *they* overlap most. A background anchor more than half inside an ignore region is ignored.
+    An anchor is foreground if this IoU is at least `foreground`, and background if it is below `background`. Between
+    the two it is ignored. A background anchor is also ignored if more than half of its area is inside an ignore region.
+
+    Args:
+        num_classes: K, the label of the background.
+        foreground: the lowest IoU of a foreground anchor.
+        background: the IoU below which an anchor is background.
+        low_quality: the anchors with the highest IoU of a ground truth are foreground, also if this IoU is low. All
+            anchors with the same highest IoU are. They still take the ground truth that is the best for the anchor.
     """
 
     def __init__(
@@ -42,16 +48,17 @@ class MaxIoUAssigner(Assigner):
 
     @torch.no_grad()
     def __call__(self, priors: Priors, truth: GroundTruth, predictions: Predictions | None = None) -> Targets:
+        """Return the targets of a batch. See `Assigner`."""
         anchors, boxes, labels, ignore = priors.boxes, truth.boxes, truth.labels, truth.ignore
         if not len(anchors) or not boxes.numel():
             return only_background(priors, len(boxes), self.num_classes)
-        counts = (labels >= 0) & ~ignore
+        is_object = (labels >= 0) & ~ignore
         anchor_areas, areas = box_area(anchors), box_area(boxes)[..., None]
         best = BestMatch(len(boxes), len(anchors), boxes)
         is_best, inside = torch.zeros_like(best.match, dtype=torch.bool), torch.zeros_like(best.value)
         for part in parts_of(boxes, len(anchors)):
-            intersection = pairwise_intersection(boxes[:, part], anchors)  # B G A: reductions over rows
-            iou = overlap(intersection, areas[:, part], anchor_areas).masked_fill_(~counts[:, part, None], -1)
+            intersection = pairwise_intersection(boxes[:, part], anchors)  # (B, G, A), so that reductions run over rows
+            iou = overlap(intersection, areas[:, part], anchor_areas).masked_fill_(~is_object[:, part, None], -1)
             best.update(iou, part.start)
             if self.low_quality:
                 best_anchor_iou = iou.amax(dim=2, keepdim=True)

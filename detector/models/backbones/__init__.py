@@ -1,4 +1,4 @@
-"""Backbones: one file for each family. Importing this package registers them."""
+"""The backbones, one file for each family. Importing this package registers them."""
 
 from detector.models.backbones import resnet, timm  # noqa: F401
 from detector.models.backbones.base import BACKBONES, Backbone

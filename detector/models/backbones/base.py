@@ -1,4 +1,4 @@
-"""The contract of backbones, and their registry."""
+"""The base class of the backbones, and their registry."""
 
 from pathlib import Path
 
@@ -14,12 +14,14 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 class Backbone(nn.Module):
     """A network that turns images into feature maps.
 
-    The constructor's positional parameters `min_stride` and `max_stride` say which maps the pyramid can use: those with
-    strides from `min_stride` to `max_stride`. A backbone returns the maps that it has in this range.
+    The constructor has the positional parameters `min_stride` and `max_stride`. The pyramid can use the maps with
+    strides from `min_stride` to `max_stride`. A backbone returns its maps in this range.
 
-    strides: pixels from one cell of each map to the next, from fine to coarse.
-    out_channels: the channels of each map.
-    pixel_mean, pixel_std: of the RGB values 0..255 of the images that the weights belong to.
+    Attributes:
+        strides: the distance between two cells of each map in pixels, from fine to coarse.
+        out_channels: the number of channels of each map.
+        pixel_mean: the mean of the RGB values 0..255 of the images that the weights need.
+        pixel_std: the standard deviation of these values.
     """
 
     strides: tuple[int, ...]
@@ -28,19 +30,26 @@ class Backbone(nn.Module):
     pixel_std: PixelValues = IMAGENET_STD
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Turn normalized images (B, 3, H, W) into maps (B, C, H / stride, W / stride), one for each stride."""
+        """Return a map (B, C, H / stride, W / stride) of normalized images (B, 3, H, W) for each stride."""
         raise NotImplementedError
 
     def load(self, weights: str | Path) -> None:
-        """Load published weights by their name (a string), or a file of weights (a path).
+        """Load weights.
+
+        Args:
+            weights: the name of published weights (a string), or a file of weights (a path).
 
         Raises:
-            UserError: there are no such weights, or they do not fit.
+            UserError: the weights do not exist, or they do not fit the backbone.
         """
         raise NotImplementedError
 
     def check_trainable(self) -> None:
-        """Raise UserError where the backbone cannot be trained with the weights that it has. Most always can."""
+        """Check that the backbone can be trained with its current weights.
+
+        Raises:
+            UserError: the backbone cannot be trained. By default, every backbone can.
+        """
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone")

@@ -1,4 +1,4 @@
-"""torchvision's ResNets as backbones."""
+"""The ResNets of torchvision as backbones."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ Norm = Literal["frozen", "batch", "sync", "group"]
 
 
 class AbsorbedNorm(FrozenBatchNorm2d):
-    """A frozen batch norm whose convolution does its work: only its values are here, under torchvision's names."""
+    """A frozen batch norm that a `NormedConv2d` applies. It holds only the values, under torchvision's names."""
 
     weight: Tensor
     bias: Tensor
@@ -31,9 +31,11 @@ class AbsorbedNorm(FrozenBatchNorm2d):
     running_var: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the input. The convolution before has already applied the norm."""
         return x
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Return the scale and the shift of each channel."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
@@ -45,8 +47,14 @@ def pair(values: tuple[int, ...]) -> tuple[int, int]:
 
 
 class NormedConv2d(nn.Conv2d):
-    """A convolution without bias and the frozen batch norm after it, as one convolution with scaled weights: two passes
-    over the feature map less in each direction, and no map kept for them."""
+    """A convolution without bias and its frozen batch norm, as a single convolution with scaled weights.
+
+    This saves two passes over the feature map in each direction, and the memory of a feature map.
+
+    Args:
+        conv: the convolution.
+        norm: the norm after it.
+    """
 
     def __init__(self, conv: nn.Conv2d, norm: AbsorbedNorm):
         super().__init__(
@@ -61,15 +69,16 @@ class NormedConv2d(nn.Conv2d):
             device="meta",
         )
         self.weight = conv.weight
-        self.norm = (norm,)  # not a module of this one: the norm keeps its place in the state dict
+        self.norm = (norm,)  # in a tuple, so that it is no submodule and its names in the state dict do not change
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution and the norm of the input."""
         scale, shift = self.norm[0].scale_and_shift()
         return self._conv_forward(input, self.weight * scale[:, None, None, None], shift)
 
 
 def absorb_norms(net: nn.Module) -> None:
-    """Every convolution that an AbsorbedNorm follows becomes a NormedConv2d."""
+    """Replace each convolution before an `AbsorbedNorm` with a `NormedConv2d`."""
     for parent in net.modules():
         for (name, conv), (_, norm) in pairwise(list(parent.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, AbsorbedNorm):
@@ -85,13 +94,17 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 class ResNet(Backbone):
-    """A ResNet of torchvision, with torchvision's parameter names.
+    """A ResNet of torchvision (He et al. 2015), with torchvision's parameter names.
 
-    norm: `frozen` keeps the statistics of the weights; `batch` and `sync` are batch norms, of one process or of all;
-    `group` has 32 groups.
-    trainable_stages: the last so many of the five stages (stem, layer1..layer4) train. Frozen stages stay outside the
-    autograd graph.
-    stride_in_1x1: a bottleneck has its stride in the first convolution, as in He et al. 2015, not in the 3x3 one.
+    Args:
+        min_stride: the lowest stride of the maps.
+        max_stride: the highest stride of the maps.
+        norm: `frozen` is batch norm with the statistics of the weights. `batch` and `sync` are batch norms over one
+            process and over all processes. `group` is group norm with 32 groups.
+        trainable_stages: the number of stages that train, counted from the last of the five stages (stem,
+            layer1..layer4). Frozen stages are not in the autograd graph.
+        stride_in_1x1: a bottleneck has its stride in the first 1x1 convolution, as in He et al. 2015. False puts the
+            stride in the 3x3 convolution.
     """
 
     architecture: str  # torchvision's name
@@ -127,6 +140,7 @@ class ResNet(Backbone):
                 module.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the maps of normalized images. See `Backbone.forward`."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = []
         for name in self.stages:
@@ -135,26 +149,35 @@ class ResNet(Backbone):
         return maps[-len(self.strides) :]
 
     def load(self, weights: str | Path) -> None:
-        """Load torchvision's published weights by their name, or a file with the tensors of a classification model.
-        The classifier and the stages that are not used are left out."""
+        """Load published weights of torchvision by their name, or a file with the tensors of a classification model.
+
+        The classifier and the unused stages are not loaded.
+        """
         state = self._published(weights) if isinstance(weights, str) else state_of(load_contents(weights))
-        own = self.state_dict()
-        if "bn1.running_mean" in state and "bn1.running_mean" not in own:
-            raise self._misfit(weights, "they were trained with batch norm; use model.backbone.norm=frozen or batch")
+        names = self.state_dict().keys()
+        if "bn1.running_mean" in state and "bn1.running_mean" not in names:
+            raise UserError(
+                f"model.weights: {weights} has batch norms, but the backbone has none",
+                "set model.backbone.norm=frozen or batch",
+            )
         try:
-            self.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
+            self.load_state_dict({k: v for k, v in state.items() if k in names}, strict=False)
         except RuntimeError as error:
             raise self._misfit(weights, first_line(error)) from error
-        counters = {name for name in own if name.endswith("num_batches_tracked")}
-        missing = own.keys() - state.keys() - counters
+        counters = {name for name in names if name.endswith("num_batches_tracked")}
+        missing = names - state.keys() - counters
         if missing:
-            raise self._misfit(weights, f"no values for {', '.join(sorted(missing)[:3])}")
+            raise self._misfit(weights, f"it has no values for {', '.join(sorted(missing)[:3])}")
 
     def check_trainable(self) -> None:
-        """Raise UserError where frozen batch norms have no weights: they normalize nothing then."""
+        """Check that frozen batch norms have loaded statistics. Without them they normalize nothing.
+
+        Raises:
+            UserError: they have their initial statistics.
+        """
         if isinstance(self.bn1, AbsorbedNorm) and frozen_batch_norm_is_random(self.state_dict()):
             raise UserError(
-                "model.backbone.norm: frozen batch norm normalises nothing without pretrained weights",
+                "model.backbone.norm: frozen batch norm needs pretrained weights",
                 "set model.weights (e.g. IMAGENET1K_V1), or model.backbone.norm=group or batch to train from scratch",
             )
 
@@ -163,45 +186,56 @@ class ResNet(Backbone):
         if name not in published.__members__:
             known = ", ".join(published.__members__)
             raise UserError(
-                f"model.weights: '{name}' is neither a file nor one of {self.architecture}'s published {known}"
+                f"model.weights: '{name}' is neither a file nor the name of published weights of {self.architecture}",
+                f"give a file, or one of {known}",
             )
         try:
             return published[name].get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"model.weights: cannot download {published[name].url} ({first_line(error)})",
-                f"put the file into {torch.hub.get_dir()}/checkpoints or give its path",
+                f"put the file into {torch.hub.get_dir()}/checkpoints, or set model.weights to its path",
             ) from error
 
     def _misfit(self, weights: str | Path, reason: str) -> UserError:
         return UserError(
             f"model.weights: {weights} does not fit the backbone {self.architecture} ({reason})",
-            "give weights of that backbone, or set model.backbone to theirs",
+            "give weights of this backbone, or set model.backbone to the backbone of the weights",
         )
 
 
 @BACKBONES.register("resnet18")
 class ResNet18(ResNet):
+    """ResNet-18, with the options of `ResNet`."""
+
     architecture = "resnet18"
 
 
 @BACKBONES.register("resnet34")
 class ResNet34(ResNet):
+    """ResNet-34, with the options of `ResNet`."""
+
     architecture = "resnet34"
 
 
 @BACKBONES.register("resnet50")
 class ResNet50(ResNet):
+    """ResNet-50, with the options of `ResNet`."""
+
     architecture = "resnet50"
 
 
 @BACKBONES.register("resnet101")
 class ResNet101(ResNet):
+    """ResNet-101, with the options of `ResNet`."""
+
     architecture = "resnet101"
 
 
 def frozen_batch_norm_is_random(state: dict[str, Tensor]) -> bool:
-    """Return whether every frozen norm still has its initial mean 0 and shift 0, so that it normalizes nothing.
-    (Published scales and shifts alone give means of 0 too.)"""
+    """Return whether each frozen norm has its initial mean 0 and its initial shift 0, and normalizes nothing.
+
+    Means of 0 are not enough: files with scales and shifts alone also give them.
+    """
     norms = [k.removesuffix("running_mean") for k in state if k.endswith("running_mean")]
     return bool(norms) and not any(state[k + kind].any() for k in norms for kind in ("running_mean", "bias"))

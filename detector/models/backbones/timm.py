@@ -1,4 +1,4 @@
-"""Backbones of the library timm."""
+"""The backbones of the library timm."""
 
 import importlib.util
 from pathlib import Path
@@ -16,13 +16,19 @@ from detector.models.weights.files import first_line, load_contents, load_safete
 
 @BACKBONES.register("timm")
 class TimmBackbone(Backbone):
-    """Any convolutional model of timm that gives feature maps (`features_only`); the extra `timm` installs the library.
+    """Any convolutional model of timm with feature maps (`features_only`). The extra `timm` installs the library.
 
-    name: the model's name in timm, with the tag of its weights or without it: `convnext_tiny`,
-        `convnext_tiny.fb_in22k_ft_in1k`. The pixel statistics are those of the tag.
+    The name of published weights is their tag: `model.weights=fb_in22k_ft_in1k`. A file of weights holds a timm model
+    of the same name, written by timm or by `torch.save`.
 
-    Published weights go by their tag: `model.weights=fb_in22k_ft_in1k`. A file of weights holds a timm model of that
-    name, as timm or `torch.save` wrote it.
+    Args:
+        min_stride: the lowest stride of the maps.
+        max_stride: the highest stride of the maps.
+        name: the name of the model in timm, with or without the tag of its weights: `convnext_tiny`, or
+            `convnext_tiny.fb_in22k_ft_in1k`. The pixel statistics are those of the tag.
+
+    Raises:
+        UserError: timm is not installed or does not know the model, or the model has no maps of these strides.
     """
 
     def __init__(self, min_stride: int, max_stride: int, *, name: str):
@@ -32,18 +38,23 @@ class TimmBackbone(Backbone):
         if not timm.is_model(self.name) or (self.tag and self.tag not in self._tags()):
             known = self._tags() if timm.is_model(self.name) else timm.list_models()
             hint = did_you_mean(self.tag if self.tag else self.name, known)
-            raise UserError(f"model.backbone.name: timm {timm.__version__} has no model {name!r}{hint}")
+            raise UserError(
+                f"model.backbone.name: timm {timm.__version__} has no model {name!r}{hint}", "set model.backbone.name"
+            )
         try:
             with torch.device("meta"):
                 strides = _strides(self._create())
         except (RuntimeError, AttributeError, AssertionError) as error:
-            raise UserError(f"model.backbone.name: timm's {name} gives no feature maps ({first_line(error)})") from None
+            raise UserError(
+                f"model.backbone.name: timm's {name} has no feature maps ({first_line(error)})",
+                "choose another model.backbone.name",
+            ) from None
         indices = tuple(i for i, stride in enumerate(strides) if min_stride <= stride <= max_stride)
         if not indices:
             raise UserError(
-                f"model.backbone.name: timm's {name} has maps of the strides {', '.join(map(str, strides))}, none from "
+                f"model.backbone.name: timm's {name} has maps of strides {', '.join(map(str, strides))}, but none from "
                 f"{min_stride} to {max_stride}",
-                "set model.levels, or another backbone",
+                "set model.levels, or choose another model.backbone.name",
             )
         self.options = {"out_indices": indices}
         self.net = self._create(**self.options)
@@ -53,6 +64,7 @@ class TimmBackbone(Backbone):
         self._freeze_unused()
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the maps of normalized images. See `Backbone.forward`."""
         return self.net(images)
 
     def load(self, weights: str | Path) -> None:
@@ -61,11 +73,13 @@ class TimmBackbone(Backbone):
 
     def _published(self, tag: str) -> dict[str, Tensor]:
         if tag not in self._tags():
-            known = ", ".join(self._tags()) or "none"
-            raise UserError(f"model.weights: '{tag}' is neither a file nor a tag of timm's {self.name}: {known}")
+            raise UserError(
+                f"model.weights: '{tag}' is neither a file nor a tag of timm's {self.name}",
+                f"give a file, or one of its tags: {', '.join(self._tags()) or 'none'}",
+            )
         if self._pixel_statistics(tag) != (self.pixel_mean, self.pixel_std):
             raise UserError(
-                f"model.weights: timm's {self.name}.{tag} needs another mean and deviation of the pixels",
+                f"model.weights: timm's {self.name}.{tag} needs images with another pixel mean and standard deviation",
                 f"set model.backbone.name={self.name}.{tag}",
             )
         try:
@@ -73,29 +87,32 @@ class TimmBackbone(Backbone):
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"model.weights: cannot download timm's {self.name}.{tag} ({first_line(error)})",
-                f"give the path of model.safetensors of https://huggingface.co/timm/{self.name}.{tag}",
+                f"set model.weights to the path of model.safetensors of https://huggingface.co/timm/{self.name}.{tag}",
             ) from error
 
     def _from_file(self, file: Path) -> dict[str, Tensor]:
         state = load_safetensors(file) if file.suffix == ".safetensors" else state_of(load_contents(file))
-        # timm joins the names of nested stages by _ where a model gives features alone
+        # in a model with `features_only`, timm joins the names of nested stages with "_"
         tensors = {name.replace("_", "."): value for name, value in state.items()}
-        own = self.net.state_dict()
-        for name, value in own.items():
-            theirs = tensors.get(name.replace("_", "."))
-            if not isinstance(theirs, Tensor) or theirs.shape != value.shape:
+        model_state = self.net.state_dict()
+        for name, value in model_state.items():
+            loaded = tensors.get(name.replace("_", "."))
+            if not isinstance(loaded, Tensor) or loaded.shape != value.shape:
                 raise UserError(
-                    f"model.weights: {file} does not fit timm's {self.name} (no fitting values for {name})",
-                    "give weights of that model, or set model.backbone.name to theirs",
+                    f"model.weights: {file} does not fit timm's {self.name} (no values of the right shape for {name})",
+                    "give weights of this model, or set model.backbone.name to the model of the weights",
                 )
-        return {name: tensors[name.replace("_", ".")] for name in own}
+        return {name: tensors[name.replace("_", ".")] for name in model_state}
 
     def _create(self, **options: Any) -> nn.Module:
         return _timm().create_model(self.name, features_only=True, **options)
 
     def _freeze_unused(self) -> None:
-        """Freeze the parameters that no map depends on. timm keeps some stages above the highest map; distributed
-        training waits for a gradient of each trainable parameter."""
+        """Freeze the parameters that no map depends on.
+
+        timm keeps some stages above the highest map, and distributed training waits for a gradient of each trainable
+        parameter.
+        """
         with torch.device("meta"), torch.enable_grad():
             twin = self._create(**self.options)
             config = _timm().get_pretrained_cfg(self.name)
@@ -111,7 +128,7 @@ class TimmBackbone(Backbone):
         return [name.partition(".")[2] for name in _timm().list_pretrained(f"{self.name}.*")]
 
     def _pixel_statistics(self, tag: str) -> tuple[PixelValues, PixelValues]:
-        """Return the mean and the deviation of the pixels for the weights of a tag; "" is timm's default tag."""
+        """Return the mean and the standard deviation of the pixels for a tag. The tag "" is timm's default tag."""
         config = _timm().get_pretrained_cfg(f"{self.name}.{tag}" if tag else self.name)
         if config is None:
             return IMAGENET_MEAN, IMAGENET_STD
@@ -120,7 +137,7 @@ class TimmBackbone(Backbone):
 
 
 def _information(net: nn.Module) -> Any:
-    """Return timm's information on the maps of a network."""
+    """Return timm's information about the maps of a network."""
     return net.feature_info
 
 
@@ -129,10 +146,15 @@ def _strides(net: nn.Module) -> list[int]:
 
 
 def _timm() -> ModuleType:
-    """Import timm. Raises UserError where it is not installed."""
+    """Import timm.
+
+    Raises:
+        UserError: timm is not installed.
+    """
     if importlib.util.find_spec("timm") is None:
         raise UserError(
-            "model.backbone: timm is not installed", "uv sync --extra timm, or pip install 'imbalance-detector[timm]'"
+            "model.backbone: timm is not installed",
+            "run uv sync --extra timm, or pip install 'imbalance-detector[timm]'",
         )
     import timm
 

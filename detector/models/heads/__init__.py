@@ -1,4 +1,4 @@
-"""Heads: one file for each kind. Importing this package registers them."""
+"""The heads, one file for each kind. Importing this package registers them."""
 
 from detector.models.heads import anchors  # noqa: F401
 from detector.models.heads.base import HEADS, Head

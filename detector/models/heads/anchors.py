@@ -19,16 +19,23 @@ Ratios = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
 @HEADS.register("anchors")
 class AnchorHead(Head):
-    """RetinaNet's head (Lin et al. 2017, section 4). The two branches are shared by all pyramid maps.
+    """RetinaNet's head (Lin et al. 2017, section 4). All pyramid maps share the two branches.
 
-    depth: convolutions of each branch before its last one.
-    norm: what follows them.
-    prior: the score that every anchor starts with for each class (section 3.3), so that the many background anchors do
-        not dominate the first steps; null for 0.5.
-    sizes: the square root of an anchor's area in pixels, a list for each pyramid level; null for
-        4 x stride x (1, 2^(1/3), 2^(2/3)).
-    ratios: height / width.
-    exact: anchors without torchvision's rounding to whole pixels.
+    Args:
+        num_classes: K.
+        width: the number of channels of the pyramid maps.
+        strides: the stride of each map, in pixels.
+        depth: the number of convolutions of each branch before its last convolution.
+        norm: the norm after each of these convolutions.
+        prior: the score of every anchor and class before training (section 3.3). A small prior prevents that the many
+            background anchors dominate the first steps. null means 0.5.
+        sizes: the square roots of the anchor areas in pixels, a list for each pyramid level. null means
+            4 x stride x (1, 2^(1/3), 2^(2/3)).
+        ratios: height / width of the anchors.
+        exact: true lays the anchors without torchvision's rounding to integer pixels.
+
+    Raises:
+        UserError: `sizes` does not have a list of the same length for each pyramid level.
     """
 
     def __init__(
@@ -47,7 +54,8 @@ class AnchorHead(Head):
         super().__init__()
         if sizes is not None and (len(sizes) != len(strides) or len(set(map(len, sizes))) > 1):
             raise UserError(
-                f"model.head.sizes: should be {len(strides)} lists of one length, one for each pyramid level"
+                f"model.head.sizes: {sizes} does not fit the {len(strides)} pyramid levels",
+                f"give {len(strides)} lists of the same length",
             )
         self.grid = AnchorGrid(strides, sizes or default_sizes(strides, exact), ratios, exact)
         self.coder = DeltaCoder()
@@ -59,13 +67,15 @@ class AnchorHead(Head):
             nn.init.constant_(self.class_branch.bias, -math.log((1 - prior) / prior))
 
     def priors(self, image_size: tuple[int, int]) -> list[Tensor]:
+        """Return the anchors of each map. See `Head.priors`."""
         return self.grid.of_image(image_size)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the logits and the box offsets. See `Head.forward`."""
         return self.class_branch(maps), self.box_branch(maps)
 
     @property
     def is_untrained(self) -> bool:
-        """Whether all anchors and classes still have the one bias that they start with."""
+        """Whether all anchors and classes still have the same bias, as before training."""
         bias = self.class_branch.bias.detach()
         return bool((bias == bias[0]).all())

@@ -1,4 +1,4 @@
-"""The contract of heads, and their registry."""
+"""The base class of the heads, and their registry."""
 
 from collections.abc import Sequence
 
@@ -9,25 +9,33 @@ from detector.core.structures import BoxCoder
 
 
 class Head(nn.Module):
-    """A network that turns pyramid maps into class scores and boxes, for each of its priors.
+    """A network that turns pyramid maps into class scores and boxes for each of its priors.
 
-    The constructor's positional parameters are what the program knows: `num_classes` (K), `width`, the channels of the
-    pyramid maps, and `strides`, the stride of each map.
+    The constructor has the positional parameters `num_classes` (K), `width` (the number of channels of the pyramid
+    maps) and `strides` (the stride of each map). The program gives their values.
 
-    coder: between boxes and the R numbers that the head gives for each prior.
-    initial_score: the score that every prior and class starts with.
+    Attributes:
+        coder: the coder between boxes and the R numbers that the head predicts for each prior.
+        initial_score: the score of every prior and class before training.
     """
 
     coder: BoxCoder
     initial_score: float
 
     def priors(self, image_size: tuple[int, int]) -> list[Tensor]:
-        """Return the prior boxes (A_l, 4) xyxy fp32 of each map, for a padded image (height, width)."""
+        """Return the prior boxes (A_l, 4) xyxy fp32 of each map.
+
+        Args:
+            image_size: height and width of the padded image, in pixels.
+        """
         raise NotImplementedError
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Turn pyramid maps (B, width, H, W) into logits (B, A, K) and raw boxes (B, A, R), in the order of `priors`,
-        one map after another."""
+        """Return the logits (B, A, K) and the raw boxes (B, A, R), in the order of `priors`, map after map.
+
+        Args:
+            maps: the pyramid maps (B, width, H, W).
+        """
         raise NotImplementedError
 
     @property

@@ -11,10 +11,17 @@ BranchNorm = Literal["none", "group"]
 
 
 class Branch(nn.Module):
-    """`depth` 3x3 convolutions of `width` channels (with group norm where asked) and ReLU, then a 3x3 convolution to
-    `num_outputs` values for each of `num_priors` priors a cell. Weights start normal with deviation 0.01, biases 0.
+    """3x3 convolutions with ReLU, and a last 3x3 convolution to the outputs of each prior.
 
-    Maps (B, width, H, W) -> (B, sum of H * W * num_priors, num_outputs): cells row by row, priors innermost.
+    The initial weights are normal with a standard deviation of 0.01, and the initial biases are 0. The convolutions
+    before a group norm have no bias. The standard deviation of their weights is sqrt(2 / (9 * width)).
+
+    Args:
+        width: the number of channels of the maps and of the convolutions.
+        depth: the number of convolutions before the last convolution.
+        num_priors: the number of priors of each cell.
+        num_outputs: the number of values of each prior.
+        norm: `group` puts a group norm before each ReLU. `none` has no norm.
     """
 
     def __init__(self, width: int, depth: int, num_priors: int, num_outputs: int, norm: BranchNorm):
@@ -41,7 +48,12 @@ class Branch(nn.Module):
         return self.output.bias
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        # channels-last maps make the permuted view contiguous: only the concatenation copies
+        """Return the outputs (B, A, num_outputs) of maps (B, width, H, W), map after map.
+
+        A is the sum of H * W * num_priors. The cells of a map are in row order, and the priors of a cell are
+        consecutive.
+        """
+        # with channels-last maps the permuted view is contiguous, so only the concatenation copies
         rows = [self.output(self.tower(x)).permute(0, 2, 3, 1).flatten(1) for x in maps]
         return torch.cat(rows, dim=1).unflatten(1, (-1, self.num_outputs))
 

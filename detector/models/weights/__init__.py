@@ -1,1 +1,1 @@
-"""Pretrained weights: one file for each source."""
+"""Pretrained weights, one file for each source."""

@@ -1,4 +1,4 @@
-"""detectron2's RetinaNet (modeling/meta_arch/retinanet.py, configs/Base-RetinaNet.yaml), under our names."""
+"""The import of detectron2's RetinaNet (modeling/meta_arch/retinanet.py, configs/Base-RetinaNet.yaml)."""
 
 from pathlib import Path
 from typing import Any
@@ -40,22 +40,30 @@ _NAMES: Renaming = (
 def import_detectron2(path: Path) -> Imported:
     """Read a checkpoint of configs/COCO-Detection/retinanet_R_*.
 
-    It is the model zoo's pickle of arrays (.pkl), or torch's file (.pth).
-    Its images are BGR minus the mean, not divided by the deviation; the first convolution makes up for both here.
-    Raises UserError where the file says that its images were others.
+    detectron2's images are BGR minus the mean, not divided by the standard deviation. The weights of the first
+    convolution are changed accordingly.
+
+    Args:
+        path: the model zoo's pickle of arrays (.pkl), or a file of torch (.pth).
+
+    Raises:
+        UserError: the file cannot be read, is of another detector, or has another pixel mean.
     """
     tensors = tensors_of(path, load_contents(path), "detectron2_retinanet")
     arrays = {k: torch.from_numpy(v.astype(np.float32)) for k, v in tensors.items() if _is_of_floats(v)}
     state = rename(tensors | arrays, _NAMES)
     state = {k: v for k, v in state.items() if not k.startswith("anchor_generator.")}
-    own_mean, own_std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    mean = state.pop("pixel_mean", own_mean.flip(0)).flatten().float()
+    our_mean, our_std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    mean = state.pop("pixel_mean", our_mean.flip(0)).flatten().float()
     std = state.pop("pixel_std", torch.ones(3)).flatten().float()
-    if not (mean.shape == std.shape == own_mean.shape and torch.allclose(mean.flip(0), own_mean, atol=0.01)):
-        raise UserError(f"{path}: its pixel_mean {mean.tolist()} is not detectron2's BGR one", "it cannot be imported")
+    if not (mean.shape == std.shape == our_mean.shape and torch.allclose(mean.flip(0), our_mean, atol=0.01)):
+        raise UserError(
+            f"{path}: pixel_mean is {mean.tolist()}, not detectron2's BGR mean",
+            "give weights of configs/COCO-Detection/retinanet_R_*",
+        )
     first = state.get("backbone.conv1.weight")
     if first is not None and first.shape[1:2] == (3,):
-        state["backbone.conv1.weight"] = first.flip(1) * (own_std / std.flip(0)).view(3, 1, 1)
+        state["backbone.conv1.weight"] = first.flip(1) * (our_std / std.flip(0)).view(3, 1, 1)
     structure = {"backbone.stride_in_1x1": True, **visible_structure(state), "pyramid_relu": True, "head.exact": True}
     return Imported(state, COCO_CLASSES, structure, size_major=True)
 

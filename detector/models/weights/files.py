@@ -1,4 +1,4 @@
-"""Files of weights, read without running any code that they may hold."""
+"""Functions that read files of weights, without running code from the files."""
 
 import importlib.util
 import pickle
@@ -13,7 +13,7 @@ import torch
 
 from detector.core.errors import UserError
 
-UNREADABLE = (  # what torch.load and pickle raise on bytes that are no checkpoint, as a fuzzer found
+UNREADABLE = (  # a fuzzer made torch.load and pickle raise these on bytes that are no checkpoint
     *(pickle.UnpicklingError, struct.error, OSError, EOFError, RuntimeError, MemoryError, OverflowError),
     *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
 )
@@ -27,20 +27,35 @@ OTHER_FILES = {  # by their suffix
 
 
 def load_tensors(path: Path) -> dict:
-    """A file saved by torch.save, tensors and plain containers only. Raises UserError where there is none."""
+    """Read a file of torch.save that has only tensors and plain containers.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file does not exist, or has other contents.
+    """
     return _load(path, lambda: torch.load(path, map_location="cpu", weights_only=True))
 
 
 def load_contents(path: Path) -> dict:
-    """A file of another project: a plain pickle of arrays (.pkl), or a file saved by torch.save, where objects of any
-    classes may lie beside the tensors: `Foreign` stands in for each of them. Raises UserError where it is neither."""
+    """Read a file of another project: a plain pickle of arrays (.pkl), or a file of torch.save.
+
+    A file of torch.save may also have objects of unknown classes. `Foreign` replaces each of them.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file does not exist, or has other contents.
+    """
     if path.suffix == ".pkl":
         return load_arrays(path)
 
     def load() -> Any:
         try:
             foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        except ValueError:  # torch's older format is not looked through
+        except ValueError:  # torch's older format has no list of globals
             foreign = []
         with torch.serialization.safe_globals([(Foreign, name) for name in foreign]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -49,9 +64,16 @@ def load_contents(path: Path) -> dict:
 
 
 def load_safetensors(path: Path) -> dict:
-    """Read a file of the format safetensors. Raises UserError where there is none, or the package is missing."""
+    """Read a file in the format safetensors.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file does not exist or cannot be read, or the package safetensors is not installed.
+    """
     if importlib.util.find_spec("safetensors") is None:
-        raise UserError(f"{path}: safetensors is not installed", "pip install safetensors")
+        raise UserError(f"{path}: safetensors is not installed", "run pip install safetensors")
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -65,12 +87,19 @@ def load_safetensors(path: Path) -> dict:
 
 
 def state_of(contents: dict) -> dict:
-    """The state dict in a file: many programs put it under a key beside other things."""
+    """Return the state dict in the contents of a file. Many programs save it under the key `model` or `state_dict`."""
     return next((contents[key] for key in ("model", "state_dict") if isinstance(contents.get(key), dict)), contents)
 
 
 def load_arrays(path: Path) -> dict:
-    """A plain pickle of numpy arrays, numbers, text and containers of them. Raises UserError where there is none."""
+    """Read a plain pickle of numpy arrays, numbers, text and containers of them.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file does not exist, or has other contents.
+    """
 
     def load() -> Any:
         with path.open("rb") as file:
@@ -80,7 +109,7 @@ def load_arrays(path: Path) -> dict:
 
 
 class Foreign:
-    """Takes whatever an object is made of, and keeps nothing of it."""
+    """A replacement for objects of unknown classes. It takes all arguments and stores nothing."""
 
     def __init__(self, *args: Any):
         pass
@@ -90,7 +119,7 @@ class Foreign:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """What Python 2's byte strings are pickled with, for the one encoding they need."""
+    """Encode text as `_codecs.encode`, which the pickles of byte strings call, but only in latin1."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"bytes in {encoding!r}, not latin1")
     return text.encode("latin1")
@@ -115,31 +144,36 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 def _load(path: Path, load: Callable[[], Any]) -> dict:
     if not path.is_file() or path.suffix.lower() in OTHER_FILES:
-        raise UserError(f"{path}: {_what_was_meant(path)}")
+        raise _wrong_path(path)
     try:
         loaded = load()
     except UNREADABLE as error:
         raise UserError(
-            f"{path}: not a readable checkpoint: damaged, or not what torch.save writes of tensors alone",
-            "give another",
+            f"{path}: not a readable checkpoint: the file is damaged, or has more than tensors",
+            "give another file",
         ) from error
     if not isinstance(loaded, dict):
-        raise UserError(f"{path}: holds a {type(loaded).__name__}, not a state dict", "give a file saved by torch.save")
+        raise UserError(
+            f"{path}: the file holds a {type(loaded).__name__}, not a state dict",
+            "give a file in which torch.save saved a state dict",
+        )
     return loaded
 
 
-def _what_was_meant(path: Path) -> str:
-    """What a path is that is no file of weights, and the file that was probably meant."""
+def _wrong_path(path: Path) -> UserError:
+    """Return the error for a path that is no file of weights. The remedy names a nearby checkpoint."""
     if path.is_dir():
-        what, folder = "a folder, not a checkpoint", path
+        kind, folder = "a folder", path
     elif path.is_file():
-        what, folder = f"{OTHER_FILES[path.suffix.lower()]}, not a checkpoint", path.parent
+        kind, folder = OTHER_FILES[path.suffix.lower()], path.parent
     else:
-        return "no such weights file; check model.weights or the path given"
-    inside = [folder / name for name in ("checkpoints/best.pt", "checkpoints/last.pt", "best.pt", "last.pt")]
-    found = [file for file in (*inside, *sorted(folder.glob("*.pt")), *sorted(folder.glob("*.pth"))) if file.is_file()]
-    return f"{what}; give {found[0] if found else 'a file that `detector train` wrote, as RUN/checkpoints/best.pt'}"
+        return UserError(f"{path}: no such weights file", "check model.weights, or the path given")
+    usual = [folder / name for name in ("checkpoints/best.pt", "checkpoints/last.pt", "best.pt", "last.pt")]
+    files = [file for file in (*usual, *sorted(folder.glob("*.pt")), *sorted(folder.glob("*.pth"))) if file.is_file()]
+    remedy = f"give {files[0]}" if files else "give a file that `detector train` wrote, as RUN/checkpoints/best.pt"
+    return UserError(f"{path}: this is {kind}, not a checkpoint", remedy)
 
 
 def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, cut to 120 characters, or the type of an error without message."""
     return (str(error).splitlines() or [type(error).__name__])[0][:120]

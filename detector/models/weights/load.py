@@ -1,4 +1,4 @@
-"""Weights of any source, into a model: a backbone's, a checkpoint's, a detector's of another project."""
+"""The function that loads weights of any source into a model."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ IMPORTERS: dict[str, Callable[[Path], Imported]] = {
 }
 CLASS_OUTPUT = "head.class_branch.output"
 OUTPUTS = [f"{output}.{name}" for output in (CLASS_OUTPUT, "head.box_branch.output") for name in ("weight", "bias")]
-# what a checkpoint must have in common with the model that takes its weights
+# the keys of the model section that a checkpoint and the model must have in common
 STRUCTURE = (
     *("backbone.type", "backbone.name", "backbone.stride_in_1x1", "width", "pyramid_top", "pyramid_relu"),
     *("head.type", "head.depth", "head.norm", "head.exact"),
@@ -37,19 +37,18 @@ STRUCTURE = (
 
 
 def load_weights(model: DetectionModel, weights: str | None, class_names: Sequence[str]) -> None:
-    """Fill a model from `model.weights` of a config.
-
-    null leaves the model as it was initialized. `torchvision_retinanet:FILE`, `detectron2_retinanet:FILE` and
-    `mmdet_retinanet:FILE` are whole detectors. A file is a checkpoint of this project, or holds a backbone's tensors.
-    Any other text is the name of the backbone's published weights.
+    """Load `model.weights` of a config into a model.
 
     Args:
         model: the model, on the CPU.
-        weights: the value of the config.
+        weights: the value in the config. None changes nothing. `torchvision_retinanet:FILE`,
+            `detectron2_retinanet:FILE` and `mmdet_retinanet:FILE` are complete detectors. A file is a checkpoint of
+            this project, or has the tensors of a backbone. Any other text is the name of published weights of the
+            backbone.
         class_names: the classes of the model, in label order.
 
     Raises:
-        UserError: the file is missing, foreign or does not fit.
+        UserError: the weights do not exist, are of another detector, or do not fit the model.
     """
     if weights is None:
         return
@@ -83,25 +82,26 @@ def _load_imported(model: DetectionModel, imported: Imported, origin: str, class
         missing = [name for name in OUTPUTS if name not in imported.state]
         if missing:
             raise UserError(
-                f"{origin}: not a RetinaNet of this kind: it has no values for {missing[0]}", "give another file"
+                f"{origin}: the file is not a RetinaNet of this kind: it has no values for {missing[0]}",
+                "give another file",
             )
     section = _flat(model.settings.model_dump(mode="json"))
     wrong = {key: value for key, value in imported.structure.items() if section.get(key) != value}
     if wrong:
         keys = " ".join(f"model.{key}={str(value).lower()}" for key, value in wrong.items())
-        raise UserError(f"{origin}: its model is of another structure than this one", f"set {keys}")
+        raise UserError(f"{origin}: the model in the file has another structure than the config", f"set {keys}")
     state = dict(imported.state)
     if isinstance(model.head, AnchorHead):
-        state, keep_classes = _fit_anchors(model, model.head, imported, origin, class_names)
+        state, has_classes = _fit_anchors(model, model.head, imported, origin, class_names)
     else:
-        keep_classes = tuple(class_names) == imported.class_names
-    _load_detector(model, state, origin, keep_classes)
+        has_classes = tuple(class_names) == imported.class_names
+    _load_detector(model, state, origin, has_classes)
 
 
 def _fit_anchors(
     model: DetectionModel, head: AnchorHead, imported: Imported, origin: str, class_names: Sequence[str]
 ) -> tuple[dict[str, Tensor], bool]:
-    """Return the tensors with the anchors and classes in the model's order, and whether their classes are kept."""
+    """Return the tensors with anchors and classes in the order of the model, and whether they have all its classes."""
     state, names = dict(imported.state), imported.class_names
     num_anchors = head.grid.anchors_per_cell
     num_channels = state[f"{CLASS_OUTPUT}.bias"].numel()
@@ -111,40 +111,44 @@ def _fit_anchors(
             for name in OUTPUTS:
                 per_anchor = state[name].unflatten(0, (num_anchors, -1)).unflatten(0, by_size)
                 state[name] = per_anchor.transpose(0, 1).flatten(0, 2)
-        keep = num_channels == num_anchors * model.num_classes
+        has_classes = num_channels == num_anchors * model.num_classes
         if num_channels == num_anchors * len(names):
-            keep = set(class_names) <= set(names)
-            if keep and tuple(class_names) != names:
+            has_classes = set(class_names) <= set(names)
+            if has_classes and tuple(class_names) != names:
                 rows = torch.tensor([names.index(name) for name in class_names])
                 for name in OUTPUTS[:2]:
                     state[name] = state[name].unflatten(0, (num_anchors, -1))[:, rows].flatten(0, 1)
     except RuntimeError as error:
-        raise UserError(f"{origin} does not fit this model's anchors ({first_line(error)})") from error
-    return state, keep
-
-
-def _load_detector(model: DetectionModel, state: dict[str, Tensor], origin: str, keep_classes: bool) -> None:
-    own = model.state_dict()
-    state = {k: v for k, v in state.items() if k in own or not k.endswith("num_batches_tracked")}
-    if not keep_classes:
-        state = {k: v for k, v in state.items() if not k.startswith(f"{CLASS_OUTPUT}.")}
-        log.warning("%s was trained on other classes: the class branch's last layer starts afresh", origin)
-    counters = {name for name in own if name.endswith("num_batches_tracked")}
-    absent = {n for n in own if n not in state} - counters - {n for n in own if n.startswith(f"{CLASS_OUTPUT}.")}
-    wrong = [n for n in state if n not in own or own[n].shape != state[n].shape]
-    if absent or wrong:
-        name = sorted(wrong or absent)[0]
-        theirs, ours = (f"{tuple(s[name].shape)}" if name in s else "nothing" for s in (state, own))
         raise UserError(
-            f"{origin} does not fit this model at '{name}': the file has {theirs}, the model {ours}",
-            "give the model section the levels, anchors and norms that the file was trained with, or other weights",
+            f"{origin}: the file does not fit the anchors of this model ({first_line(error)})",
+            "set model.head.sizes and model.head.ratios as for the file, or give other weights",
+        ) from error
+    return state, has_classes
+
+
+def _load_detector(model: DetectionModel, state: dict[str, Tensor], origin: str, has_classes: bool) -> None:
+    model_state = model.state_dict()
+    state = {k: v for k, v in state.items() if k in model_state or not k.endswith("num_batches_tracked")}
+    if not has_classes:
+        state = {k: v for k, v in state.items() if not k.startswith(f"{CLASS_OUTPUT}.")}
+        log.warning("%s was trained on other classes: the last layer of the class branch is not loaded", origin)
+    counters = {name for name in model_state if name.endswith("num_batches_tracked")}
+    class_output = {n for n in model_state if n.startswith(f"{CLASS_OUTPUT}.")}
+    missing = model_state.keys() - state.keys() - counters - class_output
+    wrong = [n for n in state if n not in model_state or model_state[n].shape != state[n].shape]
+    if missing or wrong:
+        name = sorted(wrong or missing)[0]
+        shapes = [f"{tuple(s[name].shape)}" if name in s else "nothing" for s in (state, model_state)]
+        raise UserError(
+            f"{origin}: the file does not fit this model at '{name}': it has {shapes[0]}, the model has {shapes[1]}",
+            "set the levels, anchors and norms of the model section as for the file, or give other weights",
         )
     model.load_state_dict(state, strict=False)
     log.info("detector weights from %s", origin)
 
 
 def _flat(section: dict[str, Any]) -> dict[str, Any]:
-    """Return a section's values by key, those of parts by `part.key`."""
+    """Return the values of a section by key. The values of a part have the key `part.key`."""
     flat = {}
     for key, value in section.items():
         flat |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}

@@ -1,4 +1,4 @@
-"""mmdetection's RetinaNet (configs/_base_/models/retinanet_r50_fpn.py), under our names."""
+"""The import of mmdetection's RetinaNet (configs/_base_/models/retinanet_r50_fpn.py)."""
 
 import re
 from pathlib import Path
@@ -28,16 +28,23 @@ _NAMES: Renaming = (
 
 
 def import_mmdet(path: Path) -> Imported:
-    """Read a checkpoint of configs/retinanet/retinanet_r*_fpn_*: `state_dict`, and the classes and config of `meta`.
+    """Read a checkpoint of configs/retinanet/retinanet_r*_fpn_*.
 
-    Raises UserError for caffe style, whose images and strides are others."""
+    The tensors are in `state_dict`. The classes and the config are in `meta`.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file cannot be read, is of another detector, or has caffe style (other images and strides).
+    """
     contents = load_contents(path)
     tensors = tensors_of(path, contents, "mmdet_retinanet")
     meta = contents["meta"] if isinstance(contents.get("meta"), dict) else {}
     config = str(meta.get("config", meta.get("cfg")))  # the text of a Python file, in releases 2 and 3
     if re.search(r"""style\s*=\s*['"]caffe""", config):
         raise UserError(
-            f"{path}: a model of caffe style", "of mmdetection's RetinaNets only those of pytorch style fit"
+            f"{path}: the model has caffe style, which cannot be imported", "give a RetinaNet of pytorch style"
         )
     state = rename(tensors, _NAMES)
     relu = re.search(r"relu_before_extra_convs\s*=\s*True", config) is not None
@@ -46,5 +53,5 @@ def import_mmdet(path: Path) -> Imported:
     names = next(
         (d[k] for d in (meta, described) for k in ("CLASSES", "classes") if isinstance(d, dict) and k in d), None
     )
-    named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    return Imported(state, tuple(names) if named else COCO_CLASSES, structure, size_major=False)
+    is_named = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
+    return Imported(state, tuple(names) if is_named else COCO_CLASSES, structure, size_major=False)

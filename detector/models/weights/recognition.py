@@ -1,4 +1,4 @@
-"""What detector a file of weights holds, told by the names of its tensors."""
+"""The recognition of the detector in a file of weights, by the names of its tensors."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 
 from detector.core.errors import UserError
 
-# The importers' prefixes of `model.weights`; "" is for this project's checkpoints and for backbones.
+# By the importer's prefix of `model.weights`. "" is for checkpoints of this project and for backbones.
 LOADABLE = {
     "torchvision_retinanet": ("torchvision's RetinaNet", r"head\.classification_head\.cls_logits\."),
     "detectron2_retinanet": ("detectron2's RetinaNet", r"head\.cls_score\."),
@@ -35,23 +35,31 @@ FOREIGN = (
 
 
 def refuse_another_detector(path: Path, names: Iterable[Any], kind: str) -> None:
-    """Raise UserError where the names of a file's tensors are not those of `kind`, a key of LOADABLE, but of another
-    detector that is known."""
+    """Check that a file of weights does not hold another known detector.
+
+    Args:
+        path: the file.
+        names: the names of its tensors. Other values are ignored.
+        kind: the expected detector, a key of LOADABLE.
+
+    Raises:
+        UserError: the names are those of another known detector.
+    """
     names = [name for name in names if isinstance(name, str)]
 
     def has(pattern: str) -> bool:
         return any(map(re.compile(pattern).match, names))
 
-    for pattern, what in FOREIGN:
+    for pattern, detector in FOREIGN:
         if has(pattern):
             raise UserError(
-                f"{path}: this is {what}, which this release cannot load",
-                "give RetinaNet weights of torchvision "
-                "(retinanet_resnet50_fpn), detectron2 or mmdetection, or those of a backbone",
+                f"{path}: the file holds {detector}, which this release cannot load",
+                "give RetinaNet weights of torchvision (retinanet_resnet50_fpn), detectron2 or mmdetection, or weights "
+                "of a backbone",
             )
     if has(LOADABLE[kind][1]):
         return
-    for other, (what, pattern) in LOADABLE.items():
+    for other, (detector, pattern) in LOADABLE.items():
         if has(pattern):
             weights = f"{other}:{path}" if other else path
-            raise UserError(f"{path}: this is {what}", f"set model.weights={weights}")
+            raise UserError(f"{path}: the file holds {detector}", f"set model.weights={weights}")

@@ -1,4 +1,4 @@
-"""torchvision's RetinaNet (models/detection/retinanet.py), under our names."""
+"""The import of torchvision's RetinaNet (models/detection/retinanet.py)."""
 
 import hashlib
 from pathlib import Path
@@ -20,7 +20,7 @@ _WEIGHTS = RetinaNet_ResNet50_FPN_Weights.COCO_V1
 
 NAMES: Renaming = (
     (r"^backbone\.body\.", "backbone."),
-    # releases before 0.14 put convolutions where later ones put (convolution, norm, activation) blocks
+    # releases before 0.14 have convolutions instead of blocks (convolution, norm, activation)
     (r"^backbone\.fpn\.inner_blocks\.(\d+)\.(?:0\.)?(weight|bias)$", r"neck.lateral.\1.\2"),
     (r"^backbone\.fpn\.layer_blocks\.(\d+)\.(?:0\.)?(weight|bias)$", r"neck.smooth.\1.\2"),
     (r"^backbone\.fpn\.extra_blocks\.p6\.", "neck.extra.0."),
@@ -35,10 +35,17 @@ NAMES: Renaming = (
 
 
 def import_torchvision(path: Path) -> Imported:
-    """Read the state dict of `retinanet_resnet50_fpn`, of any release."""
+    """Read the state dict of `retinanet_resnet50_fpn` of any release.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file cannot be read, or is of another detector.
+    """
     state = rename(tensors_of(path, load_contents(path), "torchvision_retinanet"), NAMES)
     if hashlib.sha256(path.read_bytes()).hexdigest().startswith(Path(_WEIGHTS.url).stem.rpartition("-")[2]):
-        # the published weights belong to norms that add nothing to the variance; ours add 1e-5: it is taken off here
+        # the norms of the published weights add nothing to the variance, but ours add 1e-5
         state = {k: v - 1e-5 if k.endswith("running_var") else v for k, v in state.items()}
     structure = {"backbone.stride_in_1x1": False, **visible_structure(state), "pyramid_relu": True, "head.exact": False}
     return Imported(state, CATEGORIES, structure, size_major=False)
