@@ -1,4 +1,4 @@
-"""CSV files: metrics.csv has a row for each step, and parts.csv a row for each level and class of a measured step."""
+"""CSV files: metrics.csv with a row for each step, and parts.csv with a row for each level and class of a reading."""
 
 import csv
 from collections.abc import Mapping
@@ -10,10 +10,10 @@ from detector.engine.loggers.base import EVALUATION, LOGGERS
 
 @LOGGERS.register("csv")
 class CsvLogger:
-    """Writes the values of the training steps, and none of the evaluations, which metrics.json contains.
+    """Writes the values of the training steps, but not those of evaluations, which are in metrics.json.
 
-    A name `part/kind` is the column `kind` of the row of `part` in parts.csv; with 80 classes there are over 500 such
-    names. All other names are columns of metrics.csv.
+    A name `part/kind` is the column `kind` of the row of `part` in parts.csv. With 80 classes, over 500 names have this form.
+    All other names are columns of metrics.csv.
     """
 
     def __init__(self, folder: Path, first_step: int):
@@ -21,22 +21,23 @@ class CsvLogger:
         self._parts = StepTable(folder / "parts.csv", first_step)
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Append the rows of a training step."""
         values = {name: value for name, value in values.items() if not name.startswith(EVALUATION)}
-        whole = {name: value for name, value in values.items() if "/" not in name}
-        if whole:
-            self._metrics.add([{"step": step} | whole])
+        of_step = {name: value for name, value in values.items() if "/" not in name}
+        if of_step:
+            self._metrics.add([{"step": step} | of_step])
         self._parts.add(_rows_of_parts(step, values))
 
     def close(self) -> None:
-        pass
+        """Do nothing. The files are open only during `log`."""
 
 
 class StepTable:
-    """A CSV file of rows in the order of their steps. The first column is `step`, and the first row sets the columns.
+    """A CSV file of rows in the order of their steps. The first column is `step`. The first row defines the columns.
 
     Args:
-        file: a file that exists is continued, or replaced if the first step is 0.
-        first_step: the rows of this step and later steps are dropped.
+        file: the path. An existing file is continued, or replaced if `first_step` is 0.
+        first_step: the rows of this step and of later steps are dropped.
     """
 
     def __init__(self, file: Path, first_step: int):
@@ -51,14 +52,14 @@ class StepTable:
         with self.file.open(newline="", encoding="utf-8") as lines:
             reader = csv.DictReader(lines)
             columns = list(reader.fieldnames or [])
-            # a row that a killed process did not finish has too few values, and belongs to a repeated step
+            # an incomplete row of a killed process has too few values; the resumed run repeats its step
             rows = [row for row in reader if None not in row.values() and int(row["step"]) < first_step]
         lines = [columns, *([row[column] for column in columns] for row in rows)] if columns else []
         write_text(self.file, "".join(map(csv_line, lines)))
         self._columns = columns or None
 
     def add(self, rows: list[dict]) -> None:
-        """Append rows of the same columns. None is an empty cell."""
+        """Append rows with the columns of the file. None becomes an empty cell."""
         if not rows:
             return
         with self.file.open("a", newline="", **WRITE_TEXT) as file:
@@ -69,7 +70,7 @@ class StepTable:
 
 
 def _rows_of_parts(step: int, values: Mapping[str, float | None]) -> list[dict]:
-    """Return a row for each part that was measured, with the digits of fp32."""
+    """Return a row for each measured part. The values have seven significant digits, as in fp32."""
     parts: dict[str, dict] = {}
     for name, value in values.items():
         part, slash, kind = name.rpartition("/")
