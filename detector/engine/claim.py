@@ -22,8 +22,8 @@ TIME = "%Y-%m-%d_%H-%M-%S"
 def claim_run(name: str, out: Path | None, resume: str | None) -> Generator[tuple[Path, Path | None]]:
     """As a context: choose and lock the run folder.
 
-    The context gives the folder, and the checkpoint to continue from or None. A resumed run continues in the folder of its
-    checkpoint.
+    The context gives the folder, and the checkpoint to continue from or None. A resumed run continues in the folder of
+    its checkpoint.
 
     Args:
         name: the name of the run.
@@ -32,8 +32,8 @@ def claim_run(name: str, out: Path | None, resume: str | None) -> Generator[tupl
             `out`, or, without `out`, in the newest run of this name. If no checkpoint exists, a new run starts.
 
     Raises:
-        UserError: the folder contains another run, another process has locked it, `auto` finds only damaged checkpoints,
-            or `resume` is a folder.
+        UserError: the folder contains another run, another process has locked it, `auto` finds only damaged
+            checkpoints, or `resume` is a folder.
     """
     resume = resume and os.path.expanduser(resume)
     chosen = _choose(name, out, resume)
@@ -64,8 +64,8 @@ def claim_run(name: str, out: Path | None, resume: str | None) -> Generator[tupl
 def claim(folder: Path, *, created: Sequence[Path] = ()) -> Generator[None]:
     """As a context: create a folder if it is missing, and lock it.
 
-    The operating system releases the lock when the process ends. At the end, the created folders are removed if they are
-    empty.
+    The operating system releases the lock when the process ends. At the end, the created folders are removed if they
+    are empty.
 
     Args:
         folder: the folder to lock.

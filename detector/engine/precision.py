@@ -34,8 +34,8 @@ def choose_device(name: str, key: str = "train.device") -> torch.device:
         raise UserError(f"{key}: cuda, but PyTorch finds no GPU", "give auto or cpu, or install a GPU driver")
     if local_rank >= num_gpus:
         raise UserError(
-            f"{key}: this machine has {num_gpus} GPUs, but process {local_rank} needs its own",
-            f"start {num_gpus} processes",
+            f"{key}: local rank {local_rank} has no GPU: this machine has {num_gpus} GPUs",
+            f"start at most {num_gpus} processes",
         )
     return torch.device(name, local_rank)
 

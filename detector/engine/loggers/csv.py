@@ -12,8 +12,8 @@ from detector.engine.loggers.base import EVALUATION, LOGGERS
 class CsvLogger:
     """Writes the values of the training steps, but not those of evaluations, which are in metrics.json.
 
-    A name `part/kind` is the column `kind` of the row of `part` in parts.csv. With 80 classes, over 500 names have this form.
-    All other names are columns of metrics.csv.
+    A name `part/kind` is the column `kind` of the row of `part` in parts.csv. With 80 classes, over 500 names have this
+    form. All other names are columns of metrics.csv.
     """
 
     def __init__(self, folder: Path, first_step: int):
