@@ -110,16 +110,16 @@ class DetectionGraph(Graph):
     `images`. The labels are int64. The rows are sorted by descending score. N is `max_detections`, or the number of
     candidates if that is smaller. Unused rows have score 0, label -1 and box 0.
 
-    The rule is that of `detector.models.postprocess`, with two exceptions. The order of equal scores is not defined, and
-    a box that contains NaN is not detected.
+    The rule is that of `detector.models.postprocess`, with two exceptions. The order of equal scores is not defined. A
+    box that contains NaN is not detected.
 
     Args:
         model: the model.
         image_size: H and W in pixels.
-        score_threshold: see `EvaluationSettings`, as for the following parameters.
-        nms_iou: the IoU threshold of non-maximum suppression.
-        candidates_per_level: the number of boxes of each pyramid level before suppression.
-        max_detections: the number of detections of an image.
+        score_threshold: see `EvaluationSettings`.
+        nms_iou: see `EvaluationSettings`.
+        candidates_per_level: see `EvaluationSettings`.
+        max_detections: see `EvaluationSettings`.
     """
 
     inputs = ("images", "sizes")

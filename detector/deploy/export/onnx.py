@@ -37,12 +37,14 @@ class OnnxExporter(Exporter):
 def suppress_in_onnx(
     boxes: Any, scores: Any, labels: Any, num_classes: int, score_threshold: float, nms_iou: float
 ) -> Any:
-    """Set the scores of suppressed boxes to 0, as `detector.deploy.export.graphs.suppress`, with ONNX operators.
+    """Set the scores of suppressed boxes to 0, with ONNX operators.
+
+    The result is that of `detector.deploy.export.graphs.suppress`.
 
     Args:
-        boxes: see `detector.deploy.export.graphs.suppress`, as for the following parameters.
+        boxes: (B, C, 4), xyxy in pixels.
         scores: (B, C).
-        labels: (B, C).
+        labels: (B, C) int64, 0..num_classes - 1.
         num_classes: the number of classes.
         score_threshold: the highest score that is suppressed.
         nms_iou: the highest permitted IoU.

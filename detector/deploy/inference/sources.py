@@ -75,7 +75,7 @@ class Picture:
 def find_sources(inputs: Sequence[str]) -> list[Source]:
     """Return the images, videos and cameras of the inputs, in order and without repetitions.
 
-    Other files in a folder or matching a glob are reported in the log.
+    The log lists the other files of folders and globs.
 
     Args:
         inputs: files, folders and globs. A number is a camera if no file has this name.
@@ -171,20 +171,17 @@ def _opened(source: Source) -> Generator[cv2.VideoCapture]:
             capture = cv2.VideoCapture(path)
     try:
         if not capture.isOpened():
-            is_camera = isinstance(source.file, int)
-            raise UserError(
-                f"{source}: cannot be opened as a video",
-                "connect the camera, and close other programs that use it"
-                if is_camera
-                else "replace or remove the file",
-            )
+            remedy = "replace or remove the file"
+            if isinstance(source.file, int):
+                remedy = "connect the camera, and end other programs that use it"
+            raise UserError(f"{source}: cannot be opened as a video", remedy)
         yield capture
     finally:
         capture.release()
 
 
 def _frames(capture: cv2.VideoCapture, source: Source, max_frames: int | None) -> Iterator[np.ndarray]:
-    """Yield the frames. Raise UserError if they end over a second before the end in the header, or if a camera fails."""
+    """Yield the frames. Raise UserError if a camera fails, or if over a second is missing compared to the header."""
     num_read = 0
     while max_frames is None or num_read < max_frames:
         is_read, image = capture.read()
