@@ -153,10 +153,9 @@ class Detector:
             if not isinstance(name, str):
                 raise UserError(f"classes: {name!r} is not a class name", "choose from detector.class_names")
             if name not in self.class_names:
-                known = ", ".join(self.class_names)
+                hint = did_you_mean(name, self.class_names).removeprefix("; ")
                 raise UserError(
-                    f"classes: there is no class {name!r}{did_you_mean(name, self.class_names)}",
-                    f"choose from the known classes: {known}",
+                    f"classes: there is no class {name!r}", f"{hint} known: {', '.join(self.class_names)}".strip()
                 )
         return [label for label, name in enumerate(self.class_names) if name in classes]
 
