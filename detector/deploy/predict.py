@@ -162,8 +162,8 @@ class Detector:
     def _sample(self, image: ImageInput, name: str) -> Sample:
         """Return the image as 8-bit RGB, resized as in an evaluation."""
         pixels = as_rgb(image, name, self.bits)
-        nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool)
-        sample = Sample(pixels, *nothing, image_id=0, file_name="", original_size=pixels.shape[:2])
+        no_objects = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool)
+        sample = Sample(pixels, *no_objects, image_id=0, file_name="", original_size=pixels.shape[:2])
         size = target_size(*pixels.shape[:2], evaluation_side(self.config), self.config.data.long_side)
         return resize(sample, *size)
 

@@ -79,10 +79,10 @@ class BufferSnapshot:
         self.buffers = [b for module in modules for b in module.buffers()]
         self.values = [b.clone() for b in self.buffers]
 
-    def restore(self, where: Tensor | None = None) -> None:
-        """Restore the buffers. If the 0-dim bool `where` is given, restore them only if it is true."""
+    def restore(self, condition: Tensor | None = None) -> None:
+        """Restore the buffers. If the 0-dim bool `condition` is given, restore them only if it is true."""
         for buffer, value in zip(self.buffers, self.values, strict=True):
-            buffer.copy_(value if where is None else value.where(where, buffer))
+            buffer.copy_(value if condition is None else value.where(condition, buffer))
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:

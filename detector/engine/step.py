@@ -48,8 +48,8 @@ class BatchResult:
 class TrainingStep:
     """Takes optimizer steps. A call runs forward_backward, measure, clip and update.
 
-    Static assigners run before the forward pass. Assigners that need predictions run after the forward pass, so the
-    normalizer of a step of several batches is known only at the end of the step. Losses are linear in 1 / normalizer.
+    Static assigners run before the forward pass. Assigners that need predictions run after the forward pass. The
+    normalizer of a step of several batches is then known only at the end. Losses are linear in 1 / normalizer.
     Therefore the gradients are accumulated with a normalizer of 1 and divided once, before clipping.
 
     Args:
@@ -214,8 +214,8 @@ class TrainingStep:
     def measure(self, results: Sequence[BatchResult], num_fg: Tensor) -> dict[str, Tensor]:
         """Return the measurements of a step by name, as 0-dim tensors.
 
-        They are the loss and its terms summed over all ranks, the foreground share of the gradient, the loss and the
-        range of the logits of this rank, and the meters every `meter_every` steps.
+        The loss, its terms and the foreground share of the gradient are those of all ranks. `rank_loss`, `logit_min` and
+        `logit_max` are those of this rank. The meters are added every `meter_every` steps.
 
         Args:
             results: the results of the batches of this rank.

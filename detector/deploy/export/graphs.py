@@ -22,8 +22,8 @@ def suppress(
 ) -> Tensor:
     """Set the scores of suppressed boxes to 0.
 
-    A box is suppressed if its score is not above the threshold, or if its IoU with a better box of the same image and
-    class is above `nms_iou`.
+    A box is suppressed if its score is not above the threshold. It is also suppressed if its IoU with a better box of
+    the same image and class is above `nms_iou`.
 
     Args:
         boxes: (B, C, 4), xyxy in pixels.

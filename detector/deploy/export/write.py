@@ -42,8 +42,8 @@ def export(
         The height and width of the images.
 
     Raises:
-        UserError: no exporter, or more than one, has this suffix, a package is missing, the model does not accept
-            images of this size, or `nms` is set and the config has test-time augmentation.
+        UserError: the suffix does not select a single exporter, or a package is missing. The model does not accept
+            images of this size. `nms` is set, but the config has test-time augmentation.
     """
     exporter = _exporter_for(path, detector.config.imports)
     graph, metadata = _prepare(detector, size, nms)
