@@ -174,7 +174,7 @@ def test_sections_are_frozen_and_typed(configs):
         ("train.lr=", "train.lr: None is wrong: should be a valid number"),
         ("train.lr.x=1", "train.lr: {'x': 1} is wrong: should be a valid number"),
         ("train=3", "train: 3 is wrong: should be an object"),
-        ("evaluation.scales=[0.8]", "evaluation.scales: [0.8] is wrong: should have 1.0 among them"),
+        ("evaluation.scales=[0.8]", "evaluation.scales: [0.8] is wrong: should contain 1.0"),
         ("evaluation.scales=[1.0, 0.0]", "evaluation.scales.1: 0.0 is wrong: should be greater than 0"),
         ("train.epochs=1.0", "train.epochs: 1.0 is wrong: should be a valid integer"),
         ("train.epochs=true", "train.epochs: True is wrong: should be a valid integer"),

@@ -270,7 +270,8 @@ def one_image(place: Place) -> list[str]:
 
 JSON, THIRD, FIFTH = "DIR/train.json", "DIR/train/3.jpg", "DIR/train.json: annotation 5 of image '3.png'"
 FOREIGN = (
-    "a foreign checkpoint (no category_ids, class_names, config, model, version); give one written by `detector train`"
+    "not a checkpoint of `detector train` (no category_ids, class_names, config, model, version); give a checkpoint of "
+    "`detector train`"
 )
 UNREADABLE = (
     "DIR/x.pt: not a readable checkpoint: damaged, or not what torch.save writes of tensors alone; give another"
@@ -353,10 +354,10 @@ CASES = (
          "model.weights: DIR/x.pt does not fit the backbone resnet18 (no values for bn1.bias, bn1.weight, "
          "conv1.weight); give weights of that backbone, or set model.backbone to theirs"),
     Case(23, "a foreign one resumed", weights(foreign, "--resume", "DIR/x.pt"),
-         f"DIR/x.pt: {FOREIGN}, or load weights through model.weights"),
+         f"DIR/x.pt: {FOREIGN}, or load the weights through model.weights"),
     Case(23, "one of other classes resumed", weights(of_other_classes, "--resume", "DIR/x.pt"),
-         "DIR/x.pt was trained on other classes: class_names: ['cow'] before, ['cat', 'dog'] now; resume on its own "
-         "data, or start a new run from its weights: model.weights=DIR/x.pt"),
+         "DIR/x.pt: the classes differ: class_names: ['cow'] before, ['cat', 'dog'] now; resume with the data of the "
+         "run, or start a new run from its weights with model.weights=DIR/x.pt"),
     Case(24, "code in a pickle", weights(malicious), UNREADABLE),
     Case(24, "code in a config", yaml_config("imports: !!python/object/apply:os.mkdir [DIR/marker]\n"),
          f"DIR/bad.yaml: line 13: {TAGS}"),

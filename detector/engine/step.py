@@ -214,8 +214,8 @@ class TrainingStep:
     def measure(self, results: Sequence[BatchResult], num_fg: Tensor) -> dict[str, Tensor]:
         """Return the measurements of a step by name, as 0-dim tensors.
 
-        The loss, its terms and the foreground share of the gradient are those of all ranks. `rank_loss`, `logit_min` and
-        `logit_max` are those of this rank. The meters are added every `meter_every` steps.
+        The loss, its terms and the foreground share of the gradient are those of all ranks. `rank_loss`, `logit_min`
+        and `logit_max` are those of this rank. The meters are added every `meter_every` steps.
 
         Args:
             results: the results of the batches of this rank.

@@ -67,7 +67,7 @@ def test_summary_shows_every_number_and_class():
 
 
 @pytest.mark.parametrize(
-    ("numbers", "classes", "detections", "said"),
+    ("numbers", "classes", "detections", "line"),
     [
         ({"APl": math.nan}, [], FOUND, "nan: the split has no large objects (APl, ARl) (crowd regions aside)"),
         (
@@ -82,12 +82,12 @@ def test_summary_shows_every_number_and_class():
         (dict.fromkeys(NUMBERS, 0.0), [], [], "no detections at all: no score was over evaluation.score_threshold"),
     ],
 )
-def test_summary_says_in_words_what_a_nan_or_a_zero_comes_from(
-    numbers: dict[str, float], classes: Sequence[str], detections: list[dict], said: str
+def test_summary_names_the_cause_of_a_nan_or_a_zero(
+    numbers: dict[str, float], classes: Sequence[str], detections: list[dict], line: str
 ):
     nothing = {name: ClassMetrics(AP=math.nan, AP50=math.nan) for name in classes}
     text = summary(Metrics(numbers=NUMBERS | numbers, per_class=CLASSES | nothing), detections)
-    assert text.splitlines()[-1] == said and text.count("\n") == 3 + len(classes)
+    assert text.splitlines()[-1] == line and text.count("\n") == 3 + len(classes)
 
 
 def record(folder: Path, first: int, last: int, loss: float) -> None:

@@ -380,9 +380,9 @@ def test_the_compiled_model_takes_the_same_steps(tmp_path: Path):
         make_trainer(tmp_path / name, f"train.compile={name}", "train.accumulation=1") for name in ("false", "true")
     )
     for batch in first_batches(eager, 3):
-        expected, found = eager.step([batch]), compiled.step([batch])
+        expected, measured = eager.step([batch]), compiled.step([batch])
         for name in ("loss", "cls", "box", "grad_norm"):
-            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(measured[name], expected[name], rtol=1e-4, atol=1e-6)
     compiled.save("last")
     saved = load_checkpoint(tmp_path / "true/checkpoints/last.pt")["model"]
     assert saved.keys() == eager.model.state_dict().keys()

@@ -115,8 +115,8 @@ def test_chosen_classes_and_augmentation(checkpoint, shared_data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--classes", "squre"], "no class 'squre'; did you mean 'square'[?] known: disc, square, triangle"),
-        (["--scales", 0.8], "evaluation.scales: .* should have 1.0 among them"),
+        (["--classes", "squre"], "'squre'; did you mean 'square'[?] known: disc, square, triangle"),
+        (["--scales", 0.8], "evaluation.scales: .*1.0"),
         (["--scales", 1, -1], "evaluation.scales.1: -1.0 is wrong"),
         (["--scales", 1, 1000], "evaluation.scales: "),
         (["--scales", 1, "nan"], "evaluation.scales"),
@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_left_out_and_said_at_the_end(checkpoint, tmp_pat
     (tmp_path / "b.mp4").write_bytes(b"not a video" * 100)
     inputs = ("97", tmp_path / "a.png", tmp_path / "b.mp4")
     assert run_tool("infer", "--checkpoint", checkpoint, *inputs, "--out", tmp_path / "out") == 2
-    assert_one_line(capfd, "2 of 3 inputs left out, whole or in part: camera 97: cannot be opened .*b.mp4: cannot")
+    assert_one_line(capfd, "2 of 3 inputs .*camera 97: .*b.mp4: ")
     assert {result["file_name"] for result in results_of(tmp_path / "out")} == {str(tmp_path / "a.png")}
 
 
@@ -174,7 +174,7 @@ def test_ctrl_c_keeps_what_was_found(checkpoint, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "Traceback" not in errors and "images/s" in errors
+    assert "Traceback" not in errors and "pictures/s" in errors
     results, rows = results_of(out), rows_of(out)
     assert len(results) == len(rows) > 100 and not (out / "detections.json.tmp").exists()
     last = max(result["frame"] for result in results)
@@ -203,6 +203,6 @@ def test_a_copy_that_cannot_be_written_ends_nothing(checkpoint, tmp_path, capfd)
     write_image(tmp_path / "b.png", pixels[:, :64])
     inputs = (tmp_path / "a.webp", tmp_path / "b.png")
     assert run_tool("infer", "--checkpoint", checkpoint, *inputs, "--out", tmp_path / "out", "--score", 0.01) == 2
-    assert_one_line(capfd, "1 of 2 inputs left out, whole or in part: .*a.webp: ")
+    assert_one_line(capfd, "1 of 2 inputs .*a.webp: ")
     assert {result["file_name"] for result in results_of(tmp_path / "out")} == set(map(str, inputs))
     assert (tmp_path / "out/b.png").is_file() and not (tmp_path / "out/a.webp").exists()
