@@ -1,1 +1,1 @@
-"""Use a trained detector: on images and videos, from Python, and in other programs."""
+"""Use a trained detector: from Python, on images and videos, and in other programs."""

@@ -1,4 +1,4 @@
-"""A trained detector as an object: load a checkpoint, give it images, get boxes."""
+"""The Python interface of a trained detector: load a checkpoint, and detect objects in images."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -21,12 +21,19 @@ from detector.engine.checkpoint import load_checkpoint
 from detector.engine.precision import choose_device
 from detector.models.detector import DetectionModel
 
-WINDOW = 4  # batches whose (resized) images are in memory at once, for those of like shape to find each other
+WINDOW = 4  # in batches: images of similar shapes share a batch if they are in the same window
 
 
 class Detector:
-    """A model with its config, class names and category ids (of the data set it was trained on): label k is
-    `class_names[k]`."""
+    """A model with its config and its classes. Label k has the name `class_names[k]`.
+
+    Args:
+        model: the model.
+        config: the config of the model.
+        class_names: the class names of the training set.
+        category_ids: the category ids of the training set.
+        device: auto (a GPU if there is one, else the CPU), cpu or cuda.
+    """
 
     def __init__(
         self,
@@ -41,7 +48,7 @@ class Detector:
         self.category_ids = tuple(category_ids)
         model, self.device, self.dtype = place(model, config, device)
         self.model = model.eval()
-        self._find = build_detection(config, self.device, self.dtype)
+        self._detect_batch = build_detection(config, self.device, self.dtype)
 
     @classmethod
     def load(
@@ -49,18 +56,18 @@ class Detector:
     ) -> "Detector":
         """Load a checkpoint of `detector train`.
 
-        Nothing that only training needs has to be there: not its GPU, nor the modules of its `imports`.
+        The GPU of the training and the modules of its `imports` are not necessary.
 
         Args:
-            path: the checkpoint's file.
-            cfg: another config than the checkpoint's own.
-            overrides: `key.path=value` each, `evaluation.flip=true` and `evaluation.scales=[1.0, 1.25]` (test-time
-                augmentation) among them.
-            device: auto (a GPU where there is one), cpu or cuda.
+            path: the path of the checkpoint.
+            cfg: a config that replaces the config in the checkpoint.
+            overrides: texts `key.path=value`, for example `evaluation.flip=true` and `evaluation.scales=[1.0, 1.25]`
+                for test-time augmentation.
+            device: auto (a GPU if there is one, else the CPU), cpu or cuda.
 
         Raises:
-            UserError: the file is missing, unreadable, foreign or does not fit; an argument is of the wrong kind; there
-                is no GPU for `device="cuda"`.
+            UserError: the file is missing or unreadable, is not a checkpoint, or does not fit the config. An argument
+                has a wrong type or value. There is no GPU for `device="cuda"`.
         """
         _check_arguments(path, cfg, overrides, device)
         path = Path(path).expanduser()
@@ -77,7 +84,7 @@ class Detector:
         except RuntimeError as error:
             line = str(error).splitlines()[-1].strip()
             raise UserError(
-                f"{path} does not fit its config ({line})", "omit --cfg, or correct its model section"
+                f"{path}: the weights do not fit the config ({line})", "omit --cfg, or correct the section model"
             ) from error
         return cls(model, config, checkpoint["class_names"], checkpoint["category_ids"], device)
 
@@ -89,91 +96,107 @@ class Detector:
         score_threshold: float | None = None,
         batch_size: int | None = None,
     ) -> list[Detections]:
-        """One `Detections` an image, in the order of the images: on the CPU, in the image's own pixels, best first.
+        """Detect objects in images.
 
-        images: any number of any sizes, each a path, an array (H, W, 3) or tensor (3, H, W) of uint8 RGB, or a PIL
-        image; an iterator is read bit by bit. Only detections of `classes` (all) above `score_threshold` (the config's)
-        are given. Images of like shape share a batch of at most `batch_size` (the config's); as a neighbour's size
-        decides the padding, and padding the last digits, only a batch_size of 1 makes them independent.
+        Images of similar shapes share a batch. The sizes of the images of a batch determine its padding, which changes
+        the last digits of the results. With a `batch_size` of 1, the results of an image do not depend on other images.
 
-        Raises UserError for what is no image, an unreadable file and an unknown class, and for a score or a batch size
-        out of range, these before any image is read.
+        Args:
+            images: paths, arrays (H, W, 3) uint8 RGB, tensors (3, H, W) uint8 RGB or PIL images, of any sizes. An
+                iterator is read in parts, so that few images are in memory.
+            classes: the names of the classes to detect. The default is all classes.
+            score_threshold: only detections with higher scores are returned. The default is the value of the config.
+            batch_size: the largest number of images of a batch. The default is the value of the config.
+
+        Returns:
+            The `Detections` of each image, in the order of the images, on the CPU, in pixels of the image, sorted by
+            descending score.
+
+        Raises:
+            UserError: an image is unreadable or has a wrong type, a class is unknown, or a number is out of range.
+                Errors of arguments other than `images` are raised before an image is read.
         """
         if isinstance(images, str | Path) or getattr(images, "ndim", 4) < 4 or not isinstance(images, Iterable):
-            raise UserError("images: should be several, of any kind", "put a single one into a list")
+            raise UserError("images: not a sequence or iterator of images", "put a single image into a list")
         settings = self.config.evaluation
-        size = settings.batch_size if batch_size is None else _checked_batch_size(batch_size)
+        max_images = settings.batch_size if batch_size is None else _checked_batch_size(batch_size)
         score = settings.score_threshold if score_threshold is None else _checked_score(score_threshold)
         labels = None if classes is None else self.labels_of(classes)
 
         samples = (self._sample(image, f"images[{i}]") for i, image in enumerate(images))
-        found: list[Detections] = []
-        while window := list(islice(samples, WINDOW * size)):
+        detections: list[Detections] = []
+        while window := list(islice(samples, WINDOW * max_images)):
             of_window = {}
-            for batch in self._alike(window, size):
-                collated = collate([window[i] for i in batch], self.model.size_divisor)
-                detections = self._find(self.model, collated, labels=labels, score_threshold=score)
-                of_window |= zip(batch, detections, strict=True)
-            found += [of_window[i].cpu() for i in range(len(window))]
-            window.clear()  # before the next one is read
-        return found
+            for indices in self._group(window, max_images):
+                batch = collate([window[i] for i in indices], self.model.size_divisor)
+                of_batch = self._detect_batch(self.model, batch, labels=labels, score_threshold=score)
+                of_window |= zip(indices, of_batch, strict=True)
+            detections += [of_window[i].cpu() for i in range(len(window))]
+            window.clear()  # frees the images before the next window is read
+        return detections
 
     @property
     def bits(self) -> int | None:
-        """How many bits the values of 16-bit images use, as the training set has it; None: each image by its own."""
+        """The number of used bits of 16-bit images, as in the training; None derives it from each image."""
         return None if self.config.data.bits == "auto" else self.config.data.bits
 
     def labels_of(self, classes: Iterable[str]) -> list[int]:
-        """The labels of these class names, ascending. Raises UserError for an unknown one."""
+        """Return the labels of these class names, in ascending order.
+
+        Raises:
+            UserError: a class name is unknown or has a wrong type.
+        """
         if isinstance(classes, str) or not isinstance(classes, Iterable):
-            raise UserError(f"classes: {classes!r} should be several class names", "put a single one into a list")
+            raise UserError(f"classes: {classes!r} is not a list of class names", "put a single class name into a list")
         classes = list(classes)
         for name in classes:
             if not isinstance(name, str):
-                raise UserError(f"classes: {name!r} is not a class's name", "detector.class_names has the names")
+                raise UserError(f"classes: {name!r} is not a class name", "choose from detector.class_names")
             if name not in self.class_names:
-                known = ", ".join(self.class_names)
-                raise UserError(f"no class {name!r}{did_you_mean(name, self.class_names) or ';'} known: {known}")
+                hint = did_you_mean(name, self.class_names).removeprefix("; ")
+                raise UserError(
+                    f"classes: there is no class {name!r}", f"{hint} known: {', '.join(self.class_names)}".strip()
+                )
         return [label for label, name in enumerate(self.class_names) if name in classes]
 
     def _sample(self, image: ImageInput, name: str) -> Sample:
-        """The image as evaluation would have it."""
+        """Return the image as 8-bit RGB, resized as in an evaluation."""
         pixels = as_rgb(image, name, self.bits)
-        nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool)
-        sample = Sample(pixels, *nothing, image_id=0, file_name="", original_size=pixels.shape[:2])
+        no_objects = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool)
+        sample = Sample(pixels, *no_objects, image_id=0, file_name="", original_size=pixels.shape[:2])
         size = target_size(*pixels.shape[:2], evaluation_side(self.config), self.config.data.long_side)
         return resize(sample, *size)
 
-    def _alike(self, samples: Sequence[Sample], batch_size: int) -> Iterator[list[int]]:
-        """Each sample's place in one batch, of samples of like shape."""
+    def _group(self, samples: Sequence[Sample], max_images: int) -> Iterator[list[int]]:
+        """Yield the indices of the samples of each batch. The samples of a batch have similar shapes."""
         sizes = np.array([sample.image.shape[:2] for sample in samples])
         buckets = make_buckets(sizes, self.config.data.aspect_buckets, self.model.size_divisor).of_image
         for bucket in np.unique(buckets):
-            own = np.flatnonzero(buckets == bucket).tolist()
-            yield from (own[start : start + batch_size] for start in range(0, len(own), batch_size))
+            indices = np.flatnonzero(buckets == bucket).tolist()
+            yield from (indices[start : start + max_images] for start in range(0, len(indices), max_images))
 
 
 def _check_arguments(path: Any, cfg: Any, overrides: Any, device: Any) -> None:
-    """Raises UserError where an argument of `Detector.load` is of the wrong kind."""
+    """Raise UserError if an argument of `Detector.load` has a wrong type or value."""
     if not isinstance(path, str | Path):
-        raise UserError(f"path: {path!r} should be the path of a checkpoint")
+        raise UserError(f"path: {path!r} is not a path", "give the path of a checkpoint, as text or Path")
     if cfg is not None and not isinstance(cfg, str | Path):
-        raise UserError(f"cfg: {cfg!r} should be a config's name or path")
+        raise UserError(f"cfg: {cfg!r} is not a path", "give the name or path of a config, as text or Path")
     if isinstance(overrides, str) or not isinstance(overrides, Sequence):
-        raise UserError(f"overrides: {overrides!r} should be several texts", "put a single one into a list")
+        raise UserError(f"overrides: {overrides!r} is not a list of texts", "put a single override into a list")
     for override in overrides:
         if not isinstance(override, str):
-            raise UserError(f"overrides: {override!r} should be a text, key.path=value")
-    choose_device(device, "device")  # a wrong one is refused before anything is loaded
+            raise UserError(f"overrides: {override!r} is not a text", "give texts of the form key.path=value")
+    choose_device(device, "device")  # raises UserError for a wrong device before the checkpoint is loaded
 
 
 def _checked_batch_size(value: Any) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-        raise UserError(f"batch_size: {value!r} images at once", "give a whole number of 1 or more")
+        raise UserError(f"batch_size: {value!r} is not a positive integer", "give an integer of at least 1")
     return int(value)
 
 
 def _checked_score(value: Any) -> float:
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise UserError(f"score_threshold: {value!r} is wrong", "give a number from 0 to 1")
+        raise UserError(f"score_threshold: {value!r} is not a number from 0 to 1", "give a number from 0 to 1")
     return float(value)

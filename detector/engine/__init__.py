@@ -1,1 +1,1 @@
-"""The training loop and what keeps it: optimisation, precision, checkpoints, the run folder."""
+"""The training loop, with its optimizers, number formats, checkpoints and run folder."""

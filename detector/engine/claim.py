@@ -1,4 +1,4 @@
-"""Choose the run folder and lock it for this process."""
+"""Choose the run folder, and lock it for this process."""
 
 import fcntl
 import logging
@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from detector.core.errors import UserError
-from detector.engine.checkpoint import generations, newest_whole
+from detector.engine.checkpoint import generations, newest_intact
 
 log = logging.getLogger(__name__)
 LAST = Path("checkpoints") / "last.pt"
@@ -20,47 +20,56 @@ TIME = "%Y-%m-%d_%H-%M-%S"
 
 @contextmanager
 def claim_run(name: str, out: Path | None, resume: str | None) -> Generator[tuple[Path, Path | None]]:
-    """As a context: the run folder, which no other process can claim meanwhile, and the checkpoint to continue from.
+    """As a context: choose and lock the run folder.
 
-    `out` defaults to a new folder runs/<name>/<time>. `resume` is a checkpoint's path, or `auto`: the newest whole
-    checkpoint in `out`, or without `out` that of the newest run of this name; where there is none, not even a damaged
-    one, a new run starts. A run goes on in its own folder. Raises UserError where the folder holds another run, or
-    belongs to a process that is running.
+    The context gives the folder, and the checkpoint to continue from or None. A resumed run continues in the folder of
+    its checkpoint.
+
+    Args:
+        name: the name of the run.
+        out: the run folder. The default is a new folder runs/<name>/<time>.
+        resume: the path of a checkpoint, or `auto`, or None for a new run. `auto` is the newest intact checkpoint in
+            `out`, or, without `out`, in the newest run of this name. If no checkpoint exists, a new run starts.
+
+    Raises:
+        UserError: the folder contains another run, another process has locked it, `auto` finds only damaged
+            checkpoints, or `resume` is a folder.
     """
     resume = resume and os.path.expanduser(resume)
     chosen = _choose(name, out, resume)
     missing = _missing(chosen or Path("runs") / name)
     folder = chosen or _new_folder(name)
-    # only once it is locked is it certain what the folder holds
+    # the content of the folder is certain only under the lock
     with claim(folder, created=missing if chosen else [folder, *missing]):
         if resume is None and out is not None:
             _refuse_a_run(folder)
         checkpoint = None
         if resume == "auto":
-            checkpoint = newest_whole(folder / LAST)
+            checkpoint = newest_intact(folder / LAST)
             if checkpoint is None and (damaged := generations(folder / LAST)):
                 names = ", ".join(path.name for path in damaged)
-                raise UserError(f"{folder}: none of its checkpoints is whole ({names})", "choose another --out")
+                raise UserError(f"{folder}: all checkpoints are damaged ({names})", "choose another --out")
             if checkpoint is None:
-                log.info("nothing to resume in %s: a new run starts in %s", out or Path("runs") / name, folder)
+                log.info("no checkpoint to resume in %s: starting a new run in %s", out or Path("runs") / name, folder)
             elif out is None:
-                log.info("the newest run of %s is %s", name, folder)
+                log.info("resuming the newest run of %s: %s", name, folder)
         elif resume is not None:
             checkpoint = Path(resume)
-            if folder.resolve() != _owner(checkpoint):
+            if folder.resolve() != _run_folder_of(checkpoint):
                 _refuse_a_run(folder)
         yield folder, checkpoint
 
 
 @contextmanager
 def claim(folder: Path, *, created: Sequence[Path] = ()) -> Generator[None]:
-    """Lock the folder, and create it if needed.
+    """As a context: create a folder if it is missing, and lock it.
 
-    The operating system releases the lock when the process dies. Folders created here are removed if they stay empty.
+    The operating system releases the lock when the process ends. At the end, the created folders are removed if they
+    are empty.
 
     Args:
         folder: the folder to lock.
-        created: folders that the caller created for it, the innermost first. They count as created here.
+        created: the folders that the caller has created for it, the innermost first.
 
     Raises:
         UserError: another process has locked the folder.
@@ -70,21 +79,21 @@ def claim(folder: Path, *, created: Sequence[Path] = ()) -> Generator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # of a disk that is read-only now
+        with suppress(OSError):  # the disk has become read-only
             (folder / LOCK).unlink()
         os.close(lock)
-        with suppress(OSError):  # it is not empty
+        with suppress(OSError):  # a folder is not empty
             for path in dict.fromkeys(created):
                 path.rmdir()
 
 
 def _missing(folder: Path) -> list[Path]:
-    """The folder and those above it, the innermost first, as far as they do not exist."""
+    """Return the folders that do not exist among `folder` and its parents, the innermost first."""
     return [path for path in (folder, *folder.parents) if not path.exists()]
 
 
 def _lock(folder: Path) -> int:
-    """The open lock file. Its lock is one that worker processes do not inherit, so that it ends with this process."""
+    """Return the open lock file. Child processes do not inherit its lock, so the lock ends with this process."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -94,13 +103,15 @@ def _lock(folder: Path) -> int:
             owner = os.read(lock, 200).decode(errors="replace")
             os.close(lock)
             raise UserError(
-                f"{folder}: another process writes to this folder ({owner})",
-                "wait for its end, or choose another --out",
+                f"{folder}: another process uses this folder ({owner})",
+                "wait until that process ends, or choose another --out",
             ) from None
         except OSError as error:
-            log.warning("%s: this file system has no locks (%s); start no second run there", folder, error.strerror)
-        if os.fstat(lock).st_nlink:  # else the process that had it removed it in the meantime
-            with suppress(OSError):  # a full disk: the lock holds all the same
+            log.warning(
+                "%s: this file system has no locks (%s): do not start a second run there", folder, error.strerror
+            )
+        if os.fstat(lock).st_nlink:  # else the previous owner has removed the file in the meantime
+            with suppress(OSError):  # the disk is full, but the lock is valid
                 os.ftruncate(lock, 0)
                 os.write(lock, f"process {os.getpid()} on {socket.gethostname()}".encode())
             return lock
@@ -108,7 +119,7 @@ def _lock(folder: Path) -> int:
 
 
 def _choose(name: str, out: Path | None, resume: str | None) -> Path | None:
-    """A folder that the run must have; None where it gets a new one."""
+    """Return the folder that the run must use, or None if the run gets a new folder."""
     if resume is None or out is not None and resume == "auto":
         return out
     if resume == "auto":
@@ -116,24 +127,24 @@ def _choose(name: str, out: Path | None, resume: str | None) -> Path | None:
     checkpoint = Path(resume)
     if checkpoint.is_dir():
         raise UserError(
-            f"--resume {resume}: a folder",
-            f"give a checkpoint, as {checkpoint / LAST}, or --out {resume} --resume auto",
+            f"--resume {resume}: this is a folder, not a checkpoint",
+            f"give a checkpoint, for example {checkpoint / LAST}, or --out {resume} --resume auto",
         )
-    if _owner(checkpoint) is None:
+    if _run_folder_of(checkpoint) is None:
         return out
-    own = checkpoint.parent.parent
-    if out is not None and out.resolve() != own.resolve():
-        raise UserError(f"--out {out}: {resume} belongs to the run {own}, which goes on there", "leave --out away")
-    return out or own
+    run_folder = checkpoint.parent.parent
+    if out is not None and out.resolve() != run_folder.resolve():
+        raise UserError(f"--out {out}: {resume} belongs to the run {run_folder}", "omit --out")
+    return out or run_folder
 
 
-def _owner(checkpoint: Path) -> Path | None:
-    """The run folder whose checkpoint it is, resolved."""
+def _run_folder_of(checkpoint: Path) -> Path | None:
+    """Return the resolved run folder of a checkpoint, or None if the checkpoint is outside of a run folder."""
     return checkpoint.parent.parent.resolve() if checkpoint.parent.name == "checkpoints" else None
 
 
 def _newest_run(name: str) -> Path | None:
-    """The run of this name that wrote the newest checkpoint, which may be damaged; its folder may have any name."""
+    """Return the folder below runs/<name> with the newest checkpoint, intact or damaged."""
     times = {
         folder: max(path.stat().st_mtime_ns for path in checkpoints)
         for folder in (Path("runs") / name).glob("*")
@@ -143,12 +154,14 @@ def _newest_run(name: str) -> Path | None:
 
 
 def _refuse_a_run(out: Path) -> None:
-    if (out / "metrics.csv").exists() or generations(out / LAST):  # a run can have no CSV logger
-        raise UserError(f"{out} holds a run already", "continue it with --resume auto, or choose another --out")
+    if (out / "metrics.csv").exists() or generations(out / LAST):  # a run without the logger csv has no metrics.csv
+        raise UserError(
+            f"{out}: the folder already contains a run", "continue it with --resume auto, or choose another --out"
+        )
 
 
 def _new_folder(name: str) -> Path:
-    """runs/<name>/<time>, made by this process: of two in one second, the second gets a _2 behind the time."""
+    """Create and return runs/<name>/<time>. The second folder of one second is <time>_2."""
     parent = Path("runs") / name
     now, number = time.strftime(TIME), 1
     while True:

@@ -1,4 +1,4 @@
-"""Batches to detections or to plain predictions, and a pass over a data set of either."""
+"""Run a model on batches and data sets: raw predictions, and detections after post-processing."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,13 +23,26 @@ Observer = Callable[[Batch, Predictions], None]
 
 def _with_plain_view(scales: list[float]) -> list[float]:
     if 1 not in scales:
-        raise ValueError("should have 1.0 among them, the images as they are")
+        raise ValueError("should contain 1.0, the scale of the images without augmentation")
     return scales
 
 
 class EvaluationSettings(Settings):
-    """flip and scales: test-time augmentation, each image seen at every scale and mirrored too (so many times the
-    work), the boxes of all views suppressed together."""
+    """The `evaluation` section of a config.
+
+    With test-time augmentation (`flip`, `scales`), the boxes of all views of an image are suppressed together. The cost
+    grows with the number of views.
+
+    Attributes:
+        backend: the library that computes COCO's metrics.
+        score_threshold: only scores above this value are detections.
+        nms_iou: the IoU above which non-maximum suppression removes the box with the lower score.
+        candidates_per_level: the number of boxes of each pyramid level before non-maximum suppression.
+        max_detections: the number of detections of an image.
+        flip: whether each image is also evaluated as its mirror image.
+        scales: the factors by which each image is resized.
+        batch_size: the number of images of a batch.
+    """
 
     backend: Literal["hotcoco", "pycocotools"] = "hotcoco"
     score_threshold: UnitFloat = 0.05
@@ -42,7 +55,7 @@ class EvaluationSettings(Settings):
 
     @property
     def postprocessing(self) -> dict[str, Any]:
-        """What turns one view's predictions into detections."""
+        """The settings that turn the predictions of a view into detections."""
         return self.model_dump(include={"score_threshold", "nms_iou", "candidates_per_level", "max_detections"})
 
 
@@ -50,7 +63,17 @@ class EvaluationSettings(Settings):
 def predict(
     model: nn.Module, loader: Loader, *, device: torch.device, dtype: torch.dtype
 ) -> Iterator[tuple[Batch, Predictions]]:
-    """Each batch of a pass, and what the model says of it in eval mode."""
+    """Yield each batch of a loader with the predictions of the model in evaluation mode.
+
+    Args:
+        model: the model. Its mode is restored at the end.
+        loader: the batches.
+        device: where the model computes.
+        dtype: the number format in which the model computes.
+
+    Raises:
+        UserError: the memory is too small for a batch.
+    """
     was_training = model.training
     model.eval()
     for batch in loader:
@@ -76,45 +99,69 @@ def detect_batch(
     labels: Sequence[int] | None = None,
     observe: Observer | None = None,
 ) -> list[Detections]:
-    """The detections of each image in its original pixels, on `device`: `postprocess` of all views' candidates together
-    (see `join`). With `labels`, as if the model knew no other classes. `observe` sees the batch and what the model says
-    of it in the plain view. Raises UserError where the memory does not suffice."""
+    """Return the detections of each image in its original pixels, on `device`.
+
+    The candidates of all views compete in one non-maximum suppression (see `join`).
+
+    Args:
+        model: the model, in evaluation mode.
+        batch: the images.
+        device: where the model computes.
+        dtype: the number format in which the model computes.
+        views: the views of each image.
+        score_threshold: see `EvaluationSettings`.
+        nms_iou: see `EvaluationSettings`.
+        candidates_per_level: see `EvaluationSettings`.
+        max_detections: see `EvaluationSettings`.
+        labels: if given, the other classes are removed before post-processing.
+        observe: called with the batch and the predictions of the plain view.
+
+    Raises:
+        UserError: the memory is too small for the batch.
+    """
     with inference_within_memory(batch.images):
         batch = batch.to(device)
-        of_views = []
+        candidates = []
         for view in views:
             with autocast(device, dtype):
-                predictions = model(view.see(batch.images, batch.sizes, model.size_divisor))
+                predictions = model(view.apply(batch.images, batch.sizes, model.size_divisor))
             if observe is not None and view == PLAIN:
                 observe(batch, predictions)
             if labels is not None:
                 predictions = replace(predictions, logits=predictions.logits[..., list(labels)])
-            found = best_candidates(predictions, score_threshold, candidates_per_level)
-            of_views.append(view.bring_back(found, batch.images.shape[2:], batch.sizes))
+            best = best_candidates(predictions, score_threshold, candidates_per_level)
+            candidates.append(view.map_back(best, batch.images.shape[2:], batch.sizes))
         detections = suppress(
-            join(of_views), batch.sizes, batch.original_sizes, nms_iou=nms_iou, max_detections=max_detections
+            join(candidates), batch.sizes, batch.original_sizes, nms_iou=nms_iou, max_detections=max_detections
         )
         if labels is not None:
-            names = torch.tensor(labels, dtype=torch.int64, device=device)
-            detections = [replace(found, labels=names[found.labels]) for found in detections]
+            original_labels = torch.tensor(labels, dtype=torch.int64, device=device)
+            detections = [replace(of_image, labels=original_labels[of_image.labels]) for of_image in detections]
         return detections
 
 
 def detect(
     model: nn.Module,
     loader: Loader,
-    find: Callable[..., list[Detections]],
+    detections_of: Callable[..., list[Detections]],
     *,
     category_ids: tuple[int, ...],
     observe: Observer | None = None,
 ) -> list[dict]:
-    """Every image's detections as COCO results, in original pixels and with the data set's category ids. `find` is
-    `detect_batch` with its settings."""
+    """Return the detections of a data set as COCO results, in original pixels.
+
+    Args:
+        model: the model. Its mode is restored at the end.
+        loader: the batches of the data set.
+        detections_of: returns the detections of a model on a batch: `detect_batch` with its settings.
+        category_ids: the category id of each label.
+        observe: see `detect_batch`.
+    """
     was_training = model.training
     model.eval()
     results = []
     for batch in loader:
-        for image_id, found in zip(batch.image_ids, find(model, batch, observe=observe), strict=True):
-            results += to_coco_results(image_id, found, category_ids)
+        for image_id, detections in zip(batch.image_ids, detections_of(model, batch, observe=observe), strict=True):
+            results += to_coco_results(image_id, detections, category_ids)
     model.train(was_training)
     return results

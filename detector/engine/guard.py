@@ -1,4 +1,4 @@
-"""Steps that must not be taken: the loss or its gradient is no finite number, or the loss leaps."""
+"""Steps that must not be taken: the loss or its gradient is not finite, or the loss is far above its mean."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -15,13 +15,19 @@ from detector.core.validation import NonNegativeInt, PositiveFloat, Settings
 from detector.losses.base import running_mean
 
 MOMENTUM = 0.98
-SEEN_BEFORE_SPIKES = 20  # steps before a mean loss means something
+MIN_STEPS = 20  # the mean of fewer losses is not reliable
 
 
 class FaultSettings(Settings):
-    """bad_step: what a loss or gradient that is not finite does, or a loss above spike_factor times its running mean
-    (null: no such limit); out_of_memory: halve puts each batch through in parts; max_unreadable: how many images may
-    fail to be read, others standing in for them."""
+    """The `faults` section of a config.
+
+    Attributes:
+        bad_step: whether a step that must not be taken stops the run or is skipped. In this step, the loss or its
+            gradient is not finite, or the loss is above `spike_factor` times its running mean.
+        spike_factor: null for no limit.
+        out_of_memory: stop the run, or halve the number of images that are computed together.
+        max_unreadable: the number of unreadable images that other images may replace.
+    """
 
     bad_step: Literal["stop", "skip"] = "stop"
     spike_factor: Annotated[PositiveFloat, Field(gt=1)] | None = None
@@ -30,8 +36,11 @@ class FaultSettings(Settings):
 
 
 class Guard(nn.Module):
-    """Judges steps on their device, without a host sync. Where `spike_factor` is given, a loss above so many times the
-    running mean of the steps taken is no step either."""
+    """Decides on the device, without a host sync, which steps are refused.
+
+    Args:
+        spike_factor: a loss above this factor times the running mean of the losses is refused. None is no limit.
+    """
 
     mean_loss: Tensor
     steps: Tensor
@@ -44,49 +53,63 @@ class Guard(nn.Module):
 
     @torch.no_grad()
     def refuses(self, loss: Tensor) -> Tensor:
-        """loss, the whole step's -> 0-dim bool; the mean moves by the steps that are not refused."""
+        """Return whether a step with this loss, summed over its batches and ranks, is refused, as a 0-dim bool.
+
+        A loss that is not refused updates the running mean.
+        """
         refused = ~loss.isfinite()
         if self.spike_factor is not None:
             mean = running_mean(self.mean_loss, self.steps, loss, MOMENTUM, update=False)
-            refused |= (self.steps >= SEEN_BEFORE_SPIKES) & (loss > self.spike_factor * mean)
+            refused |= (self.steps >= MIN_STEPS) & (loss > self.spike_factor * mean)
             self.mean_loss.copy_(self.mean_loss.lerp(loss, 1 - MOMENTUM).where(~refused, self.mean_loss))
             self.steps += ~refused
         return refused
 
 
 class BufferSnapshot:
-    """Values of the buffers that a forward pass moves (batch norm's statistics, the losses' histograms and means), to
-    be brought back where the step is not taken."""
+    """A copy of the buffers of modules before a step, which can be restored if the step is not taken.
+
+    A forward pass changes the statistics of batch norms, and the histograms and means of losses.
+
+    Args:
+        modules: the modules with these buffers.
+    """
 
     def __init__(self, *modules: nn.Module):
         self.buffers = [b for module in modules for b in module.buffers()]
         self.values = [b.clone() for b in self.buffers]
 
-    def restore(self, where: Tensor | None = None) -> None:
-        """Everywhere, or if the 0-dim bool `where` is true."""
+    def restore(self, condition: Tensor | None = None) -> None:
+        """Restore the buffers. If the 0-dim bool `condition` is given, restore them only if it is true."""
         for buffer, value in zip(self.buffers, self.values, strict=True):
-            buffer.copy_(value if where is None else value.where(where, buffer))
+            buffer.copy_(value if condition is None else value.where(condition, buffer))
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """The norms that keep statistics in training."""
+    """Return the layers that update running statistics in training."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
 @contextmanager
 def inference_within_memory(images: torch.Tensor) -> Generator[None]:
-    """As a context: raises UserError, with the keys to lower, where the memory does not suffice for images (B, 3, H, W)
-    in any view."""
+    """As a context: convert an out-of-memory error to a UserError that names the keys to lower.
+
+    Args:
+        images: the images (B, 3, H, W) of the batch.
+
+    Raises:
+        UserError: the memory is too small for the batch.
+    """
     try:
         yield
         return
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else "no memory"
-    count, _, height, width = images.shape
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    num_images, _, height, width = images.shape
     raise UserError(
-        f"out of memory at {count} images of {width}x{height} pixels ({reason})",
-        "lower evaluation.batch_size (of infer "
-        "--batch-size, of predict batch_size), evaluation.scales (--scales) or data.short_side",
+        f"out of memory with {num_images} images of {width}x{height} pixels ({reason})",
+        "lower evaluation.batch_size (in `infer` --batch-size, in `predict` batch_size), evaluation.scales (--scales) "
+        "or data.short_side",
     )

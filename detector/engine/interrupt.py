@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM end a run after the step at hand, so that it can be saved; a second one ends it at once."""
+"""Signals: the first SIGINT or SIGTERM ends a run after the current step, and the second ends it immediately."""
 
 import signal
 from collections.abc import Generator
@@ -10,17 +10,20 @@ from detector.core.errors import Interrupted
 
 
 class Interrupt:
-    """As a context: notes the first signal in `exit_code` (128 + its number: 130, 143) and leaves the second to the
-    operating system, which ends the process."""
+    """As a context: record the first SIGINT or SIGTERM. The second signal ends the process immediately.
+
+    Attributes:
+        exit_code: 128 + the number of the first signal (130 or 143), or None before a signal.
+    """
 
     def __init__(self):
         self.exit_code: int | None = None
-        self._at_once = False
+        self._is_immediate = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -29,17 +32,17 @@ class Interrupt:
         self._previous.clear()
 
     @contextmanager
-    def at_once(self) -> Generator[None]:
-        """As a context: the first signal raises Interrupted, as one that was noted before does."""
+    def immediately(self) -> Generator[None]:
+        """As a context: raise Interrupted at the first signal, or at the start if a signal has been recorded before."""
         if self.exit_code is not None:
             raise Interrupted(self.exit_code)
-        self._at_once = True
+        self._is_immediate = True
         yield
-        self._at_once = False
+        self._is_immediate = False
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         self.exit_code = 128 + number
         for handled in self._previous:
             signal.signal(handled, signal.SIG_DFL)
-        if self._at_once:
+        if self._is_immediate:
             raise Interrupted(self.exit_code)

@@ -1,4 +1,4 @@
-"""The states of all random generators that a training step may draw from, as tensors and plain containers."""
+"""The states of all random generators that a training step may use."""
 
 import random
 
@@ -7,6 +7,7 @@ import torch
 
 
 def random_state(device: torch.device) -> dict:
+    """Return the states of the generators of PyTorch, NumPy and Python, as tensors and plain containers."""
     python = random.getstate()
     numpy = np.random.get_state(legacy=True)
     assert isinstance(numpy, tuple)
@@ -19,10 +20,16 @@ def random_state(device: torch.device) -> dict:
 
 
 def restore_random_state(state: dict, device: torch.device) -> None:
+    """Restore the states that `random_state` has returned.
+
+    Args:
+        state: the states. A CUDA state is ignored on other devices.
+        device: where the training computes.
+    """
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    name, keys, *position = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *position))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

@@ -1,4 +1,4 @@
-"""Steps that were refused: a record of each, and whether the run goes on."""
+"""Refused steps: a record of each step, and the decision whether the run continues."""
 
 import logging
 import math
@@ -15,11 +15,16 @@ MAX_REFUSED = 20  # steps in a row
 
 
 class RefusedStep(UserError):
-    """The loss or its gradient was not a finite number, or the loss rose too far. The weights are as before."""
+    """A step was refused: its loss or gradient was not finite, or its loss was too high. The weights did not change."""
 
 
 class Refusals:
-    """Judges the steps of a run by their numbers."""
+    """Checks the numbers of the steps of a run.
+
+    Args:
+        folder: the run folder, for the records.
+        faults: whether a refused step stops the run.
+    """
 
     def __init__(self, folder: Path, faults: FaultSettings):
         self.folder = folder
@@ -27,15 +32,16 @@ class Refusals:
         self.num_in_a_row = 0
 
     def check(self, step: int, batches: list[Batch], numbers: dict[str, float]) -> None:
-        """Leave a record where the step was refused.
+        """Write a record to refused/ in the run folder if the step was refused.
 
         Args:
             step: the number of the step.
             batches: this rank's batches of the step.
-            numbers: what the step measured, `refused` among it.
+            numbers: the numbers of the step, including `refused`.
 
         Raises:
-            RefusedStep: the step was refused, and the settings do not allow the run to skip it.
+            RefusedStep: the step was refused, and the settings do not permit skipping it or too many steps in a row
+                were refused.
         """
         if not numbers["refused"]:
             self.num_in_a_row = 0
@@ -51,16 +57,16 @@ class Refusals:
             "numbers": {name: str(value) for name, value in numbers.items()},  # JSON knows neither inf nor nan
         }
         write_json(path, record)
-        problem = f"step {step}: {self._reason(numbers)} on {', '.join(file_names)}; see {path}"
+        problem = f"step {step}: {self._reason(numbers)} (images {', '.join(file_names)}; details in {path})"
         remedy = "lower train.lr, set train.clip_norm or train.precision=fp32, and continue with --resume auto"
         if self.faults.bad_step == "stop":
-            raise RefusedStep(problem, f"{remedy}, or skip such steps by faults.bad_step=skip")
+            raise RefusedStep(problem, f"{remedy}, or skip these steps with faults.bad_step=skip")
         if self.num_in_a_row > MAX_REFUSED:
-            raise RefusedStep(f"{problem}; so were the {MAX_REFUSED} before it", remedy)
-        log.warning("%s: skipped, the weights are as before", problem)
+            raise RefusedStep(f"{problem}, after {MAX_REFUSED} refused steps", remedy)
+        log.warning("%s: the step is skipped, and the weights do not change", problem)
 
     def _reason(self, numbers: dict[str, float]) -> str:
         if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):
-            return f"the loss {numbers['loss']:g} is over {self.faults.spike_factor:g} times its running mean"
+            return f"the loss {numbers['loss']:g} is above {self.faults.spike_factor:g} times its running mean"
         shown = ", ".join(f"{name} {value:g}" for name, value in numbers.items() if name not in ("refused", "num_fg"))
         return f"the loss or its gradient is not finite ({shown})"

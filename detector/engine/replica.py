@@ -1,4 +1,4 @@
-"""The model in several processes: their gradients are summed."""
+"""The model in a training of several processes, whose gradients are summed."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -10,8 +10,10 @@ from detector.core.distributed import world_size
 
 
 def replicate(model: nn.Module) -> nn.Module:
-    """Return the model as PyTorch's DistributedDataParallel where there are several processes. Gradients are summed,
-    since the criterion's losses add up over the ranks."""
+    """Return the model, or in a training of several processes its DistributedDataParallel.
+
+    The gradients are summed and not averaged, because the loss is the sum over the ranks.
+    """
     if world_size() == 1:
         return model
     replica = DistributedDataParallel(model, gradient_as_bucket_view=True)
@@ -25,5 +27,12 @@ def replicate(model: nn.Module) -> nn.Module:
 
 
 def summed_gradients(replica: nn.Module, *, is_last: bool) -> AbstractContextManager:
-    """Return a context in which the last batch of a step alone sums the gradients of all its batches over the ranks."""
+    """Return a context for the backward pass of a batch.
+
+    Only the last batch of a step sums the gradients over the ranks, and these include those of the earlier batches.
+
+    Args:
+        replica: the result of `replicate`.
+        is_last: whether this batch is the last batch of its step.
+    """
     return nullcontext() if is_last or not isinstance(replica, DistributedDataParallel) else replica.no_sync()

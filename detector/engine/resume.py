@@ -1,4 +1,4 @@
-"""What may differ between a run and the config that continues it: nothing, something with a warning, or anything."""
+"""Rules for resuming: which config keys may change silently, which with a warning, and which not at all."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,8 +14,8 @@ WARN = "may change, with a warning"
 SWITCH = "may change with a warning, but may not go from or to null"
 STOP = "may not change"
 
-# Where the data are: they may have moved, and the records themselves are compared.
-PLACES = (
+# The paths of the data may change, because the records are compared.
+LOCATION_KEYS = (
     "data.root",
     *(f"data.{split}.{name}" for split in ("train", "val") for name in ("annotations", "images", "split")),
 )
@@ -23,14 +23,14 @@ PLACES = (
 # The longest prefix of a key in this table gives its rule. A key without a prefix here may not change.
 RULES = {
     "imports": FREE,
-    **dict.fromkeys(PLACES, WARN),
-    "data.invalid": FREE,  # what it leaves out shows in the records
+    **dict.fromkeys(LOCATION_KEYS, WARN),
+    "data.invalid": FREE,  # the comparison of the records detects a change
     "data.keep_empty": FREE,
     "data.num_workers": FREE,
     "data.cache": FREE,
     "data.train.cache": FREE,
     "data.val.cache": FREE,
-    "data.train.one_based": WARN,  # the boxes are compared themselves
+    "data.train.one_based": WARN,  # the boxes are compared
     "data.val.one_based": WARN,
     "data.bits": WARN,
     "data.sampler": WARN,
@@ -38,11 +38,11 @@ RULES = {
     "data.long_side": WARN,
     "data.aspect_buckets": WARN,
     "data.transforms": WARN,
-    "model.weights": WARN,  # the checkpoint has its own
+    "model.weights": WARN,  # the checkpoint contains the weights
     "anchor_sampler": WARN,
     "loss": WARN,
     "train.epochs": FREE,
-    "train.batch_size": WARN,  # as long as an epoch keeps its number of steps
+    "train.batch_size": WARN,  # if the number of steps of an epoch stays equal
     "train.accumulation": WARN,
     "train.device": FREE,
     "train.precision": WARN,
@@ -70,68 +70,78 @@ RULES = {
     "evaluation.batch_size": FREE,
 }
 
-# After a change of these, an AP cannot be compared with those before.
+# If these keys change, an AP cannot be compared with earlier values.
 METRIC_KEYS = ("evaluation", "data.short_side", "data.long_side", "data.bits")
 
-PARTS = {"classification": "loss.classification", "boxes": "loss.box", "sampler": "anchor_sampler"}  # of a Criterion
+# the config key of each part of a Criterion
+PARTS = {"classification": "loss.classification", "boxes": "loss.box", "sampler": "anchor_sampler"}
 MAX_VALUE = 100  # characters of a value in a message
-ABSENT = "not known"  # the value of a key that one of the two releases does not have
+ABSENT = "not known"  # the value of a key that one of two releases does not have
 
 
-def compare_runs(checkpoint: dict[str, Any], own: dict[str, Any], steps_per_epoch: int, origin: Path) -> dict[str, str]:
-    """What has changed since `checkpoint`, read from `origin`, and deserves a warning: `key: text with both values`.
-    `own` is the description that checkpoints get now (config, class_names, category_ids, data).
+def compare_runs(
+    checkpoint: dict[str, Any], description: dict[str, Any], steps_per_epoch: int, origin: Path
+) -> dict[str, str]:
+    """Return the changes since a checkpoint that need a warning, as a text with both values for each key.
 
-    Raises UserError where the run would go on as another one: with other classes, data or structure.
+    Args:
+        checkpoint: the contents of the checkpoint.
+        description: the config, class_names, category_ids and data of the current run.
+        steps_per_epoch: the number of optimizer steps of an epoch of the current run.
+        origin: the path of the checkpoint.
+
+    Raises:
+        UserError: the current run has other classes, data or settings that may not change.
     """
-    other = f"start a new run from its weights: model.weights={origin}"
+    new_run = f"start a new run from its weights with model.weights={origin}"
     for key in ("class_names", "category_ids"):
-        if list(checkpoint[key]) != list(own[key]):
+        if list(checkpoint[key]) != list(description[key]):
             raise UserError(
-                f"{origin} was trained on other classes: {key}: {_short(list(checkpoint[key]))} before, "
-                f"{_short(list(own[key]))} now",
-                f"resume on its own data, or {other}",
+                f"{origin}: the classes differ: {key}: {_short(list(checkpoint[key]))} before, "
+                f"{_short(list(description[key]))} now",
+                f"resume with the data of the run, or {new_run}",
             )
-    rules = RULES if "data" in checkpoint else RULES | dict.fromkeys(PLACES, STOP)  # an older release
-    before, now = (read_yaml(one["config"], f"config of {origin}") for one in (checkpoint, own))
+    has_records = "data" in checkpoint  # older releases do not write them
+    rules = RULES if has_records else RULES | dict.fromkeys(LOCATION_KEYS, STOP)
+    before, now = (read_yaml(run["config"], f"config of {origin}") for run in (checkpoint, description))
     warned, stopped = _compare(before, now, rules)
     if stopped:
         raise UserError(
-            f"{origin} comes from a run with other settings: {'; '.join(stopped.values())}",
-            f"continue with the run's own, or {other}",
+            f"{origin}: settings that may not change differ: {'; '.join(stopped.values())}",
+            f"resume with the settings of the run, or {new_run}",
         )
     done, epochs = checkpoint["training"]["epochs_done"], now["train"]["epochs"]
     if done >= epochs != before["train"]["epochs"]:
         raise UserError(
-            f"{origin}: train.epochs: {before['train']['epochs']} before, {epochs} now, and {done} are done already",
+            f"{origin}: train.epochs: {before['train']['epochs']} before, {epochs} now, but {done} epochs are done",
             "give a higher number, or evaluate the checkpoint with `detector evaluate`",
         )
     for split, old in checkpoint.get("data", {}).items():
-        new = own["data"][split]
+        new = description["data"][split]
         if new != old:
             raise UserError(
-                f"data.{split} is not what {origin} was trained with: {old['images']} images with {old['objects']} "
-                f"objects before, {new['images']} with {new['objects']} now, and their names, sizes or boxes differ",
-                f"restore the files, or {other}",
+                f"{origin}: data.{split}: the names, sizes or boxes of the images differ: {old['images']} images with "
+                f"{old['objects']} objects before, {new['images']} images with {new['objects']} objects now",
+                f"restore the files, or {new_run}",
             )
     steps = checkpoint["training"]["steps_per_epoch"]
     if steps != steps_per_epoch:
         changed = f" ({'; '.join(warned.values())})" if warned else ""
         raise UserError(
-            f"{origin} counts {steps} steps an epoch, this config {steps_per_epoch}{changed}",
-            "resume with the run's own data, train.batch_size and train.accumulation",
+            f"{origin}: steps of an epoch: {steps} before, {steps_per_epoch} now{changed}",
+            "resume with the data, train.batch_size and train.accumulation of the run",
         )
     return warned
 
 
 def _compare(before: Any, now: Any, rules: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The changes between two resolved configs that are worth a warning, and those that stop the run."""
+    """Return the changes between two resolved configs that need a warning, and those that stop the run."""
     warned, stopped = {}, {}
     for key, old, new in _differences(before, now):
         prefixes = [name for name in rules if _is_below(key, name)]
         rule = rules[max(prefixes, key=len)] if prefixes else STOP
         text = f"{key}: {_short(old)} before, {_short(new)} now"
-        is_absent = ABSENT in (old, new)  # only where another release wrote the config
+        is_absent = ABSENT in (old, new)  # another release wrote the config
         if not is_absent and (rule == STOP or (rule == SWITCH and None in (old, new))):
             stopped[key] = text
         elif rule != FREE:
@@ -140,7 +150,7 @@ def _compare(before: Any, now: Any, rules: dict[str, str]) -> tuple[dict[str, st
 
 
 def changes_metrics(changed: Iterable[str]) -> bool:
-    """Whether an AP cannot be compared with those before these keys changed."""
+    """Return whether an AP after a change of these keys cannot be compared with earlier values."""
     return any(_is_below(key, name) for key in changed for name in METRIC_KEYS)
 
 
@@ -151,25 +161,33 @@ def _is_below(key: str, prefix: str) -> bool:
 def load_criterion(criterion: nn.Module, saved: dict[str, Any], changed: set[str]) -> list[str]:
     """Load the state of the losses.
 
-    A loss starts with new state if its type changed or its saved state does not fit. Return the keys of those losses.
+    A loss starts with a new state if its type changed or its saved state does not fit.
+
+    Args:
+        criterion: the losses of the current run.
+        saved: the state dict of the criterion of the checkpoint.
+        changed: the config keys that changed.
+
+    Returns:
+        The config keys of the losses that start with a new state.
     """
-    own, fresh = criterion.state_dict(), []
+    current, fresh = criterion.state_dict(), []
     for key in sorted({*PARTS.values(), "loss.normaliser"}):
-        names = {name for name in {*own, *saved} if PARTS.get(name.partition(".")[0], "loss.normaliser") == key}
-        fits = all(name in own and name in saved and own[name].shape == saved[name].shape for name in names)
+        names = {name for name in {*current, *saved} if PARTS.get(name.partition(".")[0], "loss.normaliser") == key}
+        fits = all(n in current and n in saved and current[n].shape == saved[n].shape for n in names)
         if key in changed or (not fits and any(other.startswith(f"{key}.") for other in changed)):
             saved = {name: value for name, value in saved.items() if name not in names}
-            saved |= {name: own[name] for name in names if name in own}
+            saved |= {name: current[name] for name in names if name in current}
             fresh += [key] if names else []
     criterion.load_state_dict(saved)
     return fresh
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """The deepest keys whose values differ, with both values.
+    """Yield the deepest keys whose values differ, with both values.
 
-    A part (a mapping with a `type`) of another type is one key. Lists of the same types are compared part by part;
-    other lists of parts differ by their types.
+    A part is a mapping with a `type`. If its type differs, the part is one key. Lists of parts with equal types are
+    compared part by part. Of other lists of parts, the types are the values.
     """
     if _is_list_of_parts(before) and _is_list_of_parts(now):
         types_before, types_now = ([part["type"] for part in parts] for parts in (before, now))

@@ -1,4 +1,4 @@
-"""The schedule of a run: how many steps it has, when it evaluates, and the learning rate of each step."""
+"""The schedule of a run: its number of steps, its evaluations, and the learning rate of each step."""
 
 import math
 from collections.abc import Sequence
@@ -10,8 +10,13 @@ from detector.engine.settings import TrainSettings
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """The schedule of a run with these settings, whose epochs have `steps_per_epoch` optimizer steps each, of
-    `images_per_step` images of all processes together."""
+    """The schedule of a run.
+
+    Attributes:
+        settings: the settings of the training.
+        steps_per_epoch: the number of optimizer steps of an epoch.
+        images_per_step: the number of images of a step, of all processes together.
+    """
 
     settings: TrainSettings
     steps_per_epoch: int
@@ -19,14 +24,16 @@ class Schedule:
 
     @property
     def num_steps(self) -> int:
+        """The number of optimizer steps of the run."""
         return self.settings.epochs * self.steps_per_epoch
 
     @property
     def warmup_steps(self) -> int:
-        """At most a tenth of the run's steps, so that the rate reaches its peak in a short run too."""
+        """The number of warm-up steps: at most a tenth of the run, so that a short run reaches the peak rate."""
         return min(self.settings.warmup_steps, self.num_steps // 10)
 
     def evaluates_after(self, epoch: int) -> bool:
+        """Return whether the run evaluates the model after this epoch, counted from 0."""
         is_last = epoch == self.settings.epochs - 1
         return is_last or (self.settings.evaluate_every > 0 and (epoch + 1) % self.settings.evaluate_every == 0)
 
@@ -58,14 +65,15 @@ def learning_rate(
     """Return the learning rate of a step.
 
     Args:
-        step: 0..num_steps-1.
-        num_steps: the steps of the run.
-        peak: the rate without any factor.
-        schedule: `step` multiplies by `step_factor` at each milestone; `cosine` falls to 0 at the end.
-        milestones: fractions of the run.
+        step: 0..num_steps - 1.
+        num_steps: the number of steps of the run.
+        peak: the learning rate before any factor.
+        schedule: `step` multiplies the rate by `step_factor` at each milestone. `cosine` falls from the peak to 0 at
+            the end. `constant` keeps the peak.
+        milestones: fractions of the run, 0..1.
         step_factor: see `schedule`.
-        warmup_steps: during the first steps, the rate is also multiplied by a line from `warmup_factor` to 1.
-        warmup_factor: the factor of step 0.
+        warmup_steps: in these first steps, the rate is also multiplied by a factor that rises linearly to 1.
+        warmup_factor: the factor at step 0.
     """
     progress = step / num_steps
     if schedule == "step":

@@ -1,4 +1,4 @@
-"""The `train` section of a config: how long and how fast a model is trained, and what the run records."""
+"""The `train` section of a config: the optimization, the device, and the records of a run."""
 
 from typing import Annotated, Literal
 
@@ -20,13 +20,34 @@ from detector.engine.loggers import LOGGERS, Logger
 class TrainSettings(Settings):
     """The `train` section of a config.
 
-    batch_size: the images of a batch, of all processes together. backbone_lr_scale: a factor of the learning rate of
-    the backbone. decay_norms_and_biases: whether weight decay acts on norms and biases too. milestones: fractions of
-    the run. warmup_steps: at most a tenth of the run's steps. compile: compile the model with torch.compile, once for
-    the image size of each bucket. evaluate_every: epochs; 0 evaluates at the end alone. log_every: steps. meter_every:
-    steps between two readings of the meters; a reading costs a part of a step. save_every: steps between checkpoints
-    inside an epoch; 0 saves at the end of an epoch alone. keep_checkpoints: last.pt and the files before it.
-    loggers: the records of the values of the steps and evaluations.
+    Attributes:
+        epochs: the number of epochs.
+        batch_size: the number of images of a batch, of all processes together.
+        accumulation: the number of batches of an optimizer step.
+        seed: the random seed of the weights, the order of the images and the transforms.
+        device: see `choose_device`.
+        precision: the number format of the network; see `choose_dtype`.
+        optimizer: SGD with momentum, or AdamW.
+        lr: the peak learning rate.
+        weight_decay: the weight decay.
+        momentum: of SGD.
+        backbone_lr_scale: the factor of the learning rate of the backbone.
+        decay_norms_and_biases: whether weight decay also applies to norms and biases.
+        schedule: see `learning_rate`.
+        milestones: fractions of the run, for the schedule `step`.
+        step_factor: the factor of the learning rate at each milestone.
+        warmup_steps: the number of warm-up steps, at most a tenth of the run.
+        warmup_factor: the factor of the learning rate at step 0.
+        clip_norm: the largest norm of the gradient, or null.
+        ema_decay: the decay of the moving average of the model, or null for no average; see `ModelEMA`.
+        compile: whether torch.compile compiles the model, once for the image size of each bucket.
+        channels_last: the memory format; see `choose_memory_format`.
+        evaluate_every: epochs between evaluations. 0 evaluates only at the end.
+        log_every: steps between progress lines.
+        meter_every: steps between readings of the meters. A reading costs a part of the time of a step.
+        save_every: steps between checkpoints in an epoch. 0 saves only at the end of an epoch.
+        keep_checkpoints: the number of files last.pt, last.1.pt, and so on.
+        loggers: the loggers that record the values of the steps and evaluations.
     """
 
     epochs: PositiveInt = 12

@@ -1,4 +1,4 @@
-"""The training step: forward and backward passes, clipping, the update, and what the step measures."""
+"""The training step: the forward and backward passes, clipping, the update, and the measurements."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from detector.core.distributed import sum_over_ranks, world_size
 from detector.core.errors import UserError
 from detector.core.structures import Batch, Predictions, Targets
 from detector.core.torch_errors import is_out_of_memory
-from detector.engine.average import ModelAverage
+from detector.engine.ema import ModelEMA
 from detector.engine.guard import BufferSnapshot, FaultSettings, Guard, batch_norms
 from detector.engine.interrupt import Interrupt
 from detector.engine.precision import autocast
@@ -30,9 +30,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """What the passes of a batch leave: its loss terms; gradient (2,), the sums of |d loss / d logit| over foreground
-    elements and over all; logit_range (2,), the lowest and the highest logit; meters, what the batch adds to the meters
-    of its step, or None."""
+    """The results of the forward and backward passes of a batch.
+
+    Attributes:
+        terms: the loss terms.
+        gradient: (2,), the sums of |d loss / d logit| over the foreground elements and over all elements.
+        logit_range: (2,), the lowest and the highest logit.
+        meters: the summand of this batch in the meters of its step, or None in a step without a reading.
+    """
 
     terms: LossTerms
     gradient: Tensor
@@ -41,11 +46,22 @@ class BatchResult:
 
 
 class TrainingStep:
-    """Takes optimizer steps. `step(batches)` reads: forward_backward, clip, update, measure.
+    """Takes optimizer steps. A call runs forward_backward, measure, clip and update.
 
-    Static assigners run before the forward pass. Assigners that need predictions run after it; the normalizer of a step
-    of several batches is then known at its end alone. Losses are linear in 1 / normalizer, so the gradients are
-    accumulated with a normalizer of 1 and divided once, before clipping.
+    Static assigners run before the forward pass. Assigners that need predictions run after the forward pass. The
+    normalizer of a step of several batches is then known only at the end. Losses are linear in 1 / normalizer.
+    Therefore the gradients are accumulated with a normalizer of 1 and divided once, before clipping.
+
+    Args:
+        model: the network, on its device.
+        criterion: the losses, on the same device.
+        assigner: the rule that gives each prior its target.
+        optimizer: a fused optimizer of the parameters of the model.
+        schedule: the learning rate of each step, and the settings of the training.
+        faults: the treatment of refused steps and of too little memory.
+        class_names: the names of the classes, for the meters.
+        device: where the step computes.
+        dtype: the number format in which the network computes.
     """
 
     def __init__(
@@ -61,17 +77,6 @@ class TrainingStep:
         device: torch.device,
         dtype: torch.dtype,
     ):
-        """Args:
-        model: the network, on its device.
-        criterion: the losses, on the same device.
-        assigner: the rule that gives each prior its target.
-        optimizer: a fused optimizer of the model's parameters.
-        schedule: the learning rate of each step, and the settings of the training.
-        faults: what happens to a step that cannot be taken.
-        class_names: the names of the classes, for the meters.
-        device: where the step is computed.
-        dtype: the format in which the network is computed.
-        """
         settings = schedule.settings
         self.model = model
         self.criterion = criterion
@@ -84,23 +89,28 @@ class TrainingStep:
         self.dtype = dtype
         compiled: Any = torch.compile(model, dynamic=False) if settings.compile else model
         self.replica = replicate(compiled)
-        self.average = None if settings.ema_decay is None else ModelAverage(model, settings.ema_decay)
+        self.ema = None if settings.ema_decay is None else ModelEMA(model, settings.ema_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.guard = Guard(faults.spike_factor).to(device)
         self.interrupt = Interrupt()
         self.meter_names = meter_names(model.level_names, class_names)
         self.steps_done = 0
-        self.expected_loss: float | None = None  # the classification loss that the initial scores should give
-        self.splits = 1  # of each batch, since the whole did not fit into the memory
+        self.expected_loss: float | None = None  # the expected classification loss of the initial scores
+        self.num_parts = 1  # into which each batch is split to fit into the memory
 
     def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Take one optimizer step on this rank's batches of one accumulation.
+        """Take an optimizer step.
+
+        Args:
+            batches: the batches of this rank that are accumulated in the step.
 
         Returns:
-            What the step of all ranks measured, as 0-dim tensors on the device. Where `refused` is 1, the weights,
-            their average, the optimizer and the buffers are as before.
+            The measurements of the step of all ranks, as 0-dim tensors on the device. If `refused` is 1, the step did
+            not change the weights, their average, the state of the optimizer or the buffers.
+
+        Raises:
+            UserError: the memory is too small for the batches.
         """
-        # a forward pass moves these buffers: the statistics of batch norms, the counts of losses
         buffers = BufferSnapshot(*batch_norms(self.model), self.criterion)
         results, num_fg = self.forward_backward_within_memory([batch.to(self.device) for batch in batches], buffers)
         measured = self.measure(results, num_fg)
@@ -113,13 +123,13 @@ class TrainingStep:
         return measured | {"grad_norm": norm, "refused": refused}
 
     def forward_backward(self, batches: Sequence[Batch]) -> tuple[list[BatchResult], Tensor]:
-        """Leave the gradients of the step in the parameters.
+        """Compute the gradients of a step, as the `grad` of the parameters.
 
         Returns:
-            The result of each batch, and the foreground count of this rank's batches, a 0-dim tensor.
+            The result of each batch, and the number of foreground elements of these batches, a 0-dim tensor.
         """
         targets: list[Targets] = []
-        num_fg = normaliser = None  # of the whole step, as soon as all targets are known
+        num_fg = normaliser = None  # of the step, known after the assignment of all batches
         if not self.assigner.needs_predictions:
             targets = [self.assign(batch) for batch in batches]
             num_fg = self.criterion.count_foreground(targets)
@@ -148,18 +158,23 @@ class TrainingStep:
         return results, num_fg
 
     def assign(self, batch: Batch, predictions: Predictions | None = None) -> Targets:
-        """Return the targets of a batch. `predictions` are those of an assigner that needs them."""
+        """Return the targets of a batch.
+
+        Args:
+            batch: the images and their objects.
+            predictions: the predictions on the batch, for an assigner that needs them.
+        """
         priors = self.model.priors(batch.image_size, batch.images.device)
         with torch.no_grad():
             return self.criterion.sample(self.assigner(priors, batch.truth, predictions))
 
     def _divide(self, results: list[BatchResult], normaliser: Tensor) -> list[BatchResult]:
-        """Divide the gradients and the loss terms, which were computed with a normalizer of 1."""
+        """Divide the gradients and the loss terms by the normalizer. They were computed with a normalizer of 1."""
         torch._foreach_div_(self._gradients(), normaliser)
         return [replace(result, terms=result.terms / normaliser) for result in results]
 
     def clip(self) -> Tensor:
-        """Scale the gradients to the norm `clip_norm` at most. Return the norm before."""
+        """Clip the gradients to the norm `clip_norm`. Return their norm before clipping."""
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.get_total_norm(self._gradients())
         if self.settings.clip_norm is not None:
@@ -167,36 +182,45 @@ class TrainingStep:
         return norm
 
     def update(self, loss: Tensor, norm: Tensor, buffers: BufferSnapshot) -> Tensor:
-        """Move the weights, and their average, unless the step is refused.
+        """Update the weights and their average, unless the step is refused.
+
+        There is no host sync.
 
         Args:
             loss: the loss of the step of all ranks.
             norm: the norm of its gradient.
-            buffers: their values before the step, for a step that is refused.
+            buffers: the buffers before the step. A refused step restores them.
 
         Returns:
-            Whether the step is refused, a 0-dim bool on the device. Nothing waits for it.
+            Whether the step is refused, a 0-dim bool on the device.
         """
-        # fp16's scaler meets infinite gradients as a matter of course: such a step is skipped, not refused
+        # infinite gradients are normal with the scaler of fp16: the step is then skipped, but not refused
         judged = loss if self.scaler.is_enabled() else loss.where(norm.isfinite(), math.nan)
         refused = self.guard.refuses(judged)
         is_taken = ~refused & norm.isfinite()
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.steps_done) * group["lr_scale"]
-        # what GradScaler.step tells a fused optimizer, which then leaves everything alone without asking the host
-        fused: Any = self.optimizer  # which reads these attributes
+        # GradScaler.step sets these attributes too: a fused optimizer then skips the step without a host sync
+        fused: Any = self.optimizer
         fused.grad_scale, fused.found_inf = None, (~is_taken).float()
         self.optimizer.step()
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         buffers.restore(refused)
-        if self.average is not None:
-            self.average.update(self.model, is_taken)
+        if self.ema is not None:
+            self.ema.update(self.model, is_taken)
         return refused
 
     def measure(self, results: Sequence[BatchResult], num_fg: Tensor) -> dict[str, Tensor]:
-        """Return the numbers of the step by name, 0-dim tensors: the loss and its terms over all ranks, the shares of
-        the gradient, the range of this rank's logits, and the meters where it is their turn."""
+        """Return the measurements of a step by name, as 0-dim tensors.
+
+        The loss, its terms and the foreground share of the gradient are those of all ranks. `rank_loss`, `logit_min`
+        and `logit_max` are those of this rank. The meters are added every `meter_every` steps.
+
+        Args:
+            results: the results of the batches of this rank.
+            num_fg: the number of foreground elements of these batches.
+        """
         rows = []
         for result in results:
             fg_gradient, gradient = result.gradient.unbind()
@@ -240,7 +264,7 @@ class TrainingStep:
         return [p.grad for p in self.model.parameters() if p.grad is not None]
 
     def _expect_loss(self, batches: Sequence[Batch], targets: Sequence[Targets], normaliser: Tensor) -> float:
-        """Return the classification loss of the step of all ranks if every score were the initial score."""
+        """Return the expected classification loss of the step of all ranks if all scores are the initial score."""
         losses = [
             expected_initial_loss(
                 self.criterion,
@@ -258,28 +282,39 @@ class TrainingStep:
     def forward_backward_within_memory(
         self, batches: Sequence[Batch], buffers: BufferSnapshot
     ) -> tuple[list[BatchResult], Tensor]:
-        """Call `forward_backward`, on halved batches where they do not fit into the memory whole."""
+        """Call `forward_backward`. If the memory is too small, halve the batches and repeat the call.
+
+        Args:
+            batches: the batches of this rank.
+            buffers: the buffers before the step, which are restored before each repetition.
+
+        Returns:
+            The result of `forward_backward`.
+
+        Raises:
+            UserError: the memory is too small, and the batches may not or cannot be halved.
+        """
         while True:
             try:
-                return self.forward_backward([part for batch in batches for part in batch.split(self.splits)])
+                return self.forward_backward([part for batch in batches for part in batch.split(self.num_parts)])
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 reason = str(error).splitlines()[0]
-            # outside of the handler, which keeps the failed step's tensors alive
+            # not in the handler, because the exception keeps the tensors of the failed step alive
             buffers.restore()
             self.optimizer.zero_grad(set_to_none=True)
             self._halve(batches[0].images.shape, reason)
 
     def _halve(self, shape: torch.Size, reason: str) -> None:
-        """Split batches of this shape into twice as many parts. Raises UserError where the run may not."""
-        size, *image_shape = shape
-        num_images = -(-size // self.splits)
-        what = f"out of memory at step {self.steps_done}, {num_images} images of {image_shape} at a time ({reason})"
-        if self.faults.out_of_memory == "stop" or world_size() > 1 or self.splits >= size:
-            remedy = "lower train.batch_size, with train.accumulation as many times higher, or data.short_side"
-            raise UserError(
-                what, remedy + ("" if world_size() > 1 else "; faults.out_of_memory=halve does the first by itself")
-            )
-        self.splits *= 2
-        log.warning("%s: each batch goes in %d parts from here on", what, self.splits)
+        """Split batches of this shape into twice as many parts. Raise UserError if the run may not or cannot do so."""
+        batch_size, *image_shape = shape
+        num_images = -(-batch_size // self.num_parts)
+        problem = f"step {self.steps_done}: out of memory with {num_images} images of {image_shape} ({reason})"
+        if self.faults.out_of_memory == "stop" or world_size() > 1 or self.num_parts >= batch_size:
+            remedy = "lower train.batch_size and raise train.accumulation by the same factor, or lower data.short_side"
+            if world_size() == 1:
+                remedy += ", or set faults.out_of_memory=halve"
+            raise UserError(problem, remedy)
+        self.num_parts *= 2
+        log.warning("%s: each batch is now computed in %d parts", problem, self.num_parts)

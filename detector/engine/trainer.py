@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, evaluations, checkpoints, and how a run continues."""
+"""The training loop: epochs of steps, evaluations, checkpoints, and resuming."""
 
 import logging
 import math
@@ -27,11 +27,20 @@ from detector.evaluation.metrics import Metrics
 from detector.old_versions import CHECKPOINT_VERSION
 
 log = logging.getLogger(__name__)
-RANK_NUMBERS = ("rank_loss", "logit_min", "logit_max")  # of this process's batches; the others are of the whole step
+RANK_NUMBERS = ("rank_loss", "logit_min", "logit_max")  # of the batches of this process, not of the step of all ranks
 
 
 class Trainer:
-    """Trains a model and leaves a run folder. All state that outlives a step is in `state()`."""
+    """Trains a model and writes a run folder. `state()` contains all state that outlives a step.
+
+    Args:
+        step: takes the optimizer steps. It has the model, the losses and the settings.
+        loader: gives the training batches of each epoch.
+        evaluate: returns the metrics of a model on the validation set, including `AP`, and its detections.
+        description: the entries of a checkpoint that describe its model: config, class_names, category_ids, and `data`,
+            the fingerprint of each split.
+        folder: the run folder.
+    """
 
     def __init__(
         self,
@@ -42,14 +51,6 @@ class Trainer:
         description: dict,
         folder: Path,
     ):
-        """Args:
-        step: takes the optimizer steps. It knows the model, the losses and the settings.
-        loader: gives the training batches of each epoch.
-        evaluate: returns the metrics of a model on the validation set, `AP` among them, and its detections.
-        description: what a checkpoint tells about its model: config, class_names, category_ids, and `data`, the
-            fingerprint of each split.
-        folder: the run folder.
-        """
         self.step = step
         self.loader = loader
         self.evaluate = evaluate
@@ -61,20 +62,27 @@ class Trainer:
         self.settings = step.settings
         self.refusals = Refusals(folder, step.faults)
         self.readback = Readback(step.device)
-        self.epochs_done = 0  # evaluations included: a run interrupted at an epoch's last step still owes its own
+        self.epochs_done = 0  # including their evaluations
         self.best_ap = -math.inf
-        self.unreadable: dict[str, None] = {}  # the errors of images that others stand in for, each once
+        self.unreadable: dict[str, None] = {}  # the errors of images that other images replace, without repetitions
 
     @property
     def steps_done(self) -> int:
+        """The number of optimizer steps since the start of the run, including refused steps."""
         return self.step.steps_done
 
     @property
     def evaluated_model(self) -> nn.Module:
-        return self.model if self.step.average is None else self.step.average.module
+        """The moving average of the model, or the model if the run has no average."""
+        return self.model if self.step.ema is None else self.step.ema.module
 
     def train(self) -> None:
-        """Train from `steps_done` to the end of the schedule."""
+        """Train from `steps_done` to the end of the schedule.
+
+        Raises:
+            Interrupted: a signal ended the run, after a checkpoint was written.
+            UserError: a step was refused, the memory is too small, or too many images are unreadable.
+        """
         schedule = self.schedule
         with (
             RunFolder(
@@ -95,20 +103,20 @@ class Trainer:
                 self._epoch(epoch, progress)
                 if schedule.evaluates_after(epoch):
                     self.save("last")
-                    with self.step.interrupt.at_once():  # what is saved still owes the evaluation
+                    with self.step.interrupt.immediately():  # a resumed run repeats the evaluation
                         self._evaluate(epoch, folder)
                 self.epochs_done += 1
                 self.save("last")
 
     def _epoch(self, epoch: int, progress: Progress) -> None:
-        """Take the steps that are left of an epoch."""
+        """Take the remaining steps of an epoch."""
         self.model.train()
         progress.restart()
         is_stopped = False
         try:
             for batches in self.batches(epoch, self.steps_done - epoch * self.schedule.steps_per_epoch):
-                what = self.steps_done, self.schedule.rate(self.steps_done), batches
-                self.readback.send(what, self.step(batches))
+                tag = self.steps_done, self.schedule.rate(self.steps_done), batches
+                self.readback.send(tag, self.step(batches))
                 is_stopped = self._receive(progress)
                 if self.steps_done % self.settings.log_every == 0:
                     progress.show(epoch, self.steps_done)
@@ -119,7 +127,7 @@ class Trainer:
                     progress.show(epoch, self.steps_done)
                     self.save("last")
             self._receive(progress, everything=True)
-        finally:  # a step that is refused must not take the record of those before it along
+        finally:  # a refused step raises an error; the steps before it are recorded
             progress.show(epoch, self.steps_done)
         if is_stopped:
             self.save("last")
@@ -127,7 +135,15 @@ class Trainer:
             raise Interrupted(self.step.interrupt.exit_code or 143)
 
     def batches(self, epoch: int, offset: int = 0) -> Iterator[list[Batch]]:
-        """Yield the optimizer steps of an epoch from `offset` on; a step is a list of `accumulation` batches."""
+        """Yield the batches of each optimizer step of an epoch, as a list of `accumulation` batches.
+
+        Args:
+            epoch: the epoch, counted from 0.
+            offset: the first step in the epoch.
+
+        Raises:
+            UserError: an image cannot be read, and `faults.max_unreadable` does not permit it.
+        """
         accumulation = self.settings.accumulation
         batches = self.loader.epoch(epoch, first_batch=offset * accumulation)
         for _ in range(offset, self.schedule.steps_per_epoch):
@@ -138,17 +154,17 @@ class Trainer:
     def _count_unreadable(self, batches: list[Batch]) -> None:
         for error in (error for batch in batches for error in batch.unreadable):
             if error not in self.unreadable:
-                log.warning("%s (another image stands in for it)", error)
+                log.warning("%s: another image replaces this image", error)
                 self.unreadable[error] = None
         if len(self.unreadable) > self.step.faults.max_unreadable:
             last = list(self.unreadable)[-1]
             raise UserError(
                 f"faults.max_unreadable: {len(self.unreadable)} images cannot be read (the last: {last})",
-                "replace them",
+                "replace these images, or raise faults.max_unreadable",
             )
 
     def _receive(self, progress: Progress, everything: bool = False) -> bool:
-        """Add the steps whose numbers have come. Return whether a process was told to stop."""
+        """Add the steps whose numbers have arrived. Return whether a process received a signal."""
         is_stopped = False
         for (step, rate, batches), numbers in self.readback.receive(everything):
             is_stopped |= numbers.pop("interrupted") > 0
@@ -163,15 +179,17 @@ class Trainer:
             save_evaluation(self.folder, metrics, detections)
             folder.record_evaluation(self.steps_done, metrics)
         log.info("epoch %d/%d  AP %.4f  AP50 %.4f", epoch + 1, self.settings.epochs, metrics["AP"], metrics["AP50"])
-        if metrics["AP"] > self.best_ap or self.best_ap == -math.inf:  # NaN, no ground truth, is kept once
+        if (
+            metrics["AP"] > self.best_ap or self.best_ap == -math.inf
+        ):  # without objects, the AP is NaN: the first model is saved
             self.best_ap = metrics["AP"]
             self.save("best")
 
     def state(self) -> dict:
-        """Return all that the remaining steps depend on, as tensors and plain containers; whole on rank 0."""
+        """Return the training state, as tensors and plain containers. Only rank 0 has the states of all ranks."""
         return {
             "model": self.model.state_dict(),
-            "average_updates": 0 if self.step.average is None else int(self.step.average.updates),
+            "average_updates": 0 if self.step.ema is None else int(self.step.ema.updates),
             "optimizer": self.step.optimizer.state_dict(),
             "scaler": self.step.scaler.state_dict(),
             "criterion": self.criterion.state_dict(),
@@ -180,14 +198,16 @@ class Trainer:
             "steps_done": self.steps_done,
             "epochs_done": self.epochs_done,
             "best_ap": self.best_ap,
-            "splits": self.step.splits,
+            "splits": self.step.num_parts,
             "unreadable": gather(list(self.unreadable)),
             "random": gather(random_state(self.step.device)),
         }
 
     def save(self, name: str) -> None:
-        """checkpoints/<name>.pt: `model` is what is evaluated (the average where there is one). Only `last` can be
-        resumed, so only it carries the training state."""
+        """Write checkpoints/<name>.pt. Its `model` is `evaluated_model`.
+
+        Only the checkpoint `last` contains the training state, so only this checkpoint can be resumed.
+        """
         contents = {"version": CHECKPOINT_VERSION, **self.description, "model": self.evaluated_model.state_dict()}
         if name == "last":
             contents["training"] = self.state()
@@ -196,50 +216,58 @@ class Trainer:
             save_checkpoint(self.folder / "checkpoints" / f"{name}.pt", contents, keep)
 
     def resume(self, checkpoint: dict, origin: Path) -> None:
-        """Continue from a checkpoint's training state. Raises UserError where it has none or it belongs elsewhere."""
+        """Load the training state of a checkpoint, and warn of changed settings.
+
+        Args:
+            checkpoint: the contents of the checkpoint.
+            origin: the path of the checkpoint, for messages.
+
+        Raises:
+            UserError: the checkpoint has no training state, or the state does not fit this run.
+        """
         state = checkpoint.get("training")
         if state is None:
-            raise UserError(f"{origin} has no training state", "resume from checkpoints/last.pt")
+            raise UserError(f"{origin}: the checkpoint has no training state", "resume from checkpoints/last.pt")
         changes = compare_runs(checkpoint, self.description, self.schedule.steps_per_epoch, origin)
-        is_of_this_loss = not any(key.partition(".")[0] == "loss" for key in changes)
+        is_same_loss = not any(key.partition(".")[0] == "loss" for key in changes)
         try:
             self.model.load_state_dict(state["model"])
-            if self.step.average is not None:
-                self.step.average.module.load_state_dict(checkpoint["model"])
-                self.step.average.updates.fill_(state["average_updates"])
+            if self.step.ema is not None:
+                self.step.ema.module.load_state_dict(checkpoint["model"])
+                self.step.ema.updates.fill_(state["average_updates"])
             fresh = load_criterion(self.criterion, state["criterion"], set(changes))
             load_optimizer(self.step.optimizer, state["optimizer"])
-            if state["scaler"]:  # empty where the run was not in fp16
+            if state["scaler"]:  # empty if the run was not in fp16
                 self.step.scaler.load_state_dict(state["scaler"])
-            if is_of_this_loss:  # else its mean is that of another loss
+            if is_same_loss:  # else the saved mean belongs to another loss
                 self.step.guard.load_state_dict(state["guard"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             line = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise UserError(
-                f"{origin} does not fit this config ({line})", "resume with the run's config.yaml"
+                f"{origin}: the training state does not fit this config ({line})", "resume with the run's config.yaml"
             ) from error
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
         if changes and rank() == 0:
-            log.warning("going on with other settings than %s: %s", origin, "; ".join(changes.values()))
+            log.warning("settings that differ from %s: %s", origin, "; ".join(changes.values()))
         if "model.weights" in changes and rank() == 0:
-            log.warning("model.weights is not loaded: the run continues with the weights of %s", origin)
+            log.warning("model.weights is ignored: the weights come from %s", origin)
         if changes_metrics(changes) and rank() == 0:
-            log.warning("the best AP so far was measured with other settings: the next evaluation replaces best.pt")
+            log.warning("the best AP was measured with other settings: the next evaluation replaces best.pt")
         if fresh and rank() == 0:
-            log.warning("%s: what the loss had measured so far does not fit; it starts anew", ", ".join(fresh))
+            log.warning("%s: the saved state of the loss does not fit: a new state starts", ", ".join(fresh))
         self.step.steps_done = state["steps_done"]
         self.epochs_done = state["epochs_done"]
         if (self.folder / "checkpoints" / "best.pt").is_file() and not changes_metrics(changes):
             self.best_ap = state["best_ap"]
-        self.step.splits = state["splits"]
+        self.step.num_parts = state["splits"]
         if len(state["random"]) == world_size():
             restore_random_state(state["random"][rank()], self.step.device)
             self.unreadable = dict.fromkeys(state["unreadable"][rank()])
         else:
             log.warning(
-                "%s was written by %d processes, %d continue: the order of the images and their pixels stay; sums are "
-                "added in another order and random numbers drawn anew, so that the last digits will differ",
+                "%s was written by %d processes, but %d processes resume: the images and their order do not "
+                "change, but rounding errors and random numbers of the training step differ",
                 origin,
                 len(state["random"]),
                 world_size(),

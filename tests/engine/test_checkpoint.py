@@ -13,7 +13,7 @@ import torch
 from detector.config import CONFIGS, load_config
 from detector.core.errors import UserError
 from detector.deploy.predict import Detector
-from detector.engine.checkpoint import is_whole, load_checkpoint, newest_whole, save_checkpoint
+from detector.engine.checkpoint import is_intact, load_checkpoint, newest_intact, save_checkpoint
 from detector.lab.study.plan import STUDIES, load_study
 from detector.old_versions import CHECKPOINT_VERSION
 
@@ -31,7 +31,7 @@ def contents(seed: int = 0) -> dict:
 
 
 class Marker:
-    """Unpickling it would leave a file."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -41,6 +41,8 @@ class Marker:
 
 
 class Interrupted:
+    """Raises KeyboardInterrupt when it is pickled."""
+
     def __reduce__(self):
         raise KeyboardInterrupt
 
@@ -56,7 +58,7 @@ def test_round_trip_and_replacement(tmp_path: Path):
         assert loaded == {k: v for k, v in contents().items() if k not in ("model", "training")}
     assert list(path.parent.iterdir()) == [path]
     (tmp_path / "plain").touch()
-    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode  # as readable as any other file of the run
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode  # the permissions of a new file
 
 
 @pytest.mark.parametrize(
@@ -68,13 +70,13 @@ def test_round_trip_and_replacement(tmp_path: Path):
     ],
     ids=["unpicklable", "interrupted", "foreign object"],
 )
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(spoiler: object, raised: type | None, tmp_path: Path):
+def test_a_failed_write_changes_no_file(spoiler: object, raised: type | None, tmp_path: Path):
     path = tmp_path / "last.pt"
     save_checkpoint(path, contents())
     before = path.read_bytes()
-    if raised is None:  # written, but not to be read back: a reader takes tensors and plain containers alone
+    if raised is None:  # the write succeeds, but a reader accepts only tensors and plain containers
         save_checkpoint(tmp_path / "other.pt", contents() | {"extra": spoiler})
-        with pytest.raises(UserError, match=r"other\.pt: not a readable checkpoint"):
+        with pytest.raises(UserError, match=r"other\.pt"):
             load_checkpoint(tmp_path / "other.pt")
         return
     with pytest.raises(raised):
@@ -96,70 +98,67 @@ def _without(key: str) -> Callable[[Path], None]:
 
 
 @pytest.mark.parametrize(
-    ("write", "said"),
+    ("write", "facts"),
     [
-        (lambda path: None, "no such weights file"),
-        (Path.mkdir, "a folder, not a checkpoint"),
-        (Path.touch, "not a readable checkpoint"),
-        (_text, "not a readable checkpoint"),
-        (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), "not a readable checkpoint"),
-        (lambda path: path.write_bytes(pickle.dumps(contents()["class_names"], protocol=2)), "x.pt: "),
-        (_saved([1, 2]), "holds a list, not a state dict"),
-        (_saved({"weight": torch.zeros(2)}), "a foreign checkpoint .no category_ids, class_names, config, model, ver"),
-        (_without("class_names"), "a foreign checkpoint .no class_names"),
-        (
-            _saved(contents() | {"version": CHECKPOINT_VERSION + 1}),
-            f"checkpoint version {CHECKPOINT_VERSION + 1}, this release reads",
-        ),
+        (lambda path: None, ""),
+        (Path.mkdir, ""),
+        (Path.touch, ""),
+        (_text, ""),
+        (lambda path: path.write_bytes(np.random.default_rng(0).bytes(5000)), ""),
+        (lambda path: path.write_bytes(pickle.dumps(contents()["class_names"], protocol=2)), ""),
+        (_saved([1, 2]), "list"),
+        (_saved({"weight": torch.zeros(2)}), "category_ids, class_names, config, model, version"),
+        (_without("class_names"), "class_names"),
+        (_saved(contents() | {"version": CHECKPOINT_VERSION + 1}), str(CHECKPOINT_VERSION + 1)),
     ],
 )
-def test_what_is_no_checkpoint_of_ours_is_named_in_one_line(write: Callable, said: str, tmp_path: Path):
+def test_a_file_that_is_not_a_checkpoint_gets_one_line(write: Callable, facts: str, tmp_path: Path):
     path = tmp_path / "x.pt"
     write(path)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError) as error:
         load_checkpoint(path)
-    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    assert error.value.problem.startswith(f"{path}: ") and facts in error.value.problem
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("writer", ["torch", "legacy torch", "pickle"])
-def test_code_in_a_file_is_never_run(writer: str, tmp_path: Path):
+def test_code_in_a_file_is_not_executed(writer: str, tmp_path: Path):
     marker, path = tmp_path / "marker", tmp_path / "x.pt"
     value = contents() | {"model": Marker(marker)}
     if writer == "pickle":
         path.write_bytes(pickle.dumps(value, protocol=2))
     else:
         torch.save(value, path, _use_new_zipfile_serialization=writer == "torch")
-    with pytest.raises(UserError, match=r"x\.pt: not a readable checkpoint") as error:
+    with pytest.raises(UserError, match=r"x\.pt") as error:
         load_checkpoint(path)
     assert "\n" not in str(error.value) and not marker.exists()
     torch.load(path, weights_only=False) if writer != "pickle" else pickle.loads(path.read_bytes())
-    assert marker.exists()  # so the file did hold what it should not
+    assert marker.exists()  # the file contained executable code
 
 
-def test_truncated_and_damaged_files(tmp_path: Path):
-    """Not one byte may differ."""
+def test_truncated_and_damaged_files_are_detected(tmp_path: Path):
     path = tmp_path / "x.pt"
     save_checkpoint(path, contents())
-    whole = path.read_bytes()
-    damages = [whole[:length] for length in range(0, len(whole), 97)] + [whole[:-1], whole + b"0"]
+    intact = path.read_bytes()
+    damages = [intact[:length] for length in range(0, len(intact), 97)] + [intact[:-1], intact + b"0"]
     rng = np.random.default_rng(0)
     for _ in range(150):
-        damaged = bytearray(whole)
-        position = rng.integers(len(whole))
+        damaged = bytearray(intact)
+        position = rng.integers(len(intact))
         damaged[position] ^= 1 << rng.integers(8)
         damages.append(bytes(damaged))
     for damaged in damages:
         path.write_bytes(damaged)
-        assert not is_whole(path)
+        assert not is_intact(path)
         with pytest.raises(UserError) as error:
             load_checkpoint(path)
         assert "\n" not in str(error.value)
-    path.write_bytes(whole)
-    assert is_whole(path)
+    path.write_bytes(intact)
+    assert is_intact(path)
     load_checkpoint(path)
 
 
-def test_pytorch_itself_reads_a_checkpoint_and_its_hash_is_the_archives_comment(tmp_path: Path):
+def test_pytorch_reads_a_checkpoint_and_the_archive_comment_is_its_hash(tmp_path: Path):
     path = tmp_path / "x.pt"
     save_checkpoint(path, contents())
     for mmap in (False, True):
@@ -171,26 +170,29 @@ def test_pytorch_itself_reads_a_checkpoint_and_its_hash_is_the_archives_comment(
 
 
 def seeds(folder: Path) -> dict[str, int]:
-    """Which contents the files hold."""
+    """Return the seed in each file."""
     return {path.name: load_checkpoint(path)["seed"] for path in sorted(folder.iterdir())}
 
 
-def test_the_last_k_are_kept_and_the_newest_whole_one_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_the_last_k_checkpoints_are_kept_and_the_newest_intact_one_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     path = tmp_path / "last.pt"
-    assert newest_whole(path) is None
+    assert newest_intact(path) is None
     for seed in range(5):
         save_checkpoint(path, contents(seed) | {"seed": seed}, keep=3)
     assert seeds(tmp_path) == {"last.1.pt": 3, "last.2.pt": 2, "last.pt": 4}
-    assert newest_whole(path) == path
-    (tmp_path / "last.pt.tmp").write_bytes(path.read_bytes()[:1000])  # a killed writer's
-    for damaged, left in (("last.pt", "last.1.pt"), ("last.1.pt", "last.2.pt")):
+    assert newest_intact(path) == path
+    (tmp_path / "last.pt.tmp").write_bytes(path.read_bytes()[:1000])  # of a killed writer
+    for damaged, newest in (("last.pt", "last.1.pt"), ("last.1.pt", "last.2.pt")):
         (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:-100])
-        assert newest_whole(path) == tmp_path / left
-        assert f"{damaged} is damaged: looking for an older checkpoint" in caplog.text
-    path.unlink()  # as between two renames
-    assert newest_whole(path) == tmp_path / "last.2.pt"
+        caplog.clear()
+        assert newest_intact(path) == tmp_path / newest
+        assert damaged in caplog.text
+    path.unlink()  # a process can be killed between two renames
+    assert newest_intact(path) == tmp_path / "last.2.pt"
     save_checkpoint(path, contents(9) | {"seed": 9}, keep=3)
-    assert newest_whole(path) == path and load_checkpoint(path)["seed"] == 9
+    assert newest_intact(path) == path and load_checkpoint(path)["seed"] == 9
 
 
 @pytest.mark.parametrize(
@@ -203,31 +205,31 @@ def test_the_last_k_are_kept_and_the_newest_whole_one_is_found(tmp_path: Path, c
     ],
 )
 @pytest.mark.parametrize("renames", range(4))
-def test_killed_between_any_two_renames_a_damaged_file_has_replaced_no_whole_one(
+def test_a_damaged_file_never_replaces_an_intact_file_if_a_writer_is_killed_between_renames(
     renames: int, keep: int, damaged: str, end: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     path = tmp_path / "last.pt"
     for seed in range(3):
         save_checkpoint(path, contents(seed) | {"seed": seed}, keep)
     (tmp_path / damaged).write_bytes((tmp_path / damaged).read_bytes()[:-100])
-    before = load_checkpoint(newest_whole(path))["seed"]
-    replace, left = os.replace, iter(range(renames))
+    before = load_checkpoint(newest_intact(path))["seed"]
+    replace, remaining = os.replace, iter(range(renames))
 
-    def dying(*arguments: object) -> None:
-        if next(left, None) is None:
+    def replace_or_die(*arguments: object) -> None:
+        if next(remaining, None) is None:
             raise KeyboardInterrupt
         replace(*arguments)
 
-    monkeypatch.setattr(os, "replace", dying)
+    monkeypatch.setattr(os, "replace", replace_or_die)
     try:
         save_checkpoint(path, contents(3) | {"seed": 3}, keep)
     except KeyboardInterrupt:
-        assert load_checkpoint(newest_whole(path))["seed"] == before
+        assert load_checkpoint(newest_intact(path))["seed"] == before
     else:
         assert seeds(tmp_path) == end
 
 
-def test_a_full_device_says_so(tmp_path: Path):
+def test_a_full_disk_raises_its_os_error(tmp_path: Path):
     path = tmp_path / "last.pt"
     save_checkpoint(path, contents())
     before = path.read_bytes()
@@ -238,7 +240,7 @@ def test_a_full_device_says_so(tmp_path: Path):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-# The wrong kind of thing
+# Paths of other kinds
 
 
 @pytest.fixture
@@ -251,7 +253,7 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["", "checkpoints", "config.yaml"])
-def test_what_is_no_checkpoint_names_the_one_that_was_meant(run: Path, name: str):
+def test_a_run_folder_and_its_config_name_the_checkpoint_to_use(run: Path, name: str):
     for load in (load_checkpoint, Detector.load, lambda path: Detector.load(str(path))):
         with pytest.raises(UserError) as error:
             load(run / name)
@@ -260,16 +262,16 @@ def test_what_is_no_checkpoint_names_the_one_that_was_meant(run: Path, name: str
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "metrics.json", "a.jpg", "empty"])
-def test_what_is_no_checkpoint_and_has_none_beside_it(tmp_path: Path, name: str):
+def test_a_file_that_is_not_a_checkpoint_gets_the_name_of_a_checkpoint(tmp_path: Path, name: str):
     (tmp_path / "empty").mkdir()
     (tmp_path / name).touch() if name != "empty" else None
     with pytest.raises(UserError) as error:
         load_checkpoint(tmp_path / name)
-    assert "not a checkpoint" in str(error.value) and "best.pt" in str(error.value)
+    assert str(tmp_path / name) in error.value.problem and "best.pt" in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["", "checkpoints", "checkpoints/best.pt"])
-def test_what_is_no_config_names_the_one_that_was_meant(run: Path, name: str):
+def test_a_run_folder_and_its_checkpoint_name_the_config_to_use(run: Path, name: str):
     with pytest.raises(UserError) as error:
         load_config(str(run / name))
     line = str(error.value)
@@ -277,14 +279,14 @@ def test_what_is_no_config_names_the_one_that_was_meant(run: Path, name: str):
     assert ("--checkpoint" in line) == name.endswith(".pt")
 
 
-def test_a_study_and_a_config_are_not_each_other(tmp_path: Path):
+def test_a_study_is_not_a_config_and_a_config_is_not_a_study(tmp_path: Path):
     with pytest.raises(UserError, match="detector study"):
         load_config(str(STUDIES / "losses.yaml"))
-    with pytest.raises(UserError, match="a config, not a study"):
+    with pytest.raises(UserError, match="retina_focal.yaml.*study"):
         load_study(str(CONFIGS / "retina_focal.yaml"))
 
 
 def test_a_tilde_is_the_home_folder(run: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(run.parent))
-    with pytest.raises(UserError, match="a foreign checkpoint"):  # it was found
+    with pytest.raises(UserError, match="class_names"):  # the file exists, but lacks this key
         Detector.load("~/run/checkpoints/best.pt")

@@ -29,14 +29,14 @@ with Interrupt() as interrupt:
 
 @pytest.fixture(autouse=True)
 def python_handles_sigint():
-    """A shell's background job starts with SIGINT ignored."""
+    """Set the default handler, because background jobs of a shell ignore SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_first_signal_is_noted(number: int, code: int):
+def test_the_first_signal_is_recorded(number: int, code: int):
     before = [signal.getsignal(n) for n in SIGNALS]
     with Interrupt() as interrupt:
         assert interrupt.exit_code is None
@@ -47,30 +47,34 @@ def test_the_first_signal_is_noted(number: int, code: int):
 
 @pytest.mark.parametrize("first", SIGNALS)
 @pytest.mark.parametrize("second", SIGNALS)
-def test_the_second_signal_ends_the_process_at_once(first: int, second: int):
+def test_the_second_signal_ends_the_process_immediately(first: int, second: int):
     command = [sys.executable, "-c", BUSY, str(int(first)), str(int(second))]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (-second, f"{128 + first}\n", "")  # a shell says 128 + second
+    assert (done.returncode, done.stdout, done.stderr) == (
+        -second,
+        f"{128 + first}\n",
+        "",
+    )  # a shell shows 128 + second
 
 
-def test_at_once_the_first_signal_raises():
+def test_in_immediate_mode_the_first_signal_raises():
     with Interrupt() as interrupt:
-        with pytest.raises(Interrupted) as stopped, interrupt.at_once():
+        with pytest.raises(Interrupted) as stopped, interrupt.immediately():
             os.kill(os.getpid(), signal.SIGTERM)
         assert stopped.value.exit_code == 143
 
 
-def test_at_once_a_signal_that_came_before_raises():
+def test_in_immediate_mode_an_earlier_signal_raises():
     with Interrupt() as interrupt:
-        with interrupt.at_once():
+        with interrupt.immediately():
             pass
         os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(Interrupted) as stopped, interrupt.at_once():
+        with pytest.raises(Interrupted) as stopped, interrupt.immediately():
             pytest.fail("never reached")
         assert stopped.value.exit_code == 130
 
 
-def test_without_a_signal_and_after_an_error_the_handlers_are_back():
+def test_without_a_signal_and_after_an_error_the_handlers_are_restored():
     before = [signal.getsignal(n) for n in SIGNALS]
     with Interrupt() as interrupt:
         pass
@@ -96,23 +100,23 @@ class Slow(SmoothL1Loss):
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_a_training_and_a_second_one_ends_it_at_once(tmp_path: Path):
+def test_ctrl_c_saves_a_training_and_a_second_ctrl_c_ends_it_immediately(tmp_path: Path):
     (tmp_path / "slow.py").write_text(SLOW)
     (tmp_path / "tiny.yaml").write_text("imports: [slow]\n" + TINY + "loss: {box: slow}\n")
     tool = [sys.executable, REPO / "tools/train.py", "--cfg", tmp_path / "tiny.yaml", "--out", tmp_path / "run"]
     marker, last = tmp_path / "marker", tmp_path / "run/checkpoints/last.pt"
-    for presses, seconds, code in ((1, 2, 130), (2, 300, -signal.SIGINT)):  # of which a shell says 130 too
+    for num_signals, seconds, code in ((1, 2, 130), (2, 300, -signal.SIGINT)):  # a shell shows 130 in both cases
         variables = environment(MARKER=str(marker), SECONDS=str(seconds))
         variables["PYTHONPATH"] += os.pathsep + str(tmp_path)
         with subprocess.Popen([*tool, "--resume", "auto"], env=variables, stderr=subprocess.PIPE, text=True) as run:
-            until = time.monotonic() + 120
-            while not marker.exists() and time.monotonic() < until:
+            deadline = time.monotonic() + 120
+            while not marker.exists() and time.monotonic() < deadline:
                 time.sleep(0.05)
-            for _ in range(presses):
+            for _ in range(num_signals):
                 run.send_signal(signal.SIGINT)
                 time.sleep(0.5)
-            said = run.communicate(timeout=120)[1]
-        assert run.returncode == code and "Traceback" not in said
-        assert ("continue with --resume auto" in said) == (presses == 1)
+            errors = run.communicate(timeout=120)[1]
+        assert run.returncode == code and "Traceback" not in errors
+        assert ("--resume auto" in errors) == (num_signals == 1)
         assert load_checkpoint(last)["training"]["steps_done"] == 1
         marker.unlink()

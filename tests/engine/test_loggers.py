@@ -1,4 +1,4 @@
-"""Loggers of real runs: one from outside the package, and none."""
+"""Loggers of real runs: a logger of another package, and no logger."""
 
 import csv
 import json
@@ -35,7 +35,7 @@ NUM_STEPS = 6  # of an epoch
 
 @pytest.fixture
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list:
-    """Give the arguments of a training into the folder `run`."""
+    """Return the arguments of a training in the folder `run`."""
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(TINY, encoding="utf-8")
     return ["--cfg", "./tiny.yaml", "--out", "run", "train.log_every=4"]
@@ -48,7 +48,7 @@ def lines_of(name: str) -> tuple[list, list]:
 
 
 @pytest.mark.slow
-def test_a_logger_from_outside(options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_logger_of_another_package(options: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Path("outside_logger.py").write_text(OUTSIDE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "outside_logger", raising=False)
@@ -60,8 +60,8 @@ def test_a_logger_from_outside(options: list, tmp_path: Path, monkeypatch: pytes
         rows = list(csv.DictReader(file))
     assert first == [0, {}] and [step for step, _ in steps] == list(range(NUM_STEPS))
     for row, (step, values) in zip(rows, steps, strict=True):
-        whole = {name: "" if value is None else str(value) for name, value in values.items() if "/" not in name}
-        assert row == {"step": str(step)} | whole
+        of_step = {name: "" if value is None else str(value) for name, value in values.items() if "/" not in name}
+        assert row == {"step": str(step)} | of_step
     assert evaluation[0] == NUM_STEPS
     assert evaluation[1]["val/AP"] == json.loads(Path("run/metrics.json").read_text())["AP"]
 
@@ -73,7 +73,7 @@ def test_a_logger_from_outside(options: list, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_a_run_without_loggers_is_a_run(options: list, capsys: pytest.CaptureFixture):
+def test_a_run_without_loggers_writes_the_other_files(options: list, capsys: pytest.CaptureFixture):
     options += ["train.epochs=1", "train.loggers=[]"]
     assert run_tool("train", *options) == 0
     names = {path.name for path in Path("run").iterdir()}
@@ -86,6 +86,6 @@ def test_a_run_without_loggers_is_a_run(options: list, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("value", ["csv", "[csvv]", "[csv, csv]", "[{type: csv, name: a}]", "null"])
-def test_a_wrong_list_is_refused(value: str, tmp_path: Path):
+def test_a_wrong_list_of_loggers_is_refused(value: str, tmp_path: Path):
     with pytest.raises(UserError, match=r"^train\.loggers"):
         tiny_config(tmp_path, f"train.loggers={value}")

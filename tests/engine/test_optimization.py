@@ -21,7 +21,7 @@ rate = partial(
 )
 
 
-def test_milestones_multiply_from_their_step_on():
+def test_milestones_multiply_the_rate_from_their_step_on():
     assert [rate(step) for step in (0, 59, 60, 79, 80, 99)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
@@ -33,29 +33,29 @@ def test_cosine_falls_from_the_peak_to_zero():
     assert rates == sorted(rates, reverse=True)
 
 
-def test_constant_stays():
+def test_a_constant_rate_does_not_change():
     assert {rate(step, schedule="constant") for step in range(100)} == {0.1}
 
 
 @pytest.mark.parametrize("schedule", ["step", "cosine", "constant"])
-def test_warm_up_is_a_line_from_its_factor_to_one(schedule: str):
-    whole = partial(rate, schedule=schedule)
-    warm = partial(whole, warmup_steps=10, warmup_factor=0.2)
-    assert [warm(step) / whole(step) for step in (0, 5, 9, 10, 99)] == pytest.approx([0.2, 0.6, 0.92, 1, 1])
+def test_the_warm_up_is_linear_from_its_factor_to_1(schedule: str):
+    cold = partial(rate, schedule=schedule)
+    warm = partial(cold, warmup_steps=10, warmup_factor=0.2)
+    assert [warm(step) / cold(step) for step in (0, 5, 9, 10, 99)] == pytest.approx([0.2, 0.6, 0.92, 1, 1])
 
 
 @pytest.mark.parametrize(
-    ("warmup_steps", "num_steps", "fitted"),
+    ("warmup_steps", "num_steps", "expected"),
     [(0, 30, 0), (500, 30, 3), (500, 5, 0), (3, 30, 3), (50, 2000, 50), (500, 88_000, 500), (100, 999, 99)],
 )
-def test_a_warm_up_takes_at_most_a_tenth_of_the_run(warmup_steps: int, num_steps: int, fitted: int):
+def test_the_warm_up_is_at_most_a_tenth_of_the_run(warmup_steps: int, num_steps: int, expected: int):
     settings = TrainSettings(epochs=1, warmup_steps=warmup_steps)
-    assert Schedule(settings, steps_per_epoch=num_steps, images_per_step=1).warmup_steps == fitted
+    assert Schedule(settings, steps_per_epoch=num_steps, images_per_step=1).warmup_steps == expected
 
 
 @pytest.fixture
 def model() -> nn.Module:
-    """A backbone and a head."""
+    """Return a model with a backbone and a partly frozen head."""
     model = nn.Module()
     model.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     model.head = nn.Conv2d(4, 2, 1)
@@ -63,7 +63,7 @@ def model() -> nn.Module:
     return model
 
 
-def test_norms_and_biases_do_not_decay_and_frozen_parameters_are_left_out(model: nn.Module):
+def test_norms_and_biases_do_not_decay_and_frozen_parameters_have_no_group(model: nn.Module):
     decayed, plain = parameter_groups(model, TrainSettings(weight_decay=0.01))
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0)
     conv, norm = model.backbone
@@ -72,12 +72,12 @@ def test_norms_and_biases_do_not_decay_and_frozen_parameters_are_left_out(model:
     assert {id(p) for p in plain["params"]} == {id(p) for p in expected}
 
 
-def test_norms_and_biases_decay_where_the_settings_say_so(model: nn.Module):
+def test_norms_and_biases_can_decay(model: nn.Module):
     groups = parameter_groups(model, TrainSettings(weight_decay=0.01, decay_norms_and_biases=True))
     assert [group["weight_decay"] for group in groups] == [0.01, 0.01]
 
 
-def test_the_backbone_has_a_learning_rate_of_its_own(model: nn.Module):
+def test_the_backbone_can_have_a_different_learning_rate(model: nn.Module):
     model.head.weight.requires_grad_(True)
     groups = parameter_groups(model, TrainSettings(weight_decay=0.01, backbone_lr_scale=0.1))
     scales = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
@@ -87,7 +87,7 @@ def test_the_backbone_has_a_learning_rate_of_its_own(model: nn.Module):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_step_without_gradient_only_decays(model: nn.Module, name: str):
+def test_a_step_with_a_zero_gradient_only_decays_the_weights(model: nn.Module, name: str):
     optimizer = make_optimizer(model, TrainSettings(optimizer=name, lr=0.5, weight_decay=0.1))
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     for p in model.parameters():

@@ -21,7 +21,7 @@ def test_named_precisions_and_devices():
     assert {name: choose_dtype(name, CPU) for name in DTYPES} == expected
 
 
-def test_each_process_of_several_has_the_gpu_of_its_rank(monkeypatch: pytest.MonkeyPatch):
+def test_each_process_has_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert choose_device("cpu") == CPU
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -33,7 +33,7 @@ def test_each_process_of_several_has_the_gpu_of_its_rank(monkeypatch: pytest.Mon
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_one_line():
+def test_a_missing_gpu_and_an_unknown_device_are_refused():
     with pytest.raises(UserError, match=r"train\.device"):
         choose_device("cuda")
     with pytest.raises(UserError, match="^device"):
@@ -42,7 +42,7 @@ def test_a_gpu_that_is_not_there_is_one_line():
         choose_device("tpu", "device")
 
 
-def test_inference_computes_in_what_the_device_multiplies(monkeypatch: pytest.MonkeyPatch):
+def test_inference_computes_in_a_format_for_which_the_device_has_hardware(monkeypatch: pytest.MonkeyPatch):
     assert choose_inference_dtype("fp16", CPU) == choose_inference_dtype("fp32", CPU) == torch.float32
     for is_fast in (True, False):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
@@ -51,16 +51,16 @@ def test_inference_computes_in_what_the_device_multiplies(monkeypatch: pytest.Mo
         assert choose_inference_dtype("bf16", CPU) == choose_inference_dtype("auto", CPU) == expected
 
 
-def test_auto_on_the_cpu_is_bf16_only_where_the_processor_multiplies_it():
-    """Linux names the instruction sets itself."""
+def test_auto_on_a_cpu_is_bf16_only_with_hardware_for_it():
+    """Linux lists the instruction sets of the processor."""
     with open("/proc/cpuinfo") as file:
         flags = next((line.split() for line in file if line.startswith("flags")), [])
-    fast = "amx_bf16" in flags or "avx512_bf16" in flags
-    assert choose_dtype("auto", CPU) == (torch.bfloat16 if fast else torch.float32)
+    is_fast = "amx_bf16" in flags or "avx512_bf16" in flags
+    assert choose_dtype("auto", CPU) == (torch.bfloat16 if is_fast else torch.float32)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values())
-def test_autocast_computes_in_the_format(dtype: torch.dtype):
+def test_autocast_computes_in_the_chosen_format(dtype: torch.dtype):
     layer = torch.nn.Linear(4, 4)
     with autocast(CPU, dtype):
         assert layer(torch.ones(2, 4)).dtype == dtype

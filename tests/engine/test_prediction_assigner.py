@@ -1,4 +1,4 @@
-"""An assigner that needs predictions, in the training step and in the instruments: the example of the guide."""
+"""An assigner that needs predictions, in the training step and in the instruments. It is the example of the guide."""
 
 import importlib
 import sys
@@ -34,16 +34,16 @@ def example(tmp_path_factory: pytest.TempPathFactory, registered_parts: None):
 
 
 def gradients_of(trainer: Trainer, step: list[Batch]) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Return what a step measures, and the gradients that its optimizer gets."""
-    found: list[Tensor] = []
+    """Return the measurements of a step, and the gradients that its optimizer receives."""
+    gradients: list[Tensor] = []
     trainer.step.optimizer.register_step_pre_hook(
-        lambda *_: found.extend(p.grad.clone() for p in trainer.model.parameters() if p.grad is not None)
+        lambda *_: gradients.extend(p.grad.clone() for p in trainer.model.parameters() if p.grad is not None)
     )
-    return trainer.step(step), found
+    return trainer.step(step), gradients
 
 
-def test_the_best_fits_of_a_hand_made_image():
-    """Of four priors, two fit the first object, and the second is ignored; the third image place is padding."""
+def test_the_targets_of_a_hand_made_image():
+    """Two of four priors fit the first object. The second object is ignored. The third row is padding."""
     priors = Priors(torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8], [20, 20, 30, 30], [0, 0, 2, 2]]), (4,))
     truth = GroundTruth(
         torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 30], [0, 0, 0, 0]]]),
@@ -67,17 +67,17 @@ def test_the_best_fits_of_a_hand_made_image():
     ],
     ids=", ".join,
 )
-def test_two_batches_have_the_gradient_of_the_two_as_one(overrides: tuple[str, ...], tmp_path: Path):
+def test_two_accumulated_batches_have_the_gradient_of_one_large_batch(overrides: tuple[str, ...], tmp_path: Path):
     parts = tiny_trainer(tmp_path, *ASSIGNER, "train.accumulation=2", *overrides)
-    whole = tiny_trainer(tmp_path, *ASSIGNER, "train.batch_size=4", *overrides)
-    (batch,) = first_batches(whole, 1)
+    large = tiny_trainer(tmp_path, *ASSIGNER, "train.batch_size=4", *overrides)
+    (batch,) = first_batches(large, 1)
     measured, gradients = gradients_of(parts, batch.split(2))
-    expected, expected_gradients = gradients_of(whole, [batch])
+    expected, expected_gradients = gradients_of(large, [batch])
     assert measured["num_fg"] > 1 and len(gradients) == len(expected_gradients)
     for name in ("loss", "cls", "num_fg", "grad_norm", "fg_gradient_share", "mean_p_fg"):
         torch.testing.assert_close(measured[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
-    for found, gradient in zip(gradients, expected_gradients, strict=True):
-        torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-5)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_the_probe_counts_the_foreground_of_the_predictions(tmp_path: Path):
@@ -93,14 +93,14 @@ def test_the_probe_counts_the_foreground_of_the_predictions(tmp_path: Path):
     assert probe.rows.foreground == num_fg > 0
 
 
-def test_a_step_whose_losses_cannot_be_divided_afterwards_is_refused(tmp_path: Path):
+def test_losses_that_cannot_be_divided_after_the_step_are_refused(tmp_path: Path):
     for override in ("train.accumulation=2", "faults.out_of_memory=halve"):
         with pytest.raises(UserError, match="best_fits"):
             tiny_trainer(tmp_path, *ASSIGNER, "loss.classification=ghm_c", override)
     tiny_trainer(tmp_path, *ASSIGNER, "loss.classification=ghm_c")
 
 
-def test_a_census_has_no_predictions(tmp_path: Path):
+def test_a_census_refuses_an_assigner_that_needs_predictions(tmp_path: Path):
     config = tiny_config(tmp_path, *ASSIGNER)
     with pytest.raises(UserError, match="assigner"):
         build_census(config, build_dataset(config, "train"))

@@ -1,4 +1,4 @@
-"""N steps, a stop, a new process's worth of objects and N more steps are 2N steps, to the last bit."""
+"""N steps, a stop, new objects and N more steps equal 2N steps, to the last bit."""
 
 import copy
 import hashlib
@@ -28,8 +28,8 @@ from detector.engine.trainer import Trainer
 
 pytestmark = pytest.mark.slow  # each test trains to the end of a run
 
-SMALL = ("model.levels=[3, 3]", "model.head.sizes=[[12, 26]]")  # a quarter of the weights to save and to hash
-VARIANTS = {  # between them, every kind of state that a step can leave behind
+SMALL = ("model.levels=[3, 3]", "model.head.sizes=[[12, 26]]")  # a quarter of the weights, for speed
+VARIANTS = {  # together, they have every kind of state that a step changes
     "adamw, ghm, average, batch norm, spikes": (*SMALL, *WITH_STATE, "faults.spike_factor=100"),
     "sgd, equalized focal, ema normaliser, fp16, random anchors, drawn samples": (
         *SMALL,
@@ -43,7 +43,7 @@ FIRST, SECOND = VARIANTS
 
 @dataclass(frozen=True)
 class Run:
-    """A run that ended: its folder, trainer, last state and what each step saw (image ids and a hash of the pixels)."""
+    """A finished run. `seen` has the image ids of each step and a hash of their pixels."""
 
     folder: Path
     trainer: Trainer
@@ -52,28 +52,27 @@ class Run:
 
 
 def watch(trainer: Trainer) -> list[tuple]:
-    """What its steps see from now on."""
+    """Return a list that receives the image ids and the pixel hash of each later step."""
     seen = []
 
-    def see(batches: list) -> None:
+    def add(batches: list) -> None:
         seen.append(tuple((b.image_ids, hashlib.sha256(b.images.numpy().tobytes()).hexdigest()) for b in batches))
 
-    watch_steps(trainer, see)
+    watch_steps(trainer, add)
     return seen
 
 
 def start(folder: Path, variant: str, *overrides: str) -> Trainer:
     trainer = make_trainer(folder, *VARIANTS[variant], *overrides)
     if trainer.step.scaler.is_enabled():
-        trainer.step.scaler.load_state_dict(
-            trainer.step.scaler.state_dict() | {"scale": 1024.0}
-        )  # not that of a new one
+        # not the scale of a new scaler
+        trainer.step.scaler.load_state_dict(trainer.step.scaler.state_dict() | {"scale": 1024.0})
     seed_global_generators(1)
     return trainer
 
 
 def finish(folder: Path, variant: str, *overrides: str, change: Callable[[dict], object] | None = None) -> Run:
-    """The rest of an interrupted run, by objects made anew; `change` is done to the checkpoint first."""
+    """Complete an interrupted run with new objects. `change` is applied to the checkpoint first."""
     trainer = make_trainer(folder, *VARIANTS[variant], *overrides)
     seed_global_generators(2)
     checkpoint = load_checkpoint(folder / "checkpoints/last.pt")
@@ -89,7 +88,7 @@ def interrupt(folder: Path, variant: str, steps: int, *overrides: str) -> list[t
     trainer = start(folder, variant, *overrides)
     seen = watch(trainer)
     send_sigterm_in_step(trainer, steps - 1)
-    try:  # not pytest.raises, whose record of the error would keep the trainer and its loader's workers waiting
+    try:  # pytest.raises would keep the trainer and the workers of its loader alive
         trainer.train()
     except Interrupted as stopped:
         assert stopped.exit_code == 143 and trainer.steps_done == steps
@@ -113,29 +112,29 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 @pytest.fixture(scope="module")
 def cut(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[tuple]]]:
-    """The folder of a run of each variant that was interrupted after two steps, and what these saw."""
+    """For each variant, return the folder of a run that was interrupted after two steps, and their images."""
     folders = {variant: tmp_path_factory.mktemp("cut") for variant in VARIANTS}
     return {variant: (folder, interrupt(folder, variant, 2)) for variant, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
 def new_states(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """The state of a run of each variant before its first step."""
+    """Return the state of a run of each variant before its first step."""
     return {variant: start(tmp_path_factory.mktemp("new"), variant).state() for variant in VARIANTS}
 
 
-def assert_equal_runs(found: Run, expected: Run, seen_before: list[tuple]) -> None:
-    assert seen_before + found.seen == expected.seen
-    assert_same(found.state, expected.state)  # weights, optimizer, scaler, losses, guard, random generators, counters
-    assert_same(found.trainer.evaluated_model.state_dict(), expected.trainer.evaluated_model.state_dict())
-    rows, expected_rows = rows_of(found.folder), rows_of(expected.folder)
+def assert_equal_runs(resumed: Run, expected: Run, seen_before: list[tuple]) -> None:
+    assert seen_before + resumed.seen == expected.seen
+    assert_same(resumed.state, expected.state)  # weights, optimizer, scaler, losses, guard, random generators, counters
+    assert_same(resumed.trainer.evaluated_model.state_dict(), expected.trainer.evaluated_model.state_dict())
+    rows, expected_rows = rows_of(resumed.folder), rows_of(expected.folder)
     for row in (*rows, *expected_rows):
         row.pop("images_per_s", None)
     assert rows == expected_rows and len(rows) == expected.trainer.schedule.num_steps
     for name in ("metrics.json", "detections.json", "parts.csv"):
-        assert (found.folder / name).read_text() == (expected.folder / name).read_text()
+        assert (resumed.folder / name).read_text() == (expected.folder / name).read_text()
     for tag in ("train/loss", "val/AP"):
-        assert scalars(found.folder, tag) == scalars(expected.folder, tag)
+        assert scalars(resumed.folder, tag) == scalars(expected.folder, tag)
 
 
 @pytest.mark.parametrize(
@@ -144,13 +143,13 @@ def assert_equal_runs(found: Run, expected: Run, seen_before: list[tuple]) -> No
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     steps: int, variant: str, whole: dict[str, Run], tmp_path: Path
 ):
-    """In mid-epoch, at an epoch's last step and at the run's, whose evaluations are then still owed."""
+    """The run stops in an epoch, or at the last step of an epoch or of the run, before its evaluation."""
     seen = interrupt(tmp_path, variant, steps)
     assert_equal_runs(finish(tmp_path, variant), whole[variant], seen)
 
 
-def test_a_run_interrupted_in_its_warm_up_goes_on_with_it(tmp_path: Path):
-    """With steps enough that the warm-up is not shortened to nothing."""
+def test_a_run_interrupted_in_its_warm_up_continues_the_warm_up(tmp_path: Path):
+    """The run has enough steps for a warm-up of two steps."""
     overrides = ("train.warmup_steps=2", "train.batch_size=1", "train.accumulation=1", "train.evaluate_every=0")
     trainer = start(tmp_path / "whole", SECOND, *overrides)
     seen = watch(trainer)
@@ -168,8 +167,8 @@ def test_loader_workers_make_no_difference(before: int, after: int, whole: dict[
     assert_equal_runs(finish(tmp_path, FIRST, f"data.num_workers={after}"), whole[FIRST], seen)
 
 
-def test_a_checkpoint_in_mid_epoch_is_as_good_as_one_of_a_signal(whole: dict[str, Run], tmp_path: Path):
-    """Numbers on their way from the device included."""
+def test_a_checkpoint_in_an_epoch_resumes_like_a_checkpoint_after_a_signal(whole: dict[str, Run], tmp_path: Path):
+    """The numbers of some steps have not arrived from the device when the checkpoint is written."""
     trainer = start(tmp_path, FIRST, "train.save_every=2")
     trainer.readback.delay = 2
     seen, save = watch(trainer), trainer.save
@@ -184,15 +183,15 @@ def test_a_checkpoint_in_mid_epoch_is_as_good_as_one_of_a_signal(whole: dict[str
     assert_equal_runs(finish(tmp_path, FIRST), whole[FIRST], seen)
 
 
-def test_the_state_that_resuming_must_carry_is_there(whole: dict[str, Run]):
-    """Else the tests above would compare nothing with nothing."""
+def test_the_compared_runs_have_every_kind_of_state(whole: dict[str, Run]):
+    """Without this state, the tests above would prove nothing."""
     first, second = whole.values()
     assert first.trainer.criterion.classification.density.running_counts.count_nonzero() > 1
     assert int(first.trainer.criterion.classification.density.steps) == 12  # two batches a step
     assert int(first.trainer.step.guard.steps) == 6 and first.trainer.step.guard.mean_loss > 0
     assert first.state["average_updates"] == 6
     weights = first.trainer.model.state_dict()
-    assert any(not torch.equal(weights[k], v) for k, v in first.trainer.step.average.module.state_dict().items())
+    assert any(not torch.equal(weights[k], v) for k, v in first.trainer.step.ema.module.state_dict().items())
     assert second.trainer.criterion.mean_num_fg > 0 and second.trainer.step.scaler.get_scale() == 1024
     for run in (first, second):
         trained = [p for p in run.trainer.model.parameters() if p.requires_grad]
@@ -200,35 +199,35 @@ def test_the_state_that_resuming_must_carry_is_there(whole: dict[str, Run]):
 
 
 @pytest.mark.parametrize(
-    ("left_out", "variant"),
+    ("missing", "variant"),
     [(part, FIRST) for part in ("model", "optimizer", "criterion", "guard", "average", "position")]
     + [(part, SECOND) for part in ("optimizer", "criterion", "scaler", "random")],
 )
-def test_what_is_left_out_of_the_state_is_noticed(
-    left_out: str,
+def test_a_missing_part_of_the_state_is_detected(
+    missing: str,
     variant: str,
     whole: dict[str, Run],
     cut: dict[str, tuple[Path, list[tuple]]],
     new_states: dict[str, dict],
     tmp_path: Path,
 ):
-    """The negative control of the tests above: without any one part of the state, the end is another."""
+    """The negative control of the tests above: without a part of the state, the resumed run differs."""
     folder, seen = cut[variant]
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
 
-    def leave_out(checkpoint: dict) -> None:
-        if left_out == "average":
+    def remove(checkpoint: dict) -> None:
+        if missing == "average":
             checkpoint["model"] = checkpoint["training"]["model"]
-        elif left_out == "position":
+        elif missing == "position":
             checkpoint["training"]["steps_done"] = 0
         else:
-            checkpoint["training"][left_out] = copy.deepcopy(new_states[variant][left_out])
-            if left_out == "scaler":
+            checkpoint["training"][missing] = copy.deepcopy(new_states[variant][missing])
+            if missing == "scaler":
                 checkpoint["training"]["scaler"]["scale"] = 65536.0
 
-    found = finish(tmp_path, variant, change=leave_out)
+    resumed = finish(tmp_path, variant, change=remove)
     with pytest.raises(AssertionError):
-        assert_equal_runs(found, whole[variant], seen)
-    end, expected = found.trainer.evaluated_model.state_dict(), whole[variant].trainer.evaluated_model.state_dict()
-    same = all(torch.equal(value, expected[name]) for name, value in end.items())
-    assert same == (left_out == "guard")  # which touches the weights only where something is amiss
+        assert_equal_runs(resumed, whole[variant], seen)
+    end, expected = resumed.trainer.evaluated_model.state_dict(), whole[variant].trainer.evaluated_model.state_dict()
+    is_same = all(torch.equal(value, expected[name]) for name, value in end.items())
+    assert is_same == (missing == "guard")  # the guard changes the weights only if it refuses a step

@@ -1,4 +1,4 @@
-"""A run that continues with another config: what may change, what is told, what stops it, and what then counts."""
+"""A run that resumes with another config: allowed changes, warnings, refusals, and the effect of new settings."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ Change = Callable[[dict], object]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The last checkpoint of a run that has done the first of its two epochs."""
+    """Return the last checkpoint of a run that has completed the first of two epochs."""
     folder = tmp_path_factory.mktemp("run")
     trainer = make_trainer(folder, *STATEFUL)
     for batches in trainer.batches(0):
@@ -60,7 +60,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.message for record in caplog.records if record.levelname == "WARNING"]
 
 
-def test_what_does_not_change_the_run_may_change_silently(run: Path, caplog: pytest.LogCaptureFixture):
+def test_settings_that_do_not_change_the_training_may_change_silently(run: Path, caplog: pytest.LogCaptureFixture):
     resume(
         run,
         *("train.epochs=3", "train.log_every=1", "train.save_every=3", "train.keep_checkpoints=3"),
@@ -72,7 +72,7 @@ def test_what_does_not_change_the_run_may_change_silently(run: Path, caplog: pyt
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "facts"),
     [
         (["train.lr=0.003"], ["train.lr", "0.01", "0.003"]),
         (["train.schedule=cosine"], ["train.schedule", "constant", "cosine"]),
@@ -90,16 +90,16 @@ def test_what_does_not_change_the_run_may_change_silently(run: Path, caplog: pyt
         (["evaluation.backend=pycocotools"], ["evaluation.backend", "hotcoco", "pycocotools"]),
     ],
 )
-def test_what_changes_the_training_is_told_with_both_values(
-    run: Path, overrides: list[str], told: list[str], caplog: pytest.LogCaptureFixture
+def test_settings_that_change_the_training_give_a_warning_with_both_values(
+    run: Path, overrides: list[str], facts: list[str], caplog: pytest.LogCaptureFixture
 ):
     resume(run, *overrides)
     line = warnings_of(caplog)[0]
-    assert all(word in line for word in told), line
+    assert all(fact in line for fact in facts), line
 
 
 @pytest.mark.parametrize(
-    ("overrides", "told"),
+    ("overrides", "facts"),
     [
         (["train.optimizer=adamw"], ["train.optimizer", "sgd", "adamw"]),
         (["train.seed=1"], ["train.seed", "0", "1"]),
@@ -111,7 +111,7 @@ def test_what_changes_the_training_is_told_with_both_values(
         (["model.head.sizes=[[12, 18], [26, 44]]"], ["model.head.sizes", "40", "44"]),
         (["model.head.ratios=[0.5, 1, 3]"], ["model.head.ratios", "2.0", "3.0"]),
         (["assigner=atss"], ["assigner", "max_iou", "atss"]),
-        (["data.train.distractors=2"], ["data.train.distractors", "1.0", "2.0"]),  # other pictures, the same boxes
+        (["data.train.distractors=2"], ["data.train.distractors", "1.0", "2.0"]),  # other pictures with the same boxes
         (["data.val.seed=5"], ["data.val.seed", "0", "5"]),
         (["data.train.num_images=13"], ["data.train.num_images", "12", "13"]),
         (["train.batch_size=4"], ["train.batch_size", "2", "4", "3"]),
@@ -120,12 +120,12 @@ def test_what_changes_the_training_is_told_with_both_values(
         (["train.epochs=1"], ["train.epochs", "2", "1"]),
     ],
 )
-def test_what_makes_it_another_run_stops_it_with_both_values(run: Path, overrides: list[str], told: list[str]):
+def test_settings_that_may_not_change_are_refused_with_both_values(run: Path, overrides: list[str], facts: list[str]):
     line = refusal(run, *overrides)
-    assert all(word in line for word in told), line
+    assert all(fact in line for fact in facts), line
 
 
-def test_every_rule_is_of_a_key_that_there_is():
+def test_every_rule_has_an_existing_key():
     for key in RULES:
         section = Config
         for name in key.split("."):
@@ -175,7 +175,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("split", "change"), [*(("train", change) for change in CHANGES), ("val", CHANGES[0])])
-def test_annotations_that_changed_behind_the_same_paths_stop_it(tmp_path: Path, split: str, change: Callable):
+def test_annotations_that_changed_at_the_same_paths_are_refused(tmp_path: Path, split: str, change: Callable):
     spec = {name: write_set(tmp_path / name) for name in ("train", "val")}
     overrides = [f"data.{name}={text}" for name, text in spec.items()]
     make_trainer(tmp_path / "run", *STATEFUL, *overrides).save("last")
@@ -185,7 +185,7 @@ def test_annotations_that_changed_behind_the_same_paths_stop_it(tmp_path: Path, 
     assert f"data.{split}" in refusal(last, *overrides)
 
 
-def test_data_that_moved_may_be_named_by_its_new_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_moved_data_may_have_new_paths(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     def overrides(folder: Path) -> list[str]:
         return [f"data.{split}={write_set(folder / split)}" for split in ("train", "val")]
 
@@ -200,12 +200,12 @@ def test_data_that_moved_may_be_named_by_its_new_paths(tmp_path: Path, caplog: p
     assert "data.train.images" in refusal(last, *moved, change=without_data)
 
 
-def test_the_weights_that_the_run_began_with_may_be_gone(run: Path, caplog: pytest.LogCaptureFixture):
-    def begun_with_weights(checkpoint: dict) -> None:
+def test_the_initial_weights_file_may_be_missing(run: Path, caplog: pytest.LogCaptureFixture):
+    def set_weights(checkpoint: dict) -> None:
         checkpoint["config"] = checkpoint["config"].replace("weights: null", "weights: gone.pt")
 
-    trainer = resume(run, change=begun_with_weights)
-    assert all(word in warnings_of(caplog)[0] for word in ("model.weights", "gone.pt"))
+    trainer = resume(run, change=set_weights)
+    assert all(fact in warnings_of(caplog)[0] for fact in ("model.weights", "gone.pt"))
     assert_same(dict(trainer.model.state_dict()), dict(load_checkpoint(run)["training"]["model"]))
 
 
@@ -216,24 +216,25 @@ def test_the_weights_that_the_run_began_with_may_be_gone(run: Path, caplog: pyte
         *(("evaluation.scales=[1.0, 0.5]", False), ("data.short_side=96", False)),
     ],
 )
-def test_the_best_ap_counts_as_long_as_it_is_measured_the_same_way(run: Path, tmp_path: Path, override, is_kept):
+def test_the_best_ap_is_kept_only_if_it_is_measured_with_equal_settings(run: Path, tmp_path: Path, override, is_kept):
     folder = tmp_path / "run"
     shutil.copytree(run.parent.parent, folder)
     shutil.copy(run, folder / "checkpoints/best.pt")
 
-    def measured(checkpoint: dict) -> None:
+    def set_best_ap(checkpoint: dict) -> None:
         checkpoint["training"]["best_ap"] = 0.5
 
-    trainer = resume(folder / "checkpoints/last.pt", override, change=measured)
+    trainer = resume(folder / "checkpoints/last.pt", override, change=set_best_ap)
     assert trainer.best_ap == (0.5 if is_kept else -math.inf)
 
 
-def test_a_data_set_that_moved_has_the_same_fingerprint(tmp_path: Path):
-    found = []
+def test_a_moved_data_set_has_the_same_fingerprint(tmp_path: Path):
+    fingerprints = []
     for name in ("here", "there"):
         config = config_from_text(TINY, "TINY", [f"data.train={write_set(tmp_path / name)}"])
-        found.append(fingerprint(build_dataset(config, "train")))
-    assert found[0] == found[1] and (found[0]["images"], found[0]["objects"]) == (12, 12)
+        fingerprints.append(fingerprint(build_dataset(config, "train")))
+    first, second = fingerprints
+    assert first == second and (first["images"], first["objects"]) == (12, 12)
 
 
 def test_changed_settings_take_effect(run: Path):
@@ -249,7 +250,7 @@ def test_changed_settings_take_effect(run: Path):
     assert {group["lr"] for group in trainer.step.optimizer.param_groups} == {0.5}
 
 
-def test_a_run_without_momentum_may_get_one(tmp_path: Path):
+def test_a_run_without_momentum_may_resume_with_momentum(tmp_path: Path):
     trainer = make_trainer(tmp_path, *STATEFUL, "train.momentum=0")
     for batches in trainer.batches(0):
         trainer.step(batches)
@@ -260,7 +261,7 @@ def test_a_run_without_momentum_may_get_one(tmp_path: Path):
     assert any(not torch.equal(a, b) for a, b in zip(first, resumed.model.parameters(), strict=True))
 
 
-def test_another_loss_starts_with_a_state_of_its_own_and_the_other_keeps_its(
+def test_a_changed_loss_starts_with_a_new_state_and_the_other_keeps_its_state(
     run: Path, caplog: pytest.LogCaptureFixture
 ):
     saved = load_checkpoint(run)["training"]["criterion"]
@@ -268,13 +269,13 @@ def test_another_loss_starts_with_a_state_of_its_own_and_the_other_keeps_its(
     for override in ("loss.classification.bins=20", "loss.classification=focal"):
         caplog.clear()
         new = make_trainer(run.parent.parent, *STATEFUL, override).criterion.state_dict()
-        found = resume(run, override).criterion.state_dict()
-        assert found.keys() == new.keys()
-        for name, value in found.items():
+        state = resume(run, override).criterion.state_dict()
+        assert state.keys() == new.keys()
+        for name, value in state.items():
             assert_same(value, saved[name] if name.startswith("boxes.") else new[name], name)
         assert any("loss.classification" in line for line in warnings_of(caplog)[1:])
-    kept = resume(run, "loss.classification.momentum=0.25").criterion.state_dict()  # the bins are the same
-    assert_same(dict(kept), dict(saved))
+    unchanged = resume(run, "loss.classification.momentum=0.25").criterion.state_dict()  # with equal bins
+    assert_same(dict(unchanged), dict(saved))
 
 
 def foreign_optimizer(checkpoint: dict) -> None:
@@ -287,21 +288,21 @@ def without_momentum(checkpoint: dict) -> None:
         del group["momentum"]
 
 
-def of_adam(checkpoint: dict) -> None:
+def adam_state(checkpoint: dict) -> None:
     for state in checkpoint["training"]["optimizer"]["state"].values():
         state["exp_avg"] = state.pop("momentum_buffer")
 
 
-def nothing_left(checkpoint: dict) -> None:
+def empty_state(checkpoint: dict) -> None:
     checkpoint["training"]["optimizer"] = {}
 
 
-@pytest.mark.parametrize("change", [foreign_optimizer, without_momentum, of_adam, nothing_left])
-def test_a_state_of_another_optimizer_gets_one_line(run: Path, change: Change):
+@pytest.mark.parametrize("change", [foreign_optimizer, without_momentum, adam_state, empty_state])
+def test_the_state_of_another_optimizer_is_refused(run: Path, change: Change):
     refusal(run, change=change)
 
 
-def test_the_checkpoint_and_the_run_folder_stay_as_they_are_where_it_stops(run: Path):
+def test_a_refusal_does_not_change_the_run_folder(run: Path):
     folder = run.parent.parent
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     refusal(run, "train.optimizer=adamw")
@@ -309,7 +310,7 @@ def test_the_checkpoint_and_the_run_folder_stay_as_they_are_where_it_stops(run: 
 
 
 @pytest.mark.slow
-def test_a_run_with_another_loss_goes_on_to_its_end(run: Path, tmp_path: Path):
+def test_a_run_that_resumes_with_another_loss_completes(run: Path, tmp_path: Path):
     trainer = make_trainer(tmp_path, *STATEFUL, "loss.classification=focal", "train.precision=fp16", "train.lr=0.001")
     trainer.resume(copy.deepcopy(load_checkpoint(run)), run)
     trainer.train()

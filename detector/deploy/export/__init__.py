@@ -1,4 +1,4 @@
-"""A trained detector as a file for other programs. Importing this package registers the shipped exporters."""
+"""Export a trained detector for other programs. The import of this package registers the shipped exporters."""
 
 from detector.deploy.export.base import EXPORTERS, Exporter
 from detector.deploy.export.onnx import OnnxExporter

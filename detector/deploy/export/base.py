@@ -9,11 +9,12 @@ from detector.deploy.export.graphs import Graph
 
 
 class Exporter:
-    """A file format. Its constructor takes no arguments.
+    """The writer of a file format. Its constructor has no parameters.
 
-    suffix: the suffix of the files, with the dot. `detector export --out` chooses the exporter by it.
-    requires: the packages that must be installed.
-    extra: the extra of this project that installs these packages, or None.
+    Attributes:
+        suffix: the suffix of the files, with the dot. The suffix of `detector export --out` selects the exporter.
+        requires: the packages that must be installed.
+        extra: the extra of this project that installs these packages, or None.
     """
 
     suffix: str

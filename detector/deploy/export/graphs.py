@@ -1,6 +1,6 @@
-"""The graph that a file contains: the model alone (`RawGraph`), or with its post-processing (`DetectionGraph`).
+"""The graphs that a file can contain: the model (`RawGraph`), or the model with post-processing (`DetectionGraph`).
 
-Non-maximum suppression is the operator `detector::suppress` of a graph. Each exporter replaces this operator.
+In a graph, non-maximum suppression is the operator `detector::suppress`. Each exporter replaces this operator.
 """
 
 import torch
@@ -14,7 +14,7 @@ from detector.models.detector import DetectionModel
 from detector.models.postprocess import best_of_levels
 
 BATCH = Dim("batch", min=1)
-EXAMPLE_BATCH = 2  # torch.export would make a constant of a batch of 1
+EXAMPLE_BATCH = 2  # torch.export makes a batch of 1 a constant
 
 
 def suppress(
@@ -22,42 +22,45 @@ def suppress(
 ) -> Tensor:
     """Set the scores of suppressed boxes to 0.
 
-    A box is suppressed if its score is not above the threshold, or if its IoU with a better box of the same image and
-    class is above `nms_iou`.
+    A box is suppressed if its score is not above the threshold. It is also suppressed if its IoU with a better box of
+    the same image and class is above `nms_iou`.
 
     Args:
         boxes: (B, C, 4), xyxy in pixels.
         scores: (B, C).
         labels: (B, C) int64, 0..num_classes - 1.
         num_classes: the number of classes.
-        score_threshold: the highest score that is too low.
-        nms_iou: the highest IoU that is permitted.
+        score_threshold: the highest score that is suppressed.
+        nms_iou: the highest permitted IoU.
 
     Returns:
         The scores (B, C).
     """
     image, column = (scores > score_threshold).nonzero(as_tuple=True)
     group = image * num_classes + labels[image, column]
-    # the offset separates the classes and images; in fp32 it would cost parts of a pixel
+    # the offset separates the classes and images; in fp32 it would cause errors of parts of a pixel
     offset_boxes = boxes[image, column].double() + (group * (boxes.amax().double() + 1))[:, None]
-    # torchvision declares two results at least to torch.export: two empty boxes, which nothing overlaps, are the two
+    # torchvision declares at least two results to torch.export: two added empty boxes are always results
     selected = ops.nms(F.pad(offset_boxes, (0, 0, 0, 2)), F.pad(scores[image, column].double(), (0, 2)), nms_iou)
     selected = selected[selected < column.shape[0]]
     position = image * scores.shape[1] + column
     return scores * torch.zeros_like(scores).flatten().scatter(0, position[selected], 1.0).view_as(scores)
 
 
-# It stays an operator until the file is written, because ONNX has an operator that knows images and classes.
+# The operator exists until the file is written, because ONNX has an operator for suppression by image and class.
 suppress_op = torch.library.custom_op("detector::suppress", suppress, mutates_args=())
 suppress_op.register_fake(lambda boxes, scores, *_: torch.empty_like(scores))
 SUPPRESS = torch.ops.detector.suppress.default
 
 
 class Graph(nn.Module):
-    """A model that is traced for images (B, 3, H, W), uint8 RGB, of any B and one H and W.
+    """A model that is traced for images (B, 3, H, W), uint8 RGB, with any B and fixed H and W.
 
-    inputs, outputs: the names of the arguments and results of `forward`.
-    image_size: H and W in pixels.
+    Attributes:
+        inputs: the names of the arguments of `forward`.
+        outputs: the names of the results of `forward`.
+        model: the model.
+        image_size: H and W in pixels.
     """
 
     inputs: tuple[str, ...]
@@ -69,41 +72,54 @@ class Graph(nn.Module):
         self.image_size = image_size
 
     def example(self) -> tuple[Tensor, ...]:
-        """Return arguments for `forward`."""
+        """Return example arguments of `forward`."""
         raise NotImplementedError
 
     def batch_dimensions(self) -> tuple[dict[int, Dim], ...]:
-        """Return the dimensions of each argument that are free, as torch.export takes them."""
+        """Return the variable dimensions of each argument, in the format of torch.export."""
         return ({0: BATCH},) * len(self.inputs)
 
     def program(self) -> ExportedProgram:
-        """Trace the graph. The suppression of a `DetectionGraph` is the operator `detector::suppress`."""
+        """Return the traced graph. It can contain the operator `detector::suppress`."""
         return torch.export.export(self, self.example(), dynamic_shapes=self.batch_dimensions())
 
 
 class RawGraph(Graph):
-    """images -> logits (B, A, K), deltas (B, A, 4), anchors (A, 4). The model's box coder decodes the deltas."""
+    """The model: images -> logits (B, A, K), deltas (B, A, 4), anchors (A, 4).
+
+    The box coder of the model decodes the deltas.
+    """
 
     inputs = ("images",)
     outputs = ("logits", "deltas", "anchors")
 
     def example(self) -> tuple[Tensor, ...]:
+        """Return an empty batch."""
         return (torch.zeros(EXAMPLE_BATCH, 3, *self.image_size, dtype=torch.uint8),)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the logits, deltas and anchors."""
         predictions = self.model(images)
         return predictions.logits, predictions.raw, predictions.priors.boxes
 
 
 class DetectionGraph(Graph):
-    """images, sizes -> boxes (B, N, 4), scores (B, N), labels (B, N), sorted by descending score.
+    """The model with post-processing: images, sizes -> boxes (B, N, 4), scores (B, N), labels (B, N).
 
-    sizes (B, 2) int64 are the height and width of each image without its padding. boxes are xyxy in pixels of `images`,
-    and labels are int64. N is max_detections, or the number of candidates if that is smaller. Unused rows have score 0,
-    label -1 and box 0.
+    `sizes` (B, 2) int64 are the height and width of each image without its padding. The boxes are xyxy in pixels of
+    `images`. The labels are int64. The rows are sorted by descending score. N is `max_detections`, or the number of
+    candidates if that is smaller. Unused rows have score 0, label -1 and box 0.
 
-    The rule is that of `detector.models.postprocess`, with two exceptions: the order of equal scores is not defined,
-    and a box that contains NaN is not detected.
+    The rule is that of `detector.models.postprocess`, with two exceptions. The order of equal scores is not defined. A
+    box that contains NaN is not detected.
+
+    Args:
+        model: the model.
+        image_size: H and W in pixels.
+        score_threshold: see `EvaluationSettings`.
+        nms_iou: see `EvaluationSettings`.
+        candidates_per_level: see `EvaluationSettings`.
+        max_detections: see `EvaluationSettings`.
     """
 
     inputs = ("images", "sizes")
@@ -126,10 +142,12 @@ class DetectionGraph(Graph):
         self.max_detections = max_detections
 
     def example(self) -> tuple[Tensor, ...]:
+        """Return an empty batch and its sizes."""
         images = torch.zeros(EXAMPLE_BATCH, 3, *self.image_size, dtype=torch.uint8)
         return images, torch.full((EXAMPLE_BATCH, 2), self.model.size_divisor)
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the boxes, scores and labels."""
         predictions = self.model(images)
         scores, candidates = best_of_levels(predictions, self.candidates_per_level, torch.topk)
         num_classes = predictions.logits.shape[2]

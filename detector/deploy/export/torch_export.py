@@ -1,4 +1,4 @@
-"""Programs of torch.export. The metadata is one JSON object in the program's extra file `METADATA`."""
+"""Programs of torch.export. The metadata is a JSON object in the extra file `METADATA` of the program."""
 
 import json
 from collections.abc import Mapping
@@ -15,10 +15,11 @@ METADATA = "metadata.json"
 
 @EXPORTERS.register("torch_export")
 class TorchExporter(Exporter):
-    """The program contains only operators of PyTorch and torchvision."""
+    """Writes programs that contain only operators of PyTorch and torchvision."""
 
     suffix = ".pt2"
 
     def write(self, graph: Graph, path: Path, metadata: Mapping[str, Any]) -> None:
+        """Write the file."""
         program = graph.program().run_decompositions({SUPPRESS: suppress})
         torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})

@@ -1,4 +1,4 @@
-"""The export of a trained detector. The graph, its checks and its metadata are the same for all formats."""
+"""Export a trained detector. The graph, its checks and its metadata are equal for all formats."""
 
 import copy
 import importlib.util
@@ -26,7 +26,7 @@ from detector.engine.views import PLAIN, make_views
 def export(
     detector: Detector, path: Path, *, size: tuple[int, int] | None = None, nms: bool = False
 ) -> tuple[int, int]:
-    """Write a file with the model in fp32 and the metadata.
+    """Write a file with the model in fp32 and its metadata.
 
     The metadata are class_names, category_ids, image_size, level_sizes (the number of anchors of each level),
     padding_colour, and the settings of the post-processing: score_threshold, nms_iou, candidates_per_level and
@@ -35,15 +35,15 @@ def export(
     Args:
         detector: the trained detector.
         path: the file to write. Its suffix chooses the exporter.
-        size: height and width of the images in pixels. The default is a square of the evaluation's side.
-        nms: whether the graph contains the post-processing of the config (`DetectionGraph`) or not (`RawGraph`).
+        size: the height and width of the images in pixels. The default is a square with the image side of evaluations.
+        nms: whether the graph contains the post-processing of the config.
 
     Returns:
         The height and width of the images.
 
     Raises:
-        UserError: no exporter has this suffix, a package is missing, the model does not take images of this size, or
-            the config asks for several views of an image.
+        UserError: the suffix does not select a single exporter, or a package is missing. The model does not accept
+            images of this size. `nms` is set, but the config has test-time augmentation.
     """
     exporter = _exporter_for(path, detector.config.imports)
     graph, metadata = _prepare(detector, size, nms)
@@ -55,8 +55,8 @@ def export(
 def _exporter_for(path: Path, imports: Sequence[str]) -> Exporter:
     """Return the exporter of the suffix of `path`.
 
-    The modules of `imports` are imported only if no exporter has the suffix without them: a checkpoint must not need
-    the modules of its training for a shipped format.
+    The modules of `imports` are imported only if no shipped exporter has the suffix. Therefore a shipped format does
+    not need the modules of the training.
     """
     if not _names_for(path):
         import_modules(imports)
@@ -64,17 +64,19 @@ def _exporter_for(path: Path, imports: Sequence[str]) -> Exporter:
     if not names:
         known = ", ".join(_suffix(name) for name in EXPORTERS.names())
         raise UserError(
-            f"{path}: no exporter writes '{path.suffix}'; known: {known}",
+            f"{path}: no exporter writes '{path.suffix}' (known: {known})",
             "choose another suffix, or name the module that registers the exporter: imports=[MODULE]",
         )
     if len(names) > 1:
-        raise UserError(f"{path}: {', '.join(names)} all write '{path.suffix}'", "change the suffix of all but one")
+        raise UserError(
+            f"{path}: the exporters {', '.join(names)} have the same suffix '{path.suffix}'", "change a suffix"
+        )
     exporter = EXPORTERS.build(names[0])
     for package in exporter.requires:
         if importlib.util.find_spec(package) is None:
             extra = exporter.extra
             remedy = f"uv sync --extra {extra}, or pip install 'imbalance-detector[{extra}]'" if extra else "install it"
-            raise UserError(f"{package} is not installed, and the exporter {names[0]} requires it", remedy)
+            raise UserError(f"{path}: the exporter {names[0]} requires {package}, which is not installed", remedy)
     return exporter
 
 
@@ -83,7 +85,7 @@ def _names_for(path: Path) -> list[str]:
 
 
 def _suffix(name: str) -> str:
-    exporter: Any = EXPORTERS.get(name)  # the class
+    exporter: Any = EXPORTERS.get(name)
     return exporter.suffix
 
 
@@ -96,14 +98,14 @@ def _prepare(detector: Detector, size: tuple[int, int] | None, nms: bool) -> tup
     image_size = (padded_height, padded_width)
     if size is not None and (size != image_size or min(size) <= 0):
         good = " ".join(str(max(side, divisor)) for side in image_size)
-        raise UserError(f"size {height} {width}: the model takes sides that are multiples of {divisor}", f"take {good}")
+        raise UserError(f"size {height} {width}: both sides must be positive multiples of {divisor}", f"give {good}")
     evaluation = detector.config.evaluation
     if nms and make_views(evaluation.flip, evaluation.scales) != [PLAIN]:
         raise UserError(
-            "evaluation.flip, evaluation.scales: a file takes only one view of an image",
-            "set them to false and [1.0], or export without nms",
+            "evaluation.flip, evaluation.scales: an exported file has no test-time augmentation",
+            "set evaluation.flip=false and evaluation.scales=[1.0], or export without nms",
         )
-    # the model caches the anchors, so that they become a constant of the graph: therefore the image size is fixed
+    # the model caches the anchors, so they become a constant of the graph, and the image size is fixed
     level_sizes = model.priors(image_size, torch.device("cpu")).level_sizes
     rule = evaluation.postprocessing
     metadata = {
@@ -118,7 +120,7 @@ def _prepare(detector: Detector, size: tuple[int, int] | None, nms: bool) -> tup
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """As a context: hide the warnings and log lines of the libraries that write the file."""
+    """As a context: suppress the warnings and log lines of the libraries that write the file."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         before = logging.root.manager.disable

@@ -1,1 +1,1 @@
-"""From image files, videos and cameras to files of detections and annotated pictures."""
+"""Detect objects in image files, videos and cameras, and write detections and annotated pictures."""

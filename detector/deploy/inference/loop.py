@@ -1,4 +1,4 @@
-"""Pictures through a detector into sinks, a batch at a time."""
+"""Run a detector on the pictures of sources, batch by batch, and write the detections to sinks."""
 
 import logging
 import time
@@ -23,43 +23,55 @@ def run(
     classes: Sequence[str] | None,
     max_frames: int | None,
 ) -> None:
-    """Until the sources end or a signal comes; the memory is that of a batch. What was found is kept in any case.
+    """Process all pictures until the sources end or a signal arrives.
 
-    Raises Interrupted, or UserError at the end where a source was left out.
+    Only the pictures of a batch are in memory. The detections of processed pictures are written also after an error.
+
+    Args:
+        detector: the detector. The batch size is `evaluation.batch_size` of its config.
+        sources: the pictures.
+        sinks: receive each picture with its detections.
+        classes: the names of the classes to detect, or None for all classes.
+        max_frames: the largest number of frames of each video and camera, or None.
+
+    Raises:
+        Interrupted: a signal arrived.
+        UserError: a source could not be processed, or only in part. The other sources were processed first.
     """
-    left_out: dict[Source, dict[str, None]] = {}  # the lines of each source, each once
+    failures: dict[Source, dict[str, None]] = {}  # the messages of each source, without repetitions
 
-    def leave_out(source: Source, error: UserError) -> None:
-        left_out.setdefault(source, {})[str(error)] = None
+    def add_failure(source: Source, error: UserError) -> None:
+        failures.setdefault(source, {})[str(error)] = None
 
     num_pictures, started = 0, time.perf_counter()
     try:
         with Interrupt() as interrupt:
-            pictures = read_pictures(sources, max_frames, leave_out, detector.bits)
+            pictures = read_pictures(sources, max_frames, add_failure, detector.bits)
             pictures = takewhile(lambda _: interrupt.exit_code is None, pictures)
             while batch := list(islice(pictures, detector.config.evaluation.batch_size)):
                 detections = detector.predict([picture.image for picture in batch], classes=classes)
-                for picture, found in zip(batch, detections, strict=True):
+                for picture, of_picture in zip(batch, detections, strict=True):
                     for sink in sinks:
                         try:
-                            sink.write(picture, found)
-                        except UserError as error:  # the picture itself is what a sink cannot take
-                            leave_out(picture.source, error)
+                            sink.write(picture, of_picture)
+                        except UserError as error:  # the sink cannot write this picture
+                            add_failure(picture.source, error)
+                    num_objects = len(of_picture.boxes)
                     if picture.frame is None:
-                        log.info("%s: %d objects", picture.source, len(found.boxes))
+                        log.info("%s: %d objects", picture.source, num_objects)
                     elif picture.frame % FRAMES_PER_LINE == 0:
-                        log.info("%s: frame %d, %d objects", picture.source, picture.frame, len(found.boxes))
+                        log.info("%s: frame %d, %d objects", picture.source, picture.frame, num_objects)
                 num_pictures += len(batch)
     finally:
         for sink in sinks:
             sink.close()
     rate = num_pictures / (time.perf_counter() - started)
-    log.info("%d pictures, %.1f images/s (reading, detecting, drawing and writing)", num_pictures, rate)
-    lines = "; ".join(line for of_source in left_out.values() for line in of_source)
-    problem = f"{len(left_out)} of {len(sources)} inputs left out, whole or in part: {lines}"
+    log.info("%d pictures, %.1f pictures/s (reading, detecting, drawing and writing)", num_pictures, rate)
+    messages = "; ".join(message for of_source in failures.values() for message in of_source)
+    problem = f"{len(failures)} of {len(sources)} inputs were not processed completely: {messages}"
     if interrupt.exit_code is not None:
-        if left_out:
+        if failures:
             log.warning(problem)
         raise Interrupted(interrupt.exit_code)
-    if left_out:
+    if failures:
         raise UserError(problem)

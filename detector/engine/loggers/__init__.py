@@ -1,4 +1,4 @@
-"""Loggers: one file for each record of a run. Importing this package registers the shipped loggers."""
+"""Loggers: one module for each record of a run. The import of this package registers the shipped loggers."""
 
 from detector.engine.loggers.base import LOGGERS, Logger
 from detector.engine.loggers.csv import CsvLogger

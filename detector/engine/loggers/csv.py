@@ -10,7 +10,7 @@ from detector.engine.loggers.base import EVALUATION, LOGGERS
 
 @LOGGERS.register("csv")
 class CsvLogger:
-    """Writes the values of the training steps and of the evaluations.
+    """Write the values of the training steps and of the evaluations.
 
     The values of an evaluation are a row of evaluations.csv. For a training step, a name `part/kind` is the column
     `kind` of the row of `part` in parts.csv; with 80 classes a step has over 500 of these names. All other names are
@@ -24,6 +24,7 @@ class CsvLogger:
         self._evaluations = StepTable(folder / "evaluations.csv", first_step + 1 if first_step else 0)
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Append the rows of a training step, or the row of an evaluation."""
         if all(name.startswith(EVALUATION) for name in values):
             self._evaluations.drop_from(step)  # a resumed run repeats an evaluation that it did not finish
             self._evaluations.add([{"step": step} | {k.removeprefix(EVALUATION): v for k, v in values.items()}])
@@ -34,15 +35,15 @@ class CsvLogger:
         self._parts.add(_rows_of_parts(step, values))
 
     def close(self) -> None:
-        pass
+        """Do nothing. The files are open only during `log`."""
 
 
 class StepTable:
-    """A CSV file of rows in the order of their steps. The first column is `step`, and the first row sets the columns.
+    """A CSV file of rows in the order of their steps. The first column is `step`. The first row defines the columns.
 
     Args:
-        file: a file that exists is continued, or replaced if the first step is 0.
-        first_step: the rows of this step and later steps are dropped.
+        file: the path. An existing file is continued, or replaced if `first_step` is 0.
+        first_step: the rows of this step and of later steps are dropped.
     """
 
     def __init__(self, file: Path, first_step: int):
@@ -60,14 +61,14 @@ class StepTable:
         with self.file.open(newline="", encoding="utf-8") as lines:
             reader = csv.DictReader(lines)
             columns = list(reader.fieldnames or [])
-            # a row that a killed process did not finish has too few values, and belongs to a repeated step
+            # an incomplete row of a killed process has too few values; the resumed run repeats its step
             rows = [row for row in reader if None not in row.values() and int(row["step"]) < first_step]
         lines = [columns, *([row[column] for column in columns] for row in rows)] if columns else []
         write_text(self.file, "".join(map(csv_line, lines)))
         self._columns = columns or None
 
     def add(self, rows: list[dict]) -> None:
-        """Append rows of the same columns. None is an empty cell."""
+        """Append rows with the columns of the file. None becomes an empty cell."""
         if not rows:
             return
         with self.file.open("a", newline="", **WRITE_TEXT) as file:
@@ -78,7 +79,7 @@ class StepTable:
 
 
 def _rows_of_parts(step: int, values: Mapping[str, float | None]) -> list[dict]:
-    """Return a row for each part that was measured, with the digits of fp32."""
+    """Return a row for each measured part. The values have seven significant digits, as in fp32."""
     parts: dict[str, dict] = {}
     for name, value in values.items():
         part, slash, kind = name.rpartition("/")

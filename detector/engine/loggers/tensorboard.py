@@ -1,4 +1,4 @@
-"""TensorBoard events: the tags are train/NAME and val/NAME."""
+"""TensorBoard events with the tags train/NAME and val/NAME."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,18 +13,19 @@ from detector.engine.loggers.base import EVALUATION, LOGGERS
 
 @LOGGERS.register("tensorboard")
 class TensorBoardLogger:
-    """Writes the events to the run folder. TensorBoard hides the events of the steps that a resumed run repeats."""
+    """Writes events to the run folder. TensorBoard hides the earlier events of the steps that a resumed run repeats."""
 
     def __init__(self, folder: Path, first_step: int):
         if not is_utf8(folder):
             raise UserError(
-                f"{folder.absolute()}: the run folder's path is not UTF-8, which TensorBoard needs",
-                "choose another --out, or leave tensorboard out of train.loggers",
+                f"{folder.absolute()}: the path of the run folder is not UTF-8, but TensorBoard requires UTF-8",
+                "choose another --out, or remove tensorboard from train.loggers",
             )
         self._writer = SummaryWriter(str(folder), purge_step=first_step)
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
-        # an event for each value of a step with many classes would take milliseconds
+        """Write the values as one event."""
+        # with many classes, an event for each value would take milliseconds in each step
         summary = [
             Summary.Value(tag=name if name.startswith(EVALUATION) else f"train/{name}", simple_value=value)
             for name, value in values.items()
@@ -37,4 +38,5 @@ class TensorBoardLogger:
             self._writer.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._writer.close()
