@@ -102,7 +102,7 @@ def keys(advice: list[Advice]) -> list[str]:
 
 def numbers(advice: Advice) -> set[str]:
     """Return the numbers in the reason as text, percentages with their sign."""
-    return set(re.findall(r"\d[\d,]*(?:\.\d+)?%?", advice.reason))
+    return set(re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?%?", advice.reason))
 
 
 def test_a_strong_imbalance_gets_focal_loss():
