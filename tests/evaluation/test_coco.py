@@ -217,7 +217,7 @@ def test_by_hand(backend: str):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_annotation_ids_do_not_matter(backend: str):
-    """The ids are zero, which pycocotools treats as no match, equal, of which pycocotools keeps one, or missing."""
+    """The ids are zero, equal or missing. pycocotools would count no match for id 0 and drop equal ids."""
     boxes = [10.0, 10, 50, 50], [70.0, 70, 20, 20]
     detections = [detection(box) for box in boxes]
     ids: list[dict[str, int]]
