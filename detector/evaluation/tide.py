@@ -57,8 +57,8 @@ def by_image(
         detections: COCO results.
 
     Returns:
-        For each image: the boxes (N, 4) xywh, scores and labels of the detections, in descending order of the scores,
-        then the boxes (M, 4) xywh, labels and crowd flags of the objects.
+        For each image, six arrays. The first three are the boxes (N, 4) xywh, scores and labels of the detections, in
+        descending order of the scores. The others are the boxes (M, 4) xywh, labels and crowd flags of the objects.
     """
     label_of = {category["id"]: k for k, category in enumerate(ground_truth["categories"])}
     detection_rows: dict[Any, list] = {image["id"]: [] for image in ground_truth["images"]}

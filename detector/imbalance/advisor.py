@@ -98,11 +98,11 @@ def _loss(census: Census, probe: ProbeResult | None, gamma: float) -> list[Advic
                 Advice(
                     "loss.classification",
                     {"type": "ghm_c"},
-                    f"Outliers, elements whose score contradicts their label, have {missed + unmarked:.0%} of the "
-                    f"trained model's cross-entropy gradient: {missed:.0%} are missed objects, {unmarked:.0%} are "
-                    f"high scores without an annotated object. Their share is {ghm:.0%} with gradient harmonizing "
-                    f"(GHM-C) and {focal:.0%} with focal loss. Check the images of the outliers for wrong labels. "
-                    f"GHM-C has no gamma, so gamma {gamma:g} is not used.",
+                    f"Outliers are elements whose score contradicts their label. Outliers have {missed + unmarked:.0%} "
+                    f"of the trained model's cross-entropy gradient: missed objects have {missed:.0%}, and high scores "
+                    f"without an annotated object have {unmarked:.0%}. The outliers' share is {ghm:.0%} with gradient "
+                    f"harmonizing (GHM-C) and {focal:.0%} with focal loss. Check the images of the outliers for wrong "
+                    f"labels. GHM-C has no gamma, so gamma {gamma:g} is not used.",
                 )
             ]
     if ratio < MILD_RATIO:
@@ -111,7 +111,7 @@ def _loss(census: Census, probe: ProbeResult | None, gamma: float) -> list[Advic
                 "loss.classification",
                 {"type": "cross_entropy"},
                 f"{ratio:.0f} background elements per foreground element are a mild imbalance. Cross entropy with "
-                f"model.head.prior is sufficient. It has no gamma, so gamma {gamma:g} is not used.",
+                f"model.head.prior is sufficient. Cross entropy has no gamma, so gamma {gamma:g} is not used.",
             )
         ]
     if gamma == 0:
@@ -130,8 +130,8 @@ def _loss(census: Census, probe: ProbeResult | None, gamma: float) -> list[Advic
         alpha = PUBLISHED_ALPHA[published]
         choice = (
             f"Alpha {alpha:g} is the published optimum at gamma {published:g}. Alpha {first:.3g} balances the "
-            "gradients of foreground and background on the initial scores. To balance them on the scores of a trained "
-            "model, run detector probe and give its result to detector advise with --probe."
+            "gradients of foreground and background on the initial scores. To get the balancing alpha for the scores "
+            "of a trained model, run `detector probe` and pass the result to `detector advise` with --probe."
         )
     else:
         balanced = alpha_of_probe(probe, gamma)
@@ -143,7 +143,7 @@ def _loss(census: Census, probe: ProbeResult | None, gamma: float) -> list[Advic
         if alpha != round(balanced, 3):
             choice += f" Alpha is limited to the range {ALPHA_LIMITS[0]} to {ALPHA_LIMITS[1]}."
     under_sampling = (
-        f"Under-sampling to equal numbers would use only one of {anchors.background / anchors.foreground:,.0f} "
+        f"Under-sampling to equal numbers would use only 1 of {anchors.background / anchors.foreground:,.0f} "
         "background anchors."
     )
     value = {"type": "focal", "gamma": gamma, "alpha": alpha}
@@ -157,9 +157,9 @@ def _anchor_sampler(census: Census) -> Advice:
     return Advice(
         "anchor_sampler",
         {"type": "random", "count": count, "foreground_fraction": 0.5},
-        f"At gamma 0 the loss does not reduce the weight of easy background, so a sampler removes part of the "
+        "At gamma 0 the loss does not reduce the weight of easy background, so a sampler removes part of the "
         f"background. {count} anchors per image hold all foreground anchors of 95% of the images ({foreground:.0f} "
-        "anchors) and as many background anchors. With equal numbers, one of "
+        "anchors) and as many background anchors. With equal numbers, 1 of "
         f"{anchors.background / anchors.foreground:,.0f} background anchors is used.",
     )
 
@@ -183,7 +183,7 @@ def _images(census: Census, takes_weights: bool) -> list[Advice]:
     if least.objects >= RARE_CLASS * most.objects:
         return []
     share = least.images / census.num_images
-    rarity = f"{least.name} has {least.objects:,} objects and {most.name} has {most.objects:,}."
+    rarity = f"Class {least.name} has {least.objects:,} objects, and class {most.name} has {most.objects:,}."
     # where rare and frequent objects share images, repeating images repeats both
     if share > 0.5 and not takes_weights:
         return []
@@ -193,7 +193,7 @@ def _images(census: Census, takes_weights: bool) -> list[Advice]:
             Advice(
                 "loss.classification.class_weights",
                 "effective_number",
-                f"{rarity} {least.name} is in {share:.0%} of the images, so repeating images would repeat both "
+                f"{rarity} {share:.0%} of the images have class {least.name}, so repeating images would repeat both "
                 f"classes. The class weights are {weights[least.name]:.2f} for {least.name} and "
                 f"{weights[most.name]:.2f} for {most.name}.",
             )
@@ -203,8 +203,8 @@ def _images(census: Census, takes_weights: bool) -> list[Advice]:
         Advice(
             "data.sampler",
             {"type": "repeat_factor", "threshold": threshold},
-            f"{rarity} {least.name} is in {share:.1%} of the images. With threshold {threshold:g} the sampler draws "
-            "these images up to twice as often.",
+            f"{rarity} {share:.1%} of the images have class {least.name}. With threshold {threshold:g} the sampler "
+            "draws these images up to twice as often.",
         )
     ]
 

@@ -13,8 +13,8 @@ ITERATIONS = 100
 def best_iou(boxes: Tensor, image_sizes: Tensor, grid: AnchorGrid) -> Tensor:
     """Return the highest IoU of each box with the anchors of its image, (N,).
 
-    All anchors of one shape lie on a grid. The anchor whose center is nearest to the center of a box, in x and y
-    separately, has the highest IoU of its shape, so only that anchor is compared.
+    All anchors of a shape lie on a grid. Among them, the anchor with the center nearest to a box's center, in x and y
+    separately, has the highest IoU. So only this anchor is compared.
 
     Args:
         boxes: (N, 4) xyxy in pixels of the model's input.

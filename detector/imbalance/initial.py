@@ -25,10 +25,9 @@ def expected_initial_loss(
 ) -> Tensor:
     """Return the classification loss of a batch whose scores are all `prior`, a 0-dim tensor.
 
-    The box of every prediction is the box of its prior. For a loss that is a sum over rows, the expected value is the
-    loss of a single row of each label, times the number of rows with the label, divided by `num_fg`. A loss that takes
-    a mean instead of the sum differs from this value. For any other loss, the expected value is the loss of equal
-    logits.
+    The box of every prediction is the box of its prior. For a loss that is a sum over rows, the loss of a single row is
+    computed for each label and multiplied by the number of rows with the label. The sum is divided by `num_fg`. A loss
+    that takes a mean instead of the sum differs from this value. Any other loss is computed on equal logits.
 
     Args:
         criterion: the losses. Their state does not change.

@@ -49,7 +49,9 @@ class Study(Settings):
         for key in ("levels", "variants"):
             names = list(getattr(self, key))
             if len({_slug(name) for name in names}) < len(names):
-                text = "two names differ only in punctuation or case, but each run needs a separate folder; rename one"
+                text = (
+                    "two names differ only in punctuation or case, and their runs would share a folder; change a name"
+                )
                 raise InvalidValues({(key,): text})
         if len(set(self.seeds)) < len(self.seeds):
             raise InvalidValues({("seeds",): f"{self.seeds} has a seed twice; remove the repeated seed"})

@@ -94,8 +94,8 @@ def make_tables(study: Study, rows: list[Row]) -> dict:
 
     `rows` has the mean and the 95% interval over the seeds for each level and variant. `tests` has the comparison of
     each variant with `study.against`, for each level and for all levels together. A comparison has the mean difference
-    on equal levels and seeds with its 95% interval, and the p-value of the paired t-test, plain and after Holm. The
-    pairs of all levels are not independent if the effect of a variant depends on the level, so the test of all levels
+    on equal levels and seeds with its 95% interval, and the p-value of the paired t-test, plain and after Holm. If the
+    effect of a variant depends on the level, the pairs of all levels are not independent. Then the test of all levels
     is only a summary.
 
     Args:
