@@ -58,8 +58,8 @@ def ten() -> ProbeResult:
 def test_the_cumulative_curves_are_sorted_sums(ten, drawn):
     figures.draw_probe(ten)
     for axes, label in zip(drawn[1], (0, 1), strict=True):
-        p_t = [1 - p if label else p for p, y in ANCHORS if y == label]
-        for name, gamma in (("cross_entropy", 0), ("focal", 2)):  # alpha is equal for all anchors of a label
+        p_t = [1 - p if label else p for p, own in ANCHORS if own == label]
+        for name, gamma in (("cross_entropy", 0), ("focal", 2)):  # alpha is the same for all of a side
             losses = sorted(-((1 - p) ** gamma) * math.log(p) for p in p_t)
             x, y = lines(axes)[name]
             assert x == pytest.approx([i / len(losses) for i in range(len(losses) + 1)])
@@ -168,8 +168,8 @@ def test_shares_of_levels_and_classes_are_stacked_over_the_training(drawn):
     steps = [{"step": step, "mean_p_fg": 0.5, "mean_p_hard_bg": 0.1, "mean_p_bg": 0.1, "loss_share_top1": 0.5}
              | {"cls_fg": 1.0, "cls_bg": 1.0, "box": 1.0, "fg_gradient_share": 0.5, "gradient_norm_00": 3.0}
              for step in (0, 20, 40)]  # fmt: skip
-    incomplete = [parts[0] | {"step": 60}, {"step": 60, "part": "P4", "num_fg": 3}]  # the last rows of a killed run
-    figures.draw_training(steps, parts + incomplete)
+    half = [parts[0] | {"step": 60}, {"step": 60, "part": "P4", "num_fg": 3}]  # as a killed run leaves it
+    figures.draw_training(steps, parts + half)
     levels, classes = drawn[4]
     for axes, names in ((levels, ("P3", "P4")), (classes, ("class a", "class b"))):
         edges = [0, *accumulate(share for name in names for share in shares[name])]
