@@ -1,1 +1,1 @@
-"""Measurements behind every claimed speed."""
+"""Benchmarks of speed, and of remedies for imbalance."""

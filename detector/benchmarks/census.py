@@ -1,4 +1,4 @@
-"""How long a census of a large data set takes, without reading the annotations' file."""
+"""The duration of a census of a large data set, without the time to read the annotations."""
 
 import time
 from pathlib import Path
@@ -16,8 +16,14 @@ SIDES = (10, 300)
 
 
 def draw(num_images: int) -> DetectionDataset:
-    """Annotations with COCO's image sizes and numbers of boxes (geometric), log-uniform
-    sides and classes of very different frequency."""
+    """Return a data set of random annotations.
+
+    Image sizes and numbers of boxes (geometric) are as in COCO. The sides of boxes are log-uniform, and the
+    frequencies of the classes differ strongly.
+
+    Args:
+        num_images: the number of images.
+    """
     rng = np.random.default_rng(0)
     records = []
     for i in range(num_images):
@@ -33,7 +39,12 @@ def draw(num_images: int) -> DetectionDataset:
 
 
 def run(*, images: int, cfg: str) -> dict:
-    """Seconds of one census with the config's anchors, assigner and image size, on all cores."""
+    """Measure the seconds of a census with the config's anchors, assigner and image size, on all cores.
+
+    Args:
+        images: the number of images.
+        cfg: the name or path of the config.
+    """
     config, dataset = load_config(cfg), draw(images)
     started = time.perf_counter()
     census = build_census(config, dataset)

@@ -1,4 +1,4 @@
-"""COCO's scoring of a large evaluation: hotcoco against pycocotools on the same detections."""
+"""The duration of COCO's metrics for a large evaluation: hotcoco against pycocotools on the same detections."""
 
 from functools import partial
 
@@ -12,7 +12,12 @@ NUM_CLASSES = 80
 
 
 def draw(num_images: int, detections_per_image: int) -> tuple[dict, list[dict]]:
-    """Ground truth with COCO val's numbers of boxes, and detections of which most objects have a jittered one."""
+    """Return ground truth with COCO val's numbers of boxes, and detections displaced at random from its objects.
+
+    Args:
+        num_images: the number of images.
+        detections_per_image: the number of detections of each image.
+    """
     rng = np.random.default_rng(0)
     images = [{"id": i, "file_name": f"{i}.jpg", "width": 640, "height": 480} for i in range(num_images)]
     annotations, detections = [], []
@@ -33,32 +38,39 @@ def draw(num_images: int, detections_per_image: int) -> tuple[dict, list[dict]]:
                     "iscrowd": 0,
                 }
             )
-        of = rng.integers(len(boxes), size=detections_per_image)
-        found = boxes[of] + rng.normal(0, 0.1, (detections_per_image, 4)) * boxes[of][:, [2, 3, 2, 3]]
-        found[:, 2:] = found[:, 2:].clip(2)
-        wrong = rng.random(detections_per_image) < 0.3
-        labels = np.where(wrong, rng.integers(NUM_CLASSES, size=detections_per_image), classes[of])
+        object_index = rng.integers(len(boxes), size=detections_per_image)
+        objects = boxes[object_index]
+        displaced = objects + rng.normal(0, 0.1, (detections_per_image, 4)) * objects[:, [2, 3, 2, 3]]
+        displaced[:, 2:] = displaced[:, 2:].clip(2)
+        is_wrong = rng.random(detections_per_image) < 0.3
+        labels = np.where(is_wrong, rng.integers(NUM_CLASSES, size=detections_per_image), classes[object_index])
         scores = rng.beta(1, 5, detections_per_image)
         detections += [
             {"image_id": image, "category_id": k, "bbox": box, "score": s}
-            for k, box, s in zip(labels.tolist(), found.tolist(), scores.tolist(), strict=True)
+            for k, box, s in zip(labels.tolist(), displaced.tolist(), scores.tolist(), strict=True)
         ]
     categories = [{"id": k, "name": str(k)} for k in range(NUM_CLASSES)]
     return {"images": images, "annotations": annotations, "categories": categories}, detections
 
 
 def run(*, images: int, detections: int, rounds: int) -> dict:
-    """Both from a dictionary and a list of results to COCO's twelve numbers, which must be the same."""
-    truth, found = draw(images, detections)
-    score = {name: partial(coco_metrics, truth, found, backend=name) for name in ("hotcoco", "pycocotools")}
-    answers = [call() for call in score.values()]
-    gap = max(abs(answers[0][key] - answers[1][key]) for key in ("AP", "AP50", "AR100"))
-    rows = compare(alternate(score, rounds=rounds, warmup=0), "hotcoco")
+    """Measure both libraries, from a COCO dictionary and a list of results to COCO's twelve numbers.
+
+    Args:
+        images: the number of images.
+        detections: the number of detections of each image.
+        rounds: the number of calls of each library.
+    """
+    truth, results = draw(images, detections)
+    calls = {name: partial(coco_metrics, truth, results, backend=name) for name in ("hotcoco", "pycocotools")}
+    first, second = (call() for call in calls.values())
+    difference = max(abs(first[key] - second[key]) for key in ("AP", "AP50", "AR100"))
+    rows = compare(alternate(calls, rounds=rounds, warmup=0), "hotcoco")
     return {
         "benchmark": "evaluation",
         "images": images,
         "boxes": len(truth["annotations"]),
-        "detections": len(found),
-        "largest_difference": gap,
+        "detections": len(results),
+        "largest_difference": difference,
         "rows": rows,
     }

@@ -1,5 +1,8 @@
-"""Images to boxes: our forward pass and post-processing against torchvision's RetinaNet with as many candidates, and on
-CPUs against our own ONNX file in onnxruntime, where that is installed."""
+"""The duration of inference, from images to boxes.
+
+Our forward pass and post-processing are compared with torchvision's RetinaNet with as many candidates. On CPUs they are
+also compared with our ONNX file in onnxruntime, if onnxruntime is installed.
+"""
 
 import importlib.util
 import tempfile
@@ -20,11 +23,16 @@ from detector.deploy.predict import Detector
 from detector.engine.precision import autocast, choose_device, choose_dtype
 from detector.models.postprocess import postprocess
 
-PRIOR = 0.2  # of an untrained model: every score is above the threshold, so that post-processing has all it can have
+PRIOR = 0.2  # every score of an untrained model is above the threshold, so post-processing has the maximum of work
 
 
 def our_detections(batch: Batch, config: Config) -> tuple[Callable[[], object], Callable[[], object]]:
-    """From images to detections; from predictions made before to detections."""
+    """Return a function from images to detections, and a function from given predictions to detections.
+
+    Args:
+        batch: the images.
+        config: the config of the model.
+    """
     model, device, dtype = place(build_model(config, NUM_CLASSES), config)
     model.eval()
     batch = batch.to(device)
@@ -42,7 +50,12 @@ def our_detections(batch: Batch, config: Config) -> tuple[Callable[[], object], 
 
 
 def onnxruntime_detections(batch: Batch, config: Config) -> Callable[[], object]:
-    """From images to detections, on as many threads as PyTorch has."""
+    """Return a function from images to detections, on as many threads as PyTorch has.
+
+    Args:
+        batch: the images.
+        config: the config of the model.
+    """
     import onnxruntime
 
     names = [f"class {k}" for k in range(NUM_CLASSES)]
@@ -61,6 +74,14 @@ def onnxruntime_detections(batch: Batch, config: Config) -> Callable[[], object]
 def torchvision_detections(
     batch: Batch, config: Config, dtype: torch.dtype, channels_last: bool
 ) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Return a function from images to detections, and a function from given predictions to detections.
+
+    Args:
+        batch: the images.
+        config: the config, for the device and the thresholds.
+        dtype: the floating-point type of autocast.
+        channels_last: whether the memory format is channels-last.
+    """
     model, device = torchvision_retinanet(batch.images.shape[-1], config)
     model.eval()
     model.score_thresh, model.nms_thresh = config.evaluation.score_threshold, config.evaluation.nms_iou
@@ -71,14 +92,14 @@ def torchvision_detections(
         model, images = model.to(memory_format=torch.channels_last), images.to(memory_format=torch.channels_last)
     else:
         images = images.contiguous()
-    kept: list = []
+    recorded: list = []
     finish = model.postprocess_detections
 
-    def keep_and_finish(*arguments: object) -> object:
-        kept[:] = arguments
+    def record_and_finish(*arguments: object) -> object:
+        recorded[:] = arguments
         return finish(*arguments)
 
-    setattr(model, "postprocess_detections", keep_and_finish)  # noqa: B010  (a method of the library)
+    setattr(model, "postprocess_detections", record_and_finish)  # noqa: B010  (a method of the library)
 
     @torch.inference_mode()
     def detect() -> object:
@@ -86,12 +107,19 @@ def torchvision_detections(
             return model(list(images))
 
     detect()
-    arguments = tuple(kept)
+    arguments = tuple(recorded)
     return detect, torch.inference_mode()(lambda: finish(*arguments))
 
 
 def run(*, side: int, batch_size: int, rounds: int, precision: str) -> dict:
-    """Whole, and post-processing alone, which torchvision does level by level and image by image."""
+    """Measure inference, and post-processing alone, which torchvision runs for each level and image separately.
+
+    Args:
+        side: the image side in pixels.
+        batch_size: the number of images.
+        rounds: the number of calls of each candidate.
+        precision: the value of train.precision.
+    """
     config = config_from_text(
         "data: {train: synthetic, val: synthetic}\n"
         f"model: {{backbone: resnet50, head: {{prior: {PRIOR}}}}}\ntrain: {{precision: {precision}}}",
@@ -104,10 +132,10 @@ def run(*, side: int, batch_size: int, rounds: int, precision: str) -> dict:
     plain, plain_end = torchvision_detections(batch, config, torch.float32, channels_last=False)
     tuned, _ = torchvision_detections(batch, config, dtype, channels_last=True)
     name = str(dtype).removeprefix("torch.")
-    whole = {"ours": ours, "torchvision, as it comes": plain, f"torchvision, {name}, channels_last": tuned}
+    complete = {"ours": ours, "torchvision, default": plain, f"torchvision, {name}, channels_last": tuned}
     if device.type == "cpu" and importlib.util.find_spec("onnxruntime"):
-        whole["ours in onnxruntime, float32"] = onnxruntime_detections(batch, config)
-    rows = compare(alternate(whole, rounds=rounds), "ours") + compare(
+        complete["ours in onnxruntime, float32"] = onnxruntime_detections(batch, config)
+    rows = compare(alternate(complete, rounds=rounds), "ours") + compare(
         alternate({"ours, post-processing": our_end, "torchvision, post-processing": plain_end}, rounds=rounds),
         "ours, post-processing",
     )

@@ -1,8 +1,9 @@
-"""The loss kernels against the memory's speed and against other renderings of the same losses.
+"""The speed of the loss kernels against the memory bandwidth and against other implementations of the same losses.
 
-Every candidate is a forward and a backward pass from the same logits. `gigabytes_s` counts what the loss cannot do
-without, each logit read and each gradient written once (GHM-C: read twice), whatever a candidate moves in truth; a copy
-of the logits is the yardstick of that. `times_subject` is against our kernel of the same loss, the first of its family.
+Every candidate is a forward and a backward pass from the same logits. `gigabytes_s` counts the minimal memory traffic
+of the loss: each logit is read once (GHM-C: twice) and each gradient is written once. The real traffic of a candidate
+may be higher. A copy of the logits shows the available bandwidth. `times_subject` is the ratio to our kernel of the
+same loss, the first candidate of the family.
 """
 
 from collections.abc import Callable
@@ -24,13 +25,19 @@ from detector.kernels import focal_terms
 from detector.losses import CLASSIFICATION_LOSSES
 
 ANCHORS, NUM_CLASSES = 120_000, 80
-FOREGROUND, IGNORED = 0.0005, 0.001  # parts of the anchors, as RetinaNet has them on COCO
+FOREGROUND, IGNORED = 0.0005, 0.001  # fractions of the anchors, as for RetinaNet on COCO
 ALPHA, GAMMA = 0.25, 2.0
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def make_inputs(batch_size: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Logits around the prior (B, A, K) and labels (B, A)."""
+    """Return random logits around the prior, (B, A, K), and random labels, (B, A).
+
+    Args:
+        batch_size: B.
+        dtype: the type of the logits.
+        device: the device of both tensors.
+    """
     generator = torch.Generator(device).manual_seed(0)
     shape = (batch_size, ANCHORS)
     logits = torch.randn(*shape, NUM_CLASSES, generator=generator, device=device).sub_(4).to(dtype)
@@ -40,9 +47,11 @@ def make_inputs(batch_size: int, dtype: torch.dtype, device: torch.device) -> tu
     return logits, labels.masked_fill_(kind > 1 - IGNORED, -1)
 
 
-class HarmonisedLoop(nn.Module):
-    """GHM-C as it was published: a one-hot target, then a pass over all elements for each bin, with a host sync in each
-    to see whether the bin is empty."""
+class HarmonizedLoop(nn.Module):
+    """GHM-C as in its publication.
+
+    The target is one-hot. Each bin needs a pass over all elements, and a host synchronization to test for an empty bin.
+    """
 
     def __init__(self, bins: int = 30, momentum: float = 0.75):
         super().__init__()
@@ -50,21 +59,27 @@ class HarmonisedLoop(nn.Module):
         self.running_counts = [0.0] * bins
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss, a 0-dim tensor.
+
+        Args:
+            logits: (..., K).
+            labels: (...).
+        """
         logits, labels = logits.reshape(-1, NUM_CLASSES), labels.reshape(-1)
         target = _one_hot(logits, labels)
-        valid = (labels >= 0)[:, None].expand(target.shape)
+        is_valid = (labels >= 0)[:, None].expand(target.shape)
         norms = (logits.sigmoid().detach() - target).abs()
-        total = max(valid.float().sum().item(), 1.0)
-        weights, used = torch.zeros_like(logits), 0
+        total = max(is_valid.float().sum().item(), 1.0)
+        weights, num_used = torch.zeros_like(logits), 0
         for i in range(self.bins):
-            last = i == self.bins - 1
-            inside = (norms >= i / self.bins) & (norms < (i + 1) / self.bins + (1e-6 if last else 0)) & valid
-            count = inside.sum().item()
+            is_last = i == self.bins - 1
+            in_bin = (norms >= i / self.bins) & (norms < (i + 1) / self.bins + (1e-6 if is_last else 0)) & is_valid
+            count = in_bin.sum().item()
             if count > 0:
                 self.running_counts[i] = self.momentum * self.running_counts[i] + (1 - self.momentum) * count
-                weights[inside] = total / self.running_counts[i]
-                used += 1
-        weights = weights / max(used, 1)
+                weights[in_bin] = total / self.running_counts[i]
+                num_used += 1
+        weights = weights / max(num_used, 1)
         return F.binary_cross_entropy_with_logits(logits, target, weights, reduction="sum") / total
 
 
@@ -76,33 +91,60 @@ def _one_hot(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def torchvision_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """As torchvision's RetinaNet calls it: drop what is ignored, one-hot target, reduction sum."""
-    valid = labels >= 0
-    logits, labels = logits[valid], labels[valid]
+    """Return torchvision's focal loss as torchvision's RetinaNet calls it.
+
+    Ignored anchors are dropped, the target is one-hot, and the reduction is a sum.
+
+    Args:
+        logits: (B, A, K).
+        labels: (B, A).
+    """
+    is_valid = labels >= 0
+    logits, labels = logits[is_valid], labels[is_valid]
     return torchvision_focal(logits, _one_hot(logits, labels), alpha=ALPHA, gamma=GAMMA, reduction="sum")
 
 
-def _dense_torchvision(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+def _dense_torchvision(logits: Tensor, target: Tensor, is_valid: Tensor) -> Tensor:
     losses = torchvision_focal(logits, target, alpha=ALPHA, gamma=GAMMA, reduction="none")
-    return (losses * valid).sum()
+    return (losses * is_valid).sum()
 
 
 _compiled_torchvision = torch.compile(_dense_torchvision)
 
 
 def compiled_torchvision_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """torchvision's function under torch.compile, the one-hot target and the mask of static shape built outside."""
+    """Return torchvision's focal loss under torch.compile, with target and mask of static shape built outside.
+
+    Args:
+        logits: (B, A, K).
+        labels: (B, A).
+    """
     flat = labels.reshape(-1)
     target = _one_hot(logits.detach().reshape(-1, NUM_CLASSES), flat).view_as(logits)
     return _compiled_torchvision(logits, target, (labels >= 0)[..., None])
 
 
 def focal(logits: Tensor, labels: Tensor, backend: str) -> Tensor:
+    """Return our focal loss.
+
+    Args:
+        logits: (B, A, K).
+        labels: (B, A).
+        backend: the name of the kernel.
+    """
     return focal_terms(logits, labels, alpha=ALPHA, gamma=GAMMA, backend=backend).sum()
 
 
 def make_candidates(device: torch.device, with_compile: bool) -> dict[str, dict[str, tuple[Any, int]]]:
-    """Family -> name -> (loss, how often it must move each logit: reads and writes); each family's first is ours."""
+    """Return the candidates of each family by name. The first candidate of a family is our kernel.
+
+    Args:
+        device: the device of the losses.
+        with_compile: whether compiled candidates are included.
+
+    Returns:
+        For each family and name, the loss and the number of reads and writes of each logit that the loss needs.
+    """
     fast = "triton" if device.type == "cuda" else "cpu"
     harmonized = CLASSIFICATION_LOSSES.build("ghm_c").to(device)
     families = {
@@ -113,7 +155,7 @@ def make_candidates(device: torch.device, with_compile: bool) -> dict[str, dict[
         },
         "ghm_c": {
             f"ghm_c, {fast}": (partial(harmonized, num_fg=1), 3),
-            "ghm_c, published loop": (HarmonisedLoop(), 3),
+            "ghm_c, published loop": (HarmonizedLoop(), 3),
         },
     }
     if with_compile:
@@ -126,12 +168,25 @@ def make_candidates(device: torch.device, with_compile: bool) -> dict[str, dict[
 
 
 def step(loss: Loss, logits: Tensor, labels: Tensor) -> None:
+    """Run a forward and a backward pass.
+
+    Args:
+        loss: the loss.
+        logits: (B, A, K), a leaf that requires a gradient.
+        labels: (B, A).
+    """
     logits.grad = None
     loss(logits, labels).backward()
 
 
 def extra_memory(loss: Loss, logits: Tensor, labels: Tensor) -> float:
-    """MiB that a step has allocated at most, its gradient among it."""
+    """Return the peak of the memory that a step allocates, with the gradient, in MiB.
+
+    Args:
+        loss: the loss.
+        logits: (B, A, K), a leaf that requires a gradient.
+        labels: (B, A).
+    """
     logits.grad = None
     if logits.is_cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -146,7 +201,14 @@ def extra_memory(loss: Loss, logits: Tensor, labels: Tensor) -> float:
 
 
 def measure(families: dict, logits: Tensor, labels: Tensor, rounds: int) -> list[dict]:
-    """A row for a copy of the logits and for each candidate."""
+    """Return a row for a copy of the logits and for each candidate.
+
+    Args:
+        families: the candidates (see `make_candidates`).
+        logits: (B, A, K), a leaf that requires a gradient.
+        labels: (B, A).
+        rounds: the number of calls of each candidate.
+    """
     copied = torch.empty_like(logits)
     size = logits.numel() * logits.element_size()
     calls = {"copy": lambda: copied.copy_(logits.detach())}
@@ -170,13 +232,22 @@ def measure(families: dict, logits: Tensor, labels: Tensor, rounds: int) -> list
 
 
 def run(*, batch_sizes: list[int] | None, precisions: list[str], rounds: int, with_compile: bool, only: str) -> dict:
-    """Rows for each batch size (default 1, and 16 on a GPU) and precision, of families with `only` in the name."""
+    """Measure the losses for each batch size and precision.
+
+    Args:
+        batch_sizes: the numbers of images. The default is 1, and also 16 on a GPU.
+        precisions: the types of the logits, names of DTYPES.
+        rounds: the number of calls of each candidate.
+        with_compile: whether compiled candidates are included.
+        only: a text that the name of a measured family contains.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = []
     for batch_size in batch_sizes or ([1, 16] if device.type == "cuda" else [1]):
         for precision in precisions:
             logits, labels = make_inputs(batch_size, DTYPES[precision], device)
-            families = {name: f for name, f in make_candidates(device, with_compile).items() if only in name}
+            candidates = make_candidates(device, with_compile)
+            families = {name: family for name, family in candidates.items() if only in name}
             measured = measure(families, logits.requires_grad_(), labels, rounds)
             rows += [{"name": row.pop("name"), "batch": batch_size, "precision": precision, **row} for row in measured]
             del logits, labels

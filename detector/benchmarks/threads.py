@@ -1,5 +1,7 @@
-"""How many threads, how they wait for each other, and whether loader workers pay: settings that OpenMP reads once,
-before torch is imported, so that each has processes of its own, which take turns."""
+"""The training rate for each number of threads, way of waiting between threads, and number of loader workers.
+
+OpenMP reads its settings once, before torch is imported. So each setting runs in separate processes, which alternate.
+"""
 
 import os
 import subprocess
@@ -12,25 +14,43 @@ from tempfile import TemporaryDirectory
 from detector.core.files import read_json
 from detector.core.machine import OPENMP, keep_fastest, num_cores
 
-# between two pieces of work, threads spin for a while and then sleep (what OpenMP does untold), spin, or sleep
-WAITING = {"untold": {}, "active": {"OMP_WAIT_POLICY": "active"}, "passive": {"OMP_WAIT_POLICY": "passive"}}
+# waiting threads spin for some time and then sleep (OpenMP's default), spin (active) or sleep (passive)
+WAITING = {"default": {}, "active": {"OMP_WAIT_POLICY": "active"}, "passive": {"OMP_WAIT_POLICY": "passive"}}
 
 
 def training_rate(cfg: str, overrides: list[str], steps: int, workers: int, openmp: dict[str, str]) -> float:
-    """Images a second of training with its loader, in a process with these of the variables OPENMP."""
-    others = {name: value for name, value in os.environ.items() if name not in OPENMP}
+    """Measure images per second of training with its loader, in a separate process.
+
+    Args:
+        cfg: the name or path of the config.
+        overrides: config values as key.path=value.
+        steps: the number of measured steps.
+        workers: the number of loader workers.
+        openmp: the values of the environment variables OPENMP.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in OPENMP}
     with TemporaryDirectory() as folder:
         out = Path(folder) / "loader.json"
         options = ["--workers", str(workers), "--steps", str(steps), "--rounds", "1", "--out", str(out)]
         command = [sys.executable, "-m", "detector", "benchmark", "loader", "--cfg", cfg, *options, *overrides]
-        subprocess.run(command, env=others | openmp, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(command, env=environment | openmp, check=True, stdout=subprocess.DEVNULL)
         rows = read_json(out)["rows"]
     return next(row["images_s"] for row in rows if row["name"].startswith("both"))
 
 
 def run(*, cfg: str, overrides: list[str], workers: list[int], steps: int, rounds: int) -> dict:
-    """Images a second for every number of workers, way to wait and number of threads: all cores, and all but those of
-    the workers. The fastest is kept: trainings of this config on this machine start with it."""
+    """Measure images per second for every number of workers, way of waiting and number of threads.
+
+    The numbers of threads are the number of cores, and the number of cores without one core for each worker. The
+    fastest setting is stored. Trainings of the config on this machine start with the stored setting.
+
+    Args:
+        cfg: the name or path of the config.
+        overrides: config values as key.path=value.
+        workers: the numbers of loader workers.
+        steps: the number of measured steps.
+        rounds: the number of measurements of each setting.
+    """
     cores = num_cores()
     settings = {
         f"{count} workers, {threads} threads, {waiting}": (count, {"OMP_NUM_THREADS": str(threads), **variables})
@@ -45,10 +65,10 @@ def run(*, cfg: str, overrides: list[str], workers: list[int], steps: int, round
     rows = [
         {
             "name": name,
-            "images_s": median(found),
-            "times_first": median(r / b for r, b in zip(found, rates[first], strict=True)),
+            "images_s": median(rates_of_setting),
+            "times_first": median(r / b for r, b in zip(rates_of_setting, rates[first], strict=True)),
         }
-        for name, found in rates.items()
+        for name, rates_of_setting in rates.items()
     ]
     fastest = max(rates, key=lambda name: median(rates[name]))
     keep_fastest(cfg, *settings[fastest])

@@ -1,4 +1,4 @@
-"""Side-by-side timing in one process: machines are shared and noisy, so only ratios measured in turn count."""
+"""Alternating timing of candidates in a process. Machines are shared and noisy, so only ratios are reliable."""
 
 import platform
 import statistics
@@ -11,27 +11,42 @@ import torch
 def alternate(
     candidates: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round; a round calls every candidate once, in order, and waits for the GPU."""
+    """Return the seconds of each candidate in each round.
+
+    A round calls every candidate in order and waits for the GPU after each call.
+
+    Args:
+        candidates: the functions by name.
+        rounds: the number of measured rounds.
+        warmup: the number of rounds before the measurement.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for i in range(warmup + rounds):
         for name, call in candidates.items():
-            synchronise()
+            synchronize()
             started = time.perf_counter()
             call()
-            synchronise()
+            synchronize()
             if i >= warmup:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
-def synchronise() -> None:
+def synchronize() -> None:
+    """Wait until the GPU has finished its work. Without a GPU nothing happens."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def compare(seconds: dict[str, list[float]], subject: str) -> list[dict]:
-    """A row a candidate: median, fastest and slowest second, and the median of the round-by-round ratios to `subject`
-    (how many times slower than it)."""
+    """Return a row for each candidate: median, minimum and maximum of the seconds, and `times_subject`.
+
+    `times_subject` is the median over the rounds of the candidate's seconds divided by the subject's seconds.
+
+    Args:
+        seconds: the seconds of each round by the candidate's name.
+        subject: the name of the candidate to which all are compared.
+    """
     return [
         {
             "name": name,
@@ -45,6 +60,7 @@ def compare(seconds: dict[str, list[float]], subject: str) -> list[dict]:
 
 
 def machine() -> dict:
+    """Return the versions and the hardware of this machine that affect speed."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""A training step of ours against torchvision's RetinaNet: same backbone, image, boxes, optimiser."""
+"""The duration of our training step and of the step of torchvision's RetinaNet on equal data and settings."""
 
 import tempfile
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detector.benchmarks.timing import alternate, compare, synchronise
+from detector.benchmarks.timing import alternate, compare, synchronize
 from detector.build import build_model, build_trainer
 from detector.config import Config, config_from_text
 from detector.core.structures import Batch
@@ -28,7 +28,12 @@ OBJECTS = 8
 
 
 def make_batch(batch_size: int, side: int) -> Batch:
-    """Random pixels and boxes, the same on every call."""
+    """Return random images and boxes, equal for every call.
+
+    Args:
+        batch_size: the number of images.
+        side: the image side in pixels.
+    """
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(batch_size, OBJECTS, 2, 2, generator=generator).sort(dim=2).values * side
     boxes = corners.flatten(2) + torch.tensor([0.0, 0.0, 8.0, 8.0])
@@ -48,16 +53,22 @@ def make_batch(batch_size: int, side: int) -> Batch:
 
 
 def our_step(batch: Batch, config: Config) -> Callable[[], object]:
+    """Return a function that takes a training step of our model.
+
+    Args:
+        batch: the batch of every step.
+        config: the config of the training.
+    """
     class_names = [str(k) for k in range(NUM_CLASSES)]
     side = batch.images.shape[-1]
-    nothing = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), np.empty(0, np.float32)
-    records = [Record(Path(), i, side, side, *nothing) for i in batch.image_ids]  # the step is handed its batch
+    no_objects = np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), np.empty(0, np.float32)
+    records = [Record(Path(), i, side, side, *no_objects) for i in batch.image_ids]  # not used, the step gets `batch`
     data = DetectionDataset(records, class_names, range(NUM_CLASSES))
     folder, device = Path(tempfile.gettempdir()), choose_device(config.train.device)
     batch = batch.to(device)
     trainer = build_trainer(config, build_model(config, NUM_CLASSES), data, data, folder)
     trainer.model.train()
-    trainer.step([batch])  # the first compares its loss with what the prior promises, for which it waits
+    trainer.step([batch])  # the first step waits for the GPU, because it logs the expected initial loss
 
     def step() -> None:
         if device.type == "cuda":
@@ -70,6 +81,12 @@ def our_step(batch: Batch, config: Config) -> Callable[[], object]:
 
 
 def torchvision_retinanet(side: int, config: Config) -> tuple[RetinaNet, torch.device]:
+    """Return torchvision's RetinaNet with an untrained ResNet-50, and its device.
+
+    Args:
+        side: the image side in pixels.
+        config: the config, for the device and the trained stages of the backbone.
+    """
     device = choose_device(config.train.device)
     body = resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
     backbone = _resnet_fpn_extractor(
@@ -82,6 +99,14 @@ def torchvision_retinanet(side: int, config: Config) -> tuple[RetinaNet, torch.d
 
 
 def torchvision_step(batch: Batch, config: Config, dtype: torch.dtype, channels_last: bool) -> Callable[[], object]:
+    """Return a function that takes a training step of torchvision's RetinaNet.
+
+    Args:
+        batch: the batch of every step.
+        config: the config, for the device and the optimizer.
+        dtype: the floating-point type of autocast.
+        channels_last: whether the memory format is channels-last.
+    """
     model, device = torchvision_retinanet(batch.images.shape[-1], config)
     model.train()
     images = (batch.images.float() / 255).to(device)
@@ -104,7 +129,15 @@ def torchvision_step(batch: Batch, config: Config, dtype: torch.dtype, channels_
 
 
 def run(*, side: int, batch_size: int, rounds: int, precision: str, with_compile: bool) -> dict:
-    """Ours, torchvision as it comes (fp32, contiguous), torchvision in our precision and channels-last memory."""
+    """Measure our step, torchvision's step (fp32, contiguous), and torchvision's step in our precision and layout.
+
+    Args:
+        side: the image side in pixels.
+        batch_size: the number of images.
+        rounds: the number of calls of each candidate.
+        precision: the value of train.precision.
+        with_compile: whether our step under torch.compile is measured too.
+    """
     config = config_from_text(
         "data: {train: synthetic, val: synthetic}\n"
         "model: {backbone: resnet50}\n"
@@ -119,7 +152,7 @@ def run(*, side: int, batch_size: int, rounds: int, precision: str, with_compile
     candidates = {
         "ours": our_step(batch, config),
         f"ours with the meters read, as in 1 of {config.train.meter_every} steps": our_step(batch, metered),
-        "torchvision, as it comes": torchvision_step(batch, config, torch.float32, channels_last=False),
+        "torchvision, default": torchvision_step(batch, config, torch.float32, channels_last=False),
         tuned: torchvision_step(batch, config, dtype, channels_last=True),
     }
     if with_compile:
@@ -136,17 +169,24 @@ def run(*, side: int, batch_size: int, rounds: int, precision: str, with_compile
 
 
 def where_time_goes(call: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Shares of a call's time on its device, as PyTorch's profiler sees it: what no convolution takes, and of that what
-    copies (of formats and layouts), concatenations and the optimiser take."""
-    gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with profile(activities=activities) as seen:
+    """Return shares of a call's time on the device, measured by PyTorch's profiler.
+
+    The shares are of all operations outside convolutions, and among them of copies (of formats and layouts),
+    concatenations and the optimizer.
+
+    Args:
+        call: the function to profile.
+        device: the device on which the function runs.
+    """
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiled:
         call()
-        synchronise()
-    # a GPU's time is told twice, of the operator and of its kernels
-    events = [(e, e.device_type == DeviceType.CPU) for e in seen.key_averages() if not e.is_user_annotation]
-    operators = {e.key: e.self_device_time_total if gpu else e.self_cpu_time_total for e, host in events if host}
-    total = sum(e.self_device_time_total for e, host in events if not host) if gpu else sum(operators.values())
+        synchronize()
+    # the profiler reports the time on a GPU twice, for the operator and for its kernels
+    events = [(e, e.device_type == DeviceType.CPU) for e in profiled.key_averages() if not e.is_user_annotation]
+    operators = {e.key: e.self_device_time_total if on_gpu else e.self_cpu_time_total for e, on_cpu in events if on_cpu}
+    total = sum(e.self_device_time_total for e, on_cpu in events if not on_cpu) if on_gpu else sum(operators.values())
 
     def share(part: str) -> float:
         return sum(time for key, time in operators.items() if part in key) / total

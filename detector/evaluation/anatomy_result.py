@@ -1,4 +1,4 @@
-"""The result of an anatomy: what the numbers of an evaluation are made of."""
+"""The result of an anatomy: the causes of an evaluation's numbers."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from detector.evaluation.anchor_scores import AnchorRanking
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confusion(JsonRecord):
-    """Which class the detections take which object for, at IoU 0.5.
+    """The confusions between the classes of objects and detections, at IoU 0.5.
 
     names: the K class names, then `background`.
     counts: (K + 1, K + 1), rows the truth, columns the prediction.
@@ -22,7 +22,7 @@ class Confusion(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatingPoint(JsonRecord):
-    """Precision, recall and F1 (0..1) where the detections of at least `score` count."""
+    """The precision, recall and F1 (0..1) of the detections with at least `score`."""
 
     score: float
     precision: Number
@@ -32,7 +32,7 @@ class OperatingPoint(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrecisionRecall(JsonRecord):
-    """COCO's interpolated precision of a class at the recalls 0, 0.01, ..., 1: two lists of 101 numbers in 0..1."""
+    """COCO's interpolated precision of a class at the recalls 0, 0.01, ..., 1, as two lists of 101 numbers in 0..1."""
 
     recall: list[float]
     precision: list[float]
@@ -40,13 +40,13 @@ class PrecisionRecall(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curves(JsonRecord):
-    """Precision, recall and F1 of all classes together at IoU 0.5, over T thresholds of the score.
+    """The precision, recall and F1 of all classes together at IoU 0.5, over T thresholds of the score.
 
-    thresholds: (T,) lowest scores that count.
+    thresholds: (T,) the lowest score of a detection that counts.
     precision: (T,) 0..1; NaN where no detection counts.
     recall: (T,) 0..1; NaN where there are no objects.
     f1: (T,) 0..1; 0 where precision or recall is NaN.
-    best_f1: the lowest threshold of the highest F1.
+    best_f1: the numbers at the lowest threshold with the highest F1.
     pr: precision against recall of each class that has objects, by the class's name.
     """
 
@@ -60,7 +60,7 @@ class Curves(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationBin(JsonRecord):
-    """The `count` detections of a range of scores: their mean score, and their precision (0..1)."""
+    """The mean score and the precision (0..1) of the `count` detections in a range of scores."""
 
     score: float
     precision: float
@@ -69,10 +69,10 @@ class CalibrationBin(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration(JsonRecord):
-    """How well the scores agree with the probability of a correct detection.
+    """The agreement of the scores with the probability of a correct detection.
 
     ece: expected calibration error, 0..1; NaN without detections.
-    bins: the ranges of scores that have detections, from low to high.
+    bins: the ranges of scores that have detections, in ascending order.
     """
 
     ece: Number
@@ -81,10 +81,10 @@ class Calibration(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AtBorder(JsonRecord):
-    """How many boxes touch the border of their image, and how many boxes there are.
+    """The number of boxes that touch the border of their image, and the number of all boxes.
 
-    objects: of the objects (crowds left out).
-    wrong: of the wrong detections at `Confusion.score`.
+    objects: the numbers of objects (without crowds).
+    wrong: the numbers of wrong detections with at least `Confusion.score`.
     """
 
     objects: tuple[int, int]
@@ -96,9 +96,9 @@ class ImbalancePart(JsonRecord):
     """The average precision on a third of the images, ordered by their background anchors per foreground anchor.
 
     name: the name of the third.
-    background_per_foreground: its lowest and its highest ratio.
+    background_per_foreground: the lowest and the highest ratio of the third.
     images: the number of images.
-    AP, AP50: COCO's, 0..1; NaN where these images have no objects.
+    AP, AP50: as COCO defines them, 0..1; NaN where the images have no objects.
     """
 
     name: str
@@ -110,16 +110,16 @@ class ImbalancePart(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Anatomy(JsonRecord):
-    """What the numbers of an evaluation are made of, as anatomy.json holds it.
+    """The causes of an evaluation's numbers, as anatomy.json holds them.
 
-    tide: AP50 (0..1), and by each error type of `detector.evaluation.tide` the AP50 that repairing these errors adds.
+    tide: AP50 (0..1), and for each error type of `detector.evaluation.tide` the AP50 that a correction would add.
     confusion: the confusion matrix with background.
     curves: precision and recall over the threshold of the score.
     calibration: scores against precision.
     at_border: boxes that touch the border of their image; None in files of older versions.
     by_imbalance: AP in thirds of the images that have foreground anchors.
-    by_size: AP of `small`, `medium` and `large` objects; NaN where there are none.
-    anchor_level: how well anchors' scores separate foreground from background; None in files of older versions.
+    by_size: AP of `small`, `medium` and `large` objects; NaN without objects of the size.
+    anchor_level: the separation of foreground and background by the anchors' scores; None in files of older versions.
     """
 
     tide: dict[str, float]

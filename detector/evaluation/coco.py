@@ -1,4 +1,4 @@
-"""COCO box metrics, computed by hotcoco (fast) or pycocotools (the original). Both give the same digits."""
+"""COCO box metrics, computed by hotcoco (fast) or pycocotools (the original). Both give equal numbers."""
 
 import contextlib
 import io
@@ -28,24 +28,27 @@ def coco_metrics(
     backend: str = "hotcoco",
     max_detections: int = 100,
 ) -> Metrics:
-    """Compute AP and AR of boxes as COCO defines them. The inputs are not modified.
+    """Compute AP and AR of boxes as COCO defines them.
+
+    The inputs are not modified.
 
     Args:
         ground_truth: a COCO dictionary (images, annotations, categories).
         detections: COCO results (image_id, category_id, bbox as x, y, width, height in pixels, score).
         backend: the name of the library that computes the metrics, a key of `BACKENDS`.
-        max_detections: how many detections of an image count, best first; above 10. AR1 and AR10 have limits of their
-            own. The name of AR100 has this number.
+        max_detections: the number of detections of an image that count, the best first. It must be above 10. It does
+            not apply to AR1 and AR10. The name of AR100 changes to this number.
 
     Returns:
         The metrics, without settings.
 
     Raises:
         UserError: a detection is not finite (see `check_finite`).
-        ValueError: the ground truth lacks the image or the category of a detection, or an argument is at fault.
+        ValueError: the ground truth lacks the image or the category of a detection, `max_detections` is 10 or less, or
+            `backend` is unknown.
     """
     if max_detections <= 10:
-        raise ValueError(f"max_detections is {max_detections}; it must be above 10")
+        raise ValueError(f"max_detections is {max_detections}, but must be above 10")
     _check_detections(ground_truth, detections)
     precision, recall = _evaluate(ground_truth, detections, backend, max_detections)
     numbers = {
@@ -86,24 +89,24 @@ def _evaluate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the arrays of precision and recall at the limits 1, 10 and max_detections; -1 without ground truth."""
     if backend not in BACKENDS:
-        raise ValueError(f"no backend '{backend}'; known: {', '.join(BACKENDS)}")
+        raise ValueError(f"unknown backend '{backend}'; the backends are {', '.join(BACKENDS)}")
     make_index, make_evaluation = BACKENDS[backend]
     objects = [
         {key: annotation[key] for key in ("image_id", "category_id", "bbox", "area")}
         | {"iscrowd": annotation.get("iscrowd", 0)}
         for annotation in ground_truth["annotations"]
     ]
-    # without names, which need not be UTF-8
+    # file names are left empty, because they may not be UTF-8
     images = [{"id": image["id"], "file_name": ""} for image in ground_truth["images"]]
     categories = [{"id": category["id"], "name": str(category["id"])} for category in ground_truth["categories"]]
-    found = [
+    results = [
         {**detection, "area": detection["bbox"][2] * detection["bbox"][3], "iscrowd": 0} for detection in detections
     ]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         indices = []
-        for annotations in (objects, found):
+        for annotations in (objects, results):
             index = make_index()
-            # numbered from 1, since pycocotools takes a match with id 0 for none
+            # the ids start at 1, because pycocotools does not count a match with id 0
             numbered = [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)]
             index.dataset = {"images": images, "categories": categories, "annotations": numbered}
             index.createIndex()
@@ -116,6 +119,6 @@ def _evaluate(
 
 
 def _mean(values: np.ndarray) -> float:
-    """Return the mean of the values that have ground truth; NaN where none has."""
+    """Return the mean of the values that have ground truth; NaN if no value has ground truth."""
     values = values[values > -1]
     return float(values.mean()) if values.size else math.nan

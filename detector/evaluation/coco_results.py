@@ -11,12 +11,12 @@ from detector.core.structures import Detections
 
 
 def to_coco_results(image_id: int, detections: Detections, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Turn the detections of an image into COCO results. Nothing is rounded.
+    """Convert the detections of an image to COCO results. The numbers are not rounded.
 
     Args:
-        image_id: the image's id in the data set.
+        image_id: the id of the image in the data set.
         detections: the N detections of the image.
-        category_ids: the data set's id of each label.
+        category_ids: the category id of each label in the data set.
 
     Returns:
         N dictionaries: image_id, category_id, bbox (x, y, width, height in pixels), score.
@@ -39,14 +39,19 @@ def to_coco_results(image_id: int, detections: Detections, category_ids: Sequenc
 def check_finite(detections: Sequence[dict[str, Any]]) -> None:
     """Refuse COCO results that an evaluation cannot count.
 
-    pycocotools and hotcoco would count a NaN box as a true positive. Raises UserError for a box or a score that is NaN
-    or infinite, and for a box with a negative side.
+    pycocotools and hotcoco count a NaN box as a true positive.
+
+    Args:
+        detections: COCO results.
+
+    Raises:
+        UserError: a box or a score is NaN or infinite, or a box has a negative side.
     """
     for detection in detections:
         box, score = detection["bbox"], detection["score"]
         if not all(map(math.isfinite, (*box, score))) or box[2] < 0 or box[3] < 0:
             raise UserError(
-                f"image {detection['image_id']}: a detection is not finite or has a negative side (x, y, w, h {box}, "
-                f"score {score})",
-                "if it is a model's, try train.precision=fp32 or an earlier checkpoint",
+                f"image {detection['image_id']}: a detection has a non-finite value or a negative side (x, y, w, h "
+                f"{box}, score {score})",
+                "if a model made the detection, use train.precision=fp32 or an earlier checkpoint",
             )

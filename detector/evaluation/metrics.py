@@ -10,7 +10,7 @@ EVALUATE = "detector evaluate --checkpoint CHECKPOINT"  # the command that write
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassMetrics(JsonRecord):
-    """The average precision of a class, fractions in 0..1; NaN where the class has no objects.
+    """The average precision of a class, in 0..1; NaN where the class has no objects.
 
     AP: mean over the IoU thresholds 0.5, 0.55, ..., 0.95.
     AP50: at IoU 0.5.
@@ -22,12 +22,12 @@ class ClassMetrics(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics(JsonRecord):
-    """COCO's numbers of a set of detections, as metrics.json holds them. `metrics["AP"]` is a number by its name.
+    """COCO's numbers of a set of detections, as metrics.json holds them. `metrics["AP"]` returns a number by its name.
 
-    numbers: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, fractions in 0..1; NaN without objects to
-        find. Where the limit of detections for an image is not 100, `AR100` has that number in its name.
+    numbers: AP, AP50, AP75, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl, in 0..1; NaN without objects. The name
+        `AR100` contains the limit of detections for an image, which is 100 by default.
     per_class: the average precision of each class, by the class's name.
-    settings: the evaluation settings that the numbers hold for, by name; empty where they were not recorded.
+    settings: the settings of the evaluation, by name; empty where they were not recorded.
     """
 
     numbers: dict[str, Number]
@@ -38,13 +38,17 @@ class Metrics(JsonRecord):
         return self.numbers[name]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the numbers by their names, and `per_class` and `settings` beside them."""
+        """Return a dictionary of the numbers by their names, with the keys `per_class` and `settings` added."""
         values = asdict(self)
         return values.pop("numbers") | values
 
     @classmethod
     def from_json(cls, values: object) -> Self:
-        """Return the metrics that `to_json` gave. Raises ValueError where AP is missing or a value has a wrong type."""
+        """Return the metrics from the values that `to_json` returned.
+
+        Raises:
+            ValueError: AP is missing, or a value has a wrong type.
+        """
         if not isinstance(values, dict) or "AP" not in values:
             raise ValueError("AP is missing")
         parts = {name: value for name, value in values.items() if name in ("per_class", "settings")}

@@ -1,1 +1,1 @@
-"""Instruments that show the foreground/background imbalance."""
+"""Instruments that measure the foreground/background imbalance."""

@@ -1,4 +1,4 @@
-"""Count the anchors that the assigner makes foreground, ignored or background, image by image."""
+"""Counts, for each image, of the anchors that the assigner makes foreground, ignored or background."""
 
 import math
 import multiprocessing
@@ -18,19 +18,19 @@ from detector.geometry.assignment import Assigner
 from detector.geometry.boxes import paired_iou
 from detector.models.detector import level_names
 
-IN_ONE_PROCESS = 400  # fewer images are counted before a second process has started
-CHUNK = 100  # images that a process counts at once
+IN_ONE_PROCESS = 400  # fewer images are counted in less time than a process needs to start
+CHUNK = 100  # images that a process counts in each task
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a census counts with; it can be pickled.
+    """The settings of a census. They can be pickled.
 
     grid: the anchors.
     assigner: decides which anchors are foreground, ignored or background.
-    target_size: turns an image's height and width into those at which the model sees it, in pixels.
-    divisor: the sides of a padded image are multiples of it, in pixels.
-    prior: the score with which training starts, 0..1.
+    target_size: maps the height and width of an image to the height and width of the model's input, in pixels.
+    divisor: the sides of a padded image are multiples of this number, in pixels.
+    prior: the initial score, 0..1.
     num_classes: K.
     """
 
@@ -43,18 +43,19 @@ class Setting:
 
     @property
     def level_names(self) -> list[str]:
+        """The names of the pyramid levels."""
         return level_names(self.grid.strides)
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """The anchors of an image, and of its G objects (crowds left out).
+    """The numbers of anchors of an image and of its G objects (without crowds).
 
     anchors: (levels, 3) numbers of foreground, ignored and background anchors.
-    by_class: (K,) foreground anchors of each class.
-    object_anchors: (G,) foreground anchors of each object.
-    object_iou: (G,) the best IoU of an object with its foreground anchors; 0 without any.
-    object_ignored: (G,) ignored anchors that overlap the object more than other objects, but not in a crowd.
+    by_class: (K,) number of foreground anchors of each class.
+    object_anchors: (G,) number of foreground anchors of each object.
+    object_iou: (G,) the highest IoU of each object with its foreground anchors; 0 without foreground anchors.
+    object_ignored: (G,) number of ignored anchors that overlap the object most and do not lie in a crowd.
     """
 
     anchors: np.ndarray
@@ -65,27 +66,43 @@ class Count:
 
 
 def padded_size(record: Record, setting: Setting) -> tuple[int, int]:
+    """Return the height and width of the padded image in pixels of the model's input.
+
+    Args:
+        record: the annotations of the image.
+        setting: the settings of the census.
+    """
     height, width = setting.target_size(record.height, record.width)
     return -(-height // setting.divisor) * setting.divisor, -(-width // setting.divisor) * setting.divisor
 
 
 def scaled_boxes(record: Record, setting: Setting) -> Tensor:
-    """Return the boxes (N, 4) xyxy in pixels of the image that the model sees."""
+    """Return the boxes (N, 4) xyxy in pixels of the model's input.
+
+    Args:
+        record: the annotations of the image.
+        setting: the settings of the census.
+    """
     height, width = setting.target_size(record.height, record.width)
     factors = np.array([width / record.width, height / record.height] * 2, dtype=np.float32)
     return torch.from_numpy(record.boxes * factors)
 
 
 def count_image(record: Record, setting: Setting, anchors: Sequence[Tensor]) -> Count:
-    """Count what the assigner makes of the anchors of an image, (H, W, N, 4) for each level.
+    """Count the foreground, ignored and background anchors of an image.
 
-    A local assigner (see `Assigner`) does not get the anchors that touch no box: they are background.
+    A local assigner (see `Assigner`) does not get the anchors that touch no box. Those anchors are background.
+
+    Args:
+        record: the annotations of the image.
+        setting: the settings of the census.
+        anchors: the anchors of each level, (H, W, N, 4).
     """
     boxes = scaled_boxes(record, setting)
     is_local = setting.assigner.is_local
-    shown = [level[_touches(level, boxes)] if is_local else level.flatten(0, 2) for level in anchors]
-    sizes = tuple(map(len, shown))
-    flat = torch.cat(shown)
+    candidates = [level[_touches(level, boxes)] if is_local else level.flatten(0, 2) for level in anchors]
+    sizes = tuple(map(len, candidates))
+    flat = torch.cat(candidates)
     labels = torch.from_numpy(record.labels)
     crowd = torch.from_numpy(record.crowd)
     if len(boxes):
@@ -93,43 +110,43 @@ def count_image(record: Record, setting: Setting, anchors: Sequence[Tensor]) -> 
         assigned, matched = targets.labels[0], targets.boxes[0]
     else:
         assigned, matched = torch.full((len(flat),), setting.num_classes), flat
-    foreground = is_foreground(assigned, setting.num_classes)
+    is_fg = is_foreground(assigned, setting.num_classes)
     counts = []
-    masks = torch.stack((foreground, assigned < 0)).split(sizes, dim=1)
+    masks = torch.stack((is_fg, assigned < 0)).split(sizes, dim=1)
     for level, masks_of_level in zip(anchors, masks, strict=True):
-        fg, ignored = masks_of_level.sum(dim=1).tolist()
-        counts.append((fg, ignored, level[..., 0].numel() - fg - ignored))
+        num_fg, num_ignored = masks_of_level.sum(dim=1).tolist()
+        counts.append((num_fg, num_ignored, level[..., 0].numel() - num_fg - num_ignored))
     objects = boxes[~crowd]
-    of_object = (matched[foreground][:, None] == objects).all(dim=2) & (assigned[foreground][:, None] == labels[~crowd])
-    iou = paired_iou(flat[foreground], matched[foreground])[:, None].expand(of_object.shape)
-    best = torch.cat((torch.zeros(1, len(objects)), iou.masked_fill(~of_object, 0))).amax(dim=0)
-    between = _ignored_beside(objects, flat[assigned < 0], matched[assigned < 0], setting.assigner)
-    by_class = torch.bincount(assigned[foreground], minlength=setting.num_classes)
-    by_object = (x.numpy() for x in (of_object.sum(dim=0), best, between))
+    is_of_object = (matched[is_fg][:, None] == objects).all(dim=2) & (assigned[is_fg][:, None] == labels[~crowd])
+    iou = paired_iou(flat[is_fg], matched[is_fg])[:, None].expand(is_of_object.shape)
+    best = torch.cat((torch.zeros(1, len(objects)), iou.masked_fill(~is_of_object, 0))).amax(dim=0)
+    ignored = _count_ignored(objects, flat[assigned < 0], matched[assigned < 0], setting.assigner)
+    by_class = torch.bincount(assigned[is_fg], minlength=setting.num_classes)
+    by_object = (x.numpy() for x in (is_of_object.sum(dim=0), best, ignored))
     return Count(np.array(counts), by_class.numpy(), *by_object)
 
 
-def _ignored_beside(objects: Tensor, anchors: Tensor, matched: Tensor, assigner: Assigner) -> Tensor:
+def _count_ignored(objects: Tensor, anchors: Tensor, matched: Tensor, assigner: Assigner) -> Tensor:
     """Count the ignored anchors of each object, (G,). An anchor belongs to the object that it overlaps most.
 
-    Anchors whose IoU the assigner calls background lie in a crowd and do not count. Of objects with equal boxes the
-    first has the anchors.
+    An ignored anchor whose IoU is in the assigner's background range lies in a crowd and does not count. Where objects
+    have equal boxes, the anchors belong to the first object.
 
     Args:
         objects: (G, 4) boxes.
         anchors: (N, 4) ignored anchors.
         matched: (N, 4) the box that each anchor overlaps most.
-        assigner: its `background` is the lowest IoU of an ignored anchor.
+        assigner: the attribute `background` is the lowest IoU of an ignored anchor.
     """
-    near = paired_iou(anchors, matched) >= max(getattr(assigner, "background", math.inf), 1e-6)
-    same = (matched[near][:, None] == objects).all(dim=2)
-    return (same & (same.cumsum(dim=1) == 1)).sum(dim=0)
+    is_near = paired_iou(anchors, matched) >= max(getattr(assigner, "background", math.inf), 1e-6)
+    is_same = (matched[is_near][:, None] == objects).all(dim=2)
+    return (is_same & (is_same.cumsum(dim=1) == 1)).sum(dim=0)
 
 
 def _touches(anchors: Tensor, boxes: Tensor) -> Tensor:
     """Return which anchors of a level (H, W, N, 4) share an area with any of the boxes (G, 4): (H, W, N) bool.
 
-    The column of an anchor decides whether it overlaps a box in x, its row whether it overlaps the box in y.
+    The overlap in x depends only on the column of an anchor. The overlap in y depends only on its row.
     """
     left, top, right, bottom = boxes.T[..., None, None]
     column, row = anchors[0], anchors[:, 0]
@@ -139,7 +156,12 @@ def _touches(anchors: Tensor, boxes: Tensor) -> Tensor:
 
 
 def count_images(records: Sequence[Record], setting: Setting) -> list[Count]:
-    """Count the anchors of each image, in the order of the records."""
+    """Count the anchors of each image, in the order of the records.
+
+    Args:
+        records: the annotations of the images.
+        setting: the settings of the census.
+    """
     cache: dict[tuple[int, int], list[Tensor]] = {}
     counts = []
     for record in records:
@@ -159,7 +181,13 @@ def _count_chunk(work: tuple[Sequence[Record], Setting]) -> list[Count]:
 
 
 def count_all(records: Sequence[Record], setting: Setting, processes: int | None = None) -> list[Count]:
-    """Count as `count_images` does, on all cores; many images are counted in several processes."""
+    """Count the anchors of each image as `count_images` does, many images in several processes.
+
+    Args:
+        records: the annotations of the images.
+        setting: the settings of the census.
+        processes: the number of processes. By default it depends on the number of images and cores.
+    """
     cores = num_cores()
     processes = processes or (1 if len(records) < IN_ONE_PROCESS else cores)
     if processes == 1:

@@ -1,4 +1,4 @@
-"""How well anchors fit the boxes of a data set, and which would fit better."""
+"""The fit of anchors to the boxes of a data set, and a suggestion of anchors that fit better."""
 
 import numpy as np
 import torch
@@ -11,28 +11,43 @@ ITERATIONS = 100
 
 
 def best_iou(boxes: Tensor, image_sizes: Tensor, grid: AnchorGrid) -> Tensor:
-    """(N,) the IoU of each box with the best of its image's anchors.
+    """Return the highest IoU of each box with the anchors of its image, (N,).
 
-    boxes (N, 4) xyxy and image_sizes (N, 2), the padded (height, width), at the size the model sees. All anchors of one
-    shape lie on a grid, and the one whose centre is nearest overlaps a box most, in x and y separately: no other needs
-    looking at."""
+    All anchors of a shape lie on a grid. Among them, the anchor with the center nearest to a box's center, in x and y
+    separately, has the highest IoU. So only this anchor is compared.
+
+    Args:
+        boxes: (N, 4) xyxy in pixels of the model's input.
+        image_sizes: (N, 2) height and width of the padded image of each box, in pixels.
+        grid: the anchors.
+    """
     best = torch.zeros(len(boxes))
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     sides = image_sizes.flip(1)
     for stride, base in zip(grid.strides, grid.base(), strict=True):
         step = grid.step(sides, stride)
-        nearest = (centres / step).round().clamp(min=0).minimum(torch.as_tensor(num_cells(sides, stride) - 1)) * step
+        nearest = (centers / step).round().clamp(min=0).minimum(torch.as_tensor(num_cells(sides, stride) - 1)) * step
         for anchor in base:
-            placed = torch.cat((nearest, nearest), dim=1) + anchor
-            best = torch.maximum(best, paired_iou(boxes, placed))
+            shifted = torch.cat((nearest, nearest), dim=1) + anchor
+            best = torch.maximum(best, paired_iou(boxes, shifted))
     return best
 
 
 def suggest(boxes: Tensor, num_levels: int, num_sizes: int, num_ratios: int) -> tuple[list[list[float]], list[float]]:
-    """Anchor sizes (a list for each level, in order) and ratios (height / width) from boxes (N, 4).
+    """Suggest anchor sizes and ratios that fit boxes.
 
-    k-means of log(sqrt(area)) with num_levels * num_sizes centres and of log(height / width) with num_ratios: the form
-    that RetinaNet's anchors have, every size in every ratio. A proposal to be measured, not an optimum."""
+    The sizes are k-means centers of log(sqrt(area)), and the ratios are k-means centers of log(height / width). As in
+    RetinaNet, every size has every ratio. The suggestion is not an optimum, so measure it before use.
+
+    Args:
+        boxes: (N, 4) xyxy in pixels of the model's input.
+        num_levels: the number of pyramid levels.
+        num_sizes: the number of sizes of each level.
+        num_ratios: the number of ratios.
+
+    Returns:
+        The sizes in pixels, a list for each level, and the ratios (height / width), all in ascending order.
+    """
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1).double().numpy()
     sizes = np.exp(_k_means(np.log(sides.prod(axis=1)) / 2, num_levels * num_sizes))
     ratios = np.exp(_k_means(np.log(sides[:, 1] / sides[:, 0]), num_ratios))
@@ -43,12 +58,12 @@ def suggest(boxes: Tensor, num_levels: int, num_sizes: int, num_ratios: int) -> 
 
 
 def _k_means(values: np.ndarray, count: int) -> np.ndarray:
-    """(count,) centres in ascending order, by Lloyd's iterations from the quantiles: no chance in it."""
-    centres = np.quantile(values, (np.arange(count) + 0.5) / count)
+    """Return (count,) centers in ascending order. Lloyd's iterations start from the quantiles, not at random."""
+    centers = np.quantile(values, (np.arange(count) + 0.5) / count)
     for _ in range(ITERATIONS):
-        nearest = np.abs(values[:, None] - centres).argmin(axis=1)
-        moved = np.array([values[nearest == k].mean() if (nearest == k).any() else centres[k] for k in range(count)])
-        if np.array_equal(moved, centres):
+        nearest = np.abs(values[:, None] - centers).argmin(axis=1)
+        moved = np.array([values[nearest == k].mean() if (nearest == k).any() else centers[k] for k in range(count)])
+        if np.array_equal(moved, centers):
             break
-        centres = moved
-    return np.sort(centres)
+        centers = moved
+    return np.sort(centers)

@@ -1,4 +1,4 @@
-"""The making of a census: the counts of all images, by level, class, object size and image."""
+"""The computation of a census: the counts of all images, by level, class, object size and image."""
 
 import math
 from collections.abc import Sequence
@@ -34,22 +34,22 @@ KINDS = ("foreground", "ignored", "background")  # the columns of `Count.anchors
 
 
 def take_census(records: Sequence[Record], class_names: Sequence[str], setting: Setting) -> Census:
-    """Take the census of images.
+    """Take the census of a set of images.
 
     Args:
-        records: the images' annotations.
+        records: the annotations of the images.
         class_names: the names of the K classes.
         setting: the anchors, the assigner and the image size.
 
     Returns:
-        The census, without a split.
+        The census, with an empty split.
 
     Raises:
-        UserError: the assigner needs a model's predictions, which nobody has before training.
+        UserError: the assigner needs the predictions of a model.
     """
     if setting.assigner.needs_predictions:
         raise UserError(
-            "assigner: this rule reads a model's predictions, so a census before training is impossible",
+            "assigner: this assigner needs the predictions of a model, and a census has no model",
             "take the census with assigner=max_iou or assigner=atss",
         )
     num_classes = len(class_names)
@@ -67,7 +67,7 @@ def take_census(records: Sequence[Record], class_names: Sequence[str], setting: 
         for name in ("object_anchors", "object_iou", "object_ignored")
     )
     threshold = getattr(setting.assigner, "foreground", 0.5)
-    is_unmatched, is_low = num_matched == 0, (num_matched > 0) & (matched_iou < threshold)
+    is_unmatched, is_low_quality = num_matched == 0, (num_matched > 0) & (matched_iou < threshold)
     areas = np.concatenate([*(record.area[~record.crowd] for record in records), []])
     max_iou, suggestion = _anchor_fit(records, setting, threshold)
     return Census(
@@ -104,13 +104,15 @@ def take_census(records: Sequence[Record], class_names: Sequence[str], setting: 
                 ignored=int(num_ignored[in_range].sum()),
                 foreground_of_object=_distribution(num_matched[in_range]),
                 unmatched=int((in_range & is_unmatched).sum()),
-                low_quality=int((in_range & is_low).sum()),
+                low_quality=int((in_range & is_low_quality).sum()),
             )
             for name, (least, most) in SIZES.items()
             for in_range in [(areas >= least) & (areas < most)]
         ],
         by_image=_by_image(by_image, labels),
-        matches=MatchCounts(objects=len(num_matched), unmatched=int(is_unmatched.sum()), low_quality=int(is_low.sum())),
+        matches=MatchCounts(
+            objects=len(num_matched), unmatched=int(is_unmatched.sum()), low_quality=int(is_low_quality.sum())
+        ),
         crowding=_crowding(records),
         max_iou=max_iou,
         anchor_suggestion=suggestion,
@@ -130,7 +132,12 @@ def _distribution(values: np.ndarray) -> Distribution:
 
 
 def _by_image(anchors: np.ndarray, labels: Sequence[np.ndarray]) -> ImageCounts:
-    """anchors: (images, 3), columns as KINDS; labels: of each image's objects."""
+    """Return the counts by image.
+
+    Args:
+        anchors: (images, 3), columns as in KINDS.
+        labels: the labels of the objects of each image.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = anchors[:, 2] / anchors[:, 0]
     num_objects = np.array([len(labels_of_image) for labels_of_image in labels])
@@ -158,7 +165,7 @@ def _crowding(records: Sequence[Record]) -> Crowding:
 def _anchor_fit(
     records: Sequence[Record], setting: Setting, threshold: float
 ) -> tuple[Histogram, AnchorSuggestion] | tuple[None, None]:
-    """Compute the best IoU of each object with any anchor, with the config's anchors and with the suggested ones."""
+    """Compute the highest IoU of each object with the config's anchors and with suggested anchors."""
     boxes = [scaled_boxes(record, setting)[torch.from_numpy(~record.crowd)] for record in records]
     sizes = [torch.tensor([padded_size(r, setting)]).expand(len(b), 2) for r, b in zip(records, boxes, strict=True)]
     if not any(map(len, boxes)):

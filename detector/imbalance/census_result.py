@@ -1,4 +1,4 @@
-"""The result of a census: how a data set and the anchors meet, before any training."""
+"""The result of a census: the numbers of anchors and objects of a data set, before any training."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ CENSUS = "detector census --cfg CONFIG"  # the command that writes a census
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distribution(JsonRecord):
-    """How the values of a quantity are distributed.
+    """The distribution of the values of a quantity.
 
     quantiles: the 0, 5, 25, 50, 75, 95 and 100% quantiles, by the percentage as text; NaN without values.
     """
@@ -29,7 +29,7 @@ class LevelCounts(JsonRecord):
 
     level: `P3` for the level of stride 8.
     foreground, ignored, background: numbers of anchors.
-    foreground_of_image: foreground anchors of an image at this level.
+    foreground_of_image: number of foreground anchors of an image at this level.
     """
 
     level: str
@@ -41,14 +41,14 @@ class LevelCounts(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassCounts(JsonRecord):
-    """The objects of a class (crowds left out) and their anchors.
+    """The objects of a class (without crowds) and their anchors.
 
-    name: the class's name.
+    name: the name of the class.
     objects: number of objects.
-    images: number of images with such an object.
+    images: number of images with an object of the class.
     foreground: number of foreground anchors.
-    ignored: number of anchors that overlap an object too much for background and too little for foreground.
-    foreground_of_object: foreground anchors of an object.
+    ignored: number of anchors whose IoU with an object is between the limits of background and foreground.
+    foreground_of_object: number of foreground anchors of an object.
     """
 
     name: str
@@ -61,11 +61,11 @@ class ClassCounts(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeCounts(JsonRecord):
-    """The objects of a range of areas (COCO's small, medium, large; original pixels) and their anchors.
+    """The objects of a range of areas (COCO's small, medium and large, in original pixels) and their anchors.
 
     name, objects, foreground, ignored, foreground_of_object: as for a class.
     unmatched: number of objects without a foreground anchor.
-    low_quality: number of objects whose foreground anchors all overlap them less than the assigner's threshold.
+    low_quality: number of objects whose foreground anchors all have an IoU below the assigner's threshold.
     """
 
     name: str
@@ -79,11 +79,11 @@ class SizeCounts(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageCounts(JsonRecord):
-    """How the images differ.
+    """The distribution of anchors and objects over the images.
 
-    background_per_foreground: background anchors per foreground anchor, of the images that have foreground.
-    foreground: foreground anchors of an image.
-    objects: objects of an image.
+    background_per_foreground: background anchors per foreground anchor of an image with foreground.
+    foreground: number of foreground anchors of an image.
+    objects: number of objects of an image.
     images_without_objects, images_without_foreground: numbers of images.
     """
 
@@ -96,7 +96,7 @@ class ImageCounts(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MatchCounts(JsonRecord):
-    """objects: number of objects; unmatched, low_quality: how many of them (see `SizeCounts`)."""
+    """The numbers of all objects, and of unmatched and low-quality objects (see `SizeCounts`)."""
 
     objects: int
     unmatched: int
@@ -105,9 +105,9 @@ class MatchCounts(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crowding(JsonRecord):
-    """How much the objects of an image overlap each other.
+    """The overlap between the objects of an image.
 
-    Objects that overlap compete for anchors, and non-maximum suppression may remove one as a duplicate of the other.
+    Overlapping objects compete for anchors. Non-maximum suppression may remove an object as a duplicate of another.
 
     mean_max_iou: mean over the objects of the highest IoU with another object, 0..1; NaN without objects.
     objects_overlapping_half: number of objects whose highest IoU is 0.5 or more.
@@ -119,7 +119,11 @@ class Crowding(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Histogram(JsonRecord):
-    """counts: (N,) numbers of values between neighboring edges; edges: (N + 1,)."""
+    """The numbers of values between neighboring edges.
+
+    edges: (N + 1,) in ascending order.
+    counts: (N,).
+    """
 
     edges: list[float]
     counts: list[int]
@@ -127,7 +131,7 @@ class Histogram(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison(JsonRecord):
-    """A quantity with the config's anchors (now), and with the suggested anchors."""
+    """A quantity with the config's anchors (now) and with the suggested anchors."""
 
     now: float
     suggested: float
@@ -137,9 +141,9 @@ class Comparison(JsonRecord):
 class AnchorSuggestion(JsonRecord):
     """Anchors that fit the objects.
 
-    sizes: the anchor sizes of each level, in pixels at the size the model sees.
-    ratios: heights per width.
-    recall: the part of the objects whose best anchor reaches the assigner's threshold of IoU, 0..1.
+    sizes: the anchor sizes of each level, in pixels of the model's input.
+    ratios: height / width.
+    recall: the fraction of the objects whose best anchor reaches the assigner's IoU threshold, 0..1.
     mean_max_iou: mean over the objects of the IoU with the best anchor, 0..1.
     """
 
@@ -151,11 +155,11 @@ class AnchorSuggestion(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepeatFactors(JsonRecord):
-    """How often `data.sampler=repeat_factor` repeats images at a threshold.
+    """The factors by which `data.sampler=repeat_factor` repeats images at a threshold.
 
     classes: the factor of each class, in the order of the class names; NaN where no image has the class.
     largest: the largest factor of an image.
-    epoch: the mean factor of the images: how many times longer an epoch becomes.
+    epoch: the mean factor of the images, which is the factor of the length of an epoch.
     """
 
     classes: list[Number]
@@ -167,11 +171,11 @@ class RepeatFactors(JsonRecord):
 class Remedies(JsonRecord):
     """Settings against the imbalance that follow from the counts alone.
 
-    prior: the score with which training starts, 0..1.
-    alpha: focal loss's alpha at which the gradients of foreground and background are equal in size while every score is
-        still `prior`, by gamma as text.
+    prior: the initial score, 0..1.
+    alpha: the alpha of focal loss that balances the gradients of foreground and background while every score is
+        `prior`, by gamma as text.
     class_weights: the weight of each class, in the order of the class names, by rule.
-    repeat_factors: by threshold as text; empty without objects.
+    repeat_factors: the factors, by threshold as text; empty without objects.
     """
 
     prior: float
@@ -182,18 +186,18 @@ class Remedies(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Census(JsonRecord):
-    """How a data set and the anchors meet, as census.json holds it. Crowds are no objects.
+    """The numbers of anchors and objects of a data set, as census.json holds them. Crowds are not objects.
 
-    split: `train` or `val`; empty where the images are no split of a data set.
+    split: `train` or `val`; empty where the images are not a split of a data set.
     num_images, num_objects, num_crowd: numbers of images, objects and crowd regions.
     class_names: the K class names.
     anchors: the anchors of all images.
     ratio: background anchors per foreground anchor; NaN without foreground.
     by_level, by_class, by_size: the counts of each pyramid level, class and range of object areas.
-    by_image: how the images differ.
-    matches: objects without anchors or with poor anchors.
-    crowding: how much objects overlap; None in files of older versions.
-    max_iou: the objects by their IoU with the best anchor; None without objects.
+    by_image: the distribution over the images.
+    matches: numbers of objects without a foreground anchor, and of objects with low-quality anchors.
+    crowding: the overlap between objects; None in files of older versions.
+    max_iou: histogram of the objects' IoU with the best anchor; None without objects.
     anchor_suggestion: anchors that fit the objects; None without objects.
     remedies: settings that follow from the counts.
     """

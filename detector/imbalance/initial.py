@@ -1,6 +1,6 @@
-"""The classification loss that the initial scores should give in the first step.
+"""The expected value of the classification loss in the first step, computed from the initial scores.
 
-A difference from the observed loss shows that the prior was not applied, or that the loss reduces its rows wrongly.
+A difference from the observed loss means that the prior was not applied, or that the reduction of the loss is wrong.
 """
 
 import copy
@@ -23,29 +23,28 @@ def expected_initial_loss(
     prior: float,
     num_batches: int,
 ) -> Tensor:
-    """Return the classification loss of a batch if every score were `prior` and every box the prior's box, a 0-dim
-    tensor.
+    """Return the classification loss of a batch whose scores are all `prior`, a 0-dim tensor.
 
-    For a loss that is a sum over rows, this is the loss of a single row of each label, times the number of those rows,
-    over `num_fg`: a loss that takes a mean in place of the sum then differs. For any other loss, this is the loss of
-    equal logits.
+    The box of every prediction is the box of its prior. For a loss that is a sum over rows, the loss of a single row is
+    computed for each label and multiplied by the number of rows with the label. The sum is divided by `num_fg`. A loss
+    that takes a mean instead of the sum differs from this value. Any other loss is computed on equal logits.
 
     Args:
-        criterion: the losses, which stay as they are.
+        criterion: the losses. Their state does not change.
         targets: the targets of the batch.
         priors: the priors of the batch.
         coder: the box coder of the model.
         num_fg: the normalizer of the step.
-        prior: the initial score.
-        num_batches: the batches of the step on this rank.
+        prior: the initial score, 0..1.
+        num_batches: the number of batches of the step on this rank.
     """
     labels, num_classes, loss = targets.labels, criterion.num_classes, copy.deepcopy(criterion.classification)
     logit = math.log(prior / (1 - prior))
-    by_rows = loss.row_additive and not loss.use_quality and not criterion.sampler.needs_logits
-    if by_rows and criterion.normaliser != "image":
+    is_sum_over_rows = loss.row_additive and not loss.use_quality and not criterion.sampler.needs_logits
+    if is_sum_over_rows and criterion.normaliser != "image":
         row = torch.full((1, num_classes), logit, device=labels.device)
-        kinds = torch.arange(num_classes + 1, device=labels.device)
-        losses = torch.stack([loss.eval()(row, kind[None], 1) for kind in kinds])
+        row_labels = torch.arange(num_classes + 1, device=labels.device)
+        losses = torch.stack([loss.eval()(row, label[None], 1) for label in row_labels])
         counts = torch.bincount(labels[labels >= 0], minlength=num_classes + 1)
         return (losses * counts).sum() / num_fg.clamp(min=1)
     logits = torch.full((*labels.shape, num_classes), logit, device=labels.device)

@@ -1,4 +1,4 @@
-"""The result of a probe: what each loss makes of a trained model's scores."""
+"""The result of a probe: the value and gradient of each loss on a trained model's scores."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ PROBE = "detector probe --checkpoint CHECKPOINT"  # the command that writes a pr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormHistogram(JsonRecord):
-    """Elements by their gradient norm |p - target|.
+    """The numbers of elements by gradient norm |p - target|.
 
     edges: (N + 1,) equal bins from 0 to 1.
     foreground, background: (N,) numbers of elements in each bin.
@@ -25,9 +25,11 @@ class NormHistogram(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CumulativeLoss(JsonRecord):
-    """The part of the loss against the part of the elements, those of low loss first (Lin et al. 2017, figure 4).
+    """The fraction of the loss against the fraction of the elements (Lin et al. 2017, figure 4).
 
-    elements, loss: (M,) each from 0 to 1; empty without elements and without loss.
+    The elements are in ascending order of their loss.
+
+    elements, loss: (M,) each from 0 to 1; empty where there are no elements or the loss is 0.
     """
 
     elements: list[Number]
@@ -36,10 +38,10 @@ class CumulativeLoss(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossByScore(JsonRecord):
-    """The mean loss of the elements of each score.
+    """The mean loss of the elements against the score.
 
     p: (M,) centers of equal bins of the score.
-    background, foreground: (M,) mean loss of an element; NaN where a bin has none.
+    background, foreground: (M,) mean loss of an element; NaN where a bin has no element.
     """
 
     p: list[float]
@@ -49,12 +51,14 @@ class LossByScore(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossProbe(JsonRecord):
-    """What a loss makes of the scores. Shares are in 0..1; a share of nothing is 0. A NaN score makes them NaN.
+    """The value and gradient of a loss on the scores.
 
-    loss, gradient: the share of the loss, and of the absolute gradient, on each of GROUPS, by the group's name.
-    loss_foreground, gradient_foreground: the same shares on all foreground elements.
-    cumulative: the concentration of the loss on few elements, of `background` and of `foreground`.
-    reweighted: (N,) the share of the absolute gradient on each bin of the gradient norm.
+    A share is in 0..1. It is 0 where the total is 0, and NaN where a score is NaN.
+
+    loss, gradient: the share of each of GROUPS in the loss and in the absolute gradient, by the group's name.
+    loss_foreground, gradient_foreground: the shares of all foreground elements.
+    cumulative: the concentration of the loss on few elements, for `background` and for `foreground`.
+    reweighted: (N,) the share of each bin of the gradient norm in the absolute gradient.
     loss_by_p: the mean loss against the score.
     """
 
@@ -69,17 +73,17 @@ class LossProbe(JsonRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult(JsonRecord):
-    """What losses make of a trained model's scores, as probe.json holds it.
+    """The value and gradient of several losses on a trained model's scores, as probe.json holds them.
 
-    split: `train` or `val`; empty where the images are no split of a data set.
+    split: `train` or `val`; empty where the images are not a split of a data set.
     class_names: the K class names.
     trained_with: the loss that trained the model, as the config has it.
     num_images: number of images.
     rows: numbers of anchors.
-    elements: numbers of elements of each of GROUPS, by the group's name.
-    gradient_norm: the elements by their gradient norm.
-    anchor_level: how well anchors' scores separate foreground from background; None in files of older versions.
-    losses: each loss by its name.
+    elements: number of elements of each of GROUPS, by the group's name.
+    gradient_norm: the numbers of elements by gradient norm.
+    anchor_level: the separation of foreground and background by the anchors' scores; None in files of older versions.
+    losses: the result of each loss, by the loss's name.
     """
 
     split: str = ""

@@ -1,10 +1,12 @@
 """The terms that all instruments share.
 
-Anchors are *foreground*, *background* or *ignored*. A foreground anchor of class y and every other anchor that counts
-gives K elements, one for each class: the element (foreground anchor, y) has the binary target 1, all others 0. Elements
-fall in five disjoint groups by their target and their gradient norm g = |p - target|, the gradient of cross entropy
-(Li, Liu, Wang 2019). Background with g < 0.1 is *easy*: the score is right. An element of either target with g >= 0.9
-is an *outlier*: the score contradicts the label. Background between both is *hard*.
+An anchor is *foreground*, *background* or *ignored*. Every anchor that is not ignored has K elements, one for each
+class. The element of a foreground anchor at the anchor's class has the binary target 1. All other elements have the
+target 0. An element with target 1 is a foreground element, an element with target 0 is a background element.
+
+Elements form five disjoint groups by their target and their gradient norm g = |p - target|, the gradient of cross
+entropy (Li, Liu, Wang 2019). A background element with g < 0.1 is *easy*: its score is correct. An element with
+g >= 0.9 is an *outlier*: its score contradicts its label. The other background elements are *hard*.
 """
 
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ GROUPS = ("foreground", "foreground_outlier", "easy_background", "hard_backgroun
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnchorCounts(JsonRecord):
-    """Numbers of anchors."""
+    """The numbers of foreground, ignored and background anchors."""
 
     foreground: int
     ignored: int
@@ -31,11 +33,12 @@ class AnchorCounts(JsonRecord):
 def by_group(histograms: Tensor) -> Tensor:
     """Add up the bins of each of GROUPS: (..., 2, bins) -> (..., 5).
 
-    histograms: a quantity of background and of foreground elements in equal bins of the gradient norm from 0 to 1. The
-    number of bins is a multiple of 10, so that the groups end where bins end.
+    Args:
+        histograms: a quantity of background and of foreground elements in equal bins of the gradient norm from 0 to 1.
+            The number of bins is a multiple of 10, so the limits of the groups are edges of bins.
     """
-    easy, sure = (round(edge * histograms.shape[-1]) for edge in (EASY_BELOW, OUTLIER_FROM))
+    easy, outlier = (round(edge * histograms.shape[-1]) for edge in (EASY_BELOW, OUTLIER_FROM))
     background, foreground = histograms.unbind(-2)
-    parts = (foreground[..., :sure], foreground[..., sure:])
-    parts += (background[..., :easy], background[..., easy:sure], background[..., sure:])
+    parts = (foreground[..., :outlier], foreground[..., outlier:])
+    parts += (background[..., :easy], background[..., easy:outlier], background[..., outlier:])
     return torch.stack([part.sum(dim=-1) for part in parts], dim=-1)

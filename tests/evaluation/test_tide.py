@@ -20,27 +20,27 @@ with warnings.catch_warnings():
 
 
 def reference(ground_truth: dict, detections: list[dict]) -> dict[str, float]:
-    truth, found = Data("truth"), Data("found")
+    truth, results = Data("truth"), Data("results")
     for image in ground_truth["images"]:
         truth.add_image(image["id"], str(image["id"]))
-        found.add_image(image["id"], str(image["id"]))
+        results.add_image(image["id"], str(image["id"]))
     for category in ground_truth["categories"]:
         truth.add_class(category["id"], category["name"])
-    for one in ground_truth["annotations"]:
-        add = truth.add_ignore_region if one["iscrowd"] else truth.add_ground_truth
-        add(one["image_id"], one["category_id"], one["bbox"])
-    for one in detections:
-        found.add_detection(one["image_id"], one["category_id"], one["score"], one["bbox"])
+    for item in ground_truth["annotations"]:
+        add = truth.add_ignore_region if item["iscrowd"] else truth.add_ground_truth
+        add(item["image_id"], item["category_id"], item["bbox"])
+    for item in detections:
+        results.add_detection(item["image_id"], item["category_id"], item["score"], item["bbox"])
     tool = TIDE()
     with contextlib.redirect_stdout(io.StringIO()):
-        run = tool.evaluate(truth, found, mode=TIDE.BOX)
+        run = tool.evaluate(truth, results, mode=TIDE.BOX)
     errors = {kind.short_name: cost for kind, cost in run.fix_main_errors().items()}
     errors |= {kind.short_name: cost for kind, cost in run.fix_special_errors().items()}
     return {name: cost / 100 for name, cost in errors.items()} | {"AP50": run.ap / 100}
 
 
 def random_set(seed: int) -> tuple[dict, list[dict]]:
-    """Objects, and detections that are true, displaced, misnamed, doubled, or of nothing."""
+    """Return objects, and detections that are correct, displaced, of a wrong class, duplicate or of background."""
     rng = np.random.default_rng(seed)
     categories = [{"id": 3 * k + 1, "name": f"c{k}"} for k in range(4)]
     images = [{"id": 10 + i, "width": 200, "height": 200} for i in range(25)]
@@ -61,8 +61,8 @@ def random_set(seed: int) -> tuple[dict, list[dict]]:
         for _ in range(rng.integers(0, 3)):
             box = [*rng.uniform(0, 150, 2), *rng.uniform(8, 60, 2)]
             detections.append({"image_id": image["id"], "category_id": categories[rng.integers(4)]["id"], "bbox": box})
-    for one, score in zip(detections, rng.permutation(len(detections)), strict=True):
-        one["score"] = (score + 1) / (len(detections) + 1)  # without ties
+    for detection, rank in zip(detections, rng.permutation(len(detections)), strict=True):
+        detection["score"] = (rank + 1) / (len(detections) + 1)  # without ties
     return {"images": images, "annotations": annotations, "categories": categories}, detections
 
 
@@ -70,7 +70,7 @@ def random_set(seed: int) -> tuple[dict, list[dict]]:
 def test_random_sets_agree_with_the_package(seed):
     ground_truth, detections = random_set(seed)
     matches = match(ground_truth, detections)
-    assert set(matches.error) == {-1, 0, 1, 2, 3, 4} and matches.missed.any(), "each type of error occurs"
+    assert set(matches.error) == {-1, 0, 1, 2, 3, 4} and matches.is_missed.any(), "each type of error occurs"
     ours = tide(matches, 4)
     theirs = reference(ground_truth, detections)
     assert set(ours) == set(theirs)
@@ -78,13 +78,13 @@ def test_random_sets_agree_with_the_package(seed):
         assert ours[name] == pytest.approx(cost, abs=1e-12), name
 
 
-def test_equal_scores_make_both_depend_on_the_order():
-    """AP50 is equal for the same order; costs are near, and those of the package change with the order themselves."""
+def test_with_equal_scores_the_gains_depend_on_the_order():
+    """AP50 is equal for the same order. The gains are close, and the package's gains also change with the order."""
     changes = []
     for seed in range(4):
         ground_truth, detections = random_set(seed)
-        for one in detections:
-            one["score"] = round(one["score"], 1)
+        for detection in detections:
+            detection["score"] = round(detection["score"], 1)
         theirs = [reference(ground_truth, order) for order in (detections, detections[::-1])]
         for order, expected in zip((detections, detections[::-1]), theirs, strict=True):
             ours = tide(match(ground_truth, order), 4)
@@ -101,16 +101,16 @@ def test_perturbed_real_annotations_agree_with_the_package(shared_data):
     rng = np.random.default_rng(0)
     ids = [category["id"] for category in ground_truth["categories"]]
     detections = []
-    for one in ground_truth["annotations"]:
+    for item in ground_truth["annotations"]:
         for _ in range(rng.integers(0, 3)):
-            x, y, w, h = one["bbox"]
+            x, y, w, h = item["bbox"]
             x, y = rng.normal((x, y), 0.15 * np.array([w, h]))
-            category = one["category_id"] if rng.random() < 0.8 else int(rng.choice(ids))
+            category = item["category_id"] if rng.random() < 0.8 else int(rng.choice(ids))
             box = [x, y, w * rng.uniform(0.6, 1.5), h * rng.uniform(0.6, 1.5)]
             detections.append(
-                {"image_id": one["image_id"], "category_id": category, "bbox": box, "score": rng.random()}
+                {"image_id": item["image_id"], "category_id": category, "bbox": box, "score": rng.random()}
             )
-    assert any(one["iscrowd"] for one in ground_truth["annotations"]) and len(detections) > 300
+    assert any(item["iscrowd"] for item in ground_truth["annotations"]) and len(detections) > 300
     ours = tide(match(ground_truth, detections), len(ids))
     for name, cost in reference(ground_truth, detections).items():
         assert ours[name] == pytest.approx(cost, abs=1e-12), name
@@ -118,13 +118,13 @@ def test_perturbed_real_annotations_agree_with_the_package(shared_data):
 
 @pytest.mark.slow
 def test_a_trained_models_detections_agree_with_the_package(tmp_path):
-    """Ten seconds of training: some objects found, and every type of error."""
+    """Ten seconds of training detect some objects and give every type of error."""
     recipe = ("model.head.norm=group", "train.optimizer=adamw", "train.lr=0.002", "train.clip_norm=10")
     schedule = ("train.epochs=14", "train.warmup_steps=10", "train.schedule=cosine", "train.evaluate_every=0")
-    seen = ("data.train.num_images=48", "data.val.num_images=24", "data.val.split=train", "train.batch_size=4")
-    trainer = tiny_trainer(tmp_path, *recipe, *schedule, *seen, "evaluation.score_threshold=0.02")
+    data = ("data.train.num_images=48", "data.val.num_images=24", "data.val.split=train", "train.batch_size=4")
+    trainer = tiny_trainer(tmp_path, *recipe, *schedule, *data, "evaluation.score_threshold=0.02")
     trainer.train()
-    dataset = build_dataset(tiny_config(tmp_path, *seen), "val")
+    dataset = build_dataset(tiny_config(tmp_path, *data), "val")
     ground_truth, (metrics, detections) = dataset.ground_truth(), load_evaluation(tmp_path)
     ours = tide(match(ground_truth, detections), len(dataset.class_names))
     assert metrics["AP50"] > 0.1 and len(detections) > 500
@@ -135,19 +135,19 @@ def test_a_trained_models_detections_agree_with_the_package(tmp_path):
 
 def test_precision_curve_is_cocos():
     ground_truth, detections = random_set(3)
-    detections = [one for one in detections if one["category_id"] != 10]  # c3 has no objects
+    detections = [detection for detection in detections if detection["category_id"] != 10]  # c3 has no objects
     matches = match(ground_truth, detections)
     metrics = coco_metrics(ground_truth, detections)
     for k in range(3):
-        own = ~matches.ignored & (matches.label == k)
-        curve = precision_curve(matches.score[own], matches.correct[own], (matches.truth == k).sum())
+        of_class = ~matches.is_ignored & (matches.label == k)
+        curve = precision_curve(matches.score[of_class], matches.is_correct[of_class], (matches.truth == k).sum())
         assert curve.mean() == pytest.approx(metrics.per_class[f"c{k}"].AP50, abs=0.01)
 
 
-def test_nothing_found_and_nothing_to_find():
+def test_no_detections_and_no_objects():
     ground_truth, detections = random_set(0)
     costs = tide(match(ground_truth, []), 4)
-    assert costs["AP50"] == 0 and costs["Miss"] == 0  # without objects a class is not counted: TIDE's convention
+    assert costs["AP50"] == 0 and costs["Miss"] == 0  # in TIDE a class without objects does not count
     empty = ground_truth | {"annotations": []}
     costs = tide(match(empty, detections), 4)
     assert costs["AP50"] == 0 and set(costs.values()) == {0.0}

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -64,13 +65,15 @@ def with_rare_class(images: int) -> Census:
     return change(by_class=[CENSUS.by_class[0], rare])
 
 
-def probe(outliers: float, harmonised: float = 0.1) -> ProbeResult:
-    """Foreground at gradient norm 0.45, background at 0.05; `outliers` of cross entropy's and focal loss's gradient,
-    `harmonised` of GHM-C's."""
+def probe(outliers: float, harmonized: float = 0.1) -> ProbeResult:
+    """Return a probe with foreground at gradient norm 0.45 and background at 0.05.
+
+    `outliers` is the outliers' share in the gradients of cross entropy and focal loss, `harmonized` in that of GHM-C.
+    """
     edges = [i / 10 for i in range(11)]
     foreground, background = [0] * 10, [0] * 10
     foreground[4], background[0] = 1_000, 200_000
-    shares = {"cross_entropy": outliers, "focal": outliers, "ghm_c": harmonised}
+    shares = {"cross_entropy": outliers, "focal": outliers, "ghm_c": harmonized}
     nothing = LossByScore(p=[], background=[], foreground=[])
     return ProbeResult(
         split="val",
@@ -94,37 +97,38 @@ def probe(outliers: float, harmonised: float = 0.1) -> ProbeResult:
 
 
 def keys(advice: list[Advice]) -> list[str]:
-    return [one.key for one in advice]
+    return [item.key for item in advice]
+
+
+def numbers(advice: Advice) -> set[str]:
+    """Return the numbers in the reason as text, percentages with their sign."""
+    return set(re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?%?", advice.reason))
 
 
 def test_a_strong_imbalance_gets_focal_loss():
-    (one,) = advise(CENSUS)
-    assert one.key == "loss.classification"
-    assert (
-        one.value == {"type": "focal", "gamma": 2.0, "alpha": 0.25}
-        and "(Under-sampling would keep one background anchor in 99)" in one.reason
-    )
+    (advice,) = advise(CENSUS)
+    assert advice.key == "loss.classification"
+    assert advice.value == {"type": "focal", "gamma": 2.0, "alpha": 0.25}
     first = initial_alpha(1_000, 199_000, 2.0, 0.01)
-    assert f"on the very first scores at alpha {first:.3g}" in one.reason
-    assert "199 background elements per foreground" in one.reason  # 100,000 rows of 2 classes, 1,000 of them foreground
+    # 100,000 rows of 2 classes with 1,000 foreground anchors: 199 elements and 99 anchors per foreground
+    assert numbers(advice) >= {"199", "99", f"{first:.3g}"}
 
 
 @pytest.mark.parametrize(("gamma", "alpha"), [(0.5, 0.5), (1.0, 0.25), (4.0, 0.25)])
-def test_a_chosen_gamma_gets_its_alpha(gamma, alpha):
-    (one,) = advise(CENSUS, gamma=gamma)
-    assert one.value == {"type": "focal", "gamma": gamma, "alpha": alpha}
-    (one,) = advise(CENSUS, probe(0.1), gamma=gamma)
-    assert (
-        one.value["alpha"] == max(0.05, round(alpha_of_probe(probe(0.1), gamma), 3))
-        and f"at gamma {gamma:g}" in one.reason
-    )
+def test_a_given_gamma_gets_its_alpha(gamma, alpha):
+    (advice,) = advise(CENSUS, gamma=gamma)
+    assert advice.value == {"type": "focal", "gamma": gamma, "alpha": alpha}
+    (advice,) = advise(CENSUS, probe(0.1), gamma=gamma)
+    balanced = alpha_of_probe(probe(0.1), gamma)
+    assert advice.value["alpha"] == max(0.05, round(balanced, 3))
+    assert numbers(advice) >= {f"{gamma:g}", f"{balanced:.3g}"}
 
 
-def test_without_focusing_the_background_is_under_sampled():
+def test_at_gamma_0_the_background_is_under_sampled():
     loss, sampler = advise(CENSUS, gamma=0.0)
     assert loss.value == {"type": "cross_entropy"} and sampler.key == "anchor_sampler"
     assert sampler.value == {"type": "random", "count": 42, "foreground_fraction": 0.5}  # 21 of each hold 95% of images
-    assert "one in 99" in sampler.reason
+    assert numbers(sampler) >= {"42", "95%", "99"}
     mild = change(anchors=AnchorCounts(foreground=1_000, ignored=0, background=5_000))
     assert keys(advise(mild, gamma=0.0)) == ["loss.classification"]
 
@@ -132,45 +136,45 @@ def test_without_focusing_the_background_is_under_sampled():
 def test_images_are_drawn_by_class_where_most_have_no_object():
     empty = change(by_image=replace(CENSUS.by_image, images_without_objects=60))
     _, sampler = advise(empty)
-    assert sampler.key == "data.sampler" and sampler.value == {"type": "class_balanced"} and "60%" in sampler.reason
+    assert sampler.key == "data.sampler" and sampler.value == {"type": "class_balanced"} and "60%" in numbers(sampler)
 
 
-def test_a_mild_one_needs_none():
-    (one,) = advise(change(anchors=AnchorCounts(foreground=1_000, ignored=0, background=5_000)))
-    assert one.value == {"type": "cross_entropy"}
+def test_a_mild_imbalance_needs_no_remedy():
+    (advice,) = advise(change(anchors=AnchorCounts(foreground=1_000, ignored=0, background=5_000)))
+    assert advice.value == {"type": "cross_entropy"}
 
 
-def test_alpha_balances_the_pull_on_the_trained_models_scores():
-    def pull(g: float) -> float:
+def test_alpha_balances_the_gradients_on_the_trained_models_scores():
+    def gradient(g: float) -> float:
         return g**2 * (g - 2 * (1 - g) * np.log(1 - g))
 
     alpha = alpha_of_probe(probe(0.1), 2.0)
-    assert alpha * 1_000 * pull(0.45) == pytest.approx((1 - alpha) * 200_000 * pull(0.05))
+    assert alpha * 1_000 * gradient(0.45) == pytest.approx((1 - alpha) * 200_000 * gradient(0.05))
     assert advise(CENSUS, probe(0.1))[0].value["alpha"] == round(alpha, 3)
 
 
-def test_many_outliers_get_gradient_harmonising_and_a_look_at_the_labels():
-    (one,) = advise(CENSUS, probe(0.4))
-    assert one.value == {"type": "ghm_c"} and "wrong labels" in one.reason
-    assert "40%" in one.reason and "leaves them 10%, focal loss 40%" in one.reason
+def test_many_outliers_get_gradient_harmonizing():
+    (advice,) = advise(CENSUS, probe(0.4))
+    assert advice.value == {"type": "ghm_c"}
+    assert numbers(advice) >= {"40%", "20%", "10%"}  # all outliers, each kind, and their share with GHM-C
 
 
-def test_harmonising_that_lifts_the_outliers_is_not_advised():
-    (one,) = advise(CENSUS, probe(0.4, harmonised=0.5))
-    assert one.value["type"] == "focal"
+def test_harmonizing_that_raises_the_outliers_share_is_not_advised():
+    (advice,) = advise(CENSUS, probe(0.4, harmonized=0.5))
+    assert advice.value["type"] == "focal"
 
 
-def test_an_alpha_that_would_silence_one_side_is_kept_within_limits():
+def test_alpha_stays_within_its_limits():
     crowded = probe(0.1)
     crowded.gradient_norm.foreground[4] = 1_000_000
-    (one,) = advise(CENSUS, crowded)
-    assert one.value["alpha"] == 0.05 and "kept within 0.05" in one.reason
+    (advice,) = advise(CENSUS, crowded)
+    assert advice.value["alpha"] == 0.05 and numbers(advice) >= {"0.05", "0.95"}
 
 
 @pytest.mark.parametrize(
-    ("images", "key"), [(10, "data.sampler"), (80, "loss.classification.class_weights")], ids=["apart", "together"]
+    ("images", "key"), [(10, "data.sampler"), (80, "loss.classification.class_weights")], ids=["separate", "shared"]
 )
-def test_a_rare_class_is_repeated_where_it_has_images_of_its_own_and_else_weighted(images, key):
+def test_a_rare_class_is_repeated_where_it_has_separate_images_and_else_weighted(images, key):
     advice = advise(with_rare_class(images))
     assert keys(advice) == ["loss.classification", key]
     if key == "data.sampler":  # sqrt(0.4 / 0.1) = 2
@@ -183,7 +187,7 @@ def test_a_rare_class_is_repeated_where_it_has_images_of_its_own_and_else_weight
         }
 
 
-def test_class_weights_are_not_given_to_a_loss_without_them():
+def test_class_weights_are_not_advised_for_a_loss_without_the_parameter():
     assert keys(advise(with_rare_class(80), probe(0.4))) == ["loss.classification"]
 
 
@@ -204,6 +208,6 @@ def test_objects_without_good_anchors_get_another_assignment(matches, value):
     assert advise(change(matches=matches))[-1].value == value
 
 
-def test_nothing_is_said_of_a_set_without_objects():
+def test_a_data_set_without_objects_gets_no_advice():
     empty = change(anchors=AnchorCounts(foreground=0, ignored=0, background=9), by_class=[], anchor_suggestion=None)
     assert advise(empty) == []

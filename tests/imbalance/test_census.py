@@ -21,7 +21,7 @@ from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner
 from detector.geometry.boxes import pairwise_iou
 from detector.imbalance.anchor_counts import Setting, count_all, count_images, padded_size, scaled_boxes
 from detector.imbalance.anchor_fit import best_iou, suggest
-from detector.imbalance.balance import balancing_alpha, focal_pull, initial_alpha
+from detector.imbalance.balance import balancing_alpha, focal_gradient, initial_alpha
 from detector.imbalance.census import take_census
 from detector.imbalance.census_result import CENSUS, Census, Crowding, MatchCounts, RepeatFactors
 from detector.imbalance.vocabulary import AnchorCounts
@@ -42,7 +42,7 @@ def make_setting(assigner, short_side: int = 96, exact: bool = False) -> Setting
 
 
 def make_record(seed: int) -> Record:
-    """Boxes of all sizes, some in crowds, two of them the same; the first image has none."""
+    """Return boxes of all sizes. Some are crowds, and two are equal. The image of seed 0 has no box."""
     rng = np.random.default_rng(seed)
     width, height = rng.integers(90, 200, 2).tolist()
     count = seed % 6
@@ -68,32 +68,31 @@ def test_counts_are_those_of_the_assigner_on_every_anchor(assigner):
             assert count.anchors.tolist() == [[0, 0, size] for size in sizes]
             continue
         targets = assigner(Priors(anchors, sizes), GroundTruth(boxes[None], labels[None], crowd[None]))
-        for own, part in zip(count.anchors.tolist(), targets.labels[0].split(sizes), strict=True):
-            assert own == [
+        for counts, part in zip(count.anchors.tolist(), targets.labels[0].split(sizes), strict=True):
+            assert counts == [
                 sum(0 <= label < NUM_CLASSES for label in part.tolist()),
                 (part == -1).sum().item(),
                 (part == NUM_CLASSES).sum().item(),
             ]
         assert count.by_class.tolist() == [(targets.labels[0] == k).sum().item() for k in range(NUM_CLASSES)]
         objects = [i for i in range(len(boxes)) if not crowd[i]]
-        between = ignored_by_hand(anchors, boxes, objects, targets.labels[0], assigner)
-        assert count.object_ignored.tolist() == between
+        assert count.object_ignored.tolist() == ignored_by_hand(anchors, boxes, objects, targets.labels[0], assigner)
         iou = pairwise_iou(anchors, boxes)
         for i, number, best in zip(objects, count.object_anchors, count.object_iou, strict=True):
-            own = (targets.labels[0] == labels[i]) & (targets.boxes[0] == boxes[i]).all(dim=1)
-            assert number == own.sum()
-            assert best == pytest.approx(iou[own, i].max().item() if own.any() else 0, abs=1e-6)
+            is_of_object = (targets.labels[0] == labels[i]) & (targets.boxes[0] == boxes[i]).all(dim=1)
+            assert number == is_of_object.sum()
+            assert best == pytest.approx(iou[is_of_object, i].max().item() if is_of_object.any() else 0, abs=1e-6)
 
 
 def ignored_by_hand(anchors, boxes, objects, labels, assigner) -> list[int]:
-    """Of each object the ignored anchors that overlap it most and from the assigner's `background` on."""
+    """Count the ignored anchors that overlap each object most and with at least the assigner's `background` IoU."""
     counts = [0] * len(objects)
     if not objects or isinstance(assigner, ATSSAssigner):
         return counts
     iou = pairwise_iou(anchors, boxes[objects])
-    for own, label in zip(iou.tolist(), labels.tolist(), strict=True):
-        best = max(range(len(objects)), key=own.__getitem__)
-        if label == -1 and own[best] > 0 and own[best] >= assigner.background:
+    for iou_of_anchor, label in zip(iou.tolist(), labels.tolist(), strict=True):
+        best = max(range(len(objects)), key=iou_of_anchor.__getitem__)
+        if label == -1 and iou_of_anchor[best] > 0 and iou_of_anchor[best] >= assigner.background:
             counts[best] += 1
     return counts
 
@@ -102,14 +101,14 @@ def ignored_by_hand(anchors, boxes, objects, labels, assigner) -> list[int]:
 def test_processes_count_what_one_process_counts():
     setting = make_setting(ASSIGNERS[0])
     records = [make_record(seed) for seed in range(230)]
-    for one, other in zip(count_all(records, setting, 2), count_images(records, setting), strict=True):
+    for first, second in zip(count_all(records, setting, 2), count_images(records, setting), strict=True):
         for name in ("anchors", "by_class", "object_anchors", "object_iou", "object_ignored"):
-            assert np.array_equal(getattr(one, name), getattr(other, name))
+            assert np.array_equal(getattr(first, name), getattr(second, name))
 
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_the_nearest_anchor_of_each_shape_is_the_best(exact: bool):
-    setting = replace(make_setting(ASSIGNERS[0], exact=exact), divisor=8)  # sides that are no multiples of P5's stride
+    setting = replace(make_setting(ASSIGNERS[0], exact=exact), divisor=8)  # the sides are not multiples of P5's stride
     for record in (make_record(seed) for seed in range(1, 40)):
         boxes, size = scaled_boxes(record, setting), padded_size(record, setting)
         brute = pairwise_iou(torch.cat(setting.grid.of_image(size)), boxes)
@@ -119,18 +118,18 @@ def test_the_nearest_anchor_of_each_shape_is_the_best(exact: bool):
 
 
 def test_figures_by_hand():
-    """One 64 x 64 image, one level, one anchor a cell: 64 anchors of 16 x 16, centred at multiples of 8."""
+    """A 64 x 64 image, a level, an anchor in each cell: 64 anchors of 16 x 16, centered at multiples of 8."""
     setting = Setting(
         grid=AnchorGrid((8,), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2), divisor=8, prior=0.01,
         num_classes=2,
         target_size=partial(target_size, short_side=64, long_side=64),
     )  # fmt: skip
     assert setting.grid.base()[0].tolist() == [[-8, -8, 8, 8]]
-    # an object on the anchor at (16, 16): its neighbours overlap by 8 / 24 = 1/3, below 0.4
+    # an object equal to the anchor at (16, 16); the neighboring anchors have IoU 8 / 24 = 1/3, below 0.4
     exact = [8.0, 8, 24, 24]
-    # one of 16 x 8, centred on the anchor at (40, 40): IoU 0.5; the anchors left and right have 64 / 320 = 0.2
+    # an object of 16 x 8 centered on the anchor at (40, 40): IoU 0.5; the anchors left and right have 64 / 320 = 0.2
     half = [32.0, 36, 48, 44]
-    # one of 4 x 4 at (56, 8): IoU 1 / 16 with the anchor around it and three others that hold it: low quality only
+    # an object of 4 x 4 at (56, 8): IoU 1 / 16 with the four anchors that contain the object: low quality only
     tiny = [53.0, 9, 57, 13]
     boxes = np.array([exact, half, tiny], np.float32)
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -166,9 +165,11 @@ def test_figures_by_hand():
     assert json.dumps(Census.from_json(json.loads(text)).to_json()) == text
 
 
-def test_an_ignored_anchor_is_its_objects():
-    """16 x 16 anchors at multiples of 8; an object 8 wide and 14 high on one, 16 x 16 in all: IoU 112 / 256 = 0.4375
-    with the anchor around it, between background and foreground. It lies in a crowd of its class as well."""
+def test_an_ignored_anchor_counts_for_its_object():
+    """16 x 16 anchors at multiples of 8. An object of 8 x 14 inside an anchor has IoU 112 / 256 = 0.4375.
+
+    This IoU is between background and foreground. The image also has a crowd of the object's class.
+    """
     setting = Setting(
         grid=AnchorGrid((8,), [[16]], [1.0], exact=False), assigner=MaxIoUAssigner(2, low_quality=False),
         divisor=8, prior=0.01, num_classes=2, target_size=partial(target_size, short_side=64, long_side=64),
@@ -180,11 +181,11 @@ def test_an_ignored_anchor_is_its_objects():
     census = take_census([record], ["a", "b"], setting)
     assert [row.ignored for row in census.by_class] == [0, 1]
     assert [row.ignored for row in census.by_size] == [1, 0, 0]
-    assert census.anchors.ignored > 1, "those in the crowd are no object's"
+    assert census.anchors.ignored > 1, "the ignored anchors in the crowd belong to no object"
 
 
 def make_records(*boxes_of_images: list[list[float]]) -> list[Record]:
-    """One class, 64 x 64."""
+    """Return records of 64 x 64 images with objects of class 0."""
     records = []
     for i, boxes in enumerate(boxes_of_images):
         boxes = np.array(boxes, np.float32).reshape(-1, 4)
@@ -196,24 +197,25 @@ def make_records(*boxes_of_images: list[list[float]]) -> list[Record]:
 
 
 def test_crowding_by_hand():
-    """Two boxes with 2/3, one that touches neither, one alone in its image."""
-    one, other, apart = [0, 0, 10, 10], [0, 2, 10, 12], [30, 30, 40, 40]
-    census = take_census(make_records([one, other, apart], [one], []), ["a", "b", "c"], make_setting(ASSIGNERS[0]))
+    """Two boxes with IoU 2/3, a box that touches neither, and a box alone in its image."""
+    first, second, apart = [0, 0, 10, 10], [0, 2, 10, 12], [30, 30, 40, 40]
+    records = make_records([first, second, apart], [first], [])
+    census = take_census(records, ["a", "b", "c"], make_setting(ASSIGNERS[0]))
     assert census.crowding == Crowding(mean_max_iou=pytest.approx(2 * (8 / 12) / 4), objects_overlapping_half=2)
 
 
 def test_repeat_factors_are_the_papers():
-    """sqrt(t / f) of a class in the fraction f of the images, 1 at least; an image has its rarest class's."""
+    """A class in the fraction f of the images has max(1, sqrt(t / f)). An image has the factor of its rarest class."""
     records = make_records(*[[[0, 0, 10, 10]]] * 100)
     records[7].labels[:] = 1  # f = 0.01
-    found = take_census(records, ["a", "b", "c"], make_setting(ASSIGNERS[0])).remedies.repeat_factors
-    assert found["0.1"].classes == pytest.approx([1, math.sqrt(10), math.nan], nan_ok=True)
-    assert found["0.1"].largest == pytest.approx(math.sqrt(10))
-    assert found["0.1"].epoch == pytest.approx((99 + math.sqrt(10)) / 100)
-    assert found["0.001"].classes == pytest.approx([1, 1, math.nan], nan_ok=True)
+    factors = take_census(records, ["a", "b", "c"], make_setting(ASSIGNERS[0])).remedies.repeat_factors
+    assert factors["0.1"].classes == pytest.approx([1, math.sqrt(10), math.nan], nan_ok=True)
+    assert factors["0.1"].largest == pytest.approx(math.sqrt(10))
+    assert factors["0.1"].epoch == pytest.approx((99 + math.sqrt(10)) / 100)
+    assert factors["0.001"].classes == pytest.approx([1, 1, math.nan], nan_ok=True)
 
 
-def test_the_suggestions_recall_is_that_of_all_its_anchors():
+def test_the_recall_of_the_suggestion_equals_the_recall_of_all_its_anchors():
     records = [make_record(seed) for seed in range(40)]
     setting = make_setting(ASSIGNERS[0])
     fit = take_census(records, list("abc"), setting).anchor_suggestion
@@ -237,17 +239,17 @@ def test_suggested_anchors_fit_boxes_of_known_shapes():
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
-def test_focal_pull_is_the_slope_of_focal_loss(gamma):
+def test_focal_gradient_is_the_gradient_of_focal_loss(gamma):
     x = torch.linspace(-9, 9, 50, dtype=torch.float64).requires_grad_()
     loss = (1 - x.sigmoid()) ** gamma * torch.nn.functional.softplus(-x)
     (slope,) = torch.autograd.grad(loss.sum(), x)
-    found = focal_pull((1 - x.sigmoid()).detach().numpy(), gamma)
-    assert found == pytest.approx(slope.abs().numpy(), rel=1e-9)
+    gradient = focal_gradient((1 - x.sigmoid()).detach().numpy(), gamma)
+    assert gradient == pytest.approx(slope.abs().numpy(), rel=1e-9)
 
 
-def test_alphas_balance_what_they_are_said_to():
+def test_alphas_balance_the_gradients():
     assert balancing_alpha(1.0, 3.0) == 0.75 and balancing_alpha(0, 0) == 0.5
-    # cross entropy at pi = 0.01: 100 foreground pull 99, 9,900 background pull 99
+    # cross entropy at pi = 0.01: the gradient sums are 99 on 100 foreground and 99 on 9,900 background elements
     assert initial_alpha(100, 9_900, 0.0, 0.01) == pytest.approx(0.5)
     from detector.losses import CLASSIFICATION_LOSSES
 
@@ -270,12 +272,12 @@ def test_real_annotations_with_crowds(shared_data):
     assert census.matches.unmatched + census.matches.low_quality <= census.matches.objects
     in_objects = [sum(row.ignored for row in rows) for rows in (census.by_class, census.by_size)]
     assert in_objects[0] == in_objects[1] > 0
-    assert in_objects[0] < census.anchors.ignored, "some lie in crowds"
+    assert in_objects[0] < census.anchors.ignored, "some ignored anchors lie in crowds"
     assert 100 < census.ratio < 10_000
 
 
 @pytest.mark.parametrize("assigner", ASSIGNERS, ids=["max_iou", "no ignored background", "atss"])
-def test_a_census_of_nothing_counts_nothing(assigner):
+def test_a_census_without_images_or_objects(assigner):
     names, setting = ["a", "b", "c"], make_setting(assigner)
     nothing = take_census([], names, setting)
     empty = take_census([replace(make_record(0), width=96, height=96)] * 2, names, setting)
@@ -288,7 +290,7 @@ def test_a_census_of_nothing_counts_nothing(assigner):
 
 
 def test_a_box_that_touches_no_anchor_is_unmatched():
-    """The anchors of a local assigner are those that touch a box: here there are none."""
+    """A local assigner gets only the anchors that touch a box. Here no anchor touches the box."""
     record = make_records([[10.0, 10, 10, 10]])[0]
     for assigner in ASSIGNERS:
         census = take_census([record], ["a", "b", "c"], make_setting(assigner))
@@ -299,8 +301,9 @@ def test_an_assigner_that_reads_predictions_is_refused():
     class ByPredictions(MaxIoUAssigner):
         needs_predictions = True
 
-    with pytest.raises(UserError):
+    with pytest.raises(UserError) as error:
         take_census(make_records([[10.0, 10, 30, 30]]), ["a", "b", "c"], make_setting(ByPredictions(NUM_CLASSES)))
+    assert error.value.problem.startswith("assigner: ") and "assigner=max_iou" in error.value.remedy
 
 
 def test_a_census_of_an_older_version_is_read_or_refused(tmp_path: Path):
@@ -308,7 +311,7 @@ def test_a_census_of_an_older_version_is_read_or_refused(tmp_path: Path):
     write_json(file, take_census([], ["a", "b", "c"], make_setting(ASSIGNERS[0])).to_json())
     values = json.loads(file.read_text())
     assert values["ratio"] is None and list(values)[:3] == ["split", "num_images", "num_objects"]
-    values.pop("crowding")  # older versions did not count it
+    values.pop("crowding")  # as older versions wrote the file
     write_json(file, values)
     census = read_record(file, Census, CENSUS)
     assert census.crowding is None and math.isnan(census.ratio)

@@ -1,4 +1,4 @@
-"""The classification loss that equal scores promise, and the line in the log that compares it with the first step's."""
+"""The expected initial classification loss, and the log line that compares it with the loss of the first step."""
 
 import copy
 import logging
@@ -37,7 +37,7 @@ def make_criterion(classification, normaliser: str = "global", sampler: str = "a
 
 
 def draw_step() -> tuple[Targets, Tensor]:
-    """Three images with 12, 0 and 30 foreground anchors of 300, 20 ignored in each."""
+    """Return three images with 12, 0 and 30 foreground anchors of 300. In each image 20 anchors are ignored."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.full((3, A), K)
     for image, n in enumerate((12, 0, 30)):
@@ -79,9 +79,9 @@ def test_focal_and_cross_entropy_in_closed_form(name: str, alpha: float, gamma: 
 
 
 def test_the_published_prior_makes_the_first_loss_of_cross_entropy_small():
-    """Lin et al. 2017, section 3.3: with a prior of 0.5 the background drowns the first steps."""
-    drowned, tamed = (expected(make_criterion(build_loss("cross_entropy")), prior) for prior in (0.5, 0.01))
-    assert drowned > 6 * tamed
+    """With a prior of 0.5, background dominates the first steps (Lin et al. 2017, section 3.3)."""
+    even, published = (expected(make_criterion(build_loss("cross_entropy")), prior) for prior in (0.5, 0.01))
+    assert even > 6 * published
 
 
 @pytest.mark.parametrize("prior", [0.01, 0.6])
@@ -97,49 +97,48 @@ def test_the_published_prior_makes_the_first_loss_of_cross_entropy_small():
     ],
     ids=str,
 )
-def test_it_is_the_loss_itself_on_equal_logits(name: str, parameters: dict, prior: float):
-    """Called by itself here, with torchvision's IoU of anchors and matched boxes."""
+def test_the_expected_loss_is_the_loss_of_equal_logits(name: str, parameters: dict, prior: float):
+    """The reference calls the loss directly, with torchvision's IoU of anchors and matched boxes."""
     targets, anchors = draw_step()
     logits = torch.full((3, A, K), math.log(prior / (1 - prior)))
     quality = torch.stack([box_iou(anchors, boxes).diag() for boxes in targets.boxes])
-    itself = build_loss(name, **parameters)(logits, targets.labels, 42, level_sizes=LEVEL_SIZES, quality=quality)
-    assert itself > 0
-    promised = expected(make_criterion(build_loss(name, **parameters)), prior)
-    assert promised == pytest.approx(itself.item(), rel=1e-4)
+    direct = build_loss(name, **parameters)(logits, targets.labels, 42, level_sizes=LEVEL_SIZES, quality=quality)
+    assert direct > 0
+    assert expected(make_criterion(build_loss(name, **parameters)), prior) == pytest.approx(direct.item(), rel=1e-4)
 
 
-def test_the_library_is_covered():
+def test_the_losses_of_the_library_are_covered():
     assert {"focal", "ghm_c", "equalized_focal", "rank_sort", "ohem", "varifocal"} <= set(LOSSES)
 
 
 @pytest.mark.parametrize("normaliser", ["global", "image"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_batches_of_a_step_add_up_to_the_step(name: str, normaliser: str):
-    """Where equal batches: twice the same."""
+    """A step of two equal batches has the same expected loss as a step of one batch."""
     targets, anchors = draw_step()
-    one, two = (make_criterion(build_loss(name), normaliser) for _ in range(2))
-    whole = expected(one, 0.01)
-    half = expected_initial_loss(
-        two, targets, Priors(anchors, LEVEL_SIZES), DELTAS, two.count_foreground([targets] * 2), 0.01, 2
+    single, double = (make_criterion(build_loss(name), normaliser) for _ in range(2))
+    step_loss = expected(single, 0.01)
+    batch_loss = expected_initial_loss(
+        double, targets, Priors(anchors, LEVEL_SIZES), DELTAS, double.count_foreground([targets] * 2), 0.01, 2
     )
-    assert 2 * half.item() == pytest.approx(whole, rel=1e-5)
+    assert 2 * batch_loss.item() == pytest.approx(step_loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("sampler", ["random", "hard_negatives"])
-def test_only_the_anchors_that_a_sampler_keeps_are_promised(sampler: str):
-    """42 foreground anchors; 256 of each image at random, or 3 of the background for each of the foreground."""
+def test_only_the_sampled_anchors_are_in_the_expected_loss(sampler: str):
+    """Of 42 foreground anchors: 256 random anchors of each image, or 3 background anchors per foreground anchor."""
     targets, anchors = draw_step()
     criterion = make_criterion(build_loss("cross_entropy"), sampler=sampler)
     targets = criterion.sample(targets)
     num_fg = criterion.count_foreground([targets])
-    promised = expected_initial_loss(criterion, targets, Priors(anchors, LEVEL_SIZES), DELTAS, num_fg, 0.1, 1).item()
+    loss = expected_initial_loss(criterion, targets, Priors(anchors, LEVEL_SIZES), DELTAS, num_fg, 0.1, 1).item()
     rows = 3 * 256 if sampler == "random" else 42 * 4
     wanted = (42 * -math.log(0.1) + (rows * K - 42) * -math.log(0.9)) / 42
-    assert promised == pytest.approx(wanted, rel=1e-5)
+    assert loss == pytest.approx(wanted, rel=1e-5)
 
 
 class Averaging(ElementwiseLoss):
-    """Cross entropy with the mistake of a mean over all elements before the division by num_fg."""
+    """Cross entropy with an error: it takes a mean over all elements before the division by num_fg."""
 
     def elementwise(self, logits, targets):
         return torch.nn.functional.softplus(logits.where(~targets, -logits))
@@ -148,7 +147,7 @@ class Averaging(ElementwiseLoss):
         return super().split(logits, labels, num_fg) / labels.numel()
 
 
-def test_a_loss_that_averages_where_it_should_sum_is_found_out():
+def test_a_loss_with_a_mean_in_place_of_a_sum_differs_from_the_expected_loss():
     targets, anchors = draw_step()
     criterion = make_criterion(Averaging())
     logits = torch.full((3, A, K), math.log(0.01 / 0.99))
@@ -161,14 +160,14 @@ def test_a_loss_that_averages_where_it_should_sum_is_found_out():
 @pytest.mark.parametrize("normaliser", ["ema", "image"])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", ["ghm_c", "equalized_focal", "focal"])
-def test_nothing_is_remembered(name: str, training: bool, normaliser: str):
+def test_the_state_of_the_criterion_does_not_change(name: str, training: bool, normaliser: str):
     criterion = make_criterion(build_loss(name), normaliser)
     targets, anchors = draw_step()
     logits = torch.randn(3, A, K, generator=torch.Generator().manual_seed(1))
     num_fg = criterion.normalise(criterion.count_foreground([targets]))
     criterion(
         Predictions(logits, torch.zeros(3, A, 4), Priors(anchors, LEVEL_SIZES), DELTAS), targets, num_fg
-    )  # a history
+    )  # the losses with running counts now have counts
     criterion.train(training)
     before = copy.deepcopy(criterion.state_dict())
     expected_initial_loss(criterion, targets, Priors(anchors, LEVEL_SIZES), DELTAS, num_fg, 0.01, 1)
@@ -179,13 +178,13 @@ def test_nothing_is_remembered(name: str, training: bool, normaliser: str):
 
 
 def step_lines(trainer: Trainer, caplog: pytest.LogCaptureFixture, steps: int = 1) -> list[tuple[float, float]]:
-    """Observed and promised loss of each line that these steps log."""
+    """Return the observed and expected loss of each line that the steps log."""
     caplog.clear()
     batches = iter(trainer.loader)
     with caplog.at_level(logging.INFO, logger="detector.engine.step"):
         for _ in range(steps):
             trainer.step([next(batches) for _ in range(trainer.settings.accumulation)])
-    return [tuple(map(float, r.args)) for r in caplog.records if "the initial scores should give" in r.getMessage()]
+    return [tuple(map(float, r.args)) for r in caplog.records if r.name == "detector.engine.step"]
 
 
 @pytest.mark.parametrize(
@@ -202,30 +201,31 @@ def step_lines(trainer: Trainer, caplog: pytest.LogCaptureFixture, steps: int = 
     ],
     ids=", ".join,
 )
-def test_a_new_detector_keeps_the_promise(overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_the_first_loss_of_a_new_model_is_the_expected_loss(
+    overrides: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     trainer = tiny_trainer(tmp_path, *overrides)
-    ((observed, promised),) = step_lines(trainer, caplog)
-    assert observed == pytest.approx(promised, rel=0.05) and promised > 0
+    ((observed, wanted),) = step_lines(trainer, caplog)
+    assert observed == pytest.approx(wanted, rel=0.05) and wanted > 0
 
 
-def test_the_line_comes_with_the_first_step_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_only_the_first_step_logs_the_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     trainer = tiny_trainer(tmp_path)
     assert len(step_lines(trainer, caplog, steps=3)) == 1
-    assert caplog.messages[0].startswith("step 0: classification loss ")
     with torch.no_grad():
-        trainer.model.head.class_branch.output.bias.fill_(-4.6)  # as if it were new
+        trainer.model.head.class_branch.output.bias.fill_(-4.6)  # the bias of a new model
     assert step_lines(trainer, caplog) == []
 
 
-def test_a_head_whose_biases_differ_promises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_head_with_different_biases_has_no_expected_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     trainer = tiny_trainer(tmp_path)
     with torch.no_grad():
         trainer.model.head.class_branch.output.bias[0] += 0.1
     assert step_lines(trainer, caplog) == []
 
 
-def test_a_wrong_reduction_shows_in_the_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_the_line_shows_a_wrong_reduction(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     trainer = tiny_trainer(tmp_path)
     trainer.criterion.classification = Averaging()
-    ((observed, promised),) = step_lines(trainer, caplog)
-    assert promised > 10 * observed
+    ((observed, wanted),) = step_lines(trainer, caplog)
+    assert wanted > 10 * observed

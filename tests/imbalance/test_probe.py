@@ -1,4 +1,4 @@
-"""The probe against loops over ten hand-made anchors, and against exact sorting."""
+"""The probe against loops over ten anchors made by hand, and against exact sorting."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def group(p: float, label: int) -> str:
 @pytest.fixture(scope="module")
 def ten() -> ProbeResult:
     probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("focal", "cross_entropy")})
-    probe.update(*batch_of(ANCHORS[:4]))  # the counts are those of the whole, however it is cut
+    probe.update(*batch_of(ANCHORS[:4]))  # the division into batches does not change the counts
     probe.update(*batch_of(ANCHORS[4:]))
     return probe.compute()
 
@@ -64,32 +64,33 @@ def test_counts_by_hand(ten):
     assert ten.rows == AnchorCounts(foreground=3, ignored=1, background=6)
     assert ten.elements == dict(zip(GROUPS, (2, 1, 3, 2, 1), strict=True))
     assert sum(ten.gradient_norm.foreground) == 3 and sum(ten.gradient_norm.background) == 6
-    assert ten.gradient_norm.foreground[0] == 1  # 0.97 is right by 0.03, below 1 / 30
+    assert ten.gradient_norm.foreground[0] == 1  # the norm of score 0.97 is 0.03, below 1 / 30
     assert ten.gradient_norm.background[int(0.7 * NORM_BINS)] == 1
     # fg 0.97 0.62 0.04 against bg: 6 + 4 + 2 of 18 pairs
     assert ten.anchor_level.roc_auc == pytest.approx(12 / 18, abs=1e-6)
 
 
-def test_budgets_by_hand():
+def test_shares_by_hand():
     probe = Probe({"focal": CLASSIFICATION_LOSSES.build("focal")})
     probe.update(*batch_of(ANCHORS))
-    found = probe.compute().losses["focal"]
+    result = probe.compute().losses["focal"]
     counted = [(p, label) for p, label in ANCHORS if label >= 0]
     for kind, formula in (("loss", focal), ("gradient", focal_slope)):
         total = sum(formula(*a) for a in counted)
         for name in GROUPS:
             expected = sum(formula(*a) for a in counted if group(*a) == name) / total
-            assert getattr(found, kind)[name] == pytest.approx(expected, rel=1e-4), (kind, name)
+            assert getattr(result, kind)[name] == pytest.approx(expected, rel=1e-4), (kind, name)
         expected = sum(formula(*a) for a in counted if a[1] == 0) / total
-        assert getattr(found, f"{kind}_foreground") == pytest.approx(expected, rel=1e-4)
+        assert getattr(result, f"{kind}_foreground") == pytest.approx(expected, rel=1e-4)
     total = sum(focal_slope(*a) for a in counted)
     for i in range(NORM_BINS):
-        own = [a for a in counted if int(abs(a[0] - (a[1] == 0)) * NORM_BINS) == i]
-        assert found.reweighted[i] == pytest.approx(sum(focal_slope(*a) for a in own) / total, rel=1e-4, abs=1e-9)
+        in_bin = [a for a in counted if int(abs(a[0] - (a[1] == 0)) * NORM_BINS) == i]
+        assert result.reweighted[i] == pytest.approx(sum(focal_slope(*a) for a in in_bin) / total, rel=1e-4, abs=1e-9)
     for kind, label in (("foreground", 0), ("background", 1)):
-        for i, mean in enumerate(getattr(found.loss_by_p, kind)):
-            own = [focal(*a) / 3 for a in counted if a[1] == label and int(a[0] * SCORE_BINS) == i]  # three foreground
-            assert mean == pytest.approx(sum(own) / len(own), rel=1e-4) if own else math.isnan(mean)
+        for i, mean in enumerate(getattr(result.loss_by_p, kind)):
+            # divided by the number of foreground anchors, 3
+            losses = [focal(*a) / 3 for a in counted if a[1] == label and int(a[0] * SCORE_BINS) == i]
+            assert mean == pytest.approx(sum(losses) / len(losses), rel=1e-4) if losses else math.isnan(mean)
 
 
 @pytest.mark.parametrize(("kind", "label"), [("foreground", 0), ("background", 1)])
@@ -102,48 +103,49 @@ def test_cumulative_curve_by_hand(kind, label):
     assert curve.loss == pytest.approx([sum(losses[:i]) / sum(losses) for i in range(len(losses) + 1)], abs=1e-6)
 
 
-# Two foreground anchors, so that mining at 3 : 1 leaves one of seven background anchors out.
+# Two foreground anchors, so that mining at 3 : 1 drops one of seven background anchors.
 TEN = [(0.62, 0), (0.04, 0), *((p, 1) for p in (0.001, 0.02, 0.05, 0.15, 0.3, 0.7, 0.95)), (0.5, -1)]
 
 
 def build_loss(name: str):
-    own = {"equalized_focal": {"num_classes": 1}}
-    return CLASSIFICATION_LOSSES.build(name, **own.get(name, {}))
+    parameters = {"equalized_focal": {"num_classes": 1}}
+    return CLASSIFICATION_LOSSES.build(name, **parameters.get(name, {}))
 
 
 @pytest.mark.parametrize("name", names_of_the_library(CLASSIFICATION_LOSSES))
 def test_figures_of_every_loss_on_ten_anchors(name):
-    """Against the loss's own elements and gradient in float64, sorted and summed one by one."""
+    """The reference sorts and sums the elements and the gradient of the loss in float64."""
     predictions, targets = batch_of(TEN)
     probe = Probe({name: build_loss(name)})
     probe.update(predictions, targets)
-    found = probe.compute().losses[name]
+    result = probe.compute().losses[name]
 
     loss = build_loss(name).train()
     leaf = predictions.logits.double().requires_grad_()
-    settings = {"level_sizes": predictions.priors.level_sizes, "quality": torch.ones(1, 10)}  # each box is its target
+    # every predicted box is its target, so the quality is 1
+    settings = {"level_sizes": predictions.priors.level_sizes, "quality": torch.ones(1, 10)}
     loss(leaf, targets.labels, 2, **settings).backward()
     elements = loss.elements(leaf.detach(), targets.labels, **settings).flatten().tolist()
-    pulls = leaf.grad.abs().flatten().tolist()
+    gradients = leaf.grad.abs().flatten().tolist()
 
     for kind, label in (("foreground", 0), ("background", 1)):
         losses = sorted(value for value, (_, y) in zip(elements, TEN, strict=True) if y == label)
-        curve = found.cumulative[kind]
+        curve = result.cumulative[kind]
         if sum(losses) == 0:
             assert curve == CumulativeLoss(elements=[], loss=[])
             continue
-        # those of one bin come together: equal losses, and all below 1e-12
+        # the losses of one bin are one point: equal losses, and all losses below 1e-12
         ends = [i for i in range(1, len(losses)) if losses[i] > max(1.01 * losses[i - 1], 2e-12)]
         ends = [0, *ends, len(losses)]
         assert curve.elements == pytest.approx([i / len(losses) for i in ends])
         assert curve.loss == pytest.approx([sum(losses[:i]) / sum(losses) for i in ends], abs=1e-6)
-    assert sum(pulls) > 0
-    for i, share in enumerate(found.reweighted):
-        own = [pull for pull, (p, y) in zip(pulls, TEN, strict=True) if y >= 0 and int(abs(p - (y == 0)) * 30) == i]
-        assert share == pytest.approx(sum(own) / sum(pulls), rel=1e-4, abs=1e-9)
+    assert sum(gradients) > 0
+    for i, share in enumerate(result.reweighted):
+        in_bin = [g for g, (p, y) in zip(gradients, TEN, strict=True) if y >= 0 and int(abs(p - (y == 0)) * 30) == i]
+        assert share == pytest.approx(sum(in_bin) / sum(gradients), rel=1e-4, abs=1e-9)
 
 
-def test_cumulative_curve_of_many_elements_equals_sorting_them():
+def test_cumulative_curve_of_many_elements_equals_sorted_sums():
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(1, 100_000, 1, generator=generator) - 3
     labels = (torch.rand(1, 100_000, generator=generator) > 0.02).long()
@@ -153,15 +155,15 @@ def test_cumulative_curve_of_many_elements_equals_sorting_them():
         Predictions(logits, torch.zeros(1, 100_000, 4), Priors(boxes, (100_000,)), DELTAS),
         make_targets(labels, boxes[None]),
     )
-    found = probe.compute().losses["focal"].cumulative
+    curves = probe.compute().losses["focal"].cumulative
     for kind, label in (("foreground", 0), ("background", 1)):
         p = logits[0, :, 0].double().sigmoid()[labels[0] == label]
         p_t = p if label == 0 else 1 - p
         losses = (-((1 - p_t) ** 2) * p_t.log()).sort().values
         exact = torch.cat((torch.zeros(1), losses.cumsum(0) / losses.sum()))
-        x = torch.tensor(found[kind].elements, dtype=torch.float64) * len(losses)
+        x = torch.tensor(curves[kind].elements, dtype=torch.float64) * len(losses)
         assert len(x) <= 200 and x[0] == 0 and x[-1] == len(losses)
-        assert (exact[x.round().long()] - torch.tensor(found[kind].loss)).abs().max() < 1e-3
+        assert (exact[x.round().long()] - torch.tensor(curves[kind].loss)).abs().max() < 1e-3
         assert x.diff().min() > 0
 
 
@@ -179,12 +181,12 @@ def test_histograms_do_not_grow_with_the_images():
 
 
 def test_a_pass_over_more_images_takes_no_more_memory(tmp_path, monkeypatch):
-    """Detections, which an evaluation collects, would take 100 kB an image here."""
-    own = {name: CLASSIFICATION_LOSSES._entries[name] for name in names_of_the_library(CLASSIFICATION_LOSSES)}
-    monkeypatch.setattr(CLASSIFICATION_LOSSES, "_entries", own)  # other tests register parts that do nothing
+    """For comparison, the detections that an evaluation collects would take 100 kB per image here."""
+    entries = {name: CLASSIFICATION_LOSSES._entries[name] for name in names_of_the_library(CLASSIFICATION_LOSSES)}
+    monkeypatch.setattr(CLASSIFICATION_LOSSES, "_entries", entries)  # other tests register losses without a function
     config = tiny_config(tmp_path, "evaluation.score_threshold=0.0", "evaluation.batch_size=2")
-    whole = build_dataset(config, "train")
-    model, device, dtype = place(build_trained_model(config, whole), config)
+    full = build_dataset(config, "train")
+    model, device, dtype = place(build_trained_model(config, full), config)
 
     def peak(dataset) -> int:
         run = build_probe(config, dataset, device, dtype)
@@ -195,23 +197,23 @@ def test_a_pass_over_more_images_takes_no_more_memory(tmp_path, monkeypatch):
         assert probe.num_images == len(dataset)
         return size
 
-    part = whole.evenly(6)
-    peak(part)  # what the first pass alone leaves behind
-    assert peak(whole) - peak(part) < 50_000
+    part = full.evenly(6)
+    peak(part)  # the first pass also allocates memory that stays
+    assert peak(full) - peak(part) < 50_000
 
 
 @pytest.mark.parametrize("labels", [(1, 1, 1), (-1, -1, -1), (0, 1, -1)], ids=str)
 def test_every_loss_of_the_library_is_scored_with_and_without_objects(labels):
     probe = Probe({name: build_loss(name) for name in names_of_the_library(CLASSIFICATION_LOSSES)})
     probe.update(*batch_of(list(zip((0.2, 0.6, 0.9), labels, strict=True))))
-    for name, found in probe.compute().losses.items():
+    for name, result in probe.compute().losses.items():
         for kind in ("loss", "gradient"):
-            shares = getattr(found, kind).values()
+            shares = getattr(result, kind).values()
             total = sum(shares)
             assert total == pytest.approx(1, abs=1e-6) or total == 0, name
             assert all(share >= 0 for share in shares)
         if set(labels) == {-1}:
-            assert sum(found.gradient.values()) == 0
+            assert sum(result.gradient.values()) == 0
 
 
 @pytest.mark.parametrize("shape", [(0, 6, 1), (2, 0, 1)])
@@ -220,19 +222,19 @@ def test_without_images_or_anchors(shape: tuple[int, int, int]):
     anchors = torch.tensor([[0.0, 0, 8, 8]]).repeat(shape[1], 1)
     predictions = Predictions(torch.zeros(shape), torch.zeros(*shape[:2], 4), Priors(anchors, (shape[1],)), DELTAS)
     probe.update(predictions, make_targets(torch.ones(shape[:2], dtype=torch.int64), torch.zeros(*shape[:2], 4)))
-    found = probe.compute()
-    assert found.rows == AnchorCounts(foreground=0, ignored=0, background=0)
-    assert set(found.losses["focal"].gradient.values()) == {0.0}
+    result = probe.compute()
+    assert result.rows == AnchorCounts(foreground=0, ignored=0, background=0)
+    assert set(result.losses["focal"].gradient.values()) == {0.0}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_logit_that_is_no_finite_number_shows_and_stops_nothing(value: float):
+def test_a_logit_that_is_not_finite_is_shown_and_raises_nothing(value: float):
     probe = Probe({name: CLASSIFICATION_LOSSES.build(name) for name in ("focal", "ghm_c", "rank_sort", "ohem")})
     predictions, targets = batch_of(ANCHORS)
     predictions.logits[0, 5] = value
     probe.update(predictions, targets)
-    found = probe.compute()
-    assert found.rows.background == 6
-    text = json.dumps(found.to_json())
+    result = probe.compute()
+    assert result.rows.background == 6
+    text = json.dumps(result.to_json())
     assert json.dumps(ProbeResult.from_json(json.loads(text)).to_json()) == text
-    assert math.isnan(found.losses["focal"].loss_foreground) == (value is math.nan)
+    assert math.isnan(result.losses["focal"].loss_foreground) == (value is math.nan)

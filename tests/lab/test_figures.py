@@ -1,4 +1,4 @@
-"""What the figures draw, read from matplotlib's artists, against numbers by hand."""
+"""The contents of the figures, read from matplotlib's artists, against numbers by hand."""
 
 import math
 from itertools import accumulate
@@ -29,7 +29,7 @@ DELTAS = DeltaCoder()
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[list[Axes]]:
-    """Each figure's axes, in the order of drawing; they outlive the writing of the SVG."""
+    """Yield the list of each figure's axes in the order of drawing. The figures stay open after they are written."""
     axes: list[list[Axes]] = []
     monkeypatch.setattr(pyplot, "close", lambda figure: axes.append(figure.axes))
     yield axes
@@ -66,25 +66,25 @@ def test_the_cumulative_curves_are_sorted_sums(ten, drawn):
             assert y == pytest.approx([0, *(part / sum(losses) for part in accumulate(losses))], abs=1e-6)
 
 
-def test_the_density_counts_gradient_norms_and_the_weighted_one_their_pull(ten, drawn):
+def test_the_density_counts_gradient_norms_and_the_weighted_density_adds_up_gradients(ten, drawn):
     figures.draw_probe(ten)
     density, weighted = drawn[2]
     for patch, label in zip(density.patches, (0, 1), strict=True):
-        norms = [p if label else 1 - p for p, own in ANCHORS if own == label]
+        norms = [p if label else 1 - p for p, y in ANCHORS if y == label]
         counts = [sum(int(g * NORM_BINS) == i for g in norms) for i in range(NORM_BINS)]
         assert sum(counts) == len(norms)
         values, edges, _ = patch.get_data()
-        assert list(values) == [max(count, 0.5) for count in counts]  # 0 has no place on a logarithmic axis
+        assert list(values) == [max(count, 0.5) for count in counts]  # a logarithmic axis cannot show 0
         assert edges == pytest.approx(np.linspace(0, 1, NORM_BINS + 1))
-    norms = [p if own else 1 - p for p, own in ANCHORS if own >= 0]
-    pull = [sum(g for g in norms if int(g * NORM_BINS) == i) / sum(norms) for i in range(NORM_BINS)]
-    assert lines(weighted)["cross_entropy"][1] == pytest.approx(pull, abs=1e-6)  # of cross entropy, g itself
+    norms = [p if y else 1 - p for p, y in ANCHORS if y >= 0]
+    shares = [sum(g for g in norms if int(g * NORM_BINS) == i) / sum(norms) for i in range(NORM_BINS)]
+    assert lines(weighted)["cross_entropy"][1] == pytest.approx(shares, abs=1e-6)  # the gradient of cross entropy is g
 
 
-def test_the_budgets_bars_are_the_groups_shares(ten, drawn):
+def test_the_bars_of_the_gradient_are_the_shares_of_the_groups(ten, drawn):
     figures.draw_probe(ten)
     (axes,) = drawn[0]
-    norms = [p if own else 1 - p for p, own in ANCHORS if own >= 0]
+    norms = [p if y else 1 - p for p, y in ANCHORS if y >= 0]
     shares = [0.09 + 0.78, 0, 0.01 + 0.04, 0.11 + 0.31 + 0.51 + 0.61, 0.97]
     assert sum(shares) == pytest.approx(sum(norms))
     row = [label.get_text() for label in axes.get_yticklabels()].index("cross_entropy")
@@ -100,28 +100,28 @@ def coco(boxes_of_classes: list[tuple[int, list[float]]], scores: list[float] | 
 
 
 def test_the_confusion_matrix_with_background(drawn):
-    """A found cat, a dog taken for a cat, a dog missed, a cat where nothing is: all in one image, at one score."""
-    places = [[0.0, 0, 10, 10], [20.0, 0, 10, 10], [40.0, 0, 10, 10], [60.0, 0, 10, 10]]
+    """An image has a detected cat, a dog detected as a cat, a missed dog and a cat detected on background."""
+    boxes = [[0.0, 0, 10, 10], [20.0, 0, 10, 10], [40.0, 0, 10, 10], [60.0, 0, 10, 10]]
     truth = {
         "images": [{"id": 1, "width": 100, "height": 20}],
         "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
-        "annotations": coco([(1, places[0]), (2, places[1]), (2, places[2])]),
+        "annotations": coco([(1, boxes[0]), (2, boxes[1]), (2, boxes[2])]),
     }
-    found = coco([(1, places[0]), (1, places[1]), (1, places[3])], [0.9] * 3)
+    results = coco([(1, boxes[0]), (1, boxes[1]), (1, boxes[3])], [0.9] * 3)
     ranking = AnchorRanking(roc_auc=0.9, average_precision=0.5)
-    limits = {"backend": "hotcoco", "max_detections": 100}
-    anatomy = make_anatomy(truth, found, coco_metrics(truth, found), {1: 10.0}, ranking, **limits)
+    settings = {"backend": "hotcoco", "max_detections": 100}
+    anatomy = make_anatomy(truth, results, coco_metrics(truth, results), {1: 10.0}, ranking, **settings)
     assert anatomy.confusion.score <= 0.9
     figures.draw_anatomy(anatomy)
     (axes,) = drawn[1]
-    shown = {text.get_position(): int(text.get_text()) for text in axes.texts}  # x is what it was taken for
+    shown = {text.get_position(): int(text.get_text()) for text in axes.texts}  # x is the prediction, y is the truth
     expected = {(0, 0): 1, (0, 1): 1, (2, 1): 1, (0, 2): 1}
-    assert {place: count for place, count in shown.items() if count} == expected and len(shown) == 9
+    assert {position: count for position, count in shown.items() if count} == expected and len(shown) == 9
     assert [label.get_text() for label in axes.get_xticklabels()] == ["cat", "dog", "background"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "background"]
 
 
-def test_a_studys_levels_have_means_with_their_intervals(drawn):
+def test_the_levels_of_a_study_have_means_with_intervals(drawn):
     values = {("mild", "a"): [0.5, 0.6, 0.7], ("mild", "b"): [0.2, 0.2, 0.5], ("severe", "a"): [0.1, 0.2, 0.3]}
     study = Study(config="x", levels={"mild": {}, "severe": {}}, variants={"a": {}, "b": {}}, against="a")
     rows = [
@@ -131,32 +131,31 @@ def test_a_studys_levels_have_means_with_their_intervals(drawn):
     ]
     figures.draw_study(make_tables(study, rows))
     (axes,) = drawn[0]
-    found = {}
+    intervals = {}
     for container in axes.containers:
         line, _, (bars,) = container
         for x, mean, (low, high) in zip(*line.get_data(), bars.get_segments(), strict=True):
             assert low[0] == high[0] == x
-            found["mild" if x < 0.5 else "severe", container.get_label()] = (mean, low[1], high[1])
-    assert found.keys() == values.keys()
-    for cell, (mean, low, high) in found.items():
-        own = values[cell]
-        expected = sum(own) / 3
-        deviation = math.sqrt(sum((v - expected) ** 2 for v in own) / 2)
+            intervals["mild" if x < 0.5 else "severe", container.get_label()] = (mean, low[1], high[1])
+    assert intervals.keys() == values.keys()
+    for cell, (mean, low, high) in intervals.items():
+        expected = sum(values[cell]) / 3
+        deviation = math.sqrt(sum((v - expected) ** 2 for v in values[cell]) / 2)
         half = 4.302653 * deviation / math.sqrt(3)  # Student's t, two degrees of freedom, 97.5%
         assert (mean, low, high) == pytest.approx((expected, expected - half, expected + half), rel=1e-5)
 
 
-def test_runs_side_by_side_are_bars_of_their_metrics(drawn):
+def test_the_bars_of_compared_runs_are_their_metrics(drawn):
     sources = [{"AP": 0.25, "AP50": 0.5}, {"AP": 0.75, "AP50": math.nan, "APl": 0.1}]
     figures.draw_comparison(["first", "second"], sources, ("AP", "AP50", "APl"))
     (axes,) = drawn[0]
     heights = {bars.get_label(): [bar.get_height() for bar in bars] for bars in axes.containers}
     assert heights == {"first": [0.25, 0.5, 0], "second": [0.75, pytest.approx(math.nan, nan_ok=True), 0.1]}
     positions = [[bar.get_x() for bar in bars] for bars in axes.containers]
-    assert all(a < b < a + 1 for a, b in zip(*positions, strict=True)), "a run's bar stands beside the other's"
+    assert all(a < b < a + 1 for a, b in zip(*positions, strict=True)), "the bars of two runs do not overlap"
 
 
-def test_shares_of_levels_and_classes_are_stacked_over_the_whole_training(drawn):
+def test_shares_of_levels_and_classes_are_stacked_over_the_training(drawn):
     shares = {"P3": (0.2, 0.3), "P4": (0.4, 0.1), "class a": (0.5, 0.25), "class b": (0.1, 0.15)}
     counts = {"P3": (1, 9), "P4": (0, 5), "class a": (1, 14), "class b": (0, 15)}
     parts = [
@@ -186,6 +185,6 @@ def test_shares_of_levels_and_classes_are_stacked_over_the_whole_training(drawn)
     assert len(figures.draw_training(steps, [])) == 3, "a run without parts.csv"
 
 
-def test_a_number_that_is_being_written_ends_the_rows(tmp_path: Path):
+def test_an_incomplete_number_ends_the_rows(tmp_path: Path):
     (tmp_path / "metrics.csv").write_text("step,loss\n0,1.5\n1,\n2,1.2e-")
     assert read_source(tmp_path).steps == [{"step": 0, "loss": 1.5}, {"step": 1}]

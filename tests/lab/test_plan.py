@@ -26,7 +26,7 @@ def study_file(folder: Path, text: str) -> str:
     return str(folder / "study.yaml")
 
 
-def test_the_grid_is_every_combination_and_changes_only_what_it_says(tmp_path):
+def test_the_grid_has_every_combination_and_changes_only_the_given_keys(tmp_path):
     runs = make_runs(load_study(study_file(tmp_path, STUDY)))
     assert [(r.seed, r.level, r.variant) for r in runs] == [
         (seed, level, variant) for seed in (3, 5) for level in ("few", "many") for variant in ("Focal (2)", "GHM")
@@ -42,33 +42,28 @@ def test_the_grid_is_every_combination_and_changes_only_what_it_says(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("old", "new", "facts"),
     [
-        ("against: GHM", "against: GHN", "against: 'GHN' is wrong: should be one of the variants"),
-        ("seeds: [3, 5]", "seeds: [3, 3]", "seeds: a seed occurs twice"),
-        ("seeds: [3, 5]", "seed: [3]", "seed: unknown key; did you mean 'seeds'?"),
-        ("  GHM: {", "  focal 2: {", "variants: two names differ in punctuation alone"),
-        ("gamma: 2.0", "gama: 2.0", "level 'few', variant 'Focal (2)': loss.classification.gama: unknown key"),
-        ("retina_focal.yaml", "retina_vocal.yaml", "no config 'retina_vocal.yaml'"),
+        ("against: GHM", "against: GHN", ["study.yaml: against: ", "'GHN'", "'GHM'"]),
+        ("seeds: [3, 5]", "seeds: [3, 3]", ["study.yaml: seeds: ", "[3, 3]"]),
+        ("seeds: [3, 5]", "seed: [3]", ["study.yaml: seed: ", "'seeds'"]),
+        ("  GHM: {", "  focal 2: {", ["study.yaml: variants: "]),
+        ("gamma: 2.0", "gama: 2.0", ["level 'few', variant 'Focal (2)': ", "loss.classification.gama: "]),
+        ("retina_focal.yaml", "retina_vocal.yaml", ["'retina_vocal.yaml'"]),
+        ("  Focal (2): {loss: {classification: {type: focal, gamma: 2.0}}}\n", "", ["study.yaml: variants: "]),
     ],
 )
-def test_wrong_studies_are_refused_in_one_line(tmp_path, old, new, message):
+def test_wrong_studies_are_refused_with_the_key_and_the_value(tmp_path, old, new, facts):
     text = STUDY.replace(old, new)
     if "focal 2" in new:
         text = text.replace("against: GHM", "against: focal 2")
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as error:
         make_runs(load_study(study_file(tmp_path, text)))
-    assert message in str(refused.value)
-
-
-def test_a_single_variant_is_nothing_to_compare(tmp_path):
-    text = STUDY.replace("  Focal (2): {loss: {classification: {type: focal, gamma: 2.0}}}\n", "")
-    with pytest.raises(UserError, match="variants: should be at least two, to compare"):
-        load_study(study_file(tmp_path, text))
+    assert all(fact in str(error.value) for fact in facts)
 
 
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_study_is_valid_and_says_its_command(path):
+def test_every_shipped_study_is_valid_and_contains_its_command(path):
     assert path.read_text().splitlines()[0].startswith("# ")
     assert f"detector study --cfg {path.name}" in path.read_text()
     study = load_study(path.name)

@@ -26,7 +26,7 @@ STUDY = Study(
     seeds=[0, 1],
     against="a",
 )
-# A process that leaves what a training run leaves; b of seed 1 fails the first time.
+# A process that writes the files of a training run. Variant b with seed 1 fails the first time.
 PROCESS = """
 import json, pathlib, sys
 config, out = map(pathlib.Path, sys.argv[1:])
@@ -43,7 +43,7 @@ def command(config: Path, out: Path) -> list[str]:
     return [sys.executable, "-c", PROCESS, str(config), str(out)]
 
 
-def test_a_failed_run_leaves_its_error_and_is_tried_again(tmp_path):
+def test_a_failed_run_has_its_error_in_the_results_and_is_tried_again(tmp_path):
     runs = make_runs(STUDY)
     run_all(runs, tmp_path, jobs=2, command=command, keep_checkpoints=False)
     rows = {(r["variant"], r["seed"]): r for r in read_results(tmp_path / "results.csv")}
@@ -64,7 +64,7 @@ def test_a_changed_study_does_not_mix_with_the_old_results(tmp_path):
     run_all(make_runs(STUDY), tmp_path, jobs=4, command=command, keep_checkpoints=False)
     before = (tmp_path / "results.csv").read_bytes()
     changed = STUDY.model_copy(update={"common": {"train": {"epochs": 7}}})
-    with pytest.raises(UserError, match="from another config"):
+    with pytest.raises(UserError, match="results.csv"):
         run_all(make_runs(changed), tmp_path, jobs=4, command=command, keep_checkpoints=False)
     assert (tmp_path / "results.csv").read_bytes() == before
 
@@ -92,14 +92,14 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def is_running(pid: str) -> bool:
     try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()  # Z: ended, and not yet fetched
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()  # Z: the process has ended
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="processes end with their parent on Linux alone")
-def test_kill_9_of_a_study_leaves_no_run_behind_that_writes_on(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux, processes end with their parent")
+def test_kill_9_of_a_study_ends_its_runs(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path), STUDY.model_dump_json()]
     study = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE)
     files = [tmp_path / f"runs/one-{variant}-0/pid" for variant in "ab"]
@@ -124,17 +124,17 @@ against: focal
 
 
 @pytest.mark.slow
-def test_a_study_that_is_refused_leaves_the_files_of_the_folder_alone(tmp_path, capsys):
+def test_a_refused_study_does_not_change_the_files_of_the_folder(tmp_path, capsys):
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "study.yaml").write_text(TINY_STUDY.replace("CONFIG", str(tmp_path / "tiny.yaml")))
     options = ["--cfg", str(tmp_path / "study.yaml"), "--jobs", "1", "--out", str(tmp_path / "out")]
 
     def assert_refused(code: int, errors: str) -> None:
         assert code == 2 and errors.startswith("error: ") and errors.count("\n") == 1
-        assert (tmp_path / "out/study.yaml").read_text() == "of the first"
+        assert (tmp_path / "out/study.yaml").read_text() == "of the first study"
 
-    with claim(tmp_path / "out"):  # by this process
-        (tmp_path / "out/study.yaml").write_text("of the first")
+    with claim(tmp_path / "out"):  # this process claims the folder
+        (tmp_path / "out/study.yaml").write_text("of the first study")
         ended = run_command(tmp_path, "study", *options)
         assert_refused(ended.code, ended.errors)
     row = {"level": "few", "variant": "ghm", "seed": "0", "fingerprint": "another config"}
@@ -143,27 +143,27 @@ def test_a_study_that_is_refused_leaves_the_files_of_the_folder_alone(tmp_path, 
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_ends_with_the_numbers_of_an_undisturbed_one(tmp_path, monkeypatch):
+def test_an_interrupted_study_has_the_numbers_of_an_uninterrupted_study(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "study.yaml").write_text(TINY_STUDY.replace("CONFIG", str(tmp_path / "tiny.yaml")))
     for name, value in {"PYTHONPATH": str(REPO), "OMP_WAIT_POLICY": "passive"}.items():  # other tests need the cores
         monkeypatch.setenv(name, value)
-    # one run at a time, in both: the number of threads, and with it the order of sums, follows from the jobs
+    # both studies have 1 job, because the number of jobs sets the number of threads and the order of sums
     options = ["--cfg", str(tmp_path / "study.yaml"), "--jobs", "1", "--out"]
 
-    assert run_tool("study", *options, tmp_path / "whole") == 0
+    assert run_tool("study", *options, tmp_path / "uninterrupted") == 0
 
-    results = tmp_path / "cut/results.csv"
-    command = [sys.executable, str(REPO / "tools/study.py"), *options, str(tmp_path / "cut")]
+    results = tmp_path / "interrupted/results.csv"
+    command = [sys.executable, str(REPO / "tools/study.py"), *options, str(tmp_path / "interrupted")]
     with subprocess.Popen(command) as study:
         wait_for(results.exists)
         study.send_signal(signal.SIGTERM)
     assert study.returncode == 143
     assert len(read_results(results)) == 1
-    assert run_tool("study", *options, tmp_path / "cut") == 0
+    assert run_tool("study", *options, tmp_path / "interrupted") == 0
 
-    tables = [json.loads((tmp_path / out / "tables.json").read_text()) for out in ("whole", "cut")]
+    tables = [json.loads((tmp_path / out / "tables.json").read_text()) for out in ("uninterrupted", "interrupted")]
     assert tables[0] == tables[1]
     assert {row["n"] for row in tables[0]["rows"]} == {1}
     for name in ("levels.png", "differences.png", "tables.md", "study.yaml"):
-        assert (tmp_path / "whole" / name).stat().st_size > 0
+        assert (tmp_path / "uninterrupted" / name).stat().st_size > 0

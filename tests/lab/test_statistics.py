@@ -23,14 +23,14 @@ def test_too_few_values_have_no_interval(values, mean):
     assert math.isnan(interval.low) and math.isnan(interval.high)
 
 
-def test_interval_covers_the_truth_as_often_as_it_says():
+def test_the_interval_covers_the_true_mean_with_its_confidence():
     rng = np.random.default_rng(0)
     intervals = [mean_interval(rng.normal(2.0, 3.0, 4)) for _ in range(2000)]
-    covered = np.mean([one.low <= 2.0 <= one.high for one in intervals])
+    covered = np.mean([interval.low <= 2.0 <= interval.high for interval in intervals])
     assert covered == pytest.approx(0.95, abs=0.015)  # three standard errors of 2,000 trials
 
 
-def test_paired_p_value_is_the_one_sample_test_of_the_differences():
+def test_paired_p_value_equals_the_one_sample_test_of_the_differences():
     rng = np.random.default_rng(1)
     a, b = rng.normal(0.5, 0.1, (2, 6))
     assert paired_p_value(a, b) == pytest.approx(stats.ttest_1samp(a - b, 0).pvalue)
@@ -45,12 +45,12 @@ def test_paired_p_value_without_spread_or_pairs():
 
 
 def test_holm_by_hand():
-    # sorted 0.01, 0.03, 0.04 times 3, 2, 1, and never below one before it
+    # sorted 0.01, 0.03, 0.04 times 3, 2, 1, and never below the value before
     assert holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert holm([0.6, 0.9]) == [1.0, 1.0]
 
 
-def test_holm_leaves_tests_without_pairs_out():
+def test_holm_does_not_count_tests_without_pairs():
     adjusted = holm([math.nan, 0.02, 0.5])
     assert math.isnan(adjusted[0])
     assert adjusted[1:] == pytest.approx([0.04, 0.5])

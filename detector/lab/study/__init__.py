@@ -1,1 +1,1 @@
-"""Many runs as one experiment: variants x levels of imbalance x seeds, and what their results say."""
+"""Studies: experiments with runs of several variants, levels of imbalance and random seeds, and their results."""

@@ -1,4 +1,4 @@
-"""A study's file, and the runs it asks for."""
+"""The file of a study, and the runs that the file defines."""
 
 import hashlib
 import re
@@ -20,8 +20,16 @@ Overlays = Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 
 
 class Study(Settings):
-    """config: what every run starts from, and `common` over it; levels and variants: a name and what it changes; seeds:
-    the values of train.seed; metric: one of metrics.json; against: the variant that the others are tested against."""
+    """The content of a study's file.
+
+    config: the config that all runs start from.
+    common: the values that all runs change.
+    levels: the values that each level changes, by the level's name.
+    variants: the values that each variant changes, by the variant's name.
+    seeds: the values of train.seed.
+    metric: the name of a metric in metrics.json.
+    against: the name of the variant to which the other variants are compared.
+    """
 
     config: str
     common: dict[str, Any] = {}
@@ -34,21 +42,29 @@ class Study(Settings):
     @model_validator(mode="after")
     def _names(self) -> "Study":
         if self.against not in self.variants:
-            raise InvalidValues({("against",): f"{self.against!r} is wrong: should be one of the variants"})
+            names = ", ".join(map(repr, self.variants))
+            raise InvalidValues({("against",): f"{self.against!r} is not a variant; the variants are {names}"})
         if len(self.variants) < 2:
-            raise InvalidValues({("variants",): "should be at least two, to compare"})
+            raise InvalidValues({("variants",): "a study compares variants, but there is only 1; add a variant"})
         for key in ("levels", "variants"):
             names = list(getattr(self, key))
             if len({_slug(name) for name in names}) < len(names):
-                raise InvalidValues({(key,): "two names differ in punctuation alone; runs need folders of their own"})
+                text = (
+                    "two names differ only in punctuation or case, and their runs would share a folder; change a name"
+                )
+                raise InvalidValues({(key,): text})
         if len(set(self.seeds)) < len(self.seeds):
-            raise InvalidValues({("seeds",): "a seed occurs twice, and would be the same run"})
+            raise InvalidValues({("seeds",): f"{self.seeds} has a seed twice; remove the repeated seed"})
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One cell of the grid. name: its folder; fingerprint: a hash of its config."""
+    """A training run of a study, for a level, a variant and a seed.
+
+    name: the name of the run's folder.
+    fingerprint: a hash of the config.
+    """
 
     level: str
     variant: str
@@ -59,10 +75,16 @@ class Run:
 
 
 def load_study(path_or_name: str) -> Study:
-    """A file, or a name in configs/studies. Raises UserError."""
+    """Return the study in a file, or of a name in configs/studies.
+
+    Raises:
+        UserError: the file cannot be read, is a config, or has a wrong value.
+    """
     values = read_values(path_or_name, STUDIES)
     if "data" in values:
-        raise UserError(f"{path_or_name}: a config, not a study", "give a study with it as its `config`")
+        raise UserError(
+            f"{path_or_name}: this file is a config, not a study", "give a study whose key `config` names this config"
+        )
     try:
         return parse(Study, values)
     except InvalidValues as error:
@@ -70,8 +92,13 @@ def load_study(path_or_name: str) -> Study:
 
 
 def make_runs(study: Study) -> list[Run]:
-    """Every run, seed by seed, so that a study that is stopped early has whole comparisons. Each config is checked, so
-    that no run fails on its own file after hours. Raises UserError with the level and the variant at fault."""
+    """Return all runs, seed by seed, so that a study that stops early has complete comparisons.
+
+    All configs are checked before the first run starts.
+
+    Raises:
+        UserError: the config of a level and variant is wrong.
+    """
     base = merge(read_values(study.config), study.common)
     return list(_runs(study, base))
 

@@ -1,4 +1,4 @@
-"""Pictures of a study's tables, drawn on axes that the caller brings."""
+"""Plots of a study's tables, drawn on given axes."""
 
 from pathlib import Path
 
@@ -10,13 +10,20 @@ from detector.core.plotting import optional, plain, plotting
 
 
 def draw_levels(tables: dict, axes: Axes) -> None:
-    """The metric against the levels, a line a variant with its 95% intervals; shifted a little, so that all show."""
+    """Draw the metric of each variant against the levels, with 95% intervals.
+
+    The variants are shifted in x, so that the intervals do not overlap.
+
+    Args:
+        tables: the tables of `make_tables`.
+        axes: the axes.
+    """
     variants, levels = tables["variants"], tables["levels"]
     for i, variant in enumerate(variants):
-        own = [row for row in tables["rows"] if row["variant"] == variant and row["n"]]
-        x = [levels.index(row["level"]) + (i - (len(variants) - 1) / 2) * 0.08 for row in own]
-        half = [max(0.0, row["mean"] - row["low"]) if row["n"] > 1 else 0 for row in own]
-        means = [row["mean"] for row in own]
+        rows = [row for row in tables["rows"] if row["variant"] == variant and row["n"]]
+        x = [levels.index(row["level"]) + (i - (len(variants) - 1) / 2) * 0.08 for row in rows]
+        half = [max(0.0, row["mean"] - row["low"]) if row["n"] > 1 else 0 for row in rows]
+        means = [row["mean"] for row in rows]
         axes.errorbar(x, means, yerr=half, marker="o", markersize=4, capsize=3, linewidth=1, label=plain(variant))
     axes.set_xticks(range(len(levels)), map(plain, levels))
     axes.set(ylabel=tables["metric"], xlabel="imbalance", ylim=(0, None))
@@ -24,12 +31,17 @@ def draw_levels(tables: dict, axes: Axes) -> None:
 
 
 def panels(tables: dict) -> list[str]:
-    """What `draw_differences` draws, an axes each: every level, and all of them."""
+    """Return the names of the panels of `draw_differences`: each level, and all levels together."""
     return list(dict.fromkeys(test["level"] for test in tables["tests"]))
 
 
 def draw_differences(tables: dict, *axes: Axes) -> None:
-    """The mean paired difference of each variant from the reference, with its 95% interval, an axes a panel."""
+    """Draw the mean paired difference of each variant from the reference, with its 95% interval.
+
+    Args:
+        tables: the tables of `make_tables`.
+        *axes: the axes of each panel (see `panels`).
+    """
     for ax, panel in zip(axes, panels(tables), strict=True):
         tests = [test for test in tables["tests"] if test["level"] == panel][::-1]
         for y, test in enumerate(tests):
@@ -44,7 +56,12 @@ def draw_differences(tables: dict, *axes: Axes) -> None:
 
 
 def save_plots(tables: dict, folder: Path) -> None:
-    """levels.png and differences.png. A plot that cannot be drawn is a line of the log."""
+    """Write levels.png and differences.png. A plot that cannot be drawn gives a line in the log instead.
+
+    Args:
+        tables: the tables of `make_tables`.
+        folder: the folder of both files.
+    """
     with optional(f"{folder / 'levels.png'}"), plotting():
         figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
         draw_levels(tables, axes)

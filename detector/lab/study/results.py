@@ -1,4 +1,4 @@
-"""results.csv, a row a finished run, and the tables that follow from it."""
+"""The file results.csv, which has a row for each finished run, and the tables that are computed from the rows."""
 
 import csv
 import math
@@ -16,6 +16,7 @@ Row = dict[str, str]
 
 
 def read_results(file: Path) -> list[Row]:
+    """Return the rows of results.csv; no rows where the file does not exist."""
     if not file.exists():
         return []
     with file.open(newline="", encoding="utf-8") as lines:
@@ -23,12 +24,25 @@ def read_results(file: Path) -> list[Row]:
 
 
 def write_results(file: Path, rows: Iterable[Row]) -> None:
-    """The whole file anew, so that it never holds half a row."""
+    """Replace the file, so that the file never has an incomplete row.
+
+    Args:
+        file: results.csv.
+        rows: all rows.
+    """
     lines = [COLUMNS, *([row[column] for column in COLUMNS] for row in rows)]
     write_text(file, "".join(map(csv_line, lines)))
 
 
 def result_row(run: Run, metrics: dict[str, float], seconds: float, error: str = "") -> Row:
+    """Return the row of a finished run.
+
+    Args:
+        run: the run.
+        metrics: the metrics by name. A metric that is NaN or missing gives an empty cell.
+        seconds: the duration of the run.
+        error: the error message of a run that failed.
+    """
     numbers = {name: metrics.get(name, math.nan) for name in METRICS}
     return {
         "level": run.level,
@@ -42,30 +56,52 @@ def result_row(run: Run, metrics: dict[str, float], seconds: float, error: str =
 
 
 def is_row_of(row: Row, run: Run) -> bool:
+    """Return whether the row has the level, variant and seed of the run.
+
+    Args:
+        row: a row of results.csv.
+        run: the run.
+    """
     return (row["level"], row["variant"], row["seed"]) == (run.level, run.variant, str(run.seed))
 
 
 def pending(runs: list[Run], rows: list[Row]) -> list[Run]:
-    """The runs without a result; those that failed are tried again. Raises UserError where a result is of the same name
-    and another config."""
-    left = []
+    """Return the runs without a result, and the runs that failed, which are tried again.
+
+    Args:
+        runs: all runs of the study.
+        rows: the rows of results.csv.
+
+    Raises:
+        UserError: a row has the level, variant and seed of a run, but another config.
+    """
+    runs_to_do = []
     for run in runs:
         row = next((row for row in rows if is_row_of(row, run)), None)
         if row is not None and row["fingerprint"] != run.fingerprint:
             raise UserError(
-                f"results.csv has {run.level!r}, {run.variant!r}, seed {run.seed} from another config",
-                "give the changed study a folder of its own with --out, or delete the row",
+                f"results.csv: the result of level {run.level!r}, variant {run.variant!r}, seed {run.seed} has "
+                "another config",
+                "choose a new folder for the changed study with --out, or delete the row",
             )
         if row is None or row["error"]:
-            left.append(run)
-    return left
+            runs_to_do.append(run)
+    return runs_to_do
 
 
 def make_tables(study: Study, rows: list[Row]) -> dict:
-    """`rows`: mean and 95% interval over the seeds, for each level and variant. `tests`: for each level, and over all
-    levels, the mean difference of each variant from `study.against` on the same level and seed with its 95% interval,
-    and the p-value of the paired t-test, plain and after Holm. The pairs over all levels are
-    not independent where a remedy's merit depends on the level: read that test as a summary."""
+    """Return the tables of a study: `metric`, `levels`, `variants`, `rows` and `tests`.
+
+    `rows` has the mean and the 95% interval over the seeds for each level and variant. `tests` has the comparison of
+    each variant with `study.against`, for each level and for all levels together. A comparison has the mean difference
+    on equal levels and seeds with its 95% interval, and the p-value of the paired t-test, plain and after Holm. If the
+    effect of a variant depends on the level, the pairs of all levels are not independent. Then the test of all levels
+    is only a summary.
+
+    Args:
+        study: the study.
+        rows: the rows of results.csv.
+    """
     values: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
         if row[study.metric]:
@@ -73,32 +109,31 @@ def make_tables(study: Study, rows: list[Row]) -> dict:
     means, tests = [], []
     for level in study.levels:
         for variant in study.variants:
-            own = values.get((level, variant), {})
-            interval = mean_interval(list(own.values()))
+            interval = mean_interval(list(values.get((level, variant), {}).values()))
             means.append(
                 {"variant": variant, "level": level, "n": interval.n, "seeds": len(study.seeds)}
                 | {"mean": interval.mean, "low": interval.low, "high": interval.high}
             )
     for name, levels in [(level, [level]) for level in study.levels] + [("all levels", list(study.levels))]:
-        found = []
+        tests_of_level = []
         for variant in study.variants:
             if variant == study.against:
                 continue
             pairs = [
-                (own, values[level, study.against][seed])
+                (value, values[level, study.against][seed])
                 for level in levels
-                for seed, own in values.get((level, variant), {}).items()
+                for seed, value in values.get((level, variant), {}).items()
                 if seed in values.get((level, study.against), {})
             ]
-            ours, theirs = zip(*pairs, strict=True) if pairs else ((), ())
+            of_variant, of_reference = zip(*pairs, strict=True) if pairs else ((), ())
             interval = mean_interval([a - b for a, b in pairs])
-            found.append(
+            tests_of_level.append(
                 {"level": name, "variant": variant, "against": study.against, "pairs": len(pairs)}
                 | {"difference": interval.mean, "low": interval.low, "high": interval.high}
-                | {"p": paired_p_value(ours, theirs)}
+                | {"p": paired_p_value(of_variant, of_reference)}
             )
-        adjusted = holm([float(test["p"]) for test in found])
-        tests += [test | {"p_holm": p} for test, p in zip(found, adjusted, strict=True)]
+        adjusted = holm([float(test["p"]) for test in tests_of_level])
+        tests += [test | {"p_holm": p} for test, p in zip(tests_of_level, adjusted, strict=True)]
     return {
         "metric": study.metric,
         "levels": list(study.levels),
@@ -109,7 +144,7 @@ def make_tables(study: Study, rows: list[Row]) -> dict:
 
 
 def with_nan(tables: dict) -> dict:
-    """Tables as tables.json holds them, where null is NaN."""
+    """Return the tables of tables.json with NaN for null."""
     return tables | {
         kind: [{key: math.nan if value is None else value for key, value in row.items()} for row in tables[kind]]
         for kind in ("rows", "tests")
@@ -117,7 +152,10 @@ def with_nan(tables: dict) -> dict:
 
 
 def mean_cells(tables: dict) -> tuple[list[str], list[list[str]]]:
-    """Columns and texts: a row a variant, a column a level, `mean ± half the interval`."""
+    """Return the column names and the cells of `rows`, with a row for each variant and a column for each level.
+
+    A cell is `mean ± half of the interval`.
+    """
     by_cell = {(row["variant"], row["level"]): row for row in tables["rows"]}
     rows = [[v, *(_mean_text(by_cell[v, level]) for level in tables["levels"])] for v in tables["variants"]]
     return [tables["metric"], *tables["levels"]], rows
@@ -131,7 +169,7 @@ def _mean_text(row: dict) -> str:
 
 
 def difference_cells(tables: dict) -> tuple[list[str], list[list[str]]]:
-    """Columns and texts: a row a paired test."""
+    """Return the column names and the cells of `tests`, with a row for each paired test."""
     columns = ["level", "variant", f"{tables['metric']} minus that of {tables['tests'][0]['against']}", "95% interval"]
     rows = [
         [t["level"], t["variant"], *_difference_texts(t), f"{t['p']:.2g}", f"{t['p_holm']:.2g}", str(t["pairs"])]

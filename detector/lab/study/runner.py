@@ -1,4 +1,4 @@
-"""Runs the grid, each run a training process of its own: what one run does to memory or threads, no other notices."""
+"""The execution of a study's runs. Each run is a separate training process, so runs do not share memory or threads."""
 
 import logging
 import math
@@ -22,21 +22,22 @@ from detector.core.machine import num_cores
 from detector.engine.interrupt import Interrupt
 from detector.evaluation.metrics import EVALUATE, Metrics
 from detector.lab.study.plan import Run
-from detector.lab.study.results import is_row_of, pending, read_results, result_row, write_results
+from detector.lab.study.results import Row, is_row_of, pending, read_results, result_row, write_results
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
 GPU_BYTES_PER_RUN = 8 * 2**30
-# A kill -9 of the study's process is one of its runs' too, so that the study started again finds none still writing.
+# If the study's process is killed with kill -9, the kernel also kills its runs. So no old run writes to the folder when
+# the study is started again.
 END_WITH_THE_STUDY = """
 import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of <linux/prctl.h>, which outlasts exec
-if os.getppid() == int(sys.argv[1]):  # else the study has ended before
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of <linux/prctl.h>, which stays set after exec
+if os.getppid() == int(sys.argv[1]):  # otherwise the study has already ended
     os.execvp(sys.argv[2], sys.argv[2:])
 """
 
-Command = Callable[[Path, Path], list[str]]  # config file, run folder -> the process that trains
+Command = Callable[[Path, Path], list[str]]  # config file, run folder -> the command line that trains
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,11 @@ class _Active:
 
 
 def choose_jobs() -> int:
-    """Runs at once: on a CPU one for each core, since small models gain little from a second thread; on a GPU as many
-    as have 8 GiB of its free memory and two cores each."""
+    """Return the number of parallel runs.
+
+    On a CPU it is the number of cores, because small models are hardly faster with a second thread. On a GPU each run
+    gets 8 GiB of the free memory and two cores.
+    """
     cores = num_cores()
     if not torch.cuda.is_available():
         return cores
@@ -58,16 +62,27 @@ def choose_jobs() -> int:
 
 
 def run_all(runs: list[Run], folder: Path, *, jobs: int, command: Command, keep_checkpoints: bool) -> None:
-    """Train what has no row in `folder`/results.csv yet, `jobs` at a time, and add a row for each run that ends.
+    """Train the runs without a result in `folder`/results.csv, and add a row for each run that ends.
 
-    A run that was interrupted continues from its last checkpoint. One that fails gets a row with its error, and the
-    others go on. SIGINT and SIGTERM let the active runs save themselves, and raise Interrupted; where this process is
-    killed, so are they (on Linux). Raises UserError where results.csv has a run of the same name and another config.
+    An interrupted run continues from its last checkpoint. A run that fails gets a row with its error, and the other
+    runs continue. After SIGINT or SIGTERM the active runs save a checkpoint and end. If this process is killed, the
+    active runs are killed too (on Linux).
+
+    Args:
+        runs: all runs of the study.
+        folder: the folder of the study.
+        jobs: the number of parallel runs.
+        command: returns the command line of a run.
+        keep_checkpoints: whether the checkpoints of finished runs are kept.
+
+    Raises:
+        UserError: results.csv has a row of a run, but with another config.
+        Interrupted: SIGINT or SIGTERM arrived.
     """
     results = folder / "results.csv"
     rows = read_results(results)
     waiting = deque(pending(runs, rows))
-    log.info("%d of %d runs to do, %d at a time, in %s", len(waiting), len(runs), jobs, folder)
+    log.info("%s: training %d of %d runs, %d in parallel", folder, len(waiting), len(runs), jobs)
     threads = max(1, num_cores() // jobs)
     active: list[_Active] = []
     with Interrupt() as interrupt:
@@ -78,17 +93,17 @@ def run_all(runs: list[Run], folder: Path, *, jobs: int, command: Command, keep_
                 while waiting and len(active) < jobs:
                     active.append(_start(waiting.popleft(), folder, command, threads))
                 time.sleep(POLL_S)
-                for one in [one for one in active if one.process.poll() is not None]:
-                    active.remove(one)
-                    row = _finish(one, keep_checkpoints)
-                    rows = [other for other in rows if not is_row_of(other, one.run)] + [row]
+                for ended in [job for job in active if job.process.poll() is not None]:
+                    active.remove(ended)
+                    row = _finish(ended, keep_checkpoints)
+                    rows = [other for other in rows if not is_row_of(other, ended.run)] + [row]
                     write_results(results, rows)
-                    log.info("%3d left  %s  %s", len(waiting) + len(active), one.run.name, _says(row))
+                    log.info("%3d runs remain  %s  %s", len(waiting) + len(active), ended.run.name, _outcome(row))
         finally:
-            for one in active:
-                one.process.terminate()  # it finishes its step and saves
-            for one in active:
-                one.process.wait()
+            for job in active:
+                job.process.terminate()  # the run finishes its step and saves a checkpoint
+            for job in active:
+                job.process.wait()
 
 
 def _start(run: Run, folder: Path, command: Command, threads: int) -> _Active:
@@ -96,32 +111,33 @@ def _start(run: Run, folder: Path, command: Command, threads: int) -> _Active:
     write_text(config, to_yaml(run.config))
     out = folder / "runs" / run.name
     out.mkdir(parents=True, exist_ok=True)
-    words = command(config, out)
+    arguments = command(config, out)
     if sys.platform == "linux":
-        words = [sys.executable, "-c", END_WITH_THE_STUDY, str(os.getpid()), *words]
+        arguments = [sys.executable, "-c", END_WITH_THE_STUDY, str(os.getpid()), *arguments]
     with (out / "log.txt").open("ab") as log_file:
         process = subprocess.Popen(
-            words,
+            arguments,
             env=os.environ | {"OMP_NUM_THREADS": str(threads)},
             stdout=log_file,
             stderr=log_file,
-            start_new_session=True,  # Ctrl-C goes to the study alone, which ends its runs itself
+            start_new_session=True,  # Ctrl-C reaches only the study, and the study ends its runs
         )
     return _Active(run, out, process, time.perf_counter())
 
 
-def _finish(one: _Active, keep_checkpoints: bool) -> dict[str, str]:
-    seconds = time.perf_counter() - one.started
-    if one.process.returncode != 0:
-        lines = (one.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        error = lines[-1] if lines else f"exit code {one.process.returncode}"
-        return result_row(one.run, {}, seconds, error)
-    metrics = read_record(one.folder / "metrics.json", Metrics, EVALUATE)
+def _finish(ended: _Active, keep_checkpoints: bool) -> Row:
+    """Return the row of a run whose process has ended."""
+    seconds = time.perf_counter() - ended.started
+    if ended.process.returncode != 0:
+        lines = (ended.folder / "log.txt").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        error = lines[-1] if lines else f"exit code {ended.process.returncode}"
+        return result_row(ended.run, {}, seconds, error)
+    metrics = read_record(ended.folder / "metrics.json", Metrics, EVALUATE)
     if not keep_checkpoints:
-        shutil.rmtree(one.folder / "checkpoints", ignore_errors=True)
-    return result_row(one.run, metrics.numbers, seconds)
+        shutil.rmtree(ended.folder / "checkpoints", ignore_errors=True)
+    return result_row(ended.run, metrics.numbers, seconds)
 
 
-def _says(row: dict[str, str]) -> str:
+def _outcome(row: Row) -> str:
     value = float(row["AP"] or math.nan)
     return row["error"] or f"AP {value:.4f} in {float(row['seconds']):.0f} s"

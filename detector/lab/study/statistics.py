@@ -1,4 +1,4 @@
-"""Means with intervals, and paired tests: what a few seeds can say, and what they cannot."""
+"""Means with intervals, and paired tests, for results of a few random seeds."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and Student's t-interval around it; low and high are NaN for a single value."""
+    """The mean of n values and its Student's t-interval. low and high are NaN for fewer than two values."""
 
     n: int
     mean: float
@@ -21,7 +21,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
-    """mean +- t(0.975, n - 1) s / sqrt(n), s the standard deviation with n - 1."""
+    """Return the interval mean +- t(0.975, n - 1) s / sqrt(n). s is the standard deviation with divisor n - 1."""
     n = len(values)
     mean = float(np.mean(values)) if n else math.nan
     if n < 2:
@@ -31,21 +31,29 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
-    """Two-sided p of the paired t-test; 1 where all differences are 0, NaN for fewer than two pairs."""
+    """Return the two-sided p-value of the paired t-test; 1 if all differences are 0, NaN for fewer than two pairs.
+
+    Args:
+        values: (n,) the values of the first group.
+        others: (n,) the paired values of the second group.
+    """
     difference = np.subtract(values, others)
     if len(difference) < 2:
         return math.nan
-    if np.ptp(difference) == 0:  # no spread: the statistic is 0 / 0 or infinite
+    if np.ptp(difference) == 0:  # all differences are equal, so the statistic is 0 / 0 or infinite
         return 1.0 if difference[0] == 0 else 0.0
     return float(stats.ttest_rel(values, others).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979): the chance of any false alarm among them stays below the level.
-    NaN stays NaN and does not count."""
+    """Return the p-values adjusted for multiple tests (Holm 1979).
+
+    The probability of any false positive among the tests stays below the significance level. NaN stays NaN and does
+    not count as a test.
+    """
     known = [i for i in np.argsort(p_values) if not math.isnan(p_values[i])]
-    adjusted, worst = list(p_values), 0.0
+    adjusted, highest = list(p_values), 0.0
     for rank, i in enumerate(known):
-        worst = max(worst, min(1.0, (len(known) - rank) * p_values[i]))
-        adjusted[i] = worst
+        highest = max(highest, min(1.0, (len(known) - rank) * p_values[i]))
+        adjusted[i] = highest
     return adjusted
