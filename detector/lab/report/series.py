@@ -61,8 +61,10 @@ def read_series(rows: Sequence[dict], name: str) -> Series:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Return the centered moving averages of (N,) values over a twentieth of them, at least 3. The averages at both
-    ends are over the values that exist."""
+    """Return the centered moving averages of (N,) values over a twentieth of them, at least 3.
+
+    The averages at both ends are over the values that exist.
+    """
     window = max(3, round(SMOOTHED_OVER * len(values)) // 2 * 2 + 1)
     half = min(window // 2, len(values) - 1)
     sums = np.concatenate(([0.0], np.cumsum(values)))

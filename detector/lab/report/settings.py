@@ -6,14 +6,14 @@ from detector.lab.report.series import read_series
 from detector.lab.report.sources import Source
 from detector.lab.report.wording import counted
 
-SHOWN_IN_PARTS = ("alpha", "gamma", "class_weights", "beta", "threshold", "count", "foreground_fraction")
+SHOWN_IN_PARTS = ("alpha", "gamma", "class_weights", "threshold", "count", "foreground_fraction")
 FIRST_LINE = "# detector at commit "  # of config.yaml
 
 
 def settings_rows(source: Source) -> list[tuple[str, str]]:
     """Return the name and the value of each setting. A setting that config.yaml lacks is left out."""
     rows = {
-        "Data": _joined(source.setting("data.root"), _part(source, "data.train")),
+        "Data": _part(source, "data.train") + _text(source, "data.root", " in {}").removesuffix(" in ."),
         "Validation": _part(source, "data.val") or _text(source, "data.split", "{} of the images train"),
         "Input size": _text(source, "data.short_side", "short side {}", "data.long_side", "long side up to {} pixels"),
         "Image sampler": _part(source, "data.sampler"),
@@ -41,8 +41,9 @@ def training_time(source: Source) -> str:
         return ""
     seconds = float((images / speed.values).sum())
     steps = counted(len(speed), "step")
-    text = f"{seconds / 3600:.1f} hours" if seconds >= 5400 else f"{seconds / 60:.1f} minutes"
-    return f"{text} for {steps} ({images * len(speed) / seconds:,.0f} images/s)"
+    units = {"hours": 3600, "minutes": 60, "seconds": 1}
+    unit = next((unit for unit, size in units.items() if seconds >= 2 * size), "seconds")
+    return f"{seconds / units[unit]:.3g} {unit} for {steps} ({images * len(speed) / seconds:,.0f} images/s)"
 
 
 def _version(config_text: str) -> str:
@@ -71,7 +72,9 @@ def _part(source: Source, key: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    return " to ".join(map(str, value)) if isinstance(value, list) and len(value) == 2 else str(value)
+    if isinstance(value, list) and len(value) == 2:
+        return f"{value[0]} to {value[1]}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _joined(*texts: Any) -> str:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from detector.core.config_files import read_mapping
 from detector.core.errors import UserError
 from detector.core.files import read_json
 from detector.core.json_records import RecordType, read_record
@@ -77,7 +76,7 @@ def read_source(folder: Path) -> Source:
         name=folder.resolve().name,
         folder=folder,
         files=files,
-        config=yaml.safe_load(config_text) or {},
+        config=read_mapping(config_text, str(files.get("config.yaml"))),
         config_text=config_text,
         metrics=_record(files.get("metrics.json"), Metrics, EVALUATE),
         steps=_rows(files.get("metrics.csv")),

@@ -21,11 +21,12 @@ NEEDED_LOSSES = {"cross_entropy", "focal", "ghm_c"}  # of a probe that the advis
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
-    """A next step: what to do, why, and the commands."""
+    """A next step: what to do, why, the commands, and the settings that they change with the reasons."""
 
     title: str
     reason: str
-    commands: list[str] = field(default_factory=list)
+    commands: list[str]
+    settings: list[tuple[str, str]] = field(default_factory=list)
 
 
 def suggest(source: Source, dataset: DetectionDataset | None) -> list[Suggestion]:
@@ -93,10 +94,12 @@ def _advised(source: Source, advice: list[Advice]) -> Suggestion | None:
         return None
     probe = f" --probe {_quoted(source.files['probe.json'])}" if "probe.json" in source.files else ""
     command = f"detector advise --census {_quoted(source.files['census.json'])}{probe} --cfg {_config(source)}"
-    keys = listed(list(dict.fromkeys(step.key for step in advice)))
-    reasons = " ".join(f"{step.key}: {step.reason.rstrip('.')}." for step in advice)
+    instruments = "The census and the probe advise" if probe else "The census advises"
     return Suggestion(
-        f"Set {keys} by the advice", reasons, [f"{command} --out advice.yaml", "detector train --cfg ./advice.yaml"]
+        "Train with the advised settings",
+        f"{instruments} other values than the config has.",
+        [f"{command} --out advice.yaml", "detector train --cfg ./advice.yaml"],
+        [(step.key, step.reason) for step in advice],
     )
 
 

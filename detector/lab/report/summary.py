@@ -39,7 +39,7 @@ def accuracy(metrics: Metrics, num_images: int | None) -> str:
     if not math.isnan(at_half := metrics.numbers.get("AP50", math.nan)):
         text += f" (AP50 {number(at_half, 2)})"
     measured = {name: values.AP for name, values in metrics.per_class.items() if not math.isnan(values.AP)}
-    if len(measured) < 2:
+    if len(set(measured.values())) < 2:
         return f"{text}."
     weakest = min(measured, key=measured.__getitem__)
     return f"{text}; the weakest class is {short(weakest)} (AP {number(measured[weakest], 2)})."
@@ -112,6 +112,6 @@ def losses(probe: ProbeResult) -> str:
         return ""
     low, high = (pick(shares, key=shares.__getitem__) for pick in (min, max))
     return (
-        f"On the scores of this model, {short(trained)} gives foreground {percent(shares[trained])} of the gradient; the "
-        f"range of all losses is {percent(shares[low])} ({short(low)}) to {percent(shares[high])} ({short(high)})."
+        f"On the scores of this model, {short(trained)} gives foreground {percent(shares[trained])} of the gradient; "
+        f"the range of all losses is {percent(shares[low])} ({short(low)}) to {percent(shares[high])} ({short(high)})."
     )

@@ -1,11 +1,12 @@
 """The validation set of a run, as its config names it."""
 
 from detector.build import build_dataset
-from detector.config import data_part, load_config, with_parts
+from detector.config import data_part, make_config, with_parts
 from detector.core.errors import UserError
 from detector.core.files import read_json
 from detector.data.dataset import DetectionDataset
 from detector.lab.report.sources import Source
+from detector.old_versions import upgrade_config
 
 
 def read_validation_set(source: Source) -> DetectionDataset:
@@ -14,10 +15,9 @@ def read_validation_set(source: Source) -> DetectionDataset:
     Raises:
         UserError: the folder is no run of a training, or its data are not on this machine.
     """
-    file = source.folder / "config.yaml"
-    if not file.is_file() or source.metrics is None:
+    if source.files.get("config.yaml") != source.folder / "config.yaml" or source.metrics is None:
         raise UserError("the folder has no config.yaml or no metrics.json")
-    config = load_config(str(file.resolve()), for_inference=True)
+    config = make_config(upgrade_config(source.config)[0], for_inference=True)
     class_names = tuple(source.metrics.per_class)
     try:
         return build_dataset(with_parts(config, data_part(config, "val")), "val", class_names or None)

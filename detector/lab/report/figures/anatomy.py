@@ -42,7 +42,10 @@ def _errors(anatomy: Anatomy) -> Figure:
         types = sorted(types, key=lambda name: (name.startswith("False"), -anatomy.tide[name]), reverse=True)
         colors = [GRAY if name.startswith("False") else ORANGE for name in types]
         axes.barh([ERRORS[name] for name in types], [anatomy.tide[name] for name in types], color=colors, height=0.65)
-        axes.set(xlabel="AP50 that the repair of these errors adds")
+        axes.set(
+            xlabel="AP50 that the repair of these errors adds",
+            xlim=(0, 1.05 * max(anatomy.tide[name] for name in types) or 1),
+        )
         axes.grid(axis="y", visible=False)
 
     return draw("Errors by their cost in AP50", readings.read_errors(anatomy), plot)
@@ -119,6 +122,8 @@ def _imbalance(anatomy: Anatomy) -> Figure:
         axes.bar(range(len(parts)), heights, color=BACKGROUND, width=0.6)
         axes.set_xticks(range(len(parts)), names)
         axes.grid(axis="x", visible=False)
-        axes.set(xlabel="background per foreground anchor", ylabel="AP of these images")
+        axes.set(
+            xlabel="background per foreground anchor", ylabel="AP of these images", ylim=(0, 1.1 * max(heights) or 1)
+        )
 
     return draw("AP in thirds of the images, by imbalance", readings.read_imbalance(parts), plot)

@@ -49,6 +49,8 @@ def read_confusion(confusion: Confusion) -> str:
 def read_thresholds(curves: Curves) -> str:
     """Name the threshold of the highest F1."""
     best = curves.best_f1
+    if not best.f1:
+        return "No detection is right at any threshold."
     return (
         f"F1 is highest at the threshold {best.score:.2f}: {number(best.f1)}, with precision {number(best.precision)} "
         f"and recall {number(best.recall)}."
@@ -60,6 +62,8 @@ def read_recall(curves: dict[str, PrecisionRecall]) -> str:
     reached = {name: _recall_at(curve, PRECISE) for name, curve in curves.items()}
     if not reached:
         return ""
+    if not any(reached.values()):
+        return f"No class has a precision of {PRECISE} at any recall."
     best, worst = (pick(reached, key=reached.__getitem__) for pick in (max, min))
     text = f"{short(best)} keeps a precision of {PRECISE} up to the recall {reached[best]:.2f}"
     return f"{text}, {short(worst)} up to {reached[worst]:.2f}." if best != worst else f"{text}."

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from detector.core.plotting import plain
 from detector.imbalance.census_result import AnchorSuggestion, Census, Histogram
@@ -48,6 +49,9 @@ def _images(census: Census) -> Figure:
     def plot(axes) -> None:
         axes.plot([v for _, v in shown], [q for q, _ in shown], marker="o", markersize=4)
         axes.set(xscale="log", xlabel="background per foreground anchor", ylabel="% of images below", ylim=(0, 102))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
     reading = (
         f"Half of the images have fewer than {ratio(quantiles['50'])} background anchors for each foreground anchor; "

@@ -98,8 +98,8 @@ def _by_score(probe: ProbeResult, kind: str) -> Figure:
         for name, style in _styles(probe):
             curve = probe.losses[name].loss_by_p
             values = [math.nan if mean <= 0 else mean for mean in getattr(curve, kind)]
-            axes.plot(curve.p, values, label=plain(name), **style)
-        axes.set(xlabel="score p", ylabel="mean loss of an element", yscale="log")
+            axes.plot(curve.p, values, marker=".", markersize=3, label=plain(name), **style)
+        axes.set(xlabel="score p", ylabel="mean loss of an element", yscale="log", xlim=(0, 1))
         _explain(axes, probe)
 
     return draw(f"Loss of the {kind}, by score", readings.read_by_score(probe, kind), plot)

@@ -13,8 +13,11 @@ REFERENCE = "cross_entropy"
 
 
 def chosen(probe: ProbeResult) -> list[str]:
-    """Return the losses that the figures color: that of the training, cross entropy, and those that give foreground
-    the most and the least of the gradient. The first is the loss that the readings are about."""
+    """Return the losses that the figures color. The first is the loss that the readings describe.
+
+    They are the loss of the training, cross entropy, and the losses that give foreground the most and the least of the
+    gradient.
+    """
     losses = probe.losses
     trained = str(probe.trained_with.get("type", ""))
     ranked = sorted(losses, key=lambda name: losses[name].gradient_foreground)
