@@ -1,6 +1,7 @@
 """The files in a folder for a report."""
 
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +74,7 @@ def read_source(folder: Path) -> Source:
         raise UserError(f"{folder}: nothing to report", f"give a folder with {', '.join(KINDS)}")
     config_text = files["config.yaml"].read_text(encoding="utf-8") if "config.yaml" in files else ""
     return Source(
-        name=folder.resolve().name,
+        name=_name(folder.resolve()),
         folder=folder,
         files=files,
         config=read_mapping(config_text, str(files.get("config.yaml"))),
@@ -109,6 +110,11 @@ def join(sources: Sequence[Source]) -> list[Source]:
         files = {f"{part}.json": source.files[f"{part}.json"] for part in given}
         run = replace(run, files=run.files | files, **given)
     return [run, *separate]
+
+
+def _name(folder: Path) -> str:
+    """Return the folder's name. A folder named by its time gets the name above, which is that of the config."""
+    return f"{folder.parent.name}/{folder.name}" if re.match(r"\d{4}-\d\d-\d\d", folder.name) else folder.name
 
 
 def _find(folder: Path, name: str) -> Path | None:

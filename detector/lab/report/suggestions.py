@@ -45,7 +45,12 @@ def suggest(source: Source, dataset: DetectionDataset | None) -> list[Suggestion
         _missing(source),
         _other_seed(source),
     ]
-    return [step for step in steps if step is not None][:MAX_SUGGESTIONS]
+    chosen: list[Suggestion] = []
+    for step in steps:
+        given = {command for earlier in chosen for command in earlier.commands}
+        if step is not None and not given.issuperset(step.commands):
+            chosen.append(step)
+    return chosen[:MAX_SUGGESTIONS]
 
 
 def _largest_error(source: Source, dataset: DetectionDataset | None) -> Suggestion | None:
@@ -53,7 +58,7 @@ def _largest_error(source: Source, dataset: DetectionDataset | None) -> Suggesti
     if source.anatomy is None or not shares:
         return None
     name, share = next(iter(shares.items()))
-    reason = f"They are {percent(share)} of the AP50 that errors cost. "
+    reason = f"This type is {percent(share)} of the AP50 that errors cost. "
     images = _quoted(dataset.records[0].path.parent) if dataset is not None else "IMAGES"
     look = (
         f"detector infer --checkpoint {_checkpoint(source)} {images} "
