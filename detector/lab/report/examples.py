@@ -84,24 +84,24 @@ def choose_examples(dataset: DetectionDataset, detections: Sequence[dict[str, An
 def _boxes(truth: dict[str, Any], detections: Sequence[dict[str, Any]], index: int, threshold: float) -> list[Box]:
     """Return the boxes of an image: missed objects, then wrong and right detections of at least the threshold."""
     image = truth["images"][index]
-    own_truth = truth | {
+    image_truth = truth | {
         "images": [image],
         "annotations": [row for row in truth["annotations"] if row["image_id"] == image["id"]],
     }
-    own = [row for row in detections if row["image_id"] == image["id"] and row["score"] >= threshold]
+    shown = [row for row in detections if row["image_id"] == image["id"] and row["score"] >= threshold]
     names = [category["name"] for category in truth["categories"]]
-    matches = match(own_truth, own)
-    ((boxes, scores, labels, objects, object_labels, crowd),) = by_image(own_truth, own)
+    matches = match(image_truth, shown)
+    ((boxes, scores, labels, objects, object_labels, crowd),) = by_image(image_truth, shown)
     missed = [
         Box(*box, "missed", names[label])
         for box, label, is_found in zip(objects[~crowd].tolist(), object_labels[~crowd], matches.found, strict=True)
         if not is_found
     ]
-    shown = [
+    detected = [
         Box(*box, "right" if is_correct else "wrong", f"{names[label]} {score:.2f}")
         for box, score, label, is_correct, is_ignored in zip(
             boxes.tolist(), scores, labels, matches.correct, matches.ignored, strict=True
         )
         if not is_ignored
     ]
-    return [*missed, *sorted(shown, key=lambda box: box.kind, reverse=True)]
+    return [*missed, *sorted(detected, key=lambda box: box.kind, reverse=True)]

@@ -43,8 +43,8 @@ class Series:
         """Return at most MAX_POINTS readings, evenly spread, with the first and the last."""
         if len(self) <= MAX_POINTS:
             return self
-        kept = np.linspace(0, len(self) - 1, MAX_POINTS).round().astype(int)
-        return Series(self.steps[kept], self.values[kept])
+        chosen = np.linspace(0, len(self) - 1, MAX_POINTS).round().astype(int)
+        return Series(self.steps[chosen], self.values[chosen])
 
     def settled_at(self) -> float:
         """Return the first step after which the smoothed curve stays within 5% of its range from its last value."""

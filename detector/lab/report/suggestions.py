@@ -14,6 +14,7 @@ from detector.lab.report.sources import Source
 from detector.lab.report.wording import listed, number, percent, short
 
 MAX_SUGGESTIONS = 5
+BALANCED = {"data.sampler": "class_balanced"}
 WEAK = 0.75  # of the mean AP of the other classes
 LATE = 0.9  # a loss that settles after this part of the run still moves at the end
 NEEDED_LOSSES = {"cross_entropy", "focal", "ghm_c"}  # of a probe that the advisor can read
@@ -64,17 +65,18 @@ def _largest_error(source: Source, dataset: DetectionDataset | None) -> Suggesti
         f"detector infer --checkpoint {_checkpoint(source)} {images} "
         f"--score {source.anatomy.curves.best_f1.score:.2f} --out {_quoted(source.folder / 'errors')}"
     )
+    has_max_iou = _is_set(source.setting("assigner"), {"type": "max_iou"})
     remedies: dict[str, tuple[str, list[str]]] = {
         "Bkg": (
             "Look at the wrong detections first. An object without an annotation needs a label. A background that "
             "looks like an object needs more images of it.",
             [look],
         ),
-        "Miss": ("An assigner with a threshold for each object gives more objects an anchor.",
-                 [_train(source, "assigner=atss")]),
+        "Miss": ("Objects need more anchors." if has_max_iou else "A larger input gives small objects more anchors.",
+                 [_train(source, {"assigner": "atss"} if has_max_iou else _larger_input(source))]),
         "Loc": ("A larger input gives finer boxes.", [_train(source, _larger_input(source))]),
         "Cls": ("Look at the confusions, and draw images of rare classes more often.",
-                [look, _train(source, "data.sampler=class_balanced")]),
+                [look, _train(source, BALANCED)]),
         "Both": ("Look at the wrong detections first: wrong labels have this effect.",
                  [look, f"detector check --cfg {_config(source)}"]),
         "Dupe": ("Non-maximum suppression at a lower IoU removes more duplicates.",
@@ -88,17 +90,16 @@ def _advice(source: Source) -> list[Advice]:
     """Return the advice of the census and the probe that the config does not follow yet."""
     if source.census is None:
         return []
-    probe = source.probe if source.probe is not None and source.probe.losses.keys() >= NEEDED_LOSSES else None
-    gamma = source.setting("loss.classification.gamma")
-    advice = advise(source.census, probe, gamma if isinstance(gamma, int | float) else 2.0)
+    advice = advise(source.census, source.probe if _has_needed_losses(source) else None, _gamma(source))
     return [step for step in advice if not _is_set(source.setting(step.key), step.value)]
 
 
 def _advised(source: Source, advice: list[Advice]) -> Suggestion | None:
     if not advice:
         return None
-    probe = f" --probe {_quoted(source.files['probe.json'])}" if "probe.json" in source.files else ""
-    command = f"detector advise --census {_quoted(source.files['census.json'])}{probe} --cfg {_config(source)}"
+    probe = f" --probe {_quoted(source.files['probe.json'])}" if _has_needed_losses(source) else ""
+    files = f"--census {_quoted(source.files['census.json'])}{probe} --cfg {_config(source)}"
+    command = f"detector advise {files} --gamma {_gamma(source):g}"
     instruments = "The census and the probe advise" if probe else "The census advises"
     return Suggestion(
         "Train with the advised settings",
@@ -111,7 +112,7 @@ def _advised(source: Source, advice: list[Advice]) -> Suggestion | None:
 def _weak_class(source: Source, advice: list[Advice]) -> Suggestion | None:
     if source.metrics is None or any("sampler" in step.key or "weights" in step.key for step in advice):
         return None
-    measured = {name: one.AP for name, one in source.metrics.per_class.items() if not math.isnan(one.AP)}
+    measured = {name: values.AP for name, values in source.metrics.per_class.items() if not math.isnan(values.AP)}
     if len(measured) < 2:
         return None
     weakest = min(measured, key=measured.__getitem__)
@@ -120,11 +121,12 @@ def _weak_class(source: Source, advice: list[Advice]) -> Suggestion | None:
         return None
     reason = f"Its AP is {number(measured[weakest], 2)}; the mean of the other classes is {number(others, 2)}. "
     counts = {row.name: row.objects for row in source.census.by_class} if source.census is not None else {}
-    if counts.get(weakest, 0) * 2 > max(counts.values(), default=0) > 0:
-        reason += "It is not rare, so a larger input may help more than another sampler."
+    is_frequent = counts.get(weakest, 0) * 2 > max(counts.values(), default=0) > 0
+    if is_frequent or _is_set(source.setting("data.sampler"), {"type": "class_balanced"}):
+        reason += "It is not rare in training, so a larger input may help more than another sampler."
         return Suggestion(f"Improve {short(weakest)}", reason, [_train(source, _larger_input(source))])
     reason += "Images of rare classes can be drawn more often."
-    return Suggestion(f"Improve {short(weakest)}", reason, [_train(source, "data.sampler=class_balanced")])
+    return Suggestion(f"Improve {short(weakest)}", reason, [_train(source, BALANCED)])
 
 
 def _longer_training(source: Source) -> Suggestion | None:
@@ -132,7 +134,7 @@ def _longer_training(source: Source) -> Suggestion | None:
     if len(loss) < 2 or not isinstance(epochs, int) or loss.settled_at() <= LATE * loss.steps[-1]:
         return None
     reason = f"The loss still moves at the end of the {epochs} epochs."
-    return Suggestion("Train longer", reason, [_train(source, f"train.epochs={2 * epochs}")])
+    return Suggestion("Train longer", reason, [_train(source, {"train.epochs": 2 * epochs})])
 
 
 def _missing(source: Source) -> Suggestion | None:
@@ -157,23 +159,33 @@ def _other_seed(source: Source) -> Suggestion | None:
     if not isinstance(seed, int) or source.metrics is None:
         return None
     reason = "Two runs that differ in the seed alone differ in AP. Compare settings over several seeds."
-    return Suggestion("Repeat with another seed", reason, [_train(source, f"train.seed={seed + 1}")])
+    return Suggestion("Repeat with another seed", reason, [_train(source, {"train.seed": seed + 1})])
 
 
-def _train(source: Source, override: str) -> str:
-    return f"detector train --cfg {_config(source)} {shlex.quote(override)}"
+def _train(source: Source, overrides: dict[str, Any]) -> str:
+    words = [shlex.quote(f"{key}={value}") for key, value in overrides.items()]
+    return " ".join(["detector train --cfg", _config(source), *words])
 
 
-def _larger_input(source: Source) -> str:
+def _larger_input(source: Source) -> dict[str, Any]:
     """Return the override for a short side that is a third larger, in multiples of 32 pixels."""
     side = source.setting("data.short_side")
     side = max(side) if isinstance(side, list) else side
-    return f"data.short_side={32 * math.ceil(side * 4 / 3 / 32)}" if isinstance(side, int) else "data.short_side=PIXELS"
+    return {"data.short_side": 32 * math.ceil(side * 4 / 3 / 32) if isinstance(side, int) else "PIXELS"}
 
 
 def _lower_nms(source: Source) -> float:
     now = source.setting("evaluation.nms_iou")
     return round(max(0.1, (now if isinstance(now, float) else 0.5) - 0.1), 2)
+
+
+def _gamma(source: Source) -> float:
+    gamma = source.setting("loss.classification.gamma")
+    return gamma if isinstance(gamma, int | float) else 2.0
+
+
+def _has_needed_losses(source: Source) -> bool:
+    return source.probe is not None and source.probe.losses.keys() >= NEEDED_LOSSES
 
 
 def _is_set(current: Any, advised: Any) -> bool:

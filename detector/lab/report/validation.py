@@ -36,7 +36,7 @@ def read_detections(source: Source, dataset: DetectionDataset) -> list[dict]:
         raise UserError("the folder has no detections.json")
     try:
         detections = read_json(file)
-        images, categories = ({found[key] for found in detections} for key in ("image_id", "category_id"))
+        images, categories = ({result[key] for result in detections} for key in ("image_id", "category_id"))
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{file}: no COCO results ({error})") from None
     if not images <= {record.image_id for record in dataset.records} or not categories <= set(dataset.category_ids):
