@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SMOOTHED_OVER = 1 / 20  # of the readings
+SMOOTHED_OVER = 1 / 10  # of the readings
 ENDS = 1 / 10  # of the readings make the start, and the end
 MAX_POINTS = 400  # of a curve on the page
 SETTLED = 0.05  # of the range of the curve
@@ -61,13 +61,13 @@ def read_series(rows: Sequence[dict], name: str) -> Series:
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """Return the centered moving averages of (N,) values over a twentieth of them, at least 3.
+    """Return the centered moving averages of (N,) values over a tenth of them, at least 3.
 
-    The averages at both ends are over the values that exist.
+    The window is symmetric at the start, where curves are steep. At the end it has the values that exist.
     """
     window = max(3, round(SMOOTHED_OVER * len(values)) // 2 * 2 + 1)
-    half = min(window // 2, len(values) - 1)
     sums = np.concatenate(([0.0], np.cumsum(values)))
     position = np.arange(len(values))
-    low, high = np.maximum(position - half, 0), np.minimum(position + half + 1, len(values))
+    half = np.minimum(window // 2, position)
+    low, high = position - half, np.minimum(position + half + 1, len(values))
     return (sums[high] - sums[low]) / (high - low)

@@ -17,6 +17,7 @@ MAX_SUGGESTIONS = 5
 BALANCED = {"data.sampler": "class_balanced"}
 WEAK = 0.75  # of the mean AP of the other classes
 LATE = 0.9  # a loss that settles after this part of the run still moves at the end
+SAME = 0.2  # relative difference of numbers that the advice does not mention
 NEEDED_LOSSES = {"cross_entropy", "focal", "ghm_c"}  # of a probe that the advisor can read
 
 
@@ -105,7 +106,7 @@ def _advised(source: Source, advice: list[Advice]) -> Suggestion | None:
         "Train with the advised settings",
         f"{instruments} other values than the config has.",
         [f"{command} --out advice.yaml", "detector train --cfg ./advice.yaml"],
-        [(step.key, step.reason) for step in advice],
+        [(f"{step.key}: {_flow(step.value)}", f"{step.reason.rstrip('.')}.") for step in advice],
     )
 
 
@@ -146,7 +147,7 @@ def _missing(source: Source) -> Suggestion | None:
         if source.probe is None:
             commands["the other losses on its scores"] = f"detector probe --checkpoint {_checkpoint(source)}"
         if source.census is None:
-            commands["its anchors"] = f"detector census --cfg {_config(source)}"
+            commands["the counts of its anchors"] = f"detector census --cfg {_config(source)}"
     if not commands:
         return None
     return Suggestion(
@@ -189,10 +190,19 @@ def _has_needed_losses(source: Source) -> bool:
 
 
 def _is_set(current: Any, advised: Any) -> bool:
-    """Whether a config's value has all values of an advised part."""
+    """Whether a config's value has all values of an advised part. Numbers may differ by a fifth."""
     if isinstance(advised, dict) and isinstance(current, dict):
         return all(_is_set(current.get(key), value) for key, value in advised.items())
+    if isinstance(advised, float) and isinstance(current, int | float):
+        return math.isclose(current, advised, rel_tol=SAME)
     return current == (advised["type"] if isinstance(advised, dict) else advised)
+
+
+def _flow(value: Any) -> str:
+    """Return an advised value as YAML on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name}: {text}" for name, text in value.items()) + "}"
+    return str(value)
 
 
 def _config(source: Source) -> str:

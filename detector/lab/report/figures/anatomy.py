@@ -4,11 +4,12 @@ import math
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from detector.core.plotting import plain
 from detector.evaluation.anatomy_result import Anatomy
 from detector.lab.report.figures import anatomy_readings as readings
-from detector.lab.report.figures.drawing import BACKGROUND, BLUE, GRAY, GREEN, ORANGE, Figure, draw
+from detector.lab.report.figures.drawing import BLUE, GRAY, GREEN, ORANGE, Figure, draw
 
 ERRORS = {  # TIDE's types
     "Bkg": "on background",
@@ -46,6 +47,7 @@ def _errors(anatomy: Anatomy) -> Figure:
             xlabel="AP50 that the repair of these errors adds",
             xlim=(0, 1.05 * max(anatomy.tide[name] for name in types) or 1),
         )
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="y", visible=False)
 
     return draw("Errors by their cost in AP50", readings.read_errors(anatomy), plot)
@@ -119,7 +121,7 @@ def _imbalance(anatomy: Anatomy) -> Figure:
     def plot(axes) -> None:
         names = ["{:.0f} to {:.0f}".format(*part.background_per_foreground) for part in parts]
         heights = [0 if math.isnan(part.AP) else part.AP for part in parts]
-        axes.bar(range(len(parts)), heights, color=BACKGROUND, width=0.6)
+        axes.bar(range(len(parts)), heights, color=BLUE, width=0.6)
         axes.set_xticks(range(len(parts)), names)
         axes.grid(axis="x", visible=False)
         axes.set(

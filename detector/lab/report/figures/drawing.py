@@ -90,5 +90,5 @@ def draw_curve(axes: Axes, series: Series, color: str, label: str = "") -> None:
     """Draw the moving averages of a series as a line, and its readings as pale points."""
     if len(series):
         raw, line = series.thinned(), series.smoothed().thinned()
-        axes.plot(raw.steps, raw.values, ".", color=color, alpha=0.28, markersize=2.5, markeredgewidth=0)
+        axes.plot(raw.steps, raw.values, ".", color=color, alpha=0.38, markersize=4, markeredgewidth=0)
         axes.plot(line.steps, line.values, color=color, label=label)

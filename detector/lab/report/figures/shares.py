@@ -17,19 +17,18 @@ Rows = dict[str, list[dict]]  # the rows of parts.csv by the name of a level or 
 
 
 def draw_parts(parts: list[dict]) -> list[Figure]:
-    """Draw the rows of parts.csv: first the levels, then the classes."""
-    figures = []
-    for kind, rows in zip(("level", "class"), levels_and_classes(parts), strict=True):
-        if len(next(iter(rows.values()), [])) > 1:
-            figures += [
-                draw(f"Shares of the {quantity}, by {kind}", _read_shares(rows, quantity),
-                     partial(draw_shares, rows, quantity), height=3)
-                for quantity in ("loss", "gradient")
-            ]  # fmt: skip
-        if rows:
-            height = max(1.6, 0.24 * min(MAX_BARS, len(rows)) + 0.8)
-            title = f"Background per foreground, by {kind}"
-            figures.append(draw(title, _read_ratios(rows), partial(draw_ratios, rows), height=height))
+    """Draw the rows of parts.csv: the shares over the training, then the ratios of background to foreground."""
+    kinds = {kind: rows for kind, rows in zip(("level", "class"), levels_and_classes(parts), strict=True) if rows}
+    figures = [
+        draw(f"Shares of the {quantity}, by {kind}", _read_shares(rows, quantity),
+             partial(draw_shares, rows, quantity), height=2.8)
+        for kind, rows in kinds.items() if len(next(iter(rows.values()))) > 1
+        for quantity in ("loss", "gradient")
+    ]  # fmt: skip
+    for kind, rows in kinds.items():
+        height = max(1.6, 0.24 * min(MAX_BARS, len(rows)) + 0.8)
+        title = f"Background per foreground, by {kind}"
+        figures.append(draw(title, _read_ratios(rows), partial(draw_ratios, rows), height=height))
     return figures
 
 

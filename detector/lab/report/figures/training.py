@@ -103,9 +103,9 @@ def _norms(measured: list[dict[str, float]]) -> Figure:
         axes.set(yscale="log", ylabel="elements", xlabel="gradient norm |p − target|")
         axes.legend()
 
-    outliers = [counts[-OUTLIER_BINS:].sum() / max(1, counts.sum()) for counts in (first, last)]
+    outliers = [counts[-OUTLIER_BINS:].sum() for counts in (first, last)]
     reading = (
-        f"Outliers, elements with a gradient norm of 0.9 or more, are {outliers[0]:.2%} of the elements in the first "
-        f"reading and {outliers[1]:.2%} in the last reading."
+        f"{outliers[0]:,.0f} elements are outliers (gradient norm of 0.9 or more) in the first reading, and "
+        f"{outliers[1]:,.0f} in the last reading."
     )
     return draw("Gradient norms", reading if names else "", plot)
