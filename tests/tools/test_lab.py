@@ -128,7 +128,7 @@ def test_the_advice_is_a_config(lab):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "nothing to report; looked for metrics.json"),
+        ({}, "metrics.json"),
         ({"probe.json": "{"}, "probe.json"),
         ({"census.json": "[]"}, "detector census"),
         ({"metrics.json": "{}"}, "AP"),
