@@ -8,7 +8,7 @@ import numpy as np
 
 from detector.data.dataset import DetectionDataset
 from detector.evaluation.anatomy import make_curves
-from detector.evaluation.tide import by_image, match
+from detector.evaluation.tide import Matches, by_image, match
 
 NUM_EXAMPLES = 3  # of each kind
 
@@ -60,25 +60,33 @@ def choose_examples(dataset: DetectionDataset, detections: Sequence[dict[str, An
     truth = dataset.ground_truth()
     matches = match(truth, detections)
     threshold = make_curves(matches, dataset.class_names).best_f1.score
-    images = by_image(truth, detections)
-    ends = np.cumsum([len(scores) for _, scores, *_ in images])
+    f1, num_objects = _f1_of_images(by_image(truth, detections), matches, threshold)
+    measured = np.flatnonzero(~np.isnan(f1)).tolist()
+    num = min(NUM_EXAMPLES, len(measured) // 2)
+    best = sorted(measured, key=lambda i: (-f1[i], -num_objects[i]))[:num]
+    worst = sorted(set(measured) - set(best), key=lambda i: (f1[i], -num_objects[i]))[:num]
+    best_examples, worst_examples = (
+        [Example(i, float(f1[i]), _boxes(truth, detections, i, threshold)) for i in chosen] for chosen in (best, worst)
+    )
+    return Examples(threshold, best_examples, worst_examples)
+
+
+def _f1_of_images(images: Sequence[tuple], matches: Matches, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the F1 of each image, NaN without objects and detections, and its number of objects.
+
+    images: those of `by_image`, in the order of the matches.
+    """
     counts = matches.score >= threshold
     f1, num_objects = np.full(len(images), np.nan), np.zeros(len(images), dtype=int)
+    end = 0
     for i, (_, scores, *_, crowd) in enumerate(images):
-        rows = slice(ends[i] - len(scores), ends[i])
+        rows, end = slice(end, end + len(scores)), end + len(scores)
         hits = int((matches.correct[rows] & counts[rows]).sum())
         shown = int((~matches.ignored[rows] & counts[rows]).sum())
         num_objects[i] = (~crowd).sum()
         if shown + num_objects[i]:
             f1[i] = 2 * hits / (shown + num_objects[i])
-    order = [int(i) for i in np.lexsort((-num_objects, -f1)) if not np.isnan(f1[i])]
-    num = min(NUM_EXAMPLES, len(order) // 2)
-    worst = sorted(order[len(order) - num :], key=lambda i: (f1[i], -num_objects[i]))
-    return Examples(
-        threshold=threshold,
-        best=[Example(i, float(f1[i]), _boxes(truth, detections, i, threshold)) for i in order[:num]],
-        worst=[Example(i, float(f1[i]), _boxes(truth, detections, i, threshold)) for i in worst],
-    )
+    return f1, num_objects
 
 
 def _boxes(truth: dict[str, Any], detections: Sequence[dict[str, Any]], index: int, threshold: float) -> list[Box]:

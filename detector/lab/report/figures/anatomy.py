@@ -23,6 +23,8 @@ ERRORS = {  # TIDE's types
 }
 MAX_CLASSES = 8  # in a legend
 MAX_COUNTS = 8  # classes of a confusion matrix that shows numbers
+MAX_NARROW = 20  # classes of a confusion matrix in one column of the page
+LABEL_POINTS = 450  # of all class names along a side of the confusion matrix
 
 
 def draw_anatomy(anatomy: Anatomy) -> list[Figure]:
@@ -67,12 +69,14 @@ def _confusion(anatomy: Anatomy) -> Figure:
         if len(names) <= MAX_COUNTS + 1:
             for (i, j), count in np.ndenumerate(counts):
                 axes.text(j, i, f"{count:.0f}", ha="center", va="center")
-        axes.set_xticks(range(len(names)), map(plain, names), rotation=90 if len(names) > 4 else 0)
-        axes.set_yticks(range(len(names)), map(plain, names))
+        size = min(8.5, LABEL_POINTS / len(names))
+        axes.set_xticks(range(len(names)), map(plain, names), rotation=90 if len(names) > 4 else 0, fontsize=size)
+        axes.set_yticks(range(len(names)), map(plain, names), fontsize=size)
         axes.set(xlabel="prediction", ylabel="truth")
 
-    size = max(2.5, min(8, 0.24 * len(names) + 1))
-    return draw("Confusion, background included", readings.read_confusion(anatomy.confusion), plot, height=size)
+    height = max(2.5, min(8, 0.24 * len(names) + 1))
+    reading, columns = readings.read_confusion(anatomy.confusion), 1 if len(names) > MAX_NARROW else 0
+    return draw("Confusion, background included", reading, plot, height=height, columns=columns)
 
 
 def _thresholds(anatomy: Anatomy) -> Figure:
