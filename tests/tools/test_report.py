@@ -11,7 +11,7 @@ import pytest
 from tiny import TINY
 from tools_run import run_tool
 
-from detector.config import config_from_text, to_yaml
+from detector.config import config_from_text, load_config, to_yaml
 from detector.core.files import write_json
 from detector.data.dataset import DetectionDataset, Record
 from detector.data.images import write_image
@@ -154,6 +154,10 @@ def test_the_suggestions_follow_from_the_numbers_and_their_commands_are_for_this
     assert all(shlex.split(command)[0] == "detector" and str(run) in command for command in commands)
     assert {"infer", "probe", "census", "train"} == {shlex.split(command)[1] for command in commands}
     assert "background" in steps[0].title + steps[0].reason, "the largest error comes first"
+    for command in commands:
+        _, name, _, config, *overrides = shlex.split(command)
+        if name == "train":
+            load_config(config, overrides)  # which refuses unknown keys and values
     without = suggest(dataclasses.replace(read_source(run), anatomy=None), None)
     assert any(shlex.split(command)[1] == "evaluate" for step in without for command in step.commands)
 
