@@ -1,6 +1,7 @@
 """The contents of the figures, read from matplotlib's artists, against numbers by hand."""
 
 import math
+import re
 from itertools import accumulate
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from detector.evaluation.coco import coco_metrics
 from detector.geometry.coders import DeltaCoder
 from detector.imbalance.probe import NORM_BINS, Probe
 from detector.imbalance.probe_result import ProbeResult
-from detector.lab.report import figures
+from detector.lab.report import figures, page
+from detector.lab.report.figures import drawing
+from detector.lab.report.series import MAX_POINTS, Series
 from detector.lab.report.sources import read_source
 from detector.lab.study.plan import Study
 from detector.lab.study.results import METRICS, make_tables
@@ -57,7 +60,7 @@ def ten() -> ProbeResult:
 
 def test_the_cumulative_curves_are_sorted_sums(ten, drawn):
     figures.draw_probe(ten)
-    for axes, label in zip(drawn[1], (0, 1), strict=True):
+    for (axes,), label in zip(drawn[3:5], (0, 1), strict=True):
         p_t = [1 - p if label else p for p, own in ANCHORS if own == label]
         for name, gamma in (("cross_entropy", 0), ("focal", 2)):  # alpha is the same for all of a side
             losses = sorted(-((1 - p) ** gamma) * math.log(p) for p in p_t)
@@ -68,7 +71,7 @@ def test_the_cumulative_curves_are_sorted_sums(ten, drawn):
 
 def test_the_density_counts_gradient_norms_and_the_weighted_density_adds_up_gradients(ten, drawn):
     figures.draw_probe(ten)
-    density, weighted = drawn[2]
+    (density,), (weighted,) = drawn[1:3]
     for patch, label in zip(density.patches, (0, 1), strict=True):
         norms = [p if label else 1 - p for p, y in ANCHORS if y == label]
         counts = [sum(int(g * NORM_BINS) == i for g in norms) for i in range(NORM_BINS)]
@@ -170,7 +173,7 @@ def test_shares_of_levels_and_classes_are_stacked_over_the_training(drawn):
              for step in (0, 20, 40)]  # fmt: skip
     half = [parts[0] | {"step": 60}, {"step": 60, "part": "P4", "num_fg": 3}]  # as a killed run leaves it
     figures.draw_training(steps, parts + half)
-    levels, classes = drawn[4]
+    (levels,), (classes,) = drawn[6], drawn[8]  # of the gradient
     for axes, names in ((levels, ("P3", "P4")), (classes, ("class a", "class b"))):
         edges = [0, *accumulate(share for name in names for share in shares[name])]
         for layer, low, high in zip(axes.collections, edges, edges[1:], strict=False):
@@ -178,11 +181,67 @@ def test_shares_of_levels_and_classes_are_stacked_over_the_training(drawn):
             assert set(path.vertices[:, 0]) == {0, 20, 40}
             assert {round(y, 6) for y in path.vertices[:, 1]} == {round(low, 6), round(high, 6)}
         assert len(axes.collections) == 4 and edges[-1] == pytest.approx(1)
-    for axes, names in zip(drawn[5], (("P4", "P3"), ("b", "a")), strict=True):
+    ratios = [drawn[9][0], drawn[10][0]]
+    for axes, names in zip(ratios, (("P4", "P3"), ("b", "a")), strict=True):
         assert [label.get_text() for label in axes.get_yticklabels()] == list(names)
-    assert [bar.get_width() for bar in drawn[5][0].patches] == [0, 9]  # P4 had no foreground
-    assert [bar.get_width() for bar in drawn[5][1].patches] == [0, 14]
-    assert len(figures.draw_training(steps, [])) == 3, "a run without parts.csv"
+    assert [bar.get_width() for bar in ratios[0].patches] == [0, 9]  # P4 had no foreground
+    assert [bar.get_width() for bar in ratios[1].patches] == [0, 14]
+    assert len(figures.draw_training(steps, [])) == 5, "a run without parts.csv"
+
+
+def test_noisy_curves_are_averages_over_their_pale_readings(drawn):
+    values = [1 + (-1) ** step for step in range(100)]
+    steps = [{"step": step, "fg_gradient_share": value / 2} for step, value in enumerate(values)]
+    figures.draw_training(steps, [])
+    (axes,) = drawn[1]
+    raw, line = axes.get_lines()
+    assert list(raw.get_ydata()) == [value / 2 for value in values] and raw.get_alpha() < 0.5
+    means = [sum(values[i - 5 : i + 6]) / 22 for i in range(5, 95)]  # over eleven of a hundred readings
+    assert list(line.get_ydata()[5:-5]) == pytest.approx(means)
+    many = Series(np.arange(100_000), np.sin(np.arange(100_000)))
+    assert len(many.thinned()) == MAX_POINTS and np.abs(many.smoothed().values[1000:]).max() < 0.05
+
+
+def test_a_curve_settles_where_it_stays_near_its_end():
+    values = np.concatenate((np.linspace(9, 1, 80), np.full(320, 1.0)))
+    assert Series(np.arange(400), values).settled_at() == pytest.approx(80, abs=15)
+    rising = Series(np.arange(400), np.linspace(0, 1, 400))
+    assert rising.settled_at() > 360
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*\.?\d*", text)]
+
+
+def test_the_readings_have_the_numbers_of_their_data(ten):
+    rows = [{"step": 0, "loss": 4, "fg_gradient_share": 0.9}, {"step": 1, "loss": 1, "fg_gradient_share": 0.25}]
+    loss, gradient = figures.draw_training(rows, [])
+    assert numbers(loss.reading)[:2] == [4, 1] and numbers(gradient.reading) == [90, 25]
+    readings = {figure.title: figure.reading for figure in figures.draw_probe(ten)}
+    # two of seven background elements have a norm below 0.1, and no foreground element has 0.9
+    assert numbers(readings["Gradient norms of the elements"])[0] == 29
+    shares = {name: loss.gradient_foreground for name, loss in ten.losses.items()}
+    assert {round(100 * share) for share in shares.values()} <= set(numbers(readings["Shares of the gradient"]))
+
+
+def test_all_colors_can_be_read_on_both_pages():
+    css = (Path(page.__file__).parent / "page.css").read_text()
+    surfaces = [color for name in ("page", "card") for color in re.findall(f"--{name}: (#......)", css)]
+    inks = [color for name in ("ink", "soft", "link") for color in re.findall(f"--{name}: (#......)", css)]
+    assert len(surfaces) == 4 and len(inks) == 6
+    assert min(contrast(a, b) for a in drawing.COLORS for b in surfaces) > 3
+    for scheme in (0, 1):  # light, dark
+        assert min(contrast(a, b) for a in inks[scheme::2] for b in surfaces[scheme::2]) > 4.5
+
+
+def contrast(*colors: str) -> float:
+    """The contrast of WCAG 2: (L1 + 0.05) / (L2 + 0.05) of the relative luminances."""
+    luminances = []
+    for color in colors:
+        channels = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+        linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+        luminances.append(float(linear @ [0.2126, 0.7152, 0.0722]) + 0.05)
+    return max(luminances) / min(luminances)
 
 
 def test_an_incomplete_number_ends_the_rows(tmp_path: Path):

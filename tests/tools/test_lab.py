@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -127,7 +128,7 @@ def test_the_advice_is_a_config(lab):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "nothing to report; looked for metrics.json"),
+        ({}, "metrics.json"),
         ({"probe.json": "{"}, "probe.json"),
         ({"census.json": "[]"}, "detector census"),
         ({"metrics.json": "{}"}, "AP"),
@@ -184,7 +185,7 @@ def test_the_page_says_what_the_census_and_the_anatomy_found(lab):
     assert found["AP by object size"][1][0] == f"{anatomy['by_size']['small']:.3f}"
     assert found["Crowding"][1][0] == f"{census['crowding']['mean_max_iou']:.3f}"
     alphas = census["remedies"]["alpha"]
-    assert found["Remedies: alpha at which the first scores pull alike"] == [
+    assert found["Remedies: alpha that balances the gradient at the start"] == [
         [f"gamma {gamma}" for gamma in alphas],
         [f"{alpha:.3f}" for alpha in alphas.values()],
     ]
@@ -205,8 +206,11 @@ def test_two_runs_side_by_side(lab):
     assert differences["train.epochs"] == ["4", "1"]
     assert all(key.startswith(("loss.classification.", "train.epochs")) for key in differences)
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (run_of(lab), lab / "other")]
-    assert [row[1] for row in found["Summary"][1:]] == [f"{one['AP']:.3f}" for one in metrics]
-    assert (lab / "two.html").read_text().count('aria-label="COCO metrics side by side"') == 1
+    assert [row[1] for row in found["Comparison"][1:]] == [f"{one['AP']:.3f}" for one in metrics]
+    page = (lab / "two.html").read_text()
+    assert page.count('aria-label="COCO metrics side by side"') == 1
+    assert sum(len(data) for data in re.findall('data:image/jpeg;base64,([^"]*)', page)) < 1_500_000
+    assert page.count("data:image/jpeg") == 2 * 4, "two best and two worst of four images, of each run"
 
 
 @pytest.fixture(scope="module")
@@ -236,8 +240,9 @@ def test_the_page_in_a_browser(lab, browser, scheme, width, tmp_path):
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
     assert page.locator("script").count() == 0, "a folder's name came out as a script"
 
-    figures = page.locator("figure")
-    assert figures.count() == 2 + 6 + 4 + 4 + 3  # study, training, anatomy, probe, census
+    figures = page.locator("figure.chart")
+    # anatomy, classes, training with two levels and six classes, probe, census, study
+    assert figures.count() == 6 + 1 + 5 + 3 + 3 + 7 + 4 + 2
     for i in range(figures.count()):
         picture = tmp_path / f"{i}.png"
         figures.nth(i).locator("svg").screenshot(path=picture)
@@ -245,9 +250,20 @@ def test_the_page_in_a_browser(lab, browser, scheme, width, tmp_path):
         paper = np.median(pixels.reshape(-1, 3), axis=0)
         ink = (np.abs(pixels - paper).sum(axis=2) > 90).mean()
         assert ink > 0.005, f"figure {i}: {ink:.1%} of its pixels are drawn"
-        assert pixels.shape[1] > 0.8 * (width if width < 960 else 900) - 60
+        assert pixels.shape[1] > 0.8 * (width if width < 960 else 400) - 60
     paper = cv2.imread(str(tmp_path / "0.png"))[2, 2]  # a corner, without ink
     assert (paper.mean() < 60) == (scheme == "dark")
     names = [figures.nth(i).locator("svg").get_attribute("aria-label") for i in range(figures.count())]
     assert len(set(names)) == len(names) and all(names)
+
+    levels = [int(tag[1]) for tag in page.eval_on_selector_all("h1, h2, h3, h4", "all => all.map(h => h.tagName)")]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False)), "a heading skips a level"
+    links = page.eval_on_selector_all("nav a", "all => all.map(a => a.hash.slice(1))")
+    assert links and all(page.locator(f"[id='{link}']").count() == 1 for link in links)
+    pictures = page.locator(".pictures svg")
+    assert pictures.count() == 4
+    assert page.locator(".pictures rect.missed").count() == sum(
+        int(pictures.nth(i).get_attribute("aria-label").split(", ")[-1].split()[0]) for i in range(4)
+    )
     page.close()

@@ -1,1 +1,1 @@
-"""One self-contained HTML page of whatever runs, probes, censuses and studies have left in their folders."""
+"""The report: one self-contained HTML page of runs, probes, censuses and studies."""

@@ -1,32 +1,37 @@
-"""Each part of a report as tables: what a figure would only blur."""
+"""The tables of a report: exact numbers that a figure does not show."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from detector.evaluation.anatomy_result import Anatomy
+from detector.evaluation.metrics import ClassMetrics
 from detector.imbalance.census_result import Census
+from detector.lab.report.wording import number
 from detector.lab.study.results import difference_cells, mean_cells
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """title; columns; rows of texts."""
+    """A title, the columns' names, and rows of texts."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    return "none" if value is None or math.isnan(value) else f"{value:,.{digits}f}"
+def classes(per_class: dict[str, ClassMetrics]) -> Table:
+    """Return AP and AP50 of each class."""
+    rows = [[name, number(values.AP), number(values.AP50)] for name, values in per_class.items()]
+    return Table("AP of all classes", ["class", "AP", "AP50"], rows)
 
 
 def study(tables: dict) -> list[Table]:
+    """Return the means and the paired tests of a study."""
     return [Table("Means", *mean_cells(tables)), Table("Paired tests", *difference_cells(tables))]
 
 
 def anatomy(anatomy: Anatomy) -> list[Table]:
+    """Return AP by size, the separation of the anchors, and the boxes at the border."""
     sizes, scores, border = anatomy.by_size, anatomy.anchor_level, anatomy.at_border
     tables = [Table("AP by object size", list(sizes), [[number(value) for value in sizes.values()]])]
     if scores is not None:
@@ -39,6 +44,7 @@ def anatomy(anatomy: Anatomy) -> list[Table]:
 
 
 def census(census: Census) -> list[Table]:
+    """Return the counts by size, the crowding, and the remedies."""
     remedies = census.remedies
     factors = remedies.repeat_factors
     values = [
@@ -51,7 +57,7 @@ def census(census: Census) -> list[Table]:
         _sizes(census),
         *_crowding(census),
         Table(
-            "Remedies: alpha at which the first scores pull alike",
+            "Remedies: alpha that balances the gradient at the start",
             [f"gamma {gamma}" for gamma in remedies.alpha],
             [[number(alpha) for alpha in remedies.alpha.values()]],
         ),

@@ -3,55 +3,101 @@
 import math
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from detector.core.plotting import plain
-from detector.imbalance.census_result import Census
-from detector.lab.report.figures.drawing import COLORS, Figure, draw
+from detector.imbalance.census_result import AnchorSuggestion, Census, Histogram
+from detector.lab.report.figures.drawing import BACKGROUND, BLUE, FOREGROUND, GRAY, Figure, draw
+from detector.lab.report.wording import counted, number, percent, ratio, short
+
+MAX_CLASSES = 30
 
 
 def draw_census(census: Census) -> list[Figure]:
     """Draw a census. The fit of the anchors is left out where there are no objects."""
-
-    def anchors(levels, images) -> None:
-        rows = census.by_level
-        left = np.zeros(len(rows))
-        for kind in ("foreground", "ignored", "background"):
-            counts = np.array([getattr(row, kind) for row in rows], dtype=float)
-            levels.barh([row.level for row in rows], counts, left=left, label=kind)
-            left += counts
-        levels.set(xscale="symlog", xlabel="anchors (logarithmic)")
-        levels.legend()
-        quantiles = census.by_image.background_per_foreground.quantiles
-        shown = [(int(q), v) for q, v in quantiles.items() if not math.isnan(v)]
-        images.plot([v for _, v in shown], [q for q, _ in shown], marker="o")
-        images.set(xscale="log", xlabel="background per foreground anchor", ylabel="% of images below", ylim=(0, 102))
-
-    def classes(axes) -> None:
-        rows = sorted(census.by_class, key=lambda row: row.objects)[-30:]
-        place = np.arange(len(rows))
-        axes.barh(place + 0.2, [row.objects for row in rows], height=0.4, label="objects")
-        axes.barh(place - 0.2, [row.foreground for row in rows], height=0.4, label="foreground anchors")
-        axes.set_yticks(place, [plain(row.name) for row in rows])
-        axes.set(xscale="symlog", xlabel="number (logarithmic)")
-        axes.legend()
-
-    ratio = 0 if math.isnan(census.ratio) else census.ratio
-    figures = [
-        draw("Anchors of each level, and of each image", f"{ratio:,.0f} background anchors for each "
-             "foreground one. The right curve shows how unequal the images are.", anchors, columns=2),
-        draw("Classes", "The longest bar against the shortest is the imbalance among classes.", classes,
-             height=max(2.2, 0.35 * min(30, len(census.by_class)))),
-    ]  # fmt: skip
-    if (histogram := census.max_iou) and (suggestion := census.anchor_suggestion):
-
-        def iou(axes) -> None:
-            axes.stairs(histogram.counts, histogram.edges, fill=True, color=COLORS[0])
-            axes.set(xlabel="IoU of an object with its best anchor", ylabel="objects")
-
-        recall = suggestion.recall
-        caption = (
-            f"Objects left of the assigner's threshold are matched badly or not at all: {recall.now:.1%} are right "
-            f"of it, {recall.suggested:.1%} with the suggested anchors."
-        )
-        figures.append(draw("How well the anchors fit", caption, iou, height=2.8))
+    figures = [_levels(census), _images(census), _classes(census)]
+    if census.max_iou is not None and census.anchor_suggestion is not None:
+        figures.append(_fit(census.max_iou, census.anchor_suggestion))
     return figures
+
+
+def _levels(census: Census) -> Figure:
+    rows = census.by_level[::-1]
+    kinds = {"foreground": FOREGROUND, "ignored": GRAY, "background": BACKGROUND}
+
+    def plot(axes) -> None:
+        for i, (kind, color) in enumerate(kinds.items()):
+            position = np.arange(len(rows)) + 0.26 * (1 - i)
+            axes.barh(position, [getattr(row, kind) for row in rows], height=0.24, label=kind, color=color)
+        axes.set_yticks(range(len(rows)), [row.level for row in rows])
+        axes.set(xscale="symlog", xlabel="anchors (logarithmic)")
+        axes.grid(axis="y", visible=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+
+    total = census.anchors.foreground
+    reading = ""
+    if total:
+        most = max(rows, key=lambda row: row.foreground)
+        reading = f"{most.level} has {percent(most.foreground / total)} of the {total:,} foreground anchors."
+    return draw("Anchors of each level", reading, plot, height=max(2.2, 0.5 * len(rows) + 1))
+
+
+def _images(census: Census) -> Figure:
+    quantiles = census.by_image.background_per_foreground.quantiles
+    shown = [(int(q), v) for q, v in quantiles.items() if not math.isnan(v)]
+
+    def plot(axes) -> None:
+        axes.plot([v for _, v in shown], [q for q, _ in shown], marker="o", markersize=4)
+        axes.set(xscale="log", xlabel="background per foreground anchor", ylabel="% of images below", ylim=(0, 102))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+
+    reading = (
+        f"Half of the images have fewer than {ratio(quantiles['50'])} background anchors for each foreground anchor; "
+        f"the range is {ratio(quantiles['0'])} to {ratio(quantiles['100'])}."
+        if shown
+        else ""
+    )
+    return draw("Imbalance of each image", reading, plot)
+
+
+def _classes(census: Census) -> Figure:
+    rows = sorted(census.by_class, key=lambda row: row.objects)[-MAX_CLASSES:]
+
+    def plot(axes) -> None:
+        position = np.arange(len(rows))
+        axes.barh(position + 0.2, [row.objects for row in rows], height=0.38, label="objects", color=BLUE)
+        foreground = [row.foreground for row in rows]
+        axes.barh(position - 0.2, foreground, height=0.38, label="foreground anchors", color=GRAY)
+        axes.set_yticks(position, [plain(row.name) for row in rows])
+        axes.set(xscale="symlog", xlabel="number (logarithmic)")
+        axes.grid(axis="y", visible=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+
+    return draw("Objects of each class", _read_classes(census), plot, height=max(2.2, 0.28 * len(rows) + 1))
+
+
+def _read_classes(census: Census) -> str:
+    present = sorted((row for row in census.by_class if row.objects), key=lambda row: row.objects)
+    if not present:
+        return ""
+    most, least = present[-1], present[0]
+    text = f"{short(most.name)} has {counted(most.objects, 'object')}"
+    if most is least:
+        return f"{text}."
+    times = ratio(most.objects / least.objects)
+    return f"{text}, {times} times as many as {short(least.name)} ({least.objects:,})."
+
+
+def _fit(histogram: Histogram, suggestion: AnchorSuggestion) -> Figure:
+    def plot(axes) -> None:
+        axes.stairs(histogram.counts, histogram.edges, fill=True, color=BLUE)
+        axes.set(xlabel="IoU of an object with its best anchor", ylabel="objects")
+
+    recall, iou = suggestion.recall, suggestion.mean_max_iou
+    reading = (
+        f"{percent(recall.now)} of the objects have an anchor that overlaps them enough (mean IoU "
+        f"{number(iou.now, 2)}); with the suggested anchors {percent(recall.suggested)} ({number(iou.suggested, 2)})."
+    )
+    return draw("Fit of the anchors", reading, plot)

@@ -1,0 +1,95 @@
+"""Readings of the figures of a probe: a sentence each."""
+
+import math
+
+import numpy as np
+
+from detector.imbalance.probe_result import ProbeResult
+from detector.lab.report.wording import percent, ratio, short
+
+HARDEST = 0.01  # of the elements
+LOW, HIGH = 0.25, 0.75  # scores that a reading compares
+REFERENCE = "cross_entropy"
+
+
+def chosen(probe: ProbeResult) -> list[str]:
+    """Return the losses that the figures color. The first is the loss that the readings describe.
+
+    They are the loss of the training, cross entropy, and the losses that give foreground the most and the least of the
+    gradient.
+    """
+    losses = probe.losses
+    trained = str(probe.trained_with.get("type", ""))
+    ranked = sorted(losses, key=lambda name: losses[name].gradient_foreground)
+    names = [trained, REFERENCE, ranked[-1], ranked[0]]
+    return list(dict.fromkeys(name for name in names if name in losses))
+
+
+def read_budget(probe: ProbeResult) -> str:
+    """Compare the shares of the gradient that the losses give to foreground."""
+    losses, name = probe.losses, chosen(probe)[0]
+    shares = {loss: losses[loss].gradient_foreground for loss in losses}
+    low, high = (pick(shares, key=shares.__getitem__) for pick in (min, max))
+    text = f"{_title(probe, name)} gives foreground {percent(shares[name])} of the gradient"
+    return f"{text}; the range is {percent(shares[low])} ({short(low)}) to {percent(shares[high])} ({short(high)})."
+
+
+def read_norms(probe: ProbeResult) -> str:
+    """State how much of the background is easy, and how much of the foreground is an outlier."""
+    elements = probe.elements
+    foreground = elements["foreground"] + elements["foreground_outlier"]
+    background = elements["easy_background"] + elements["hard_background"] + elements["background_outlier"]
+    if not foreground or not background:
+        return ""
+    return (
+        f"{percent(elements['easy_background'] / background)} of the background elements are easy (norm below 0.1), "
+        f"and {percent(elements['foreground_outlier'] / foreground)} of the foreground elements are outliers (0.9 or "
+        "more)."
+    )
+
+
+def read_weighted(probe: ProbeResult) -> str:
+    """State the gradient norm above which half of the gradient is."""
+    name = chosen(probe)[0]
+    edges, shares = np.array(probe.gradient_norm.edges), np.array(probe.losses[name].reweighted)
+    if not np.isfinite(shares).all() or not shares.sum():
+        return ""
+    middle = edges[1:][np.searchsorted(np.cumsum(shares) / shares.sum(), 0.5)]
+    return f"Half of the gradient of {short(name)} is on elements with a norm above {middle:.2f}."
+
+
+def read_cumulative(probe: ProbeResult, kind: str) -> str:
+    """State how much of the loss the hardest hundredth of the elements has."""
+    shares = {name: _of_hardest(probe, name, kind) for name in probe.losses}
+    shares = {name: share for name, share in shares.items() if not math.isnan(share)}
+    name = chosen(probe)[0]
+    if name not in shares:
+        return ""
+    most = max(shares, key=shares.__getitem__)
+    text = f"With {short(name)} the hardest 1% of the {kind} elements have {percent(shares[name])} of their loss"
+    return f"{text}." if most == name else f"{text}, with {short(most)} {percent(shares[most])}."
+
+
+def read_by_score(probe: ProbeResult, kind: str) -> str:
+    """Compare the loss of hard elements with that of easy elements."""
+    name = chosen(probe)[0]
+    curve = probe.losses[name].loss_by_p
+    means = {p: mean for p, mean in zip(curve.p, getattr(curve, kind), strict=True) if mean > 0}
+    if len(means) < 2:
+        return ""
+    low, high = (min(means, key=lambda p: abs(p - near)) for near in (LOW, HIGH))
+    easy, hard = (low, high) if kind == "background" else (high, low)
+    times = ratio(means[hard] / means[easy])
+    scores = f"of score {hard:.2f} costs {times} times as much as an element of score {easy:.2f}"
+    return f"With {short(name)} a {kind} element {scores}."
+
+
+def _title(probe: ProbeResult, name: str) -> str:
+    return f"{short(name)}, the loss of the training," if name == probe.trained_with.get("type") else short(name)
+
+
+def _of_hardest(probe: ProbeResult, name: str, kind: str) -> float:
+    curve = probe.losses[name].cumulative[kind]
+    if not curve.elements or not np.isfinite(curve.loss).all():
+        return math.nan
+    return 1 - float(np.interp(1 - HARDEST, curve.elements, curve.loss))
