@@ -48,7 +48,19 @@ Module = Annotated[str, AfterValidator(_import_unless_for_inference)]
 
 
 class Config(Settings):
-    """The complete config."""
+    """The complete config.
+
+    Attributes:
+        imports: Python modules that register parts. They are in the working folder or in a folder of PYTHONPATH.
+        data: the images, their sizes, and how training changes them.
+        model: the network.
+        assigner: the rule that makes priors foreground, background or ignored.
+        anchor_sampler: chooses the priors that the classification loss counts.
+        loss: the losses.
+        train: the length and speed of the training, and its records.
+        faults: the reaction to errors during a training.
+        evaluation: the detections and the metrics.
+    """
 
     imports: list[Module] = []  # the first field: fields are validated in order, and these modules register parts
     data: DataSettings

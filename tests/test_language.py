@@ -38,7 +38,15 @@ def prose() -> Iterator[tuple[str, str]]:
         yield from ((f"{path.relative_to(REPO)}:{line}", text) for line, text in python_prose(path))
     for path in sorted((REPO / "configs").rglob("*.yaml")):
         yield str(path.relative_to(REPO)), path.read_text(encoding="utf-8")
-    for path in sorted((*REPO.glob("*.md"), *(REPO / "tools").rglob("*.md"), *(REPO / "detector").glob("*.md"))):
+    for path in sorted(
+        (
+            *REPO.glob("*.md"),
+            *REPO / "tools/README.md",
+            REPO / "tools/benchmarks/README.md",
+            REPO / "configs/README.md",
+            *(REPO / "detector").glob("*.md"),
+        )
+    ):
         yield str(path.relative_to(REPO)), CODE.sub("X", path.read_text(encoding="utf-8"))
 
 

@@ -101,6 +101,7 @@ def update(text: str) -> str:
 
 
 def _keys_of(settings: type[Settings], prefix: str) -> Iterator[Key]:
+    described = documented_arguments(inspect.getdoc(settings) or "")
     for name, annotation, info in _fields(settings):
         if inspect.isclass(annotation) and issubclass(annotation, Settings):
             yield from _keys_of(annotation, f"{prefix}{name}.")
@@ -110,7 +111,7 @@ def _keys_of(settings: type[Settings], prefix: str) -> Iterator[Key]:
                 f"{prefix}{name}",
                 _values(annotation),
                 "" if default is PydanticUndefined else _yaml(default),
-                " ".join((info.description or "").split()),
+                described.get(name, ""),
             )
 
 
@@ -136,8 +137,10 @@ def _choices(annotation: Any) -> Iterator[ChosenFrom]:
 
 
 def _part(name: str, owner: Callable[..., Any]) -> PartReference:
-    documentation = inspect.getdoc(owner) or ""
-    described = documented_arguments(documentation) | documented_arguments(inspect.getdoc(_constructor(owner)) or "")
+    classes = inspect.getmro(owner)[:-1] if inspect.isclass(owner) else (owner,)
+    described: dict[str, str] = {}
+    for documented in reversed(classes):  # a subclass replaces the descriptions of its base
+        described |= documented_arguments(inspect.getdoc(documented) or "")
     parameters = [
         Key(
             parameter.name,
@@ -148,17 +151,13 @@ def _part(name: str, owner: Callable[..., Any]) -> PartReference:
         for parameter in inspect.signature(owner, eval_str=True).parameters.values()
         if parameter.kind is parameter.KEYWORD_ONLY
     ]
-    summary = " ".join(documentation.partition("\n\n")[0].split())
+    summary = " ".join((inspect.getdoc(owner) or "").partition("\n\n")[0].split())
     return PartReference(name, summary, parameters)
 
 
-def _constructor(owner: Callable[..., Any]) -> Callable[..., Any]:
-    return getattr(owner, "__init__", owner) if inspect.isclass(owner) else owner
-
-
 def documented_arguments(docstring: str) -> Mapping[str, str]:
-    """Return the text of each argument in the section `Args:` of a docstring in Google style."""
-    section = re.search(r"^Args:\n((?:[ ]{4}.*\n?|\n)+)", docstring, re.MULTILINE)
+    """Return the text of each name in the section `Args:` or `Attributes:` of a docstring in Google style."""
+    section = re.search(r"^(?:Args|Attributes):\n((?:[ ]{4}.*\n?|\n)+)", docstring, re.MULTILINE)
     entries = re.findall(r"^ {4}(\w+): ?((?:.*\n?)(?:^ {5,}.*\n?)*)", section[1] if section else "", re.MULTILINE)
     return {name: " ".join(text.split()) for name, text in entries}
 

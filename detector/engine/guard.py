@@ -24,7 +24,7 @@ class FaultSettings(Settings):
     Attributes:
         bad_step: whether a step that must not be taken stops the run or is skipped. In this step, the loss or its
             gradient is not finite, or the loss is above `spike_factor` times its running mean.
-        spike_factor: null for no limit.
+        spike_factor: a loss above this multiple of its running mean is refused. null has no limit.
         out_of_memory: stop the run, or halve the number of images that are computed together.
         max_unreadable: the number of unreadable images that other images may replace.
     """

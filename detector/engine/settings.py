@@ -25,23 +25,23 @@ class TrainSettings(Settings):
         batch_size: the number of images of a batch, of all processes together.
         accumulation: the number of batches of an optimizer step.
         seed: the random seed of the weights, the order of the images and the transforms.
-        device: see `choose_device`.
-        precision: the number format of the network; see `choose_dtype`.
+        device: auto uses a GPU if PyTorch finds one, and the CPU otherwise.
+        precision: the number format of the network. auto is bf16 on devices with hardware for it, and fp32 on others.
         optimizer: SGD with momentum, or AdamW.
         lr: the peak learning rate.
         weight_decay: the weight decay.
-        momentum: of SGD.
+        momentum: the momentum of SGD.
         backbone_lr_scale: the factor of the learning rate of the backbone.
         decay_norms_and_biases: whether weight decay also applies to norms and biases.
-        schedule: see `learning_rate`.
+        schedule: the learning rate falls at the milestones (step), along a cosine to 0 (cosine), or stays (constant).
         milestones: fractions of the run, for the schedule `step`.
         step_factor: the factor of the learning rate at each milestone.
         warmup_steps: the number of warm-up steps, at most a tenth of the run.
         warmup_factor: the factor of the learning rate at step 0.
-        clip_norm: the largest norm of the gradient, or null.
-        ema_decay: the decay of the moving average of the model, or null for no average; see `ModelEMA`.
+        clip_norm: the largest norm of the gradient; longer gradients are scaled to it. null does not scale.
+        ema_decay: the decay of the moving average of the weights, which is evaluated and saved. null has no average.
         compile: whether torch.compile compiles the model, once for the image size of each bucket.
-        channels_last: the memory format; see `choose_memory_format`.
+        channels_last: whether feature maps have the channels last in memory. auto is false for fp32 on a CPU.
         evaluate_every: epochs between evaluations. 0 evaluates only at the end.
         log_every: steps between progress lines.
         meter_every: steps between readings of the meters. A reading costs a part of the time of a step.

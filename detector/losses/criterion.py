@@ -80,7 +80,8 @@ class LossSettings(Settings):
         classification: the loss of the class scores.
         box: the box loss, or a list of box losses with weights.
         box_weight: a factor of all box terms.
-        normaliser: the rule for the number that divides the losses (see `Criterion`).
+        normaliser: the number that divides the losses: the foreground count of the step over all processes (global) or
+            of each process (local), the running mean of that count (ema), or the count of each image (image).
     """
 
     classification: Annotated[Part[ClassificationLoss], ChosenFrom(CLASSIFICATION_LOSSES, "focal")] = Field(

@@ -81,8 +81,8 @@ def _f1_of_images(images: Sequence[tuple], matches: Matches, threshold: float) -
     end = 0
     for i, (_, scores, *_, crowd) in enumerate(images):
         rows, end = slice(end, end + len(scores)), end + len(scores)
-        hits = int((matches.correct[rows] & counts[rows]).sum())
-        shown = int((~matches.ignored[rows] & counts[rows]).sum())
+        hits = int((matches.is_correct[rows] & counts[rows]).sum())
+        shown = int((~matches.is_ignored[rows] & counts[rows]).sum())
         num_objects[i] = (~crowd).sum()
         if shown + num_objects[i]:
             f1[i] = 2 * hits / (shown + num_objects[i])
@@ -102,13 +102,13 @@ def _boxes(truth: dict[str, Any], detections: Sequence[dict[str, Any]], index: i
     ((boxes, scores, labels, objects, object_labels, crowd),) = by_image(image_truth, shown)
     missed = [
         Box(*box, "missed", names[label])
-        for box, label, is_found in zip(objects[~crowd].tolist(), object_labels[~crowd], matches.found, strict=True)
+        for box, label, is_found in zip(objects[~crowd].tolist(), object_labels[~crowd], matches.is_found, strict=True)
         if not is_found
     ]
     detected = [
         Box(*box, "right" if is_correct else "wrong", f"{names[label]} {score:.2f}")
         for box, score, label, is_correct, is_ignored in zip(
-            boxes.tolist(), scores, labels, matches.correct, matches.ignored, strict=True
+            boxes.tolist(), scores, labels, matches.is_correct, matches.is_ignored, strict=True
         )
         if not is_ignored
     ]

@@ -57,7 +57,7 @@ def _number(source: Source, key: str, default: int = 0) -> int:
 
 
 def _text(source: Source, *keys_and_texts: str) -> str:
-    """Join the texts whose keys have a value, with the value in the place of `{}`."""
+    """Join the texts whose keys have a value, with the value in place of `{}`."""
     pairs = zip(keys_and_texts[::2], keys_and_texts[1::2], strict=True)
     return _joined(*(text.format(_plain(value)) for key, text in pairs if (value := source.setting(key)) is not None))
 
