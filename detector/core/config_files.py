@@ -1,4 +1,7 @@
-"""Functions that read the files of a config: a YAML file, given by its name or its path, and its `base` files."""
+"""Functions that read the files of a config: a YAML file, given by its name or its path, and its `base` files.
+
+A base is relative to the file that names it. A name without a folder can also be a file of the project.
+"""
 
 import os
 from pathlib import Path
@@ -94,6 +97,8 @@ def _read_file(path: Path, below: tuple[Path, ...] = ()) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for base in bases:
         file = path.parent / os.path.expanduser(base)
+        if not (file.is_file() or os.path.dirname(base)):
+            file = CONFIGS / base
         if not file.is_file():
             raise UserError(f"{path}: base: there is no file {file}", "correct the path")
         merged = merge(merged, _read_file(file, files))
