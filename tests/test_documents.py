@@ -19,7 +19,7 @@ from detector.config import load_config
 from detector.data.images import write_image
 
 DOCUMENTS = ("README.md", "tools/README.md", "configs/README.md", "tools/benchmarks/README.md", "CONTRIBUTING.md")
-SHORT = ("train.epochs=1", "train.device=cpu", "train.batch_size=2", "data.num_workers=0", "model.width=16")
+SHORT = ("train.epochs=1", "train.device=cpu", "train.batch_size=2", "data.num_workers=0", "model.width=64")
 SHORT += ("data.short_side=64", "data.long_side=96", "model.weights=null", "train.log_every=1")
 SCENES = tuple(f"data.{split}.{key}" for split in ("train", "val") for key in ("image_size=64", "num_images=8"))
 
@@ -57,7 +57,7 @@ def at_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the folder the working folder, and every training short."""
 
     def load(path, overrides=(), *arguments, **options):
-        is_drawn = "photos" not in " ".join(overrides)
+        is_drawn = "retina_focal" in path and not any(text.startswith("data.") for text in overrides)
         return load_config(path, [*overrides, *SHORT, *(SCENES if is_drawn else ())], *arguments, **options)
 
     monkeypatch.chdir(folder)

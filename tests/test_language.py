@@ -38,15 +38,8 @@ def prose() -> Iterator[tuple[str, str]]:
         yield from ((f"{path.relative_to(REPO)}:{line}", text) for line, text in python_prose(path))
     for path in sorted((REPO / "configs").rglob("*.yaml")):
         yield str(path.relative_to(REPO)), path.read_text(encoding="utf-8")
-    for path in sorted(
-        (
-            *REPO.glob("*.md"),
-            *REPO / "tools/README.md",
-            REPO / "tools/benchmarks/README.md",
-            REPO / "configs/README.md",
-            *(REPO / "detector").glob("*.md"),
-        )
-    ):
+    guides = [REPO / folder / "README.md" for folder in ("configs", "detector", "tools", "tools/benchmarks")]
+    for path in (*sorted(REPO.glob("*.md")), *guides):
         yield str(path.relative_to(REPO)), CODE.sub("X", path.read_text(encoding="utf-8"))
 
 
