@@ -230,6 +230,10 @@ class Loader:
                     first_batch += 1
                     yield batch
                 return
+            except GeneratorExit:  # the run stops in the epoch: end the workers now, not in a garbage collection,
+                del batches  # which would wait many seconds for them
+                self._loader = self._make()
+                raise
             except RuntimeError as error:
                 if not str(error).startswith("DataLoader worker"):
                     raise
