@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
@@ -55,7 +57,8 @@ def end_ranks(script: str, num_ranks: int, *arguments: object, **variables: str)
         port = free.getsockname()[1]
     shared = {"WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     ranks = [shared | variables | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_ranks)]
-    return _run_forks(script, [str(argument) for argument in arguments], ranks, Path.cwd())
+    forks = [Fork(script, arguments, Path.cwd(), rank) for rank in ranks]
+    return [fork.end() for fork in forks]
 
 
 def run_command(folder: Path, *arguments: object, **variables: str) -> Ended:
@@ -66,36 +69,55 @@ def run_command(folder: Path, *arguments: object, **variables: str) -> Ended:
         arguments: the command line, for example `"evaluate", "--checkpoint", path`.
         variables: more environment variables.
     """
-    (ended,) = _run_forks("from detector.cli import main; main()", list(map(str, arguments)), [variables], folder)
-    return ended
+    return start_command(folder, *arguments, **variables).end()
 
 
-def _run_forks(script: str, arguments: list[str], variables: list[dict[str, str]], folder: Path) -> list[Ended]:
-    """Run a script in forks of a server that has imported `detector`: a fork for each set of environment variables.
+def start_command(folder: Path, *arguments: object, **variables: str) -> "Fork":
+    """Start the command `detector` as `run_command` does, and do not wait for its end."""
+    return Fork("from detector.cli import main; main()", arguments, folder, variables)
+
+
+class Fork:
+    """A process that runs a script: a fork of a server that has imported `detector`.
 
     The forks share the hash seed of the server, in contrast to processes of torchrun.
+
+    Args:
+        script: Python source.
+        arguments: passed to the script as text.
+        folder: the working folder.
+        variables: more environment variables.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment().items():
-            patch.setenv(name, value)
-        forkserver.ensure_running()
-    with TemporaryDirectory() as outputs:
-        files = [Path(outputs) / f"{rank}.txt" for rank in range(len(variables))]
-        processes = [
-            PROCESSES.Process(target=_run_script, args=(script, arguments, environment(**more), folder, file))
-            for more, file in zip(variables, files, strict=True)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join(timeout=300)
-        for process in processes:
-            process.kill()  # a process may still wait for another rank
-            process.join()
-        return [
-            Ended(process.exitcode, file.read_text(), file.with_suffix(".err").read_text())
-            for process, file in zip(processes, files, strict=True)
-        ]
+
+    def __init__(self, script: str, arguments: Iterable[object], folder: Path, variables: dict[str, str]):
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment().items():
+                patch.setenv(name, value)
+            forkserver.ensure_running()
+        self._outputs = TemporaryDirectory()
+        self._file = Path(self._outputs.name) / "output.txt"
+        texts = [str(argument) for argument in arguments]
+        self._process = PROCESSES.Process(
+            target=_run_script, args=(script, texts, environment(**variables), folder, self._file)
+        )
+        self._process.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.is_alive()
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the process."""
+        os.kill(self._process.pid, number)
+
+    def end(self) -> Ended:
+        """Wait until the process ends, kill it after 300 seconds, and return its results."""
+        self._process.join(timeout=300)
+        self._process.kill()
+        self._process.join()
+        output, errors = (file.read_text() for file in (self._file, self._file.with_suffix(".err")))
+        self._outputs.cleanup()
+        return Ended(self._process.exitcode, output, errors)
 
 
 def _run_script(script: str, arguments: list[str], variables: dict[str, str], folder: Path, file: Path) -> None:
@@ -105,6 +127,7 @@ def _run_script(script: str, arguments: list[str], variables: dict[str, str], fo
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["-c", *arguments]
     sys.path[:0] = variables["PYTHONPATH"].split(os.pathsep)
     np.random.seed()  # a fork has the random state of the server

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from ranks import environment
+from ranks import environment, run_command
 from tiny import TINY
 
 from detector.core.errors import UserError
@@ -215,10 +215,9 @@ def test_of_simultaneous_processes_each_gets_a_separate_folder_or_an_error(here:
 @pytest.mark.slow
 def test_a_second_training_with_the_same_out_gets_one_line_and_changes_nothing(here: Path):
     (here / "tiny.yaml").write_text(TINY)
-    tool = [sys.executable, REPO / "tools/train.py", "--cfg", "./tiny.yaml", "--out", "run", "train.epochs=1"]
     with claim(here / "run"):
         (here / "run/config.yaml").write_text("of the first")
-        second = subprocess.run(tool, env=environment(), capture_output=True, text=True, timeout=120, check=False)
-    assert second.returncode == 2 and second.stderr.count("\n") == 1 and second.stderr.startswith("error: run: ")
+        second = run_command(here, "train", "--cfg", "./tiny.yaml", "--out", "run", "train.epochs=1")
+    assert second.code == 2 and second.errors.count("\n") == 1 and second.errors.startswith("error: run: ")
     assert [path.name for path in (here / "run").iterdir()] == ["config.yaml"]
     assert (here / "run/config.yaml").read_text() == "of the first"

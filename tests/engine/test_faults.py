@@ -86,12 +86,12 @@ pipe = os.pipe()
 assert os.waitpid(train(folder / "whole", 0, pipe), 0)[1] == 0
 last = folder / "killed/checkpoints/last.pt"
 endings, intact_steps, num_damages = [], [], 0
-for kill in range(20):
+for kill in range(14):
     fault = None if rng.random() < 0.5 else (rng.choice(("fsync", "replace")), rng.randint(1, 8))
-    if kill % 4 == 3 and last.exists() and last.with_name("last.1.pt").exists():
+    if kill % 3 == 2 and last.exists() and last.with_name("last.1.pt").exists():
         damage(last)  # and die during the renames of the next save, after the rename of metrics.csv
         num_damages += 1
-        fault = "replace", 2 + kill // 4 % 2
+        fault = "replace", 2 + kill // 3 % 2
     intact_steps.append(step_of(newest_intact(last)))
     child = train(folder / "killed", 1, pipe, fault)
     if fault is None:
@@ -110,17 +110,17 @@ print(json.dumps(result))
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_twenty_times_ends_with_the_same_weights(tmp_path: Path):
+def test_a_run_that_is_killed_fourteen_times_ends_with_the_same_weights(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path)], env=environment(), stdout=subprocess.PIPE, text=True, check=True
     )
     result = json.loads(done.stdout)
     num_killed, num_unfinished, num_intact = (sum(column) for column in zip(*result["endings"], strict=True))
-    assert num_killed >= 15  # a fast machine reaches the end of the run earlier
-    assert num_unfinished >= 3  # kills during a save
+    assert num_killed >= 10  # a fast machine reaches the end of the run earlier
+    assert num_unfinished >= 2  # kills during a save
     has_intact = [has_intact for _, _, has_intact in result["endings"]]
     assert has_intact == sorted(has_intact)  # after the first intact checkpoint, an intact checkpoint always exists
-    assert num_intact >= 15
+    assert num_intact >= 9
     starts, intact_steps = result["starts"][1:], result["intact_steps"]  # the first start is that of the other run
     assert starts[-1] == intact_steps[-1] > 5
     assert set(starts) <= set(intact_steps), "a run did not resume from the newest intact checkpoint"

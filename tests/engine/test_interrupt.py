@@ -6,9 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import environment
+from ranks import start_command
 from tiny import TINY
-from tools_run import REPO
 
 from detector.core.errors import Interrupted
 from detector.engine.checkpoint import load_checkpoint
@@ -103,20 +102,18 @@ class Slow(SmoothL1Loss):
 def test_ctrl_c_saves_a_training_and_a_second_ctrl_c_ends_it_immediately(tmp_path: Path):
     (tmp_path / "slow.py").write_text(SLOW)
     (tmp_path / "tiny.yaml").write_text("imports: [slow]\n" + TINY + "loss: {box: slow}\n")
-    tool = [sys.executable, REPO / "tools/train.py", "--cfg", tmp_path / "tiny.yaml", "--out", tmp_path / "run"]
+    options = ("--cfg", tmp_path / "tiny.yaml", "--out", tmp_path / "run", "--resume", "auto")
     marker, last = tmp_path / "marker", tmp_path / "run/checkpoints/last.pt"
     for num_signals, seconds, code in ((1, 2, 130), (2, 300, -signal.SIGINT)):  # a shell shows 130 in both cases
-        variables = environment(MARKER=str(marker), SECONDS=str(seconds))
-        variables["PYTHONPATH"] += os.pathsep + str(tmp_path)
-        with subprocess.Popen([*tool, "--resume", "auto"], env=variables, stderr=subprocess.PIPE, text=True) as run:
-            deadline = time.monotonic() + 120
-            while not marker.exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            for _ in range(num_signals):
-                run.send_signal(signal.SIGINT)
-                time.sleep(0.5)
-            errors = run.communicate(timeout=120)[1]
-        assert run.returncode == code and "Traceback" not in errors
-        assert ("--resume auto" in errors) == (num_signals == 1)
+        run = start_command(tmp_path, "train", *options, MARKER=str(marker), SECONDS=str(seconds))
+        deadline = time.monotonic() + 120
+        while not marker.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for _ in range(num_signals):
+            run.send_signal(signal.SIGINT)
+            time.sleep(0.5)
+        ended = run.end()
+        assert ended.code == code and "Traceback" not in ended.errors
+        assert ("--resume auto" in ended.errors) == (num_signals == 1)
         assert load_checkpoint(last)["training"]["steps_done"] == 1
         marker.unlink()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import environment, run_command
+from ranks import environment, run_command, start_command
 from tiny import TINY
 from tools_run import run_tool
 
@@ -154,11 +154,10 @@ def test_an_interrupted_study_has_the_numbers_of_an_uninterrupted_study(tmp_path
     assert run_tool("study", *options, tmp_path / "uninterrupted") == 0
 
     results = tmp_path / "interrupted/results.csv"
-    command = [sys.executable, str(REPO / "tools/study.py"), *options, str(tmp_path / "interrupted")]
-    with subprocess.Popen(command) as study:
-        wait_for(results.exists)
-        study.send_signal(signal.SIGTERM)
-    assert study.returncode == 143
+    study = start_command(tmp_path, "study", *options, tmp_path / "interrupted")
+    wait_for(results.exists)
+    study.send_signal(signal.SIGTERM)
+    assert study.end().code == 143
     assert len(read_results(results)) == 1
     assert run_tool("study", *options, tmp_path / "interrupted") == 0
 

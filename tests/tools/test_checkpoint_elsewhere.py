@@ -42,6 +42,7 @@ def trained_with(plain: Path, folder: Path, **parts: dict) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_inference_does_not_need_the_parts_of_the_training(plain: Path, photo: Path, tmp_path: Path, capsys):
     path = trained_with(
         plain,
@@ -91,6 +92,7 @@ def test_known_keys_are_checked_also_in_inference(plain: Path, photo: Path, tmp_
         assert override.partition("=")[0] in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_inference_does_not_need_the_gpu_of_the_training(photo: Path, tmp_path: Path, capsys):
     path = save_tiny_checkpoint(tmp_path, "train.device=cuda", "train.precision=fp16")
@@ -106,6 +108,7 @@ def test_inference_does_not_need_the_gpu_of_the_training(photo: Path, tmp_path: 
         assert capsys.readouterr().err.startswith("error: device: ") and not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_training_on_a_missing_gpu_is_refused(tmp_path: Path, capsys):
     out = tmp_path / "out"

@@ -2,17 +2,15 @@
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import start_command
 from tiny_checkpoint import CATEGORY_IDS, CLASS_NAMES, save_tiny_checkpoint
-from tools_run import REPO, run_tool
+from tools_run import run_tool
 from videos import read_video, write_video
 
 import detector.deploy.inference.sources  # noqa: F401  (switches off FFmpeg's log, before a test writes a video)
@@ -159,25 +157,15 @@ def test_an_interrupt_keeps_the_written_detections(checkpoint, tmp_path):
     """The video has 20,000 frames, and each frame takes many milliseconds."""
     write_video(tmp_path / "long.avi", 20_000, size=(32, 32))
     out = tmp_path / "out"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, REPO / "tools/infer.py", "--checkpoint", checkpoint, tmp_path / "long.avi"),
-            *("--out", out, "--score", "0.5", "--save", "coco", "csv", "--batch-size", "2"),
-        ],
-        env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a background job ignores SIGINT
-    )
+    options = ("--out", out, "--score", "0.5", "--save", "coco", "csv", "--batch-size", "2")
+    process = start_command(tmp_path, "infer", "--checkpoint", checkpoint, tmp_path / "long.avi", *options)
     deadline = time.monotonic() + 100
-    while not ((out / "detections.csv").is_file() and len(rows_of(out)) > 100) and process.poll() is None:
+    while not ((out / "detections.csv").is_file() and len(rows_of(out)) > 100) and process.is_running:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+    ended = process.end()
+    assert ended.code == 130 and "Traceback" not in ended.errors, ended.errors
     results, rows = results_of(out), rows_of(out)
     assert len(results) == len(rows) > 100 and not (out / "detections.json.tmp").exists()
     last = max(result["frame"] for result in results)

@@ -1,10 +1,7 @@
 import csv
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ranks import run_command, start_command
 from tools_run import run_tool
 
 import detector.build  # noqa: F401  (registers the parts that a config names)
@@ -53,17 +51,6 @@ train: {epochs: 2, batch_size: 2, device: cpu, precision: fp32, lr: 0.01, ema_de
 STEPS = 16
 
 
-def start_tool(name: str, *arguments: object) -> subprocess.Popen[str]:
-    """The tool as a process with this process's number of threads, so that its sums have the same order."""
-    return subprocess.Popen(
-        [sys.executable, REPO / f"tools/{name}.py", *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def snapshot(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -91,10 +78,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def run(place: Path) -> Path:
     """A finished run."""
-    process = start_tool("train", "--cfg", place / "tiny.yaml", "--out", place / "run")
-    said, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert "AP50" in said + errors and "Traceback" not in errors
+    ended = run_command(place, "train", "--cfg", place / "tiny.yaml", "--out", place / "run")
+    assert ended.code == 0, ended.errors
+    assert "AP50" in ended.errors and "Traceback" not in ended.errors
     return place / "run"
 
 
@@ -204,15 +190,15 @@ def test_a_run_ended_by_sigterm_and_resumed_equals_the_uninterrupted_one(run: Pa
         "--resume",
         "auto",
     )  # as a cluster would repeat it
-    process = start_tool("train", *command)
+    process = start_command(tmp_path, "train", *command)
     rows, deadline = tmp_path / "b/metrics.csv", time.monotonic() + 100
-    while not (rows.is_file() and rows.read_text().count("\n") > 1) and process.poll() is None:
+    while not (rows.is_file() and rows.read_text().count("\n") > 1) and process.is_running:
         assert time.monotonic() < deadline
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 143, errors
-    assert "Traceback" not in errors and "continue with --resume auto" in errors
+    ended = process.end()
+    assert ended.code == 143, ended.errors
+    assert "Traceback" not in ended.errors and "--resume auto" in ended.errors
     done = load_checkpoint(tmp_path / "b/checkpoints/last.pt")["training"]["steps_done"]
     assert 1 <= done < STEPS and len(rows_of(tmp_path / "b")) == done
     assert run_tool("train", *command) == 0

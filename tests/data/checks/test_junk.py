@@ -22,7 +22,7 @@ from detector.data.formats.yolo import YoloDataset
 from detector.data.images import write_image
 
 FEW = settings(
-    max_examples=150,
+    max_examples=100,
     derandomize=True,
     database=None,
     deadline=None,
