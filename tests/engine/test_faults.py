@@ -122,7 +122,7 @@ def test_a_run_that_is_killed_fourteen_times_ends_with_the_same_weights(tmp_path
     assert has_intact == sorted(has_intact)  # after the first intact checkpoint, an intact checkpoint always exists
     assert num_intact >= 9
     starts, intact_steps = result["starts"][1:], result["intact_steps"]  # the first start is that of the other run
-    assert starts[-1] == intact_steps[-1] > 5
+    assert starts[-1] == intact_steps[-1] > 2
     assert set(starts) <= set(intact_steps), "a run did not resume from the newest intact checkpoint"
     differences = [b - a for a, b in pairwise(intact_steps)]
     num_losses = sum(difference < 0 for difference in differences)

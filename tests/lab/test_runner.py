@@ -113,7 +113,7 @@ def test_kill_9_of_a_study_ends_its_runs(tmp_path):
 
 TINY_STUDY = """
 config: CONFIG
-common: {train: {epochs: 2}}
+common: {train: {epochs: 1}}
 levels: {few: {}}
 variants:
   focal: {}
