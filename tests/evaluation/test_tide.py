@@ -14,12 +14,12 @@ from detector.engine.outcome import load_evaluation
 from detector.evaluation.coco import coco_metrics
 from detector.evaluation.tide import match, precision_curve, tide
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # tidecv imports seaborn and pandas
-    from tidecv import TIDE, Data
-
 
 def reference(ground_truth: dict, detections: list[dict]) -> dict[str, float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the import is slow, and warns: tidecv imports seaborn and pandas
+        from tidecv import TIDE, Data
+
     truth, results = Data("truth"), Data("results")
     for image in ground_truth["images"]:
         truth.add_image(image["id"], str(image["id"]))
