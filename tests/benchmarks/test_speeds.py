@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from detector.benchmarks import census, evaluation, inference, loader, threads, training
+from detector.config import config_from_text
 from detector.core.machine import OPENMP
 
 REPO = Path(__file__).parents[2]
@@ -34,7 +35,13 @@ def test_a_census_of_random_annotations():
 
 
 @pytest.mark.slow
-def test_inference_and_training_against_torchvision():
+def test_inference_and_training_against_torchvision(monkeypatch):
+    def export_a_smaller_model(batch, config):  # to export a ResNet-50 takes most of the time
+        small = config_from_text("model: {backbone: resnet18}\ndata: {train: synthetic, val: synthetic}", "small").model
+        return onnxruntime_detections(batch, config.model_copy(update={"model": small}))
+
+    onnxruntime_detections = inference.onnxruntime_detections
+    monkeypatch.setattr(inference, "onnxruntime_detections", export_a_smaller_model)
     for module, more in ((inference, {}), (training, {"with_compile": False})):
         rows = module.run(side=64, batch_size=1, rounds=1, precision="fp32", **more)["rows"]
         assert rows[0]["name"] == "ours" and rows[0]["times_subject"] == 1

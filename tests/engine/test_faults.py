@@ -35,7 +35,7 @@ from runs import make_trainer
 from detector.engine.checkpoint import load_checkpoint, newest_intact
 
 OPTIONS = (
-    *("train.epochs=20", "train.accumulation=1", "train.ema_decay=0.9", "train.lr=0.001", "train.evaluate_every=20"),
+    *("train.epochs=12", "train.accumulation=1", "train.ema_decay=0.9", "train.lr=0.001", "train.evaluate_every=20"),
     *("model.levels=[3, 3]", "model.head.sizes=[[12, 26]]"),  # a quarter of the weights: most of the time is saving
 )
 folder, rng = Path(sys.argv[1]), random.Random(0)
@@ -83,10 +83,12 @@ def step_of(path: Path | None) -> int:
 
 
 pipe = os.pipe()
+reader = os.fdopen(pipe[0])
 assert os.waitpid(train(folder / "whole", 0, pipe), 0)[1] == 0
+starts = [int(reader.readline())]
 last = folder / "killed/checkpoints/last.pt"
 endings, intact_steps, num_damages = [], [], 0
-for kill in range(14):
+for kill in range(12):
     fault = None if rng.random() < 0.5 else (rng.choice(("fsync", "replace")), rng.randint(1, 8))
     if kill % 3 == 2 and last.exists() and last.with_name("last.1.pt").exists():
         damage(last)  # and die during the renames of the next save, after the rename of metrics.csv
@@ -94,33 +96,33 @@ for kill in range(14):
         fault = "replace", 2 + kill // 3 % 2
     intact_steps.append(step_of(newest_intact(last)))
     child = train(folder / "killed", 1, pipe, fault)
+    starts.append(int(reader.readline()))  # waits until the run starts
     if fault is None:
-        time.sleep(rng.uniform(0, 1.2))
+        time.sleep(rng.uniform(0, 0.6))
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     unfinished = last.with_name("last.pt.tmp").exists()
     endings.append([os.WIFSIGNALED(status), unfinished, newest_intact(last) is not None])
 intact_steps.append(step_of(newest_intact(last)))
 assert os.waitpid(train(folder / "killed", 1, pipe), 0)[1] == 0
-os.close(pipe[1])
-starts = [int(line) for line in os.fdopen(pipe[0])]
+starts.append(int(reader.readline()))
 result = {"endings": endings, "intact_steps": intact_steps, "num_damages": num_damages, "starts": starts}
 print(json.dumps(result))
 """
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_fourteen_times_ends_with_the_same_weights(tmp_path: Path):
+def test_a_run_that_is_killed_twelve_times_ends_with_the_same_weights(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", KILLS, str(tmp_path)], env=environment(), stdout=subprocess.PIPE, text=True, check=True
     )
     result = json.loads(done.stdout)
     num_killed, num_unfinished, num_intact = (sum(column) for column in zip(*result["endings"], strict=True))
-    assert num_killed >= 10  # a fast machine reaches the end of the run earlier
+    assert num_killed >= 9  # a fast machine reaches the end of the run earlier
     assert num_unfinished >= 2  # kills during a save
     has_intact = [has_intact for _, _, has_intact in result["endings"]]
     assert has_intact == sorted(has_intact)  # after the first intact checkpoint, an intact checkpoint always exists
-    assert num_intact >= 9
+    assert num_intact >= 8
     starts, intact_steps = result["starts"][1:], result["intact_steps"]  # the first start is that of the other run
     assert starts[-1] == intact_steps[-1] > 2
     assert set(starts) <= set(intact_steps), "a run did not resume from the newest intact checkpoint"
@@ -128,7 +130,7 @@ def test_a_run_that_is_killed_fourteen_times_ends_with_the_same_weights(tmp_path
     num_losses = sum(difference < 0 for difference in differences)
     assert result["num_damages"] >= 2 and num_losses <= result["num_damages"] and min(differences) >= -3
     a, b = (load_checkpoint(tmp_path / run / "checkpoints/last.pt") for run in ("whole", "killed"))
-    assert a["training"]["steps_done"] == 120
+    assert a["training"]["steps_done"] == 72
     assert_same(b["training"], a["training"])
     assert_same(dict(b["model"]), dict(a["model"]))
     rows, expected = rows_of(tmp_path / "killed"), rows_of(tmp_path / "whole")
