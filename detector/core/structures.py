@@ -11,6 +11,8 @@ from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from torch import Tensor, device, set_grad_enabled
 
 PADDING_COLOR = (124, 116, 104)  # the mean of ImageNet, which is about 0 after normalization
@@ -171,13 +173,25 @@ class Priors:
     Attributes:
         boxes: (A, 4) xyxy, level after level of the pyramid.
         level_sizes: the number of priors of each level.
+        level_strides: the stride of each level in pixels. Rules that do not measure in strides work without them.
     """
 
     boxes: Tensor
     level_sizes: tuple[int, ...]
+    level_strides: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    @property
+    def centers(self) -> Tensor:
+        """The centers (A, 2) of the priors, in pixels."""
+        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    def strides(self) -> Tensor:
+        """Return the stride of each prior in pixels, (A,), on the device of the priors."""
+        levels = zip(self.level_sizes, self.level_strides, strict=True)
+        return torch.cat([self.boxes.new_full((size,), stride) for size, stride in levels])
 
 
 @dataclass(frozen=True)
@@ -189,12 +203,26 @@ class Predictions:
         raw: (B, A, R), the numbers that the head predicts for the boxes.
         priors: the A priors.
         coder: the coder that decodes boxes from `raw`.
+        box_quality: (B, A), the logit of the quality of each box (center-ness or IoU), where the head predicts it.
     """
 
     logits: Tensor
     raw: Tensor
     priors: Priors
     coder: BoxCoder
+    box_quality: Tensor | None = None
+
+    @cached_property
+    def ranking_logits(self) -> Tensor:
+        """The logits (B, A, K) of the scores that rank the detections.
+
+        They are `logits` where the head predicts no box quality. Else the score is sqrt(p q), with the class
+        probability p and the box quality q (torchvision's FCOS).
+        """
+        if self.box_quality is None:
+            return self.logits
+        log_score = (F.logsigmoid(self.logits.float()) + F.logsigmoid(self.box_quality.float())[..., None]) / 2
+        return log_score - torch.log(-torch.expm1(log_score))
 
     @cached_property
     def boxes(self) -> Tensor:

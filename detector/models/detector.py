@@ -128,7 +128,8 @@ class DetectionModel(nn.Module):
             if len(self._priors) >= MAX_SIZES:  # many image sizes must not fill the memory
                 self._priors.clear()
             levels = self.head.priors(image_size)
-            self._priors[key] = Priors(torch.cat(levels).to(device), tuple(len(level) for level in levels))
+            sizes = tuple(len(level) for level in levels)
+            self._priors[key] = Priors(torch.cat(levels).to(device), sizes, self.strides)
         return self._priors[key]
 
 

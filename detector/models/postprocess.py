@@ -129,7 +129,7 @@ def best_of_levels(
     scores, candidates, start = [], [], 0
     for size in predictions.priors.level_sizes:
         # sigmoid is monotone, so only the candidates need it
-        flat = predictions.logits[:, start : start + size].flatten(1).float()
+        flat = predictions.ranking_logits[:, start : start + size].flatten(1).float()
         best, index = choose(flat, min(candidates_per_level, flat.shape[1]))
         scores.append(best.sigmoid())
         candidates.append(index + start * num_classes)

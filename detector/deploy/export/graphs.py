@@ -100,7 +100,7 @@ class RawGraph(Graph):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the logits, deltas and anchors."""
         predictions = self.model(images)
-        return predictions.logits, predictions.raw, predictions.priors.boxes
+        return predictions.ranking_logits, predictions.raw, predictions.priors.boxes
 
 
 class DetectionGraph(Graph):
