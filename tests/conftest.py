@@ -18,6 +18,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return num_cores() + 1
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files with slow tests first, so that no process waits at the end for a long file of another process."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of the real data sets: DETECTOR_TEST_DATA, or shared/data next to the repository."""
