@@ -8,7 +8,7 @@ from torch import nn
 from detector.build.data import build_train_loader, facts
 from detector.build.evaluation import build_evaluation
 from detector.build.losses import build_criterion
-from detector.build.model import place
+from detector.build.model import move_model
 from detector.config import Config, to_yaml
 from detector.core.distributed import world_size
 from detector.core.errors import UserError
@@ -48,7 +48,7 @@ def build_trainer(
             "remove these images from data.train or data.val",
             *(len(shared), len(val), min(shared)),
         )
-    model, device, dtype = place(model, config)
+    model, device, dtype = move_model(model, config)
     has_sync = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     if has_sync and device.type == "cpu" and world_size() > 1:
         raise UserError(

@@ -80,8 +80,8 @@ class LossSettings(Settings):
         classification: the loss of the class scores.
         box: the box loss, or a list of box losses with weights.
         box_weight: a factor of all box terms.
-        normaliser: the number that divides the losses: the foreground count of the step over all processes (global) or
-            of each process (local), the running mean of that count (ema), or the count of each image (image).
+        normaliser: the number that divides the losses. It is the foreground count of the step over all processes
+            (global), of each process (local) or of each image (image), or the running mean of the global count (ema).
     """
 
     classification: Annotated[Part[ClassificationLoss], ChosenFrom(CLASSIFICATION_LOSSES, "focal")] = Field(
