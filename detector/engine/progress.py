@@ -2,6 +2,7 @@
 
 import logging
 import time
+from datetime import timedelta
 
 from detector.engine.run_folder import RunFolder
 from detector.engine.schedule import Schedule
@@ -50,7 +51,7 @@ class Progress:
             self._record(self.folder, images_per_s)
             remaining_s = (self.schedule.num_steps - steps_done) / steps_per_s
             head = f"epoch {epoch + 1}/{self.schedule.settings.epochs}"
-            text = f"{head}  {self._means()}  {images_per_s:.1f} images/s  ETA {remaining_s:.0f} s"
+            text = f"{head}  ETA {_duration(remaining_s)}  {self._means()}  {images_per_s:.1f} images/s"
             self.folder.show(steps_done, text)
         self.rows.clear()
         self.restart()
@@ -90,3 +91,8 @@ class Progress:
                 if kind not in self.warned:
                     log.warning("step %d: %s", row["step"], text)
             self.warned |= warnings(row).keys()
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from detector.core.registry import Part
 from detector.engine.loggers.base import EVALUATION, Logger
@@ -47,12 +48,10 @@ class RunFolder:
             self._opened = opened.pop_all()
         console = Console()
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            expand=True,  # in a narrow terminal, only the text is cut
             console=console,
             disable=not console.is_terminal,
         )
