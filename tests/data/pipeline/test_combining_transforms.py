@@ -1,7 +1,7 @@
 """The transforms that combine several samples: mosaic, mixup and copy_paste."""
 
 from collections.abc import Callable, Sequence
-from itertools import product
+from itertools import count, product
 
 import numpy as np
 import pytest
@@ -13,11 +13,15 @@ from detector.core.structures import PADDING_COLOR, Sample
 from detector.data.pipeline.transforms import CopyPaste, Mixup, Mosaic, Transform, TransformContext, resize
 
 COLORS = np.array(list(product((0, 255), repeat=3)), dtype=np.uint8)  # the color of label 0 is black, the background
+IMAGE_IDS = count()
 Box = tuple[float, float, float, float]
 
 
 def make_sample(size: tuple[int, int], boxes: Sequence[Box], labels: Sequence[int], ignore: bool = False) -> Sample:
-    """Return a black image with a rectangle in the color of its label for each box. All arrays are read-only."""
+    """Return a black image with a rectangle in the color of its label for each box. All arrays are read-only.
+
+    Each sample has a new image id.
+    """
     image = np.zeros((*size, 3), dtype=np.uint8)
     for (x1, y1, x2, y2), label in zip(boxes, labels, strict=True):
         image[int(y1) : int(y2), int(x1) : int(x2)] = COLORS[label]
@@ -29,7 +33,7 @@ def make_sample(size: tuple[int, int], boxes: Sequence[Box], labels: Sequence[in
     )
     for array in arrays:
         array.flags.writeable = False
-    return Sample(*arrays, 5, "a.png", size)
+    return Sample(*arrays, next(IMAGE_IDS), "a.png", size)
 
 
 def apply(transform: Transform, samples: Sequence[Sample], seed: int = 0, progress: float = 0.0) -> Sample:
@@ -135,6 +139,11 @@ def test_a_mixture_is_the_weighted_mean_of_two_images(first: Sample, second: Sam
     np.testing.assert_allclose(after.boxes[len(first.boxes) :], inner.boxes + np.array([x, y, x, y]), atol=1e-4)
 
 
+def test_an_image_is_not_mixed_with_itself():
+    sample = make_sample((20, 30), [(1, 2, 10, 12)], [1])
+    assert apply(Mixup(probability=1.0), [sample, sample]) is sample
+
+
 @few_examples
 @given(colored((1, 2)), colored((3, 4)), st.floats(0.6, 1.6), st.integers(0, 2**32))
 def test_copies_are_on_the_background(first: Sample, second: Sample, zoom: float, seed: int):
@@ -159,13 +168,16 @@ def test_copies_are_on_the_background(first: Sample, second: Sample, zoom: float
     np.testing.assert_array_equal(after.image[unchanged], first.image[unchanged])
 
 
-def test_a_copy_overlaps_by_at_most_the_given_fraction_of_the_smaller_box():
-    """Half of the image is an object. Copies at x = 17, 18 and 19 overlap it by 0.3, 0.2 and 0.1 of their area."""
-    first, second = make_sample((40, 40), [(0, 0, 20, 40)], [1]), make_sample((40, 40), [(10, 10, 20, 20)], [2])
+@pytest.mark.parametrize(
+    ("existing", "copied", "right"), [((0, 0, 20, 40), (10, 10, 20, 20), 30), ((10, 10, 20, 20), (10, 10, 30, 50), 20)]
+)
+def test_a_copy_overlaps_by_at_most_the_given_fraction_of_the_smaller_box(existing: Box, copied: Box, right: int):
+    """The smaller box has 10 x 10 pixels. Copies at x = 17, 18 and 19 overlap it by 0.3, 0.2 and 0.1 of its area."""
+    first, second = make_sample((40, 40), [existing], [1]), make_sample((60, 60), [copied], [2])
     transform = CopyPaste([[2]], probability=1.0, scale=(1.0, 1.0), max_overlap=0.3, feather=0.0)
     results = [apply(transform, (first, second), seed) for seed in range(100)]
     lefts = np.array([after.boxes[1, 0] for after in results if len(after.boxes) == 2])
-    assert len(lefts) > 90 and set(lefts[lefts < 20]) == {17, 18, 19} and lefts.max() == 30
+    assert len(lefts) > 90 and set(lefts[lefts < 20]) == {17, 18, 19} and lefts.max() == right
 
 
 def test_the_edge_of_a_copy_fades_out():
@@ -262,11 +274,12 @@ def test_a_transform_is_off_after_its_part_of_the_run(name: str):
     for progress in (0.75, 0.99):
         assert transform(sample, TransformContext(rng, progress, lambda index=None: next(iter([])))) is sample
     assert rng.random() == np.random.default_rng(0).random()
-    assert apply(transform, [sample] * 4, progress=0.74) is not sample
+    assert apply(transform, [sample, *(make_sample((20, 30), [], []) for _ in range(3))], progress=0.74) is not sample
 
 
 @pytest.mark.parametrize("name", sorted(MAKERS))
 def test_a_transform_has_its_probability(name: str):
-    sample, transform = make_sample((20, 30), [(1, 2, 10, 12)], [1]), MAKERS[name](probability=0.25)
-    changed = sum(apply(transform, [sample] * 4, seed) is not sample for seed in range(400))
+    samples = [make_sample((20, 30), [(1, 2, 10, 12)], [1]) for _ in range(4)]
+    transform = MAKERS[name](probability=0.25)
+    changed = sum(apply(transform, samples, seed) is not samples[0] for seed in range(400))
     assert 70 < changed < 130  # 100 expected, deviation 9

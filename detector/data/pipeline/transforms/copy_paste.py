@@ -14,7 +14,7 @@ from detector.data.pipeline.transforms.base import TRANSFORMS, OccasionalTransfo
 from detector.data.pipeline.transforms.pasting import paste, with_objects
 from detector.data.pipeline.transforms.resize import resize
 
-TRIES = 10  # positions of an object
+TRIES = 50  # positions of an object
 
 
 @TRANSFORMS.register("copy_paste")
@@ -30,17 +30,18 @@ class CopyPaste(OccasionalTransform):
     because they are cut off.
 
     A copy is resized and gets a random position inside the image. With every box of the image and every earlier copy,
-    its overlap is at most `max_overlap` times the smaller area of both boxes. After 10 positions with more overlap, the
+    its overlap is at most `max_overlap` times the smaller area of both boxes. After 50 positions with more overlap, the
     copy is left out. So the default covers no object by more than a fifth, and all boxes of the sample are kept.
 
-    When to use: where objects are rare, or where one class is rare (`balance`).
+    When to use: where objects are rare, or where one class is rare (`balance`). In crowded images, large objects often
+    do not fit.
 
     Args:
         labels_by_image: the class labels of each image of the training set, without ignored regions.
         probability: the probability that a sample is changed.
         until: the fraction of the run after which no sample is changed.
         max_objects: the maximum number of objects that are copied to an image.
-        balance: 0 draws all objects equally often, and 1 draws all classes equally often.
+        balance: 0 draws all objects equally often. 1 draws all classes equally often, for the first object of an image.
         scale: the range of the zoom factor of a copy.
         max_overlap: the maximum overlap with another box, as a fraction of the smaller area of both boxes.
         feather: the width of the margin, as a fraction of the shorter side of the box.

@@ -18,7 +18,8 @@ class Mixup(OccasionalTransform):
     The weight w of the sample is drawn from Beta(alpha, alpha). The drawn image is resized, with its aspect ratio, to
     the largest size inside the sample, and has a random position in the sample. Outside the drawn image, the pixels of
     the sample are unchanged. The boxes of both images are kept, with their labels and their full weight in the loss
-    (for detection: Zhang et al. 2019, "Bag of Freebies", and YOLOX, Ge et al. 2021).
+    (for detection: Zhang et al. 2019, "Bag of Freebies", and YOLOX, Ge et al. 2021). If the drawn image is the image of
+    the sample, the sample is unchanged.
 
     When to use: against overfitting in long trainings, often after `mosaic`.
 
@@ -38,6 +39,8 @@ class Mixup(OccasionalTransform):
         """Return the mixture of the sample and a drawn sample."""
         weight = context.rng.beta(self.alpha, self.alpha)
         other = context.draw()
+        if other.image_id == sample.image_id:  # the mixture would have two equal boxes for each object
+            return sample
         height, width = sample.image.shape[:2]
         h, w = other.image.shape[:2]
         zoom = min(height / h, width / w)
