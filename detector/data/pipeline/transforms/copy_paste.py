@@ -26,12 +26,13 @@ class CopyPaste(OccasionalTransform):
 
     An object of a class with n objects in the training set has the weight n^-balance. An image is drawn with a
     probability that is proportional to the total weight of its objects. From this image, 1 to `max_objects` objects are
-    drawn with these weights. Ignored regions are not copied. Neither are objects that touch the border of their image,
-    because they are cut off.
+    drawn with these weights. Ignored regions are not copied. Objects closer than 1 pixel to the border of their image
+    are not copied, because they may be cut off.
 
     A copy is resized and gets a random position inside the image. With every box of the image and every earlier copy,
     its overlap is at most `max_overlap` times the smaller area of both boxes. After 50 positions with more overlap, the
-    copy is left out. So the default covers no object by more than a fifth, and all boxes of the sample are kept.
+    copy is left out. So a copy covers at most the fraction `max_overlap` of an object, and all boxes of the sample are
+    kept.
 
     When to use: where objects are rare, or where one class is rare (`balance`). In crowded images, large objects often
     do not fit.
@@ -66,10 +67,11 @@ class CopyPaste(OccasionalTransform):
         labels = np.concatenate(labels_by_image)
         if not len(labels):
             raise UserError(
-                "data.transforms: copy_paste needs objects, but no image has an object", "remove copy_paste"
+                "data.transforms: copy_paste needs objects, but no image has an object",
+                "remove copy_paste from data.transforms",
             )
         self.class_weights = np.maximum(np.bincount(labels), 1.0) ** -balance
-        images = np.repeat(np.arange(len(labels_by_image)), [len(labels) for labels in labels_by_image])
+        images = np.repeat(np.arange(len(labels_by_image)), [len(row) for row in labels_by_image])
         self.image_ends = np.bincount(images, self.class_weights[labels], len(labels_by_image)).cumsum()
         self.max_objects = max_objects
         self.scale = scale
@@ -95,7 +97,7 @@ class CopyPaste(OccasionalTransform):
         """Draw the objects that are copied, without replacement."""
         height, width = other.image.shape[:2]
         x1, y1, x2, y2 = other.boxes.T
-        is_complete = (x1 > 0) & (y1 > 0) & (x2 < width) & (y2 < height) & (x2 > x1) & (y2 > y1)
+        is_complete = (x1 >= 1) & (y1 >= 1) & (x2 <= width - 1) & (y2 <= height - 1) & (x2 > x1) & (y2 > y1)
         candidates = np.flatnonzero(is_complete & ~other.ignore)
         count = min(int(rng.integers(1, self.max_objects + 1)), len(candidates))
         weights = self.class_weights[other.labels[candidates]]
