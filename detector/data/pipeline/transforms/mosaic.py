@@ -29,7 +29,7 @@ class Mosaic(OccasionalTransform):
 
     When to use: for small data sets, and where objects should be smaller and more frequent in an image. Put `mosaic`
     first, so that the later transforms change all four images. A mosaic reads four images, so that loading takes about
-    four times as long.
+    five times as long.
 
     Args:
         probability: the probability that a sample is changed.
