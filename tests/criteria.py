@@ -6,7 +6,8 @@ from torch import Tensor
 from detector.core.structures import Targets
 from detector.losses import ANCHOR_SAMPLERS
 from detector.losses.base import BoxLoss, ClassificationLoss
-from detector.losses.criterion import Criterion, LossSettings
+from detector.losses.criterion import Criterion
+from detector.losses.settings import LossSettings
 
 
 def criterion_of_losses(
