@@ -191,6 +191,7 @@ class Criterion(nn.Module):
             normaliser: the result of `normalise`.
             num_batches: the number of batches of the optimizer step on this rank.
         """
+        assert num_batches == 1 or not self.needs_single_batch
         if self.sampler.needs_logits:
             targets = replace(targets, labels=self.sampler(targets.labels, predictions.logits))
         cls = self._classification(predictions, targets, normaliser, num_batches)
