@@ -100,6 +100,12 @@ def build_trainer(
 
 def _check_accumulation(config: Config, assigner: Assigner, criterion: Criterion) -> None:
     """Raise UserError where a step may have several batches, and its gradients cannot be divided after the last one."""
+    if criterion.needs_single_batch and config.train.accumulation > 1:
+        raise UserError(
+            f"train.accumulation: a step has {config.train.accumulation} batches, but loss.box_rows=score divides by "
+            "the scores of a single batch",
+            "set train.accumulation=1, or set loss.box_rows=equal",
+        )
     has_several = config.train.accumulation > 1 or config.faults.out_of_memory == "halve"
     if assigner.needs_predictions and has_several and not criterion.can_divide_afterwards:
         raise UserError(

@@ -274,6 +274,7 @@ class TrainingStep:
                 normaliser,
                 self.model.head.initial_score,
                 len(batches),
+                self.model.head.initial_raw,
             )
             for batch, target in zip(batches, targets, strict=True)
         ]
@@ -311,9 +312,13 @@ class TrainingStep:
         batch_size, *image_shape = shape
         num_images = -(-batch_size // self.num_parts)
         problem = f"step {self.steps_done}: out of memory with {num_images} images of {image_shape} ({reason})"
-        if self.faults.out_of_memory == "stop" or world_size() > 1 or self.num_parts >= batch_size:
+        needs_single_batch = self.criterion.needs_single_batch
+        can_halve = world_size() == 1 and not needs_single_batch
+        if self.faults.out_of_memory == "stop" or not can_halve or self.num_parts >= batch_size:
             remedy = "lower train.batch_size and raise train.accumulation by the same factor, or lower data.short_side"
-            if world_size() == 1:
+            if needs_single_batch:  # loss.box_rows=score
+                remedy = "lower train.batch_size or data.short_side"
+            if can_halve:
                 remedy += ", or set faults.out_of_memory=halve"
             raise UserError(problem, remedy)
         self.num_parts *= 2

@@ -259,7 +259,7 @@ class Trainer:
         self.epochs_done = state["epochs_done"]
         if (self.folder / "checkpoints" / "best.pt").is_file() and not changes_metrics(changes):
             self.best_ap = state["best_ap"]
-        self.step.num_parts = state["splits"]
+        self.step.num_parts = 1 if self.criterion.needs_single_batch else state["splits"]
         if len(state["random"]) == world_size():
             restore_random_state(state["random"][rank()], self.step.device)
             self.unreadable = dict.fromkeys(state["unreadable"][rank()])

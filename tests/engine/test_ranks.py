@@ -46,7 +46,7 @@ with process_group(torch.device("cpu")):
         batches, rows = iter(single.loader), []
         for index in range(2):
             step = []
-            for batch in (next(batches) for _ in range(2)):
+            for batch in (next(batches) for _ in range(trainer.settings.accumulation)):
                 if index == 1:  # the images of the second rank have no objects
                     batch = replace(batch, labels=batch.labels.clone())
                     batch.labels[2:] = -1
@@ -61,7 +61,9 @@ CASES = (
     "loss.classification=ghm_c loss.box=ghm_r",
     "loss.classification=equalized_focal loss.normaliser=ema",
     "loss.classification=focal loss.normaliser=image",
-    "imports=[my_assigner] assigner=best_fits loss.classification=quality_focal",  # needs predictions
+    # an assigner that needs predictions
+    "imports=[my_assigner] assigner=best_fits loss.classification=quality_focal loss.box_rows=quality",
+    "model.head.type=points model.head.depth=1 assigner=atss loss.box_rows=score train.accumulation=1",
 )
 
 

@@ -27,12 +27,14 @@ class Assigner:
     """A rule that gives each prior of each image its label and its object.
 
     Attributes:
+        gives_quality: the targets have a quality.
         needs_predictions: the rule reads the predictions of the model. The training step then calls the rule after the
             forward pass, without gradient. Other rules run before the forward pass and get None.
         is_local: a prior that overlaps no object is background, and has no effect on the other priors. The census then
             does not compute these priors.
     """
 
+    gives_quality = False
     needs_predictions = False
     is_local = False
 
