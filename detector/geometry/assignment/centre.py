@@ -11,6 +11,7 @@ from detector.geometry.assignment.base import (
     Assigner,
     BestMatch,
     best_targets,
+    is_central,
     is_inside,
     only_background,
     parts_of,
