@@ -62,6 +62,7 @@ CASES = (
     "loss.classification=equalized_focal loss.normaliser=ema",
     "loss.classification=focal loss.normaliser=image",
     "imports=[my_assigner] assigner=best_fits loss.classification=quality_focal",  # needs predictions
+    *(f"assigner={rule} loss.classification=quality_focal" for rule in ("task_aligned", "sim_ota", "soft_label")),
 )
 
 

@@ -173,7 +173,7 @@ def class_logits(predictions: Predictions, labels: Tensor) -> Tensor:
         labels: (B, G) int64, the classes. Padding has any class.
     """
     by_class = predictions.ranking_logits.transpose(1, 2)
-    return by_class.take_along_dim(labels.clamp(min=0)[..., None], dim=1).float()
+    return by_class.gather(1, labels.clamp(min=0)[..., None].expand(-1, -1, by_class.shape[2])).float()
 
 
 def best_targets(

@@ -32,6 +32,10 @@ class DynamicKAssigner(Assigner):
     ignored if more than half of their area is inside an ignore region.
 
     The quality of a foreground prior is its IoU.
+
+    The code of YOLOX and of RTMDet differs in two cases. There, an object can also take the candidates of other objects
+    of its image. A prior that several objects take goes to the cheapest of all objects, also if that object did not
+    take it.
     """
 
     needs_predictions = True

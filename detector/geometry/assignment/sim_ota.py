@@ -25,7 +25,7 @@ class SimOTAAssigner(DynamicKAssigner):
     p is the score that ranks the detections. The candidates are the priors whose centers are inside the object, or less
     than `radius` strides from its center in x and in y. A candidate for which only one of the two is true is taken only
     after all candidates for which both are true: its cost is 100000 * (1 + cost). The authors' code adds 100000, which
-    gives the same order. The authors' code also takes the candidates of other objects of the image.
+    gives the same order.
 
     When to use: for a head with points or with one anchor for each cell, for small and crowded objects.
 

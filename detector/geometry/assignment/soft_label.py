@@ -22,8 +22,7 @@ class SoftLabelAssigner(DynamicKAssigner):
 
     The label y is the IoU for the class of the object, and 0 for the other classes. d is the distance of the center of
     the prior from the center of the object, in strides. p is the score that ranks the detections. The candidates are
-    the priors whose centers are inside the object. A candidate with a cost above the range of fp32 is not taken. The
-    authors' code also takes the candidates of other objects of the image.
+    the priors whose centers are inside the object. A candidate with a cost above the range of fp32 is not taken.
 
     When to use: for a head with points, with `loss.classification=quality_focal`.
 
