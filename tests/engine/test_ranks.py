@@ -62,7 +62,9 @@ CASES = (
     "loss.classification=equalized_focal loss.normaliser=ema",
     "loss.classification=focal loss.normaliser=image",
     "imports=[my_assigner] assigner=best_fits loss.classification=quality_focal",  # needs predictions
-    *(f"assigner={rule} loss.classification=quality_focal" for rule in ("task_aligned", "sim_ota", "soft_label")),
+    "assigner=task_aligned loss.classification=quality_focal",
+    "assigner=sim_ota loss.classification=focal",
+    "assigner=soft_label loss.classification=varifocal",
 )
 
 

@@ -44,7 +44,7 @@ class ATSSAssigner(Assigner):
     Args:
         num_classes: K, the label of the background.
         candidates: the number of candidates on each level.
-        anchor_scale: a factor of the sides of the priors. The rule uses the enlarged priors as its anchors.
+        anchor_scale: a factor of the sides of the priors, 8 for points. The rule uses the enlarged priors as anchors.
     """
 
     is_local = False  # a candidate affects the threshold also where it does not overlap the ground truth

@@ -15,7 +15,7 @@ PENALTY = 100_000
 
 @ASSIGNERS.register("sim_ota")
 class SimOTAAssigner(DynamicKAssigner):
-    """SimOTA (Ge et al. 2021, section 2.1).
+    """YOLOX's rule SimOTA (Ge et al. 2021, section 2.1): the cheapest priors of an object.
 
     Source: "YOLOX: Exceeding YOLO Series in 2021". `DynamicKAssigner` describes how an object takes its cheapest
     priors. The cost of a prior with the class probabilities p for an object is

@@ -13,7 +13,7 @@ from detector.geometry.assignment.dynamic_k import DynamicKAssigner
 
 @ASSIGNERS.register("soft_label")
 class SoftLabelAssigner(DynamicKAssigner):
-    """Dynamic soft label assignment (Lyu et al. 2022, section 3.3).
+    """RTMDet's rule (Lyu et al. 2022, section 3.3): the cheapest priors of an object, with soft labels in the cost.
 
     Source: "RTMDet: An Empirical Study of Designing Real-Time Object Detectors". `DynamicKAssigner` describes how an
     object takes its cheapest priors. The cost of a prior with the class probabilities p for an object is

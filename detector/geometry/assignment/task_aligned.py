@@ -24,7 +24,7 @@ from detector.geometry.boxes import paired_iou, pairwise_iou
 
 @ASSIGNERS.register("task_aligned")
 class TaskAlignedAssigner(Assigner):
-    """Task-aligned assignment (Feng et al. 2021, section 3.3).
+    """TOOD's rule (Feng et al. 2021, section 3.3): the priors of an object that classify and locate it best.
 
     Source: "TOOD: Task-aligned One-stage Object Detection". The alignment of a prior with an object is
 
