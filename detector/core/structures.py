@@ -73,6 +73,11 @@ class GroundTruth:
     labels: Tensor
     ignore: Tensor
 
+    @property
+    def is_object(self) -> Tensor:
+        """Whether a ground truth is an object, (B, G) bool. Padding and ignore regions are not objects."""
+        return (self.labels >= 0) & ~self.ignore
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

@@ -107,9 +107,8 @@ def count_image(record: Record, setting: Setting, anchors: Sequence[Tensor]) -> 
     labels = torch.from_numpy(record.labels)
     crowd = torch.from_numpy(record.crowd)
     if len(boxes):
-        targets = setting.assigner(
-            Priors(flat, sizes, tuple(setting.grid.strides)), GroundTruth(boxes[None], labels[None], crowd[None])
-        )
+        priors = Priors(flat, sizes, tuple(setting.grid.strides))
+        targets = setting.assigner(priors, GroundTruth(boxes[None], labels[None], crowd[None]))
         assigned, matched = targets.labels[0], targets.boxes[0]
     else:
         assigned, matched = torch.full((len(flat),), setting.num_classes), flat

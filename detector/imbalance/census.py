@@ -51,7 +51,7 @@ def take_census(records: Sequence[Record], class_names: Sequence[str], setting: 
     if setting.assigner.needs_predictions:
         raise UserError(
             "assigner: this assigner needs the predictions of a model, and a census has no model",
-            "take the census with assigner=max_iou or assigner=atss",
+            "take the census with assigner=max_iou, assigner=atss or assigner=centre",
         )
     num_classes = len(class_names)
     counts = count_all(records, setting)

@@ -68,6 +68,9 @@ def test_the_targets_of_a_hand_made_image():
         ),
         ("loss.classification=focal", "loss.normaliser=ema", "anchor_sampler=hard_negatives"),
         ("loss.classification=focal", "loss.normaliser=image"),
+        ("loss.classification=quality_focal", "assigner=task_aligned"),
+        ("loss.classification=focal", "assigner=sim_ota"),
+        ("loss.classification=varifocal", "assigner=soft_label"),
     ],
     ids=", ".join,
 )

@@ -61,8 +61,10 @@ CASES = (
     "loss.classification=ghm_c loss.box=ghm_r",
     "loss.classification=equalized_focal loss.normaliser=ema",
     "loss.classification=focal loss.normaliser=image",
-    # an assigner that needs predictions
-    "imports=[my_assigner] assigner=best_fits loss.classification=quality_focal loss.box_rows=quality",
+    "imports=[my_assigner] assigner=best_fits loss.classification=quality_focal",  # needs predictions
+    "assigner=task_aligned loss.classification=quality_focal loss.box_rows=quality",
+    "assigner=sim_ota loss.classification=focal",
+    "assigner=soft_label loss.classification=varifocal",
     "model.head.type=points model.head.depth=1 assigner=atss loss.box_rows=score train.accumulation=1",
 )
 
