@@ -219,7 +219,7 @@ with process_group(torch.device("cpu")):
         make_trainer(out / "sync", "model.backbone.norm=sync")
     except UserError as error:
         results["sync"] = str(error)
-torch.save(results, folder / f"{os.environ['RANK']}.pt")
+torch.save(results, out / f"{os.environ['RANK']}.pt")
 """
 
 
