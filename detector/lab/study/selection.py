@@ -140,8 +140,8 @@ def log_choices(study: Study, choices: Mapping[Cell, Combination]) -> None:
         if (level, variant) in choices:
             log.info("level %r, variant %r: chosen %s", level, variant, settings_text(choices[level, variant]))
         elif study.grid(variant):
-            text = "level %r, variant %r: no combination has %s in all selection runs, so this variant is not trained"
-            log.warning(text, level, variant, study.metric)
+            log.warning("level %r, variant %r has no runs: no combination has %s in all selection runs",
+                        level, variant, study.metric)  # fmt: skip
 
 
 def selection_rows(study: Study, rows: list[Row]) -> list[dict]:
