@@ -176,6 +176,7 @@ def test_the_tables_have_the_scores_of_all_combinations(file, tmp_path):
         ("bins: [10, 30]", "bins: 10", ["study.yaml: variants.GHM.grid.loss.classification.bins: ", "10"]),
         ("bins: [10, 30]", "bin: [10, 30]", ["level 'few', variant 'GHM': loss.classification.bin: "]),
         ("[0.01, 0.001]}", "[0.01, -1]}", ["level 'few', variant 'focal': train.lr: ", "-1"]),
+        ("[0.01, 0.001]}", "[0.01, 0.01]}", ["'few'", "'focal'", "train.lr=0.01 "]),
         ("[0.01, 0.001]}", "[1, 1.0]}", ["'few'", "'focal'", "train.lr=1 ", "train.lr=1.0 "]),
         ("epochs: 1, momentum: 0.5}", "epochs: 1}, data: {val: null}", ["study.yaml: select.common.data.val: "]),
         ("epochs: 3}", "epochs: 3}, data: {val: null, split: 0.8}", ["'few'", "'focal'", "data.split"]),

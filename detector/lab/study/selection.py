@@ -62,17 +62,18 @@ def make_selection_runs(study: Study) -> list[Run]:
                 )
             run = make_run(level, variant, seed, [*layers, study.select.common, values, divided])
             text = settings_text(combination)
-            if (other := text_by_config.setdefault(run.fingerprint, text)) != text:
+            if (other := text_by_config.get(run.fingerprint)) is not None:
                 raise UserError(
                     f"{where}: the selection runs of {other} and {text} have the same config",
                     "remove a value from the grid",
                 )
+            text_by_config[run.fingerprint] = text
             runs.append(replace(run, variant=_run_variant(variant, combination), name=f"{run.name}-{run.fingerprint}"))
     return runs
 
 
 def combinations(study: Study, variant: str) -> list[Combination]:
-    """Return all combinations of a variant's grid, where the last key changes first; none without a grid.
+    """Return all combinations of a variant's grid, the last key varies fastest; none without a grid.
 
     Args:
         study: the study.
