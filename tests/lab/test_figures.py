@@ -23,8 +23,8 @@ from detector.lab.report import figures, page
 from detector.lab.report.figures import drawing
 from detector.lab.report.series import MAX_POINTS, Series
 from detector.lab.report.sources import read_source
-from detector.lab.study.plan import Study
-from detector.lab.study.results import METRICS, make_tables
+from detector.lab.study.plan import METRICS, Study
+from detector.lab.study.results import make_tables
 from detector.losses import CLASSIFICATION_LOSSES
 
 DELTAS = DeltaCoder()

@@ -64,7 +64,15 @@ def study_tables() -> dict:
     ]
     test = {"level": "mild", "variant": "ohem", "against": "focal", "pairs": 3, "difference": 0.05}
     tests = [test | {"low": -0.01, "high": 0.11, "p": 0.08, "p_holm": 0.08}]
-    return {"metric": "AP", "levels": ["mild", "severe"], "variants": ["focal", "ohem"], "rows": rows, "tests": tests}
+    scores = [("0.01", 0.25, False), ("0.001", 0.5, True), ("1.0", None, False)]
+    selection = [
+        {"variant": "ohem", "settings": f"train.lr={lr}", "level": level, "n": 0 if mean is None else 1, "seeds": 1}
+        | {"mean": mean, "low": None, "high": None, "chosen": chosen}
+        for level in ("mild", "severe")
+        for lr, mean, chosen in scores
+    ]
+    tables = {"metric": "AP", "levels": ["mild", "severe"], "variants": ["focal", "ohem"], "rows": rows}
+    return tables | {"tests": tests, "selection": selection}
 
 
 @pytest.mark.slow
@@ -173,7 +181,7 @@ class Tables(HTMLParser):
 
 
 @pytest.mark.slow
-def test_the_page_says_what_the_census_and_the_anatomy_found(lab):
+def test_the_page_says_what_the_census_the_anatomy_and_the_study_found(lab):
     tables = Tables(lab / "report.html").tables
     census = json.loads((lab / "census/census.json").read_text())
     anatomy = json.loads((run_of(lab) / "evaluation_val/anatomy.json").read_text())
@@ -196,6 +204,9 @@ def test_the_page_says_what_the_census_and_the_anatomy_found(lab):
     factors = census["remedies"]["repeat_factors"]["0.1"]["classes"]
     assert [row[-1] for row in classes] == [f"{factor:.2f}" for factor in factors]
     assert sum(int(row[2]) for row in tables["Object sizes"][1:]) == census["anchors"]["foreground"]
+    scores = tables["Selection of the settings"][1:]
+    assert [row[:2] for row in scores] == [["ohem", f"train.lr={lr}"] for lr in ("0.01", "0.001", "1.0")]
+    assert [("chosen" in row[2], row[2][:5]) for row in scores] == [(False, "0.250"), (True, "0.500"), (False, "none")]
 
 
 @pytest.mark.slow
