@@ -29,6 +29,7 @@ from detector.deploy.predict import Detector
 from detector.models.postprocess import postprocess
 
 HEIGHT, WIDTH = 96, 128
+TIMM = ("tf_efficientnet_lite0", "convnext_atto", "mobilenetv4_conv_small_050")
 NAMES, IDS = ("red", "white", "plätt\n"), (3, 1, 90)
 RULE = {"score_threshold": 0.3, "nms_iou": 0.5, "candidates_per_level": 200, "max_detections": 30}
 EXACT = {"rtol": 0, "atol": 0}
@@ -114,10 +115,20 @@ def make(folder: Path, suffix: str, nms: bool, *overrides: str) -> Exported:
     return made
 
 
-@pytest.fixture(scope="module", params=[(".onnx", "frozen"), (".onnx", "group"), (".pt2", "batch")], ids=" ".join)
+@pytest.fixture(
+    scope="module",
+    params=[
+        (".onnx", "norm=frozen"),
+        (".onnx", "norm=group"),
+        (".pt2", "norm=batch"),
+        *((".onnx", f"={{type: timm, name: {name}}}") for name in TIMM),
+    ],
+    ids=" ".join,
+)
 def raw(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    suffix, norm = request.param
-    return make(tmp_path_factory.mktemp("raw"), suffix, False, f"model.backbone.norm={norm}")
+    suffix, backbone = request.param
+    dot = "" if backbone.startswith("=") else "."
+    return make(tmp_path_factory.mktemp("raw"), suffix, False, f"model.backbone{dot}{backbone}")
 
 
 @pytest.fixture(scope="module", params=[(".onnx", "batch"), (".pt2", "frozen")], ids=" ".join)
