@@ -23,12 +23,14 @@ class Backbone(nn.Module):
         out_channels: the number of channels of each map.
         pixel_mean: the mean of the RGB values 0..255 of the images that the weights need.
         pixel_std: the standard deviation of these values.
+        is_depthwise: whether the backbone has depthwise convolutions. They need another memory format to be fast.
     """
 
     strides: tuple[int, ...]
     out_channels: tuple[int, ...]
     pixel_mean: PixelValues = IMAGENET_MEAN
     pixel_std: PixelValues = IMAGENET_STD
+    is_depthwise: bool = False
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return a map (B, C, H / stride, W / stride) of normalized images (B, 3, H, W) for each stride."""

@@ -45,6 +45,11 @@ class Fp32Conv2d(SharedConv2d):
             return self.compute(self, input.float()).to(input.dtype)
 
 
+def is_depthwise(module: nn.Module) -> bool:
+    """Return whether a module is a depthwise convolution."""
+    return isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1
+
+
 def compute_slow_gradients_in_fp32(net: nn.Module) -> None:
     """Replace the depthwise convolutions of a timm model whose gradients are slow on a CPU in bf16.
 
@@ -55,8 +60,9 @@ def compute_slow_gradients_in_fp32(net: nn.Module) -> None:
 
     for parent in list(net.modules()):
         for name, conv in list(parent.named_children()):
-            is_known = type(conv) in (nn.Conv2d, Conv2dSame)
-            if is_known and conv.groups == conv.in_channels > 1 and (max(conv.kernel_size) > 3 or max(conv.stride) > 1):
+            if type(conv) not in (nn.Conv2d, Conv2dSame) or not is_depthwise(conv):
+                continue
+            if max(conv.kernel_size) > 3 or max(conv.stride) > 1:
                 setattr(parent, name, Fp32Conv2d(conv))
 
 

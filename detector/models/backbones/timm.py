@@ -20,7 +20,7 @@ from detector.models.backbones.base import (
     PixelValues,
     frozen_batch_norm_is_random,
 )
-from detector.models.backbones.convolutions import compute_slow_gradients_in_fp32
+from detector.models.backbones.convolutions import compute_slow_gradients_in_fp32, is_depthwise
 from detector.models.weights.efficientnet_lite import PACKAGE_MODEL, load_package
 from detector.models.weights.files import first_line, load_contents, load_safetensors, state_of
 
@@ -86,6 +86,7 @@ class TimmBackbone(Backbone):
             )
         self.options = {"out_indices": indices}
         self.net = self._create(**self.options)
+        self.is_depthwise = any(map(is_depthwise, self.net.modules()))
         compute_slow_gradients_in_fp32(self.net)
         self.strides = tuple(_strides(self.net))
         self.out_channels = tuple(_information(self.net).channels())
