@@ -24,8 +24,8 @@ from detector.engine.guard import FaultSettings
 from detector.engine.settings import TrainSettings
 from detector.geometry.assignment import ASSIGNERS, Assigner
 from detector.losses import ANCHOR_SAMPLERS, CLASSIFICATION_LOSSES
-from detector.losses.criterion import LossSettings
 from detector.losses.samplers import AnchorSampler
+from detector.losses.settings import LossSettings
 from detector.models.detector import ModelSettings
 from detector.old_versions import upgrade_config
 

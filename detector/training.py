@@ -1,4 +1,4 @@
-"""Train from Python or the command line: data sets, model and trainer from a config, then the run's results."""
+"""The function `train`: it builds the data sets, the model and the trainer of a config, and runs the training."""
 
 import logging
 import os
@@ -35,7 +35,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class TrainedRun:
-    """The run folder of a training, and its last metrics: `metrics["AP"]` is a number of metrics.json."""
+    """A completed training.
+
+    Attributes:
+        folder: the run folder.
+        metrics: the last metrics. `metrics["AP"]` is a number of metrics.json.
+    """
 
     folder: Path
     metrics: Metrics = field(repr=False)
@@ -49,20 +54,20 @@ class TrainedRun:
 def train(
     cfg: str | Path, *overrides: str, out: str | Path | None = None, resume: str | Path | None = None
 ) -> TrainedRun | None:
-    """Train the detector of a config, evaluate it and leave a run folder.
+    """Train the detector of a config, evaluate it and write a run folder.
 
     Args:
-        cfg: a config's name, or the path of a file.
-        overrides: `key.path=value` each.
-        out: the run folder; default runs/<config>/<time> in the working directory.
-        resume: `auto` for the last checkpoint of `out` or of the newest run of `cfg`, or a checkpoint's path.
+        cfg: the name of a config, or the path of a file.
+        overrides: changes of the config, as `key.path=value`.
+        out: the run folder. The default is runs/<config>/<time> in the working directory.
+        resume: the path of a checkpoint; or `auto`: the last checkpoint of `out`, or else of the newest run of `cfg`.
 
     Returns:
-        The run; None in processes of a distributed training other than the first.
+        The run. In a distributed training, all processes except the first return None.
 
     Raises:
-        UserError: the config, the data or an argument is at fault.
-        Interrupted: a signal ended the run, which was saved.
+        UserError: the config, the data or an argument is wrong.
+        Interrupted: a signal ended the run. The state of the run is saved.
     """
     config = load_config(str(cfg), overrides)
     return train_config(
@@ -71,7 +76,14 @@ def train(
 
 
 def train_config(config: Config, name: str, out: Path | None, resume: str | None) -> TrainedRun | None:
-    """Train as `train` does, for a config that is called `name`."""
+    """Train the detector of a config, as `train` does.
+
+    Args:
+        config: the config.
+        name: the name of the config, for the default run folder.
+        out: see `train`.
+        resume: see `train`.
+    """
     started = time.perf_counter()
     with ExitStack() as claims, process_group(choose_device(config.train.device)):
         if rank() > 0:
@@ -83,7 +95,7 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
         require_objects(train_set)
         config = with_decisions(config, train_set)
         val_set = build_dataset(config, "val", train_set.class_names)
-        # a checkpoint brings its own weights
+        # the weights of the checkpoint replace `model.weights`
         if checkpoint is None:
             model = build_trained_model(config, train_set)
         else:
@@ -109,7 +121,7 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
 
 
 def _next_steps(folder: Path, config: Config, seconds: float, best_ap: float) -> str:
-    """Return what the run has left in its folder, and the commands that use it."""
+    """Return the list of files in the run folder, and the commands that use the files."""
     loggers = {part.type for part in config.train.loggers}
     files = ["metrics.json, detections.json: the last evaluation", "pictures/: validation images with detections"]
     if "csv" in loggers:
@@ -123,7 +135,7 @@ def _next_steps(folder: Path, config: Config, seconds: float, best_ap: float) ->
     }
     if "tensorboard" in loggers:
         commands[f"tensorboard --logdir {shlex.quote(str(folder))}"] = "the curves in a browser"
-    # the shell of a user of `uv run` does not know the command without it
+    # with `uv run`, the shell of the user does not find the command `detector`
     prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
     width = max(map(len, commands))
     lines = [f"trained in {seconds:.0f} s; results in {folder}", *(f"  {line}" for line in files), "next:"]

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from detector.core.structures import Targets
+from detector.core.structures import BoxQuality, Targets
 from detector.losses import ANCHOR_SAMPLERS
 from detector.losses.base import BoxLoss, ClassificationLoss
-from detector.losses.criterion import Criterion, LossSettings
+from detector.losses.criterion import Criterion
+from detector.losses.settings import LossSettings
 
 
 def criterion_of_losses(
@@ -17,13 +18,14 @@ def criterion_of_losses(
     normaliser: str = "global",
     box_weight: float = 1.0,
     sampler: str = "all",
+    box_rows: str = "equal",
+    box_quality: BoxQuality | None = None,
     **sampling: float,
 ) -> Criterion:
     """Return a criterion of a classification loss and a box loss. `sampling` are the parameters of the sampler."""
-    settings = LossSettings.model_validate({"box_weight": box_weight, "normaliser": normaliser})
-    return Criterion(
-        settings, classification, [box], ANCHOR_SAMPLERS.build(sampler, num_classes, **sampling), num_classes
-    )
+    settings = LossSettings.model_validate({"box_weight": box_weight, "normaliser": normaliser, "box_rows": box_rows})
+    anchor_sampler = ANCHOR_SAMPLERS.build(sampler, num_classes, **sampling)
+    return Criterion(settings, classification, [box], anchor_sampler, num_classes, box_quality)
 
 
 def make_targets(labels: Tensor, boxes: Tensor) -> Targets:

@@ -18,6 +18,8 @@ from detector.build.reference import as_markdown, keys, parts, registries
 from detector.cli import main
 from detector.config import load_config
 from detector.data.images import write_image
+from detector.lab.study.plan import load_study
+from detector.lab.study.selection import make_selection_runs
 
 DOCUMENTS = ("README.md", "tools/README.md", "configs/README.md", "tools/benchmarks/README.md", "CONTRIBUTING.md")
 SHORT = ("train.epochs=1", "train.device=cpu", "train.batch_size=2", "data.num_workers=0", "model.width=64")
@@ -86,7 +88,10 @@ def test_the_examples_run(document: str, at_home: None):
             exec(compile(block.text, document, "exec"), {})
         elif block.language == "yaml":
             (Path.cwd() / "mine.yaml").write_text(block.text)
-            load_config("./mine.yaml")
+            if "variants:" in block.text:
+                assert make_selection_runs(load_study("./mine.yaml"))
+            else:
+                load_config("./mine.yaml")
         else:
             pytest.fail(f"{document}: a block of {block.language}")
 

@@ -9,15 +9,16 @@ from pathlib import Path
 
 from messages import FILE, REPO, collect
 
-# The habits of this project that readers stumbled over. A word is banned in prose, not as a name in the code.
+# Words that readers did not understand at the first reading. They are banned in prose, and not as names in the code.
 BANNED = (
     *("mend", "mends", "untold", "likewise", "drown", "drowns", "drowned", "lest", "whence", "thereof", "thereby"),
     *("says so", "say so", "said in words", "as it comes", "as they come", "at hand", "the very", "by heart"),
     *("no step either", "to be had", "let alone", "stands in for", "stand in for", "stands in", "of its own mind"),
     *("as good as", "so much so", "goes by", "in the place of", "comes to", "of their own", "of its own"),
 )
-PATTERN = re.compile(rf"\b({'|'.join(re.escape(words).replace(r' ', r's+') for words in BANNED)})\b", re.IGNORECASE)
-MAX_WORDS = 45  # of a sentence in prose
+PATTERN = re.compile(rf"\b({'|'.join(BANNED)})\b".replace(" ", r"\s+"), re.IGNORECASE)
+MAX_WORDS = 35
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n\s*\n|\n\s*[-*] |\n\s*\w+: |:\n")  # also the end of an item of a list
 CODE = re.compile(r"`[^`]*`|```.*?```|<!--.*?-->", re.DOTALL)
 
 
@@ -33,7 +34,7 @@ def python_prose(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def prose() -> Iterator[tuple[str, str]]:
-    """Yield each text of the project and where it stands. The tests' texts are data of tests, so they are left out."""
+    """Yield each text of the project and its position. The texts of the tests are excluded, because they are data."""
     for path in sorted((*(REPO / "detector").rglob("*.py"), *(REPO / "tools").glob("*.py"))):
         yield from ((f"{path.relative_to(REPO)}:{line}", text) for line, text in python_prose(path))
     for path in sorted((REPO / "configs").rglob("*.yaml")):
@@ -44,7 +45,7 @@ def prose() -> Iterator[tuple[str, str]]:
 
 
 def test_no_text_has_a_banned_word():
-    assert not [f"{place}: {match[0]}" for place, text in prose() for match in PATTERN.finditer(text)]
+    assert not [f"{position}: {match[0]}" for position, text in prose() for match in PATTERN.finditer(text)]
 
 
 def test_the_readme_is_short():
@@ -52,16 +53,16 @@ def test_the_readme_is_short():
 
 
 def test_sentences_are_short():
-    """Docstrings and comments alone: tables and lists have no sentences."""
+    """Check docstrings, comments and messages."""
     long = []
     for path in sorted((REPO / "detector").rglob("*.py")):
         for line, text in python_prose(path):
-            for sentence in re.split(r"(?<=[.!?;:])\s+|\n\s*\n", text):
+            for sentence in SENTENCE_END.split(text):
                 if len(sentence.split()) > MAX_WORDS:
                     long.append(f"{path.relative_to(REPO)}:{line}: {' '.join(sentence.split())}")
     assert not long
 
 
 def test_the_messages_are_the_reviewed_ones():
-    """Read the difference as text, then write the file with `python tests/messages.py`."""
+    """Review the difference as text, then write the file with `python tests/messages.py`."""
     assert FILE.read_text(encoding="utf-8") == collect()

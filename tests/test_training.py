@@ -19,8 +19,8 @@ def test_a_config_becomes_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert run.folder.parent == Path("runs/tiny")
     assert run.metrics["AP"] == pytest.approx(read_json(run.folder / "metrics.json")["AP"], nan_ok=True)
     assert isinstance(run.detector, Detector) and run.detector is run.detector
-    (found,) = run.detector.predict([np.zeros((64, 64, 3), np.uint8)])
-    assert len(found.boxes)
+    (detections,) = run.detector.predict([np.zeros((64, 64, 3), np.uint8)])
+    assert len(detections.boxes)
 
     again = train(Path("tiny.yaml").resolve(), "train.epochs=2", out=run.folder, resume="auto")
     assert again.folder == run.folder

@@ -17,7 +17,7 @@ model:
   backbone: {type: resnet18, norm: group, trainable_stages: 5}
   levels: [3, 4]
   width: 16
-  head: {depth: 1, sizes: [[12, 18], [26, 40]]}
+  head: {type: anchors, depth: 1, sizes: [[12, 18], [26, 40]]}
 train: {batch_size: 2, device: cpu, precision: fp32, warmup_steps: 0, schedule: constant}
 """
 

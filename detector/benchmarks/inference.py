@@ -15,7 +15,7 @@ from torch import nn
 
 from detector.benchmarks.timing import alternate, compare
 from detector.benchmarks.training import NUM_CLASSES, make_batch, torchvision_retinanet
-from detector.build import build_model, place
+from detector.build import build_model, move_model
 from detector.config import Config, config_from_text
 from detector.core.structures import Batch
 from detector.deploy.export import export
@@ -33,7 +33,7 @@ def our_detections(batch: Batch, config: Config) -> tuple[Callable[[], object], 
         batch: the images.
         config: the config of the model.
     """
-    model, device, dtype = place(build_model(config, NUM_CLASSES), config)
+    model, device, dtype = move_model(build_model(config, NUM_CLASSES), config)
     model.eval()
     batch = batch.to(device)
 

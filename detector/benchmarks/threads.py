@@ -38,11 +38,26 @@ def training_rate(cfg: str, overrides: list[str], steps: int, workers: int, open
     return next(row["images_s"] for row in rows if row["name"].startswith("both"))
 
 
+def candidates(workers: list[int], cores: int) -> dict[str, tuple[int, dict[str, str]]]:
+    """Return the settings by name: the number of workers, and the environment variables of OpenMP.
+
+    The numbers of threads are the number of cores, and the number of cores without one core for each worker.
+
+    Args:
+        workers: the numbers of loader workers.
+        cores: the number of cores.
+    """
+    return {
+        f"{count} workers, {threads} threads, {waiting}": (count, {"OMP_NUM_THREADS": str(threads), **variables})
+        for count, (waiting, variables) in product(workers, WAITING.items())
+        for threads in sorted({cores, max(1, cores - count)}, reverse=True)
+    }
+
+
 def run(*, cfg: str, overrides: list[str], workers: list[int], steps: int, rounds: int) -> dict:
     """Measure images per second for every number of workers, way of waiting and number of threads.
 
-    The numbers of threads are the number of cores, and the number of cores without one core for each worker. The
-    fastest setting is stored. Trainings of the config on this machine start with the stored setting.
+    The fastest setting is stored. Trainings of the config on this machine start with the stored setting.
 
     Args:
         cfg: the name or path of the config.
@@ -52,11 +67,7 @@ def run(*, cfg: str, overrides: list[str], workers: list[int], steps: int, round
         rounds: the number of measurements of each setting.
     """
     cores = num_cores()
-    settings = {
-        f"{count} workers, {threads} threads, {waiting}": (count, {"OMP_NUM_THREADS": str(threads), **variables})
-        for count, (waiting, variables) in product(workers, WAITING.items())
-        for threads in sorted({cores, max(1, cores - count)}, reverse=True)
-    }
+    settings = candidates(workers, cores)
     rates: dict[str, list[float]] = {name: [] for name in settings}
     for _ in range(rounds):
         for name, (count, variables) in settings.items():

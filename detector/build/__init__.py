@@ -14,7 +14,7 @@ from detector.build.data import (
 from detector.build.evaluation import build_detection, build_evaluation, with_targets
 from detector.build.instruments import build_census, build_probe
 from detector.build.losses import build_classification_loss, build_criterion
-from detector.build.model import build_model, build_trained_model, outline, place
+from detector.build.model import build_model, build_trained_model, move_model, outline
 from detector.build.training import build_trainer
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "evaluation_side",
     "facts",
     "outline",
-    "place",
+    "move_model",
     "read_dataset",
     "require_objects",
     "with_decisions",

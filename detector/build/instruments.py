@@ -20,18 +20,19 @@ from detector.imbalance.census import take_census
 from detector.imbalance.census_result import Census
 from detector.imbalance.probe import Probe
 from detector.losses import CLASSIFICATION_LOSSES
-from detector.models.heads.anchors import AnchorHead
 
 
 def build_census(config: Config, dataset: DetectionDataset) -> Census:
     """Return the census of a data set with the anchors and the assigner of the config, at the image size of evaluation.
 
     Raises:
-        UserError: the head has no anchors.
+        UserError: the priors of the head have no grid.
     """
     model = outline(config)
-    if not isinstance(model.head, AnchorHead):
-        raise UserError(f"model.head: {config.model.head.type} has no anchors to count", "set a head with anchors")
+    if model.head.grid is None:
+        raise UserError(
+            f"model.head: the priors of {config.model.head.type} have no grid to count", "set model.head=anchors"
+        )
     setting = Setting(
         grid=model.head.grid,
         assigner=config.assigner.build(facts(dataset)),

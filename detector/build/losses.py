@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from detector.build.data import facts
+from detector.build.model import outline
 from detector.config import Config
 from detector.core.errors import UserError
 from detector.core.registry import Part
+from detector.core.structures import BoxCoder
 from detector.data.dataset import DetectionDataset
-from detector.losses.base import ClassificationLoss
+from detector.geometry.assignment import ASSIGNERS
+from detector.geometry.coders import DistributionCoder
+from detector.losses.base import BoxLoss, ClassificationLoss
 from detector.losses.criterion import Criterion
 
 
@@ -18,16 +22,41 @@ def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
     A loss whose `num_classes` or `class_counts` is null in the config gets the values of the training set.
 
     Raises:
-        UserError: a value of the config does not fit the number of classes.
+        UserError: a value of the config does not fit the number of classes, or a box loss does not fit the head or
+            `loss.box_rows`.
     """
-    known = facts(dataset)
+    known, head = facts(dataset), outline(config).head
+    boxes = [_build_box_loss(term.loss, known, config, head.coder) for term in config.loss.box]
+    if config.loss.box_rows == "quality" and not getattr(ASSIGNERS.get(config.assigner.type), "gives_quality", False):
+        raise UserError(
+            f"loss.box_rows: quality needs the qualities of an assigner, but {config.assigner.type} gives no quality",
+            "set loss.box_rows=equal, or choose an assigner that gives a quality",
+        )
     return Criterion(
         config.loss,
         build_classification_loss(config.loss.classification, known),
-        [term.loss.build(known) for term in config.loss.box],
+        boxes,
         config.anchor_sampler.build(known),
         known["num_classes"],
+        head.quality,
     )
+
+
+def _build_box_loss(part: Part[BoxLoss], known: Mapping[str, Any], config: Config, coder: BoxCoder) -> BoxLoss:
+    """Return the box loss. Raise UserError where the loss does not fit the box coder or `loss.box_rows`."""
+    loss, has_distributions = part.build(known), isinstance(coder, DistributionCoder)
+    if not loss.on_boxes and loss.on_distributions != has_distributions:
+        if has_distributions:
+            remedy = "set loss.box to dfl and a loss of decoded boxes, for example giou, or set model.head.reg_max=null"
+            raise UserError(f"loss.box: {part.type} compares numbers, but the head predicts distributions", remedy)
+        remedy = "set model.head.type=points and model.head.reg_max=16, or choose another box loss"
+        raise UserError(f"loss.box: {part.type} compares distributions, but the head predicts numbers", remedy)
+    if loss.self_normalised and config.loss.box_rows != "equal":
+        raise UserError(
+            f"loss.box_rows: {config.loss.box_rows} weights the boxes, but {part.type} computes its own weights",
+            "set loss.box_rows=equal, or choose another box loss",
+        )
+    return loss
 
 
 def build_classification_loss(part: Part[ClassificationLoss], known: Mapping[str, Any]) -> ClassificationLoss:

@@ -63,7 +63,7 @@ def build_trained_model(config: Config, dataset: DetectionDataset) -> DetectionM
     return model
 
 
-def place(
+def move_model(
     model: DetectionModel, config: Config, inference_device: str | None = None
 ) -> tuple[DetectionModel, torch.device, torch.dtype]:
     """Move a model to its device and its memory format.

@@ -29,13 +29,16 @@ def describe_run(config: Config, trainer: Trainer, train: DetectionDataset, val:
     processes = f", {world_size()} processes" if world_size() > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     losses = [config.loss.classification.type, *(term.loss.type for term in config.loss.box)]
+    divisors = NORMALISERS[config.loss.normaliser]
+    if config.loss.box_rows == "score":
+        divisors += "; the box terms are divided by the sum of their scores"
     epochs = f"{settings.epochs} epochs of {schedule.steps_per_epoch} steps of {schedule.images_per_step} images"
     lines = {
         "training": train.describe(),
         "validation": val.describe(),
         "images": f"short side {side}, long side at most {config.data.long_side} pixels",
         "model": _describe_model(config, model),
-        "losses": f"{' + '.join(losses)}, divided by {NORMALISERS[config.loss.normaliser]}",
+        "losses": f"{' + '.join(losses)}, divided by {divisors}",
         "schedule": f"{epochs}; {settings.optimizer}, learning rate {settings.lr:g}, {settings.schedule}",
         "device": f"{device}, {str(trainer.step.dtype).removeprefix('torch.')}{threads}{processes}",
         "output": f"{folder}",

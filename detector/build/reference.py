@@ -39,6 +39,7 @@ class Key:
 
     @property
     def row(self) -> tuple[str, str, str, str]:
+        """The columns of the key in a table."""
         return self.path, self.values, self.default, self.meaning
 
 
@@ -93,8 +94,8 @@ def _table(head: str, rows: Sequence[Key]) -> str:
 
 def update(text: str) -> str:
     """Return a Markdown text with its generated part replaced. Raises ValueError if the text has no marked part."""
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    head, begin, tail = text.partition(BEGIN)
+    _, end, tail = tail.partition(END)
     if not (begin and end):
         raise ValueError(f"has no part between {BEGIN!r} and {END!r}")
     return f"{head}{BEGIN}\n\n{as_markdown()}\n{END}{tail}"

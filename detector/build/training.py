@@ -8,7 +8,7 @@ from torch import nn
 from detector.build.data import build_train_loader, facts
 from detector.build.evaluation import build_evaluation
 from detector.build.losses import build_criterion
-from detector.build.model import place
+from detector.build.model import move_model
 from detector.config import Config, to_yaml
 from detector.core.distributed import world_size
 from detector.core.errors import UserError
@@ -48,7 +48,7 @@ def build_trainer(
             "remove these images from data.train or data.val",
             *(len(shared), len(val), min(shared)),
         )
-    model, device, dtype = place(model, config)
+    model, device, dtype = move_model(model, config)
     has_sync = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     if has_sync and device.type == "cpu" and world_size() > 1:
         raise UserError(
@@ -100,6 +100,12 @@ def build_trainer(
 
 def _check_accumulation(config: Config, assigner: Assigner, criterion: Criterion) -> None:
     """Raise UserError where a step may have several batches, and its gradients cannot be divided after the last one."""
+    if criterion.needs_single_batch and config.train.accumulation > 1:
+        raise UserError(
+            f"train.accumulation: a step has {config.train.accumulation} batches, but loss.box_rows=score divides by "
+            "the scores of a single batch",
+            "set train.accumulation=1, or set loss.box_rows=equal",
+        )
     has_several = config.train.accumulation > 1 or config.faults.out_of_memory == "halve"
     if assigner.needs_predictions and has_several and not criterion.can_divide_afterwards:
         raise UserError(

@@ -12,11 +12,12 @@ from detector.core.errors import UserError
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prefix", nargs="?", default="", help="show only the keys that begin with this text")
     parser.add_argument("--update", type=user_path, metavar="FILE", help="write the reference into this Markdown file")
     args = parser.parse_args()
-    # imported here, so that --help does not wait for torch
+    # imported here, because --help must not import torch
     from detector.build.reference import COLUMNS, keys, parts, registries, update
     from detector.core.files import write_text
     from detector.core.tables import show

@@ -6,6 +6,7 @@ Example: detector study --cfg losses.yaml --out runs/studies/losses
 """
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import yaml
 
 from detector.core.command import out_folder
 from detector.core.console import start_logging
+
+log = logging.getLogger("detector")
 
 
 def main() -> None:
@@ -36,28 +39,54 @@ def main() -> None:
     from detector.lab.study.plots import save_plots
     from detector.lab.study.results import difference_cells, make_tables, mean_cells, pending, read_results
     from detector.lab.study.runner import choose_jobs, run_all
+    from detector.lab.study.selection import (
+        choose,
+        log_choices,
+        make_selection_runs,
+        selection_cells,
+        selection_rows,
+        write_selection,
+    )
 
     start_logging()
 
     study = load_study(args.cfg)
-    runs = make_runs(study)
+    num_runs = len(study.levels) * len(study.variants) * len(study.seeds)
+    selection_runs, runs = make_selection_runs(study), make_runs(study)
     folder = out_folder(args.out or f"runs/studies/{Path(args.cfg).stem}")
+    results, scores = folder / "results.csv", folder / "selection/results.csv"
     if not args.tables:
         train = [sys.executable, "-m", "detector", "train"]
+        options = {
+            "jobs": args.jobs or choose_jobs(),
+            "command": lambda config, out: [*train, "--cfg", str(config), "--out", str(out), "--resume", "auto"],
+            "keep_checkpoints": args.keep_checkpoints,
+        }
         with claim(folder):
-            pending(runs, read_results(folder / "results.csv"))  # raises for a changed study, before its file changes
-            write_text(folder / "study.yaml", yaml.safe_dump(study.model_dump(mode="json"), sort_keys=False))
-            run_all(
-                runs,
-                folder,
-                jobs=args.jobs or choose_jobs(),
-                command=lambda config, out: [*train, "--cfg", str(config), "--out", str(out), "--resume", "auto"],
-                keep_checkpoints=args.keep_checkpoints,
-            )
-    tables = make_tables(study, read_results(folder / "results.csv"))
+            # raises for a changed study, before its file changes
+            pending(selection_runs, scores)
+            pending(make_runs(study, choose(study, read_results(scores))), results)
+            values = study.model_dump(mode="json", exclude=None if study.select else {"select"})
+            write_text(folder / "study.yaml", yaml.safe_dump(values, sort_keys=False))
+            if study.select:
+                log.info("plan: %d selection runs, then %d runs of the study", len(selection_runs), num_runs)
+                run_all(selection_runs, scores.parent, **options)
+                choices = choose(study, read_results(scores))
+                log_choices(study, choices)
+                runs = make_runs(study, choices)
+            run_all(runs, folder, **options)
+    tables = make_tables(study, read_results(results))
+    if study.select:
+        tables["selection"] = selection_rows(study, read_results(scores))
+        write_selection(folder / "selection.csv", tables["selection"])
     write_json(folder / "tables.json", tables)
     save_plots(tables, folder)
-    means, tests = mean_cells(tables), difference_cells(tables)
-    write_text(folder / "tables.md", f"{markdown(*means)}\n{markdown(*tests)}")
-    show(*means, title=f"{tables['metric']}: mean ± half of the 95% interval")
-    show(*tests, title="differences, paired by level and seed")
+    shown = {
+        f"{tables['metric']}: mean ± half of the 95% interval": mean_cells(tables),
+        "differences, paired by level and seed": difference_cells(tables),
+    }
+    if study.select:
+        shown["selection of the settings"] = selection_cells(tables)
+    write_text(folder / "tables.md", "\n".join(markdown(*table) for table in shown.values()))
+    for title, table in shown.items():
+        show(*table, title=title)

@@ -1,4 +1,4 @@
-"""Train a detector, evaluate it and leave a run folder.
+"""Train a detector, evaluate it and write a run folder.
 
 Example: detector train --cfg retina_focal.yaml --out runs/first train.epochs=2 loss.classification.gamma=1.0
 """
@@ -14,6 +14,7 @@ log = logging.getLogger("detector")
 
 
 def main() -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg", required=True, help="a config's name in configs/, or a path")
     parser.add_argument("--out", type=out_folder, help="run folder; default runs/<config>/<time>")
@@ -22,7 +23,7 @@ def main() -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     args = parser.parse_intermixed_args()
-    # imported here, so that --help does not wait for torch
+    # imported here, because --help must not import torch
     from detector.config import load_config
     from detector.core.machine import take_fastest
     from detector.training import train_config

@@ -12,6 +12,7 @@ class ConsoleHandler(logging.Handler):
     """Writes log records to stderr. A warning begins with `warning: `, in color where stderr is a terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
         stream = sys.stderr  # a progress bar replaces sys.stderr for a time, and prints the lines above itself
         prefix = ""
         if record.levelno >= logging.WARNING:

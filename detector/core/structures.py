@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, device, set_grad_enabled
 
 PADDING_COLOR = (124, 116, 104)  # the mean of ImageNet, which is about 0 after normalization
+BoxQuality = Literal["centerness", "iou"]  # the target of the quality that a head predicts for each box
 IGNORED = -1  # the label of a padded ground truth, and of a prior that is neither foreground nor background
 
 
@@ -71,6 +72,11 @@ class GroundTruth:
     boxes: Tensor
     labels: Tensor
     ignore: Tensor
+
+    @property
+    def is_object(self) -> Tensor:
+        """Whether a ground truth is an object, (B, G) bool. Padding and ignore regions are not objects."""
+        return (self.labels >= 0) & ~self.ignore
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +148,7 @@ class BoxCoder(Protocol):
         ...
 
     def encode(self, boxes: Tensor, priors: Tensor) -> Tensor:
-        """Convert boxes to the numbers that a head should predict.
+        """Convert boxes to the targets of the numbers that a head predicts.
 
         Args:
             boxes: (..., 4) xyxy.

@@ -12,8 +12,8 @@ MEMORY = (
 KNOWN = (  # a pattern of the text of an error, the problem, and the remedy
     (
         r"Expected more than 1 value per channel when training",
-        "model.backbone.norm: batch norm has only one value per channel, which has no variance",
-        "raise train.batch_size or data.short_side, or set model.backbone.norm=group (or frozen, with model.weights)",
+        "a norm has only one value for each channel or group, and one value has no variance",
+        "raise train.batch_size (batch norm) or data.short_side, or change model.backbone.norm or model.head.norm",
     ),
     (
         r"not compiled with CUDA|no NVIDIA driver|No CUDA GPUs|no CUDA-capable device|invalid device ordinal",

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_core import ErrorDetails, to_json
@@ -153,5 +153,7 @@ def _keys(schema: type[BaseModel], path: KeyPath) -> list[str]:
     fields = schema.model_fields
     for key in path:
         annotation = fields[str(key)].annotation
-        fields = annotation.model_fields if isinstance(annotation, type) and issubclass(annotation, BaseModel) else {}
+        members = get_args(annotation) or (annotation,)  # a section that may be null is a union
+        sections = [member for member in members if isinstance(member, type) and issubclass(member, BaseModel)]
+        fields = sections[0].model_fields if sections else {}
     return list(fields)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from detector.build import build_detection, build_model, evaluation_side, place
+from detector.build import build_detection, build_model, evaluation_side, move_model
 from detector.config import Config, config_from_text, load_config, with_parts
 from detector.core.errors import UserError
 from detector.core.structures import Detections, Sample
@@ -46,7 +46,7 @@ class Detector:
         self.config = config
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
-        model, self.device, self.dtype = place(model, config, device)
+        model, self.device, self.dtype = move_model(model, config, device)
         self.model = model.eval()
         self._detect_batch = build_detection(config, self.device, self.dtype)
 

@@ -16,7 +16,7 @@ from detector.data.images import write_image
 from detector.evaluation.metrics import EVALUATE, Metrics
 
 MIN_PICTURE_SIDE = 320
-MAX_PICTURE_SIDE = 4000  # of pictures that are enlarged
+MAX_PICTURE_SIDE = 4000  # the limit of the enlargement
 MAX_JPEG_SIDE = 65_500
 MAX_NAMES = 5  # of classes in a line
 MAX_CLASSES = 20  # lines of the summary
@@ -24,21 +24,38 @@ NUM_LOWEST = 10
 
 
 def save_evaluation(folder: Path, metrics: Metrics, detections: list[dict]) -> None:
-    """Write metrics.json and detections.json (COCO results)."""
+    """Write metrics.json and detections.json (COCO results).
+
+    Args:
+        folder: the folder of the files.
+        metrics: the metrics.
+        detections: the detections, as COCO results.
+    """
     write_json(folder / "metrics.json", metrics.to_json())
     write_json(folder / "detections.json", detections)
 
 
 def load_evaluation(folder: Path) -> tuple[Metrics, list[dict]]:
-    """Read what `save_evaluation` wrote. Raises UserError where metrics.json is at fault."""
+    """Read the files of `save_evaluation`.
+
+    Raises:
+        UserError: metrics.json is not a valid record of metrics.
+    """
     metrics = read_record(folder / "metrics.json", Metrics, EVALUATE)
     return metrics, read_json(folder / "detections.json")
 
 
 def save_pictures(folder: Path, dataset: DetectionDataset, detections: list[dict], *, count: int, score: float) -> None:
-    """Write the first `count` images with their detections of at least `score` under pictures/.
+    """Write the first images with their detections into the folder `pictures`.
 
-    A picture that cannot be drawn is left out with a warning.
+    If a picture cannot be drawn, the function warns and continues with the next picture.
+
+    Args:
+        folder: the run folder.
+        dataset: the data set of the detections.
+        detections: the detections, as COCO results.
+        count: the number of images.
+        score: the lowest score of a drawn detection.
     """
     names = unique_names([record.path.stem for record in dataset.records[:count]])
     for index, name in enumerate(names):
@@ -69,9 +86,14 @@ def _picture(dataset: DetectionDataset, index: int, detections: list[dict]) -> n
 
 
 def summary(metrics: Metrics, detections: list[dict]) -> str:
-    """Return COCO's numbers and the AP of the classes as lines of text, and the cause of a NaN or of no detections.
+    """Return COCO's numbers and the AP of the classes as lines of text.
 
-    Of more than 20 classes, the 10 with the lowest AP are listed.
+    The text also names the cause of a NaN, or that there are no detections. If there are more than 20 classes, the text
+    lists the 10 classes with the lowest AP.
+
+    Args:
+        metrics: the metrics.
+        detections: the detections, as COCO results.
     """
     lines = ["  ".join(f"{name} {value:.3f}" for name, value in metrics.numbers.items())]
     per_class = [(one_line(name), values) for name, values in metrics.per_class.items()]
@@ -90,7 +112,7 @@ def summary(metrics: Metrics, detections: list[dict]) -> str:
 
 
 def _missing(metrics: Metrics) -> list[str]:
-    """Name the objects that a split lacks, by the numbers that are NaN."""
+    """Return the kinds of objects that the images do not contain. Their numbers are NaN."""
     if math.isnan(metrics["AP"]):
         return ["objects"]
     sizes = {"small": "s", "medium": "m", "large": "l"}

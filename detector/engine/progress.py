@@ -1,7 +1,8 @@
-"""The progress of a run: its steps become rows of the run folder, a line on the console, and warnings."""
+"""The progress of a run: the rows of its steps, the line on the console, and the warnings."""
 
 import logging
 import time
+from datetime import timedelta
 
 from detector.engine.run_folder import RunFolder
 from detector.engine.schedule import Schedule
@@ -11,15 +12,16 @@ log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Collects the numbers of steps, and shows them from time to time."""
+    """Collects the numbers of the steps, and shows their means at intervals.
+
+    Args:
+        schedule: the schedule of the run.
+        folder: the run folder, or None in a process that does not write the folder.
+        term_names: the names of the loss terms. The parts of a term have names that begin with its name and `_`.
+        meter_names: the names of the meters.
+    """
 
     def __init__(self, schedule: Schedule, folder: RunFolder | None, *, term_names: list[str], meter_names: list[str]):
-        """Args:
-        schedule: the schedule of the run.
-        folder: the run folder; None in processes that do not write it.
-        term_names: the names of the loss terms; the parts of a term have names that begin with its name and `_`.
-        meter_names: the names of the meters.
-        """
         self.schedule = schedule
         self.folder = folder
         self.term_names = term_names
@@ -29,22 +31,27 @@ class Progress:
         self.since = time.perf_counter()
 
     def add(self, row: dict[str, float]) -> None:
-        """Add the numbers of a step, `step` and `lr` among them."""
+        """Add the numbers of a step, which include `step` and `lr`."""
         self.rows.append(row)
 
     def restart(self) -> None:
-        """Measure the speed from now on."""
+        """Restart the measurement of the speed."""
         self.since = time.perf_counter()
 
     def show(self, epoch: int, steps_done: int) -> None:
-        """Record the rows since the last call, and show their means."""
+        """Record the rows since the last call, and show their means.
+
+        Args:
+            epoch: the number of the epoch, from 0.
+            steps_done: the number of completed steps.
+        """
         if self.rows and self.folder is not None:
             steps_per_s = len(self.rows) / (time.perf_counter() - self.since)
             images_per_s = steps_per_s * self.schedule.images_per_step
             self._record(self.folder, images_per_s)
             remaining_s = (self.schedule.num_steps - steps_done) / steps_per_s
             head = f"epoch {epoch + 1}/{self.schedule.settings.epochs}"
-            text = f"{head}  {self._means()}  {images_per_s:.1f} images/s  ETA {remaining_s:.0f} s"
+            text = f"{head}  ETA {_duration(remaining_s)}  {self._means()}  {images_per_s:.1f} images/s"
             self.folder.show(steps_done, text)
         self.rows.clear()
         self.restart()
@@ -61,7 +68,7 @@ class Progress:
         folder.record(rows)
 
     def _means(self) -> str:
-        """Return the means of the steps that were taken, as text."""
+        """Return the means of the steps that were not refused, as text."""
         rows = [row for row in self.rows if not row["refused"]] or self.rows
         mean = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0] if name not in self.meter_names}
         terms = []
@@ -78,9 +85,14 @@ class Progress:
         )
 
     def _warn(self, row: dict[str, float]) -> None:
-        """Warn of each kind once, and not before a tenth of the run: at first no detector tells classes apart."""
+        """Warn once of each kind, after the first tenth of the run. Before that, no detector separates the classes."""
         if row["step"] >= max(100, self.schedule.num_steps // 10):
             for kind, text in warnings(row).items():
                 if kind not in self.warned:
                     log.warning("step %d: %s", row["step"], text)
             self.warned |= warnings(row).keys()
+
+
+def _duration(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))

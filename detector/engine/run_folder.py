@@ -1,4 +1,4 @@
-"""The run folder and its loggers, and the progress of the run on the console."""
+"""The run folder, its loggers, and the progress bar of the run on the console."""
 
 import logging
 import subprocess
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from detector.core.registry import Part
 from detector.engine.loggers.base import EVALUATION, Logger
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def commit() -> str:
-    """Return the git commit of the code, with '+' if files differ from it. It is empty without a repository or git."""
+    """Return the git commit of the code, with `+` if files differ from it. Without git or a repository it is empty."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
@@ -27,10 +28,10 @@ def commit() -> str:
 
 
 class RunFolder:
-    """Gives the values of a run to its loggers, and shows a progress bar, or plain lines without a terminal.
+    """A run folder with its loggers. It shows a progress bar on a terminal, and plain lines elsewhere.
 
     Args:
-        path: the run folder. It is created if it is missing.
+        path: the folder, which is created if it does not exist.
         num_steps: the number of steps of the whole run.
         first_step: the first step that this process takes; above 0 in a resumed run.
         loggers: the loggers that the config chooses.
@@ -47,12 +48,10 @@ class RunFolder:
             self._opened = opened.pop_all()
         console = Console()
         self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            expand=True,  # in a narrow terminal, only the text is cut
             console=console,
             disable=not console.is_terminal,
         )
@@ -67,10 +66,10 @@ class RunFolder:
         self._opened.close()
 
     def record(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Log training steps in ascending order.
+        """Log training steps in ascending order. See `Logger.log`.
 
         Args:
-            rows: each has its `step` and the values of that step, with the same names in all rows; see `Logger.log`.
+            rows: the `step` and the values of each step. All rows have the same names.
         """
         for row in rows:
             values = {name: value for name, value in row.items() if name != "step"}
@@ -78,14 +77,24 @@ class RunFolder:
                 logger.log(row["step"], values)
 
     def show(self, step: int, text: str) -> None:
-        """Show the progress after `step` steps."""
+        """Show the progress.
+
+        Args:
+            step: the number of completed steps.
+            text: the measurements of the last steps.
+        """
         if self._progress.disable:
             log.info("step %d/%d  %s", step, self._num_steps, text)
         else:
             self._progress.update(self._task, completed=step, text=text)
 
     def record_evaluation(self, step: int, metrics: Metrics) -> None:
-        """Log the numbers of an evaluation after `step` steps."""
+        """Log the numbers of an evaluation.
+
+        Args:
+            step: the number of completed steps.
+            metrics: the metrics.
+        """
         values = {f"{EVALUATION}{name}": value for name, value in metrics.numbers.items()}
         for logger in self._loggers:
             logger.log(step, values)

@@ -115,7 +115,7 @@ class TrainingStep:
         results, num_fg = self.forward_backward_within_memory([batch.to(self.device) for batch in batches], buffers)
         measured = self.measure(results, num_fg)
         if self.steps_done == 0 and self.expected_loss is not None:
-            text = "step 0: classification loss %.5g; the initial scores should give %.5g"
+            text = "step 0: the classification loss is %.5g; the expected value for the initial scores is %.5g"
             log.info(text, measured["cls"], self.expected_loss)
         norm = self.clip()
         refused = self.update(measured["loss"], norm, buffers)
@@ -274,6 +274,7 @@ class TrainingStep:
                 normaliser,
                 self.model.head.initial_score,
                 len(batches),
+                self.model.head.initial_raw,
             )
             for batch, target in zip(batches, targets, strict=True)
         ]
@@ -311,9 +312,13 @@ class TrainingStep:
         batch_size, *image_shape = shape
         num_images = -(-batch_size // self.num_parts)
         problem = f"step {self.steps_done}: out of memory with {num_images} images of {image_shape} ({reason})"
-        if self.faults.out_of_memory == "stop" or world_size() > 1 or self.num_parts >= batch_size:
+        needs_single_batch = self.criterion.needs_single_batch
+        can_halve = world_size() == 1 and not needs_single_batch
+        if self.faults.out_of_memory == "stop" or not can_halve or self.num_parts >= batch_size:
             remedy = "lower train.batch_size and raise train.accumulation by the same factor, or lower data.short_side"
-            if world_size() == 1:
+            if needs_single_batch:  # loss.box_rows=score
+                remedy = "lower train.batch_size or data.short_side"
+            if can_halve:
                 remedy += ", or set faults.out_of_memory=halve"
             raise UserError(problem, remedy)
         self.num_parts *= 2

@@ -179,9 +179,8 @@ class Trainer:
             save_evaluation(self.folder, metrics, detections)
             folder.record_evaluation(self.steps_done, metrics)
         log.info("epoch %d/%d  AP %.4f  AP50 %.4f", epoch + 1, self.settings.epochs, metrics["AP"], metrics["AP50"])
-        if (
-            metrics["AP"] > self.best_ap or self.best_ap == -math.inf
-        ):  # without objects, the AP is NaN: the first model is saved
+        # without objects the AP is NaN, and the first model is saved
+        if metrics["AP"] > self.best_ap or self.best_ap == -math.inf:
             self.best_ap = metrics["AP"]
             self.save("best")
 
@@ -260,7 +259,7 @@ class Trainer:
         self.epochs_done = state["epochs_done"]
         if (self.folder / "checkpoints" / "best.pt").is_file() and not changes_metrics(changes):
             self.best_ap = state["best_ap"]
-        self.step.num_parts = state["splits"]
+        self.step.num_parts = 1 if self.criterion.needs_single_batch else state["splits"]
         if len(state["random"]) == world_size():
             restore_random_state(state["random"][rank()], self.step.device)
             self.unreadable = dict.fromkeys(state["unreadable"][rank()])

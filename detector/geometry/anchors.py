@@ -63,13 +63,8 @@ class AnchorGrid:
         """
         levels = []
         for stride, base in zip(self.strides, self.base(), strict=True):
-            y, x = (
-                torch.arange(int(num_cells(side, stride)), dtype=torch.float32) * self.step(side, stride)
-                for side in image_size
-            )
-            y, x = torch.meshgrid(y, x, indexing="ij")
-            centers = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
-            levels.append((centers + base).reshape(-1, 4))
+            corners = cell_corners(image_size, [self.step(side, stride) for side in image_size], stride)
+            levels.append((corners[:, None] + base).reshape(-1, 4))
         return levels
 
     def step(self, side: int | Tensor, stride: int) -> int | Tensor:
@@ -79,7 +74,7 @@ class AnchorGrid:
             side: the side of the image, an integer number of pixels.
             stride: the stride of the level, in pixels.
         """
-        return stride if self.exact else side // num_cells(side, stride)
+        return stride if self.exact else rounded_step(side, stride)
 
 
 def num_cells(side: int | Tensor, stride: int) -> int | Tensor:
@@ -90,3 +85,29 @@ def num_cells(side: int | Tensor, stride: int) -> int | Tensor:
         stride: the stride of the feature map, in pixels.
     """
     return -(-side // stride)
+
+
+def rounded_step(side: int | Tensor, stride: int) -> int | Tensor:
+    """Return the distance between two cells in torchvision: side / number of cells, rounded down to integer pixels.
+
+    Args:
+        side: the side of the image, an integer number of pixels.
+        stride: the stride of the feature map, in pixels.
+    """
+    return side // num_cells(side, stride)
+
+
+def cell_corners(image_size: tuple[int, int], steps: Sequence[int], stride: int) -> Tensor:
+    """Return the upper left corners of the cells of a feature map as (x, y, x, y), (h * w, 4), in row order.
+
+    Args:
+        image_size: height and width of the padded image, in pixels.
+        steps: the height and width of a cell, in pixels.
+        stride: the stride of the feature map, in pixels.
+    """
+    y, x = (
+        torch.arange(int(num_cells(side, stride)), dtype=torch.float32) * step
+        for side, step in zip(image_size, steps, strict=True)
+    )
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack((x, y, x, y), dim=-1).reshape(-1, 4)

@@ -16,6 +16,7 @@ from detector.data.dataset import Record
 from detector.geometry.anchors import AnchorGrid, num_cells
 from detector.geometry.assignment import Assigner
 from detector.geometry.boxes import paired_iou
+from detector.geometry.points import PointGrid
 from detector.models.detector import level_names
 
 IN_ONE_PROCESS = 400  # fewer images are counted in less time than a process needs to start
@@ -26,7 +27,7 @@ CHUNK = 100  # images that a process counts in each task
 class Setting:
     """The settings of a census. They can be pickled.
 
-    grid: the anchors.
+    grid: the anchors or the points.
     assigner: decides which anchors are foreground, ignored or background.
     target_size: maps the height and width of an image to the height and width of the model's input, in pixels.
     divisor: the sides of a padded image are multiples of this number, in pixels.
@@ -34,7 +35,7 @@ class Setting:
     num_classes: K.
     """
 
-    grid: AnchorGrid
+    grid: AnchorGrid | PointGrid
     assigner: Assigner
     target_size: Callable[[int, int], tuple[int, int]]
     divisor: int
@@ -106,7 +107,8 @@ def count_image(record: Record, setting: Setting, anchors: Sequence[Tensor]) -> 
     labels = torch.from_numpy(record.labels)
     crowd = torch.from_numpy(record.crowd)
     if len(boxes):
-        targets = setting.assigner(Priors(flat, sizes), GroundTruth(boxes[None], labels[None], crowd[None]))
+        priors = Priors(flat, sizes, tuple(setting.grid.strides))
+        targets = setting.assigner(priors, GroundTruth(boxes[None], labels[None], crowd[None]))
         assigned, matched = targets.labels[0], targets.boxes[0]
     else:
         assigned, matched = torch.full((len(flat),), setting.num_classes), flat

@@ -9,6 +9,7 @@ import torch
 
 from detector.core.errors import UserError
 from detector.data.dataset import Record
+from detector.geometry.anchors import AnchorGrid
 from detector.geometry.boxes import pairwise_iou
 from detector.imbalance.anchor_counts import Setting, count_all, padded_size, scaled_boxes
 from detector.imbalance.anchor_fit import best_iou, suggest
@@ -50,7 +51,7 @@ def take_census(records: Sequence[Record], class_names: Sequence[str], setting: 
     if setting.assigner.needs_predictions:
         raise UserError(
             "assigner: this assigner needs the predictions of a model, and a census has no model",
-            "take the census with assigner=max_iou or assigner=atss",
+            "take the census with assigner=max_iou, assigner=atss or assigner=centre",
         )
     num_classes = len(class_names)
     counts = count_all(records, setting)
@@ -66,7 +67,9 @@ def take_census(records: Sequence[Record], class_names: Sequence[str], setting: 
         np.concatenate([*(getattr(c, name) for c in counts), []])
         for name in ("object_anchors", "object_iou", "object_ignored")
     )
-    threshold = getattr(setting.assigner, "foreground", 0.5)
+    # the IoU of an object with the square of a point does not describe the match
+    has_anchors = isinstance(setting.grid, AnchorGrid)
+    threshold = getattr(setting.assigner, "foreground", 0.5) if has_anchors else 0.0
     is_unmatched, is_low_quality = num_matched == 0, (num_matched > 0) & (matched_iou < threshold)
     areas = np.concatenate([*(record.area[~record.crowd] for record in records), []])
     max_iou, suggestion = _anchor_fit(records, setting, threshold)
@@ -165,13 +168,15 @@ def _crowding(records: Sequence[Record]) -> Crowding:
 def _anchor_fit(
     records: Sequence[Record], setting: Setting, threshold: float
 ) -> tuple[Histogram, AnchorSuggestion] | tuple[None, None]:
-    """Compute the highest IoU of each object with the config's anchors and with suggested anchors."""
+    """Compute the highest IoU of each object with the config's anchors and with suggested anchors. Points give None."""
+    grid = setting.grid
+    if not isinstance(grid, AnchorGrid):
+        return None, None
     boxes = [scaled_boxes(record, setting)[torch.from_numpy(~record.crowd)] for record in records]
     sizes = [torch.tensor([padded_size(r, setting)]).expand(len(b), 2) for r, b in zip(records, boxes, strict=True)]
     if not any(map(len, boxes)):
         return None, None
     boxes, sizes = torch.cat(boxes), torch.cat(sizes)
-    grid = setting.grid
     now = best_iou(boxes, sizes, grid)
     new_sizes, new_ratios = suggest(boxes, len(grid.sizes), len(grid.sizes[0]), len(grid.ratios))
     suggested = best_iou(boxes, sizes, replace(grid, sizes=new_sizes, ratios=new_ratios))

@@ -197,8 +197,8 @@ class Census(JsonRecord):
     by_image: the distribution over the images.
     matches: numbers of objects without a foreground anchor, and of objects with low-quality anchors.
     crowding: the overlap between objects; None in files of older versions.
-    max_iou: histogram of the objects' IoU with the best anchor; None without objects.
-    anchor_suggestion: anchors that fit the objects; None without objects.
+    max_iou: histogram of the objects' IoU with the best anchor; None without objects or anchors.
+    anchor_suggestion: anchors that fit the objects; None without objects or anchors.
     remedies: settings that follow from the counts.
     """
 

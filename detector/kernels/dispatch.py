@@ -37,7 +37,7 @@ def _backend(name: str, device: str) -> ModuleType:
         module = importlib.import_module(f"detector.kernels.{name}")
     except ImportError as error:
         raise UserError(f"kernel backend '{name}': {error}", "install the package, or choose 'reference'") from None
-    logging.getLogger(__name__).info("loss kernels on %s: %s", device, name)
+    logging.getLogger(__name__).info("loss kernels: %s (device %s)", name, device)
     return module
 
 

@@ -133,32 +133,47 @@ class BoxLoss(nn.Module):
 
     Attributes:
         self_normalised: the loss divides by a number that it counts itself, and ignores `num_fg`.
-        on_boxes: the loss compares decoded boxes, xyxy in pixels. Other losses compare offsets from the anchors.
+        on_boxes: the loss compares decoded boxes, xyxy in pixels. Other losses compare raw boxes.
+        on_distributions: the raw boxes are logits of distributions, and their targets are probabilities. Other losses
+            on raw boxes compare numbers, for example offsets from the anchors.
     """
 
     self_normalised = False
     on_boxes = False
+    on_distributions = False
 
     def elementwise(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Return the loss of each number, (..., 4), or of each box, (...).
 
         Args:
-            predicted: (..., 4), finite, fp32 or fp64.
-            target: (..., 4), finite, fp32 or fp64.
+            predicted: (..., R), finite, fp32 or fp64.
+            target: (..., R), finite, fp32 or fp64.
         """
         raise NotImplementedError
 
-    def forward(self, predicted: Tensor, target: Tensor, foreground: Tensor, num_fg: Tensor | float) -> Tensor:
-        """Return the loss, a 0-dim tensor: the sum over the foreground rows, divided by `num_fg`.
+    def forward(
+        self,
+        predicted: Tensor,
+        target: Tensor,
+        foreground: Tensor,
+        num_fg: Tensor | float,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss, a 0-dim tensor: the weighted sum over the foreground rows, divided by `num_fg`.
 
         Args:
-            predicted: (..., 4), of any floating dtype: offsets, or boxes where `on_boxes`.
-            target: (..., 4), the same for the true boxes.
+            predicted: (..., R), of any floating dtype: raw boxes, or boxes xyxy where `on_boxes`. R is 4, except where
+                `on_distributions`.
+            target: (..., R), the same for the true boxes.
             foreground: (...) bool. Rows that are not foreground may hold any value.
             num_fg: the number of foreground rows, a number or a 0-dim tensor. It is clamped to at least 1.
+            weights: (...), the weight of each foreground row. Other rows may hold any value. None means 1.
         """
         predicted, target = masked_boxes(predicted, target, foreground)
         losses = self.elementwise(predicted, target)
+        if weights is not None:
+            weights = weights.where(foreground, 0)
+            losses = losses * (weights[..., None] if losses.ndim > weights.ndim else weights)
         foreground = foreground[..., None] if losses.ndim > foreground.ndim else foreground
         return losses.masked_fill(~foreground, 0).sum() * one_over(num_fg, predicted)
 
@@ -172,8 +187,8 @@ def masked_boxes(predicted: Tensor, target: Tensor, foreground: Tensor) -> tuple
     The shapes do not depend on the data, and no inf or NaN of a masked row reaches the loss.
 
     Args:
-        predicted: (..., 4).
-        target: (..., 4).
+        predicted: (..., R).
+        target: (..., R).
         foreground: (...) bool.
     """
     is_background = ~foreground[..., None]

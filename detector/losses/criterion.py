@@ -5,91 +5,19 @@ Only this module connects losses with priors and normalizers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from detector.core.distributed import sum_over_ranks, world_size
-from detector.core.registry import ChosenFrom, Part
-from detector.core.structures import Predictions, Targets, is_foreground
-from detector.core.validation import InvalidValues, NonNegativeFloat, Settings
+from detector.core.structures import BoxQuality, Predictions, Targets, is_foreground
 from detector.geometry.boxes import paired_iou
-from detector.losses.base import BOX_LOSSES, CLASSIFICATION_LOSSES, BoxLoss, ClassificationLoss, running_mean
+from detector.losses.base import BoxLoss, ClassificationLoss, running_mean
+from detector.losses.box_quality import BoxQualityLoss
 from detector.losses.samplers import AnchorSampler
+from detector.losses.settings import LossSettings, box_names
 
 EMA_MOMENTUM = 0.9
-
-
-@dataclass(frozen=True)
-class BoxTerm:
-    """A box loss that a config chooses, with the weight of its term."""
-
-    loss: Part[BoxLoss]
-    weight: float = 1.0
-
-
-class BoxTerms(ChosenFrom):
-    """An annotation for a field that takes a box loss, or a list of box losses.
-
-    A loss in the list may have a `weight`, e.g. `giou`, or `[{type: giou, weight: 2.0}, {type: smooth_l1}]`.
-    """
-
-    def resolve(self, spec: Any, context: Any) -> tuple[BoxTerm, ...]:
-        """Return the terms of a spec.
-
-        Args:
-            spec: the value of the field in the config.
-            context: the validation context.
-
-        Raises:
-            InvalidValues: the spec of a loss is wrong, or the list is empty.
-        """
-        if not isinstance(spec, list):
-            return (self._term(spec, context),)
-        terms, problems = [], {}
-        for i, each in enumerate(spec):
-            try:
-                terms.append(self._term(each, context))
-            except InvalidValues as error:
-                problems |= {(i, *path): text for path, text in error.problems.items()}
-        if problems or not terms:
-            raise InvalidValues(problems or {(): "[] is wrong: should name a box loss"})
-        return tuple(terms)
-
-    def to_plain(self, part: Any) -> Any:
-        """Return the specs of the terms, as YAML holds them."""
-        plain = [term.loss.to_dict() | ({} if term.weight == 1 else {"weight": term.weight}) for term in part]
-        return plain[0] if len(plain) == 1 else plain
-
-    def _term(self, spec: Any, context: Any) -> BoxTerm:
-        if not isinstance(spec, dict) or "weight" not in spec:
-            return BoxTerm(super().resolve(spec, context))
-        weight = spec["weight"]
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise InvalidValues({("weight",): f"{weight!r} is wrong: should be a number of 0 or more"})
-        loss = super().resolve({key: value for key, value in spec.items() if key != "weight"}, context)
-        return BoxTerm(loss, float(weight))
-
-
-class LossSettings(Settings):
-    """The `loss` section of a config.
-
-    Attributes:
-        classification: the loss of the class scores.
-        box: the box loss, or a list of box losses with weights.
-        box_weight: a factor of all box terms.
-        normaliser: the number that divides the losses: the foreground count of the step over all processes (global) or
-            of each process (local), the running mean of that count (ema), or the count of each image (image).
-    """
-
-    classification: Annotated[Part[ClassificationLoss], ChosenFrom(CLASSIFICATION_LOSSES, "focal")] = Field(
-        "focal", validate_default=True
-    )
-    box: Annotated[tuple[BoxTerm, ...], BoxTerms(BOX_LOSSES, "smooth_l1")] = Field("smooth_l1", validate_default=True)
-    box_weight: NonNegativeFloat = 1.0
-    normaliser: Literal["global", "local", "image", "ema"] = "global"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +48,8 @@ class LossTerms:
 class Criterion(nn.Module):
     """A module that computes the loss terms of a batch.
 
-    The terms are `cls`, and `box` (or `box_<type>` for each of several box losses).
+    The terms are `cls`, and `box` (or `box_<type>` for each of several box losses). A head that predicts the quality of
+    its boxes has the term `quality`.
 
     The normalizer N divides the losses. It is the number of foreground priors. Where the assigner gives target
     qualities, N is the sum of the qualities of the foreground priors. N is clamped to at least 1 after the sum. The
@@ -133,6 +62,14 @@ class Criterion(nn.Module):
       rule too, but keeps a separate mean on each rank, and loses it on resume.
 
     Losses that are `self_normalised` ignore N. They are averaged over the batches of the step.
+
+    The setting `box_rows` weights each foreground prior in the box terms:
+
+    - `equal`: the weight is 1.
+    - `quality`: the weight is the quality of the assigner (Feng et al. 2021, "TOOD").
+    - `score`: the weight is the highest class score of the prior, without gradient. The sum of the weights of the step
+      over all ranks replaces N. It is clamped to at least 1, and known only after the forward pass. So a step must be a
+      single batch (Li et al. 2020, "Generalized Focal Loss", the authors' code).
     """
 
     mean_num_fg: Tensor
@@ -145,6 +82,7 @@ class Criterion(nn.Module):
         boxes: Sequence[BoxLoss],
         sampler: AnchorSampler,
         num_classes: int,
+        box_quality: BoxQuality | None = None,
     ):
         """Build the criterion.
 
@@ -154,12 +92,16 @@ class Criterion(nn.Module):
             boxes: the losses of `settings.box`, in this order.
             sampler: the rule that chooses the priors that count.
             num_classes: K.
+            box_quality: the target of the box quality that the head predicts, or None if it predicts no box quality.
         """
         super().__init__()
         self.classification = classification
         self.boxes = nn.ModuleList(boxes)
         self.box_names = box_names(settings)
         self.box_weights = [term.weight * settings.box_weight for term in settings.box]
+        self.box_rows = settings.box_rows
+        self.box_quality = None if box_quality is None else BoxQualityLoss(box_quality)
+        self.quality_weight = settings.quality_weight
         self.sampler = sampler
         self.num_classes = num_classes
         self.normaliser = settings.normaliser
@@ -179,12 +121,18 @@ class Criterion(nn.Module):
         return not self.divides_by_step or (shared and not any(self._is_self_normalised()))
 
     def _is_self_normalised(self) -> list[bool]:
-        return [bool(loss.self_normalised) for loss in (self.classification, *self.boxes)]
+        losses = (self.classification, *self.boxes, self.box_quality)
+        return [bool(loss.self_normalised) for loss in losses if loss is not None]
+
+    @property
+    def needs_single_batch(self) -> bool:
+        """Whether a step must be a single batch, because a divisor of the step is known only after its forward pass."""
+        return self.box_rows == "score"
 
     @property
     def term_names(self) -> list[str]:
         """The names of the loss terms."""
-        return ["cls", *self.box_names]
+        return ["cls", *self.box_names, *([] if self.box_quality is None else ["quality"])]
 
     def sample(self, targets: Targets) -> Targets:
         """Return the targets after the sampler. A sampler that needs logits is applied later, in `forward`."""
@@ -243,15 +191,37 @@ class Criterion(nn.Module):
             normaliser: the result of `normalise`.
             num_batches: the number of batches of the optimizer step on this rank.
         """
+        assert num_batches == 1 or not self.needs_single_batch
         if self.sampler.needs_logits:
             targets = replace(targets, labels=self.sampler(targets.labels, predictions.logits))
         cls = self._classification(predictions, targets, normaliser, num_batches)
         cls_fg, cls_bg = cls.detach().unbind()
         weighted = {"cls": cls.sum()}
+        weights, divisor = self._box_rows(predictions, targets)
         for name, weight, loss in zip(self.box_names, self.box_weights, self.boxes, strict=True):
             assert isinstance(loss, BoxLoss)
-            weighted[name] = self._box(loss, predictions, targets, normaliser, num_batches) * weight
+            boxes = self._boxes(loss, predictions, targets)
+            if divisor is None:
+                term = self._rows(loss, *boxes, targets, normaliser, num_batches, weights)
+            else:
+                term = loss(*boxes, is_foreground(targets.labels, self.num_classes), divisor, weights)
+            weighted[name] = term * weight
+        if self.box_quality is not None:
+            quality = self.box_quality.rows(predictions, targets)
+            weighted["quality"] = self._rows(self.box_quality, *quality, targets, normaliser, num_batches)
+            weighted["quality"] *= self.quality_weight
         return LossTerms(weighted, {"cls_fg": cls_fg, "cls_bg": cls_bg})
+
+    @torch.no_grad()
+    def _box_rows(self, predictions: Predictions, targets: Targets) -> tuple[Tensor | None, Tensor | None]:
+        """Return the weights (B, A) of the box terms, or None for 1, and their divisor, or None for the normalizer."""
+        if self.box_rows == "quality":  # an assigner with a quality gives no quality where there are no objects
+            return targets.quality, None
+        if self.box_rows == "score":
+            scores = predictions.logits.detach().float().amax(dim=-1).sigmoid()
+            is_fg = is_foreground(targets.labels, self.num_classes)
+            return scores, sum_over_ranks(scores.where(is_fg, 0).sum())
+        return None, None
 
     def _by_image(self, loss: nn.Module, targets: Targets) -> bool:
         return self.normaliser == "image" and not loss.self_normalised and len(targets.labels) > 0
@@ -270,30 +240,28 @@ class Criterion(nn.Module):
         value = loss.split(predictions.logits, labels, normaliser, level_sizes=sizes, quality=quality)
         return value / num_batches if loss.self_normalised else value
 
-    def _box(
+    def _boxes(self, loss: BoxLoss, predictions: Predictions, targets: Targets) -> tuple[Tensor, Tensor]:
+        """Return the predicted and the true boxes in the form that a box loss compares."""
+        if loss.on_boxes:
+            return predictions.boxes, targets.boxes
+        return predictions.raw, predictions.coder.encode(targets.boxes, predictions.priors.boxes)
+
+    def _rows(
         self,
         loss: BoxLoss,
-        predictions: Predictions,
+        predicted: Tensor,
+        target: Tensor,
         targets: Targets,
         normaliser: Tensor | float,
         num_batches: int,
+        weights: Tensor | None = None,
     ) -> Tensor:
+        """Return a loss over the foreground rows, divided as the setting `normaliser` says."""
         foreground = is_foreground(targets.labels, self.num_classes)
-        if loss.on_boxes:
-            predicted, target = predictions.boxes, targets.boxes
-        else:
-            predicted, target = predictions.raw, predictions.coder.encode(targets.boxes, predictions.priors.boxes)
+        weighted = [] if weights is None else [weights]
         if self._by_image(loss, targets):
-            images = zip(predicted, target, foreground, self._count(targets), strict=True)
+            images = zip(predicted, target, foreground, self._count(targets), *weighted, strict=True)
             total = torch.stack([loss(*image) for image in images]).sum()
             return total / (len(foreground) * num_batches * world_size())
-        value = loss(predicted, target, foreground, normaliser)
+        value = loss(predicted, target, foreground, normaliser, *weighted)
         return value / num_batches if loss.self_normalised else value
-
-
-def box_names(settings: LossSettings) -> list[str]:
-    """Return the names of the box terms: `box` for a single loss, else `box_<type>`, numbered if a type repeats."""
-    types = [term.loss.type for term in settings.box]
-    if len(types) == 1:
-        return ["box"]
-    return [f"box_{name}" if types.count(name) == 1 else f"box_{name}_{i}" for i, name in enumerate(types)]

@@ -91,8 +91,8 @@ class DetectionModel(nn.Module):
             images = (images.float() - self.mean) / self.std
         # the memory format of the images would otherwise decide that of every feature map
         images = images.contiguous(memory_format=self.memory_format)
-        logits, raw = self.head(self.neck(self.backbone(images)))
-        return Predictions(logits, raw, priors, self.head.coder)
+        logits, raw, *quality = self.head(self.neck(self.backbone(images)))
+        return Predictions(logits, raw, priors, self.head.coder, *quality)
 
     @property
     def coder(self) -> BoxCoder:

@@ -57,6 +57,7 @@ class HalvingConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, 3, stride=2, padding=1)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Return the convolution of maps (B, C, H, W)."""
         if input.shape[-1] > 1:
             return super().forward(input)
         # On a CPU in bf16, PyTorch 2.15 leaves the weight gradient of the kernel columns that see only padding

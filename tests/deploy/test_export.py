@@ -114,26 +114,34 @@ def make(folder: Path, suffix: str, nms: bool, *overrides: str) -> Exported:
     return made
 
 
+FROZEN, GROUP, BATCH = (f"model.backbone.norm={norm}" for norm in ("frozen", "group", "batch"))
+POINTS = "model.head={type: points, depth: 1, prior: 0.3, activation: exp}"  # with distances and a quality
+DISTRIBUTIONS = "model.head={type: points, depth: 1, prior: 0.3, reg_max: 7, quality: null, towers: shared}"
+LITE0 = "model.backbone={type: timm, name: tf_efficientnet_lite0}"  # its padding depends on the image size
+CONVNEXT = "model.backbone={type: timm, name: convnext_atto}"
+
+
 @pytest.fixture(
     scope="module",
     params=[
-        (".onnx", "model.backbone.norm=frozen"),
-        (".onnx", "model.backbone.norm=group"),
-        (".pt2", "model.backbone.norm=batch"),
-        (".onnx", "model.backbone={type: timm, name: tf_efficientnet_lite0}"),  # the padding depends on the image size
-        (".onnx", "model.backbone={type: timm, name: convnext_atto}"),
+        *((".onnx", override) for override in (FROZEN, GROUP, POINTS, LITE0, CONVNEXT)),
+        *((".pt2", override) for override in (BATCH, DISTRIBUTIONS)),
     ],
     ids=" ".join,
 )
 def raw(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    suffix, backbone = request.param
-    return make(tmp_path_factory.mktemp("raw"), suffix, False, backbone)
+    suffix, override = request.param
+    return make(tmp_path_factory.mktemp("raw"), suffix, False, override)
 
 
-@pytest.fixture(scope="module", params=[(".onnx", "batch"), (".pt2", "frozen")], ids=" ".join)
+@pytest.fixture(
+    scope="module",
+    params=[(".onnx", BATCH), (".pt2", FROZEN), (".pt2", POINTS), (".onnx", DISTRIBUTIONS)],
+    ids=" ".join,
+)
 def detections(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    suffix, norm = request.param
-    return make(tmp_path_factory.mktemp("detections"), suffix, True, f"model.backbone.norm={norm}")
+    suffix, override = request.param
+    return make(tmp_path_factory.mktemp("detections"), suffix, True, override)
 
 
 @pytest.mark.slow
@@ -144,7 +152,7 @@ def test_raw_files_have_the_outputs_of_the_model(raw: Exported, batches: list[Ba
             predictions = raw.detector.model(batch.images)
         assert predictions.logits.std() > 0.3 and predictions.raw.std() > 0.1
         logits, deltas, anchors = raw.run(batch.images)
-        torch.testing.assert_close(logits, predictions.logits, **close)
+        torch.testing.assert_close(logits, predictions.ranking_logits, **close)
         torch.testing.assert_close(deltas, predictions.raw, **close)
         assert torch.equal(anchors, predictions.priors.boxes)
     assert sum(raw.metadata()["level_sizes"]) == len(anchors)
@@ -178,11 +186,12 @@ def test_files_with_post_processing_have_the_detections_of_the_model(detections:
 
 @pytest.mark.slow
 def test_metadata(detections: Exported):
+    priors_per_cell = 6 if detections.detector.config.model.head.type == "anchors" else 1
     assert detections.metadata() == {
         "class_names": list(NAMES),
         "category_ids": list(IDS),
         "image_size": [HEIGHT, WIDTH],
-        "level_sizes": [12 * 16 * 6, 6 * 8 * 6],
+        "level_sizes": [12 * 16 * priors_per_cell, 6 * 8 * priors_per_cell],
         "padding_colour": [124, 116, 104],
         **RULE,
     }

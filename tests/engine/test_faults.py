@@ -319,6 +319,14 @@ def test_a_single_image_that_is_too_large_stops_the_run(tmp_path: Path):
         trainer.train()
 
 
+def test_a_batch_whose_scores_divide_the_box_loss_is_not_halved(tmp_path: Path):
+    trainer = make_trainer(tmp_path, "faults.out_of_memory=halve", "train.accumulation=1", "loss.box_rows=score")
+    trainer.criterion.boxes[0] = Greedy(trainer.criterion.boxes[0])
+    with pytest.raises(UserError, match=r"^step 0: .*\b2 images of") as error:
+        trainer.train()
+    assert "train.batch_size" in error.value.remedy and "halve" not in error.value.remedy
+
+
 # ---- data
 
 

@@ -61,9 +61,16 @@ def test_the_targets_of_a_hand_made_image():
     "overrides",
     [
         ("loss.classification=focal", "loss.box=giou"),
-        ("loss.classification=quality_focal", "loss.box=[{type: giou, weight: 2.0}, smooth_l1]"),
+        (
+            "loss.classification=quality_focal",
+            "loss.box=[{type: giou, weight: 2.0}, smooth_l1]",
+            "loss.box_rows=quality",
+        ),
         ("loss.classification=focal", "loss.normaliser=ema", "anchor_sampler=hard_negatives"),
         ("loss.classification=focal", "loss.normaliser=image"),
+        ("loss.classification=quality_focal", "assigner=task_aligned"),
+        ("loss.classification=focal", "assigner=sim_ota"),
+        ("loss.classification=varifocal", "assigner=soft_label"),
     ],
     ids=", ".join,
 )

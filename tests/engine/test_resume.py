@@ -35,7 +35,7 @@ VARIANTS = {  # together, they have every kind of state that a step changes
         *SMALL,
         *("loss.classification=equalized_focal", "loss.normaliser=ema", "anchor_sampler={type: random, count: 64}"),
         *("train.precision=fp16", "train.optimizer=sgd", "train.lr=0.001", "data.short_side=32"),  # fp16 is slow here
-        "data.transforms=[flip, test_beside, test_early]",
+        "data.transforms=[mosaic, {type: mixup, probability: 0.5}, copy_paste, flip, test_beside, test_early]",
     ),
 }
 FIRST, SECOND = VARIANTS

@@ -4,6 +4,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from detector.geometry.anchors import AnchorGrid, default_sizes
+from detector.geometry.points import PointGrid
 
 RATIOS = (0.5, 1.0, 2.0)
 
@@ -27,6 +28,22 @@ def test_anchors_equal_torchvision(image_size: tuple[int, int]):
     levels = AnchorGrid((8, 16, 32, 64, 128), SIZES, RATIOS, exact=False).of_image(image_size)
     assert [len(level) for level in levels] == [height * width * 9 for height, width in sizes]
     assert torch.equal(torch.cat(levels), expected)
+
+
+@pytest.mark.parametrize("image_size", [(160, 224), (800, 1088)])
+def test_points_at_corners_equal_the_anchors_of_torchvisions_fcos(image_size: tuple[int, int]):
+    strides = (8, 16, 32, 64, 128)
+    maps = [torch.zeros(1, 1, *(-(-side // stride) for side in image_size)) for stride in strides]
+    (expected,) = AnchorGenerator(tuple((stride,) for stride in strides), ((1.0,),) * 5)(
+        ImageList(torch.zeros(1, 3, *image_size), [image_size]), maps
+    )
+    assert torch.equal(torch.cat(PointGrid(strides, at_corners=True).of_image(image_size)), expected)
+
+
+def test_points_are_the_centers_of_the_cells():
+    first, second = PointGrid((8, 16)).of_image((16, 24))
+    assert first.tolist() == [[x, y, x + 8, y + 8] for y in (0, 8) for x in (0, 8, 16)]
+    assert second.tolist() == [[0, 0, 16, 16], [16, 0, 32, 16]]
 
 
 def test_order_is_row_column_ratio_size():

@@ -9,7 +9,7 @@ import torch
 from criteria import make_targets
 from tiny import names_of_the_library, tiny_config
 
-from detector.build import build_dataset, build_probe, build_trained_model, place
+from detector.build import build_dataset, build_probe, build_trained_model, move_model
 from detector.core.structures import Predictions, Priors, Targets
 from detector.geometry.coders import DeltaCoder
 from detector.imbalance.probe import NORM_BINS, SCORE_BINS, Probe
@@ -186,7 +186,7 @@ def test_a_pass_over_more_images_takes_no_more_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(CLASSIFICATION_LOSSES, "_entries", entries)  # other tests register losses without a function
     config = tiny_config(tmp_path, "evaluation.score_threshold=0.0", "evaluation.batch_size=2")
     full = build_dataset(config, "train")
-    model, device, dtype = place(build_trained_model(config, full), config)
+    model, device, dtype = move_model(build_trained_model(config, full), config)
 
     def peak(dataset) -> int:
         run = build_probe(config, dataset, device, dtype)

@@ -23,8 +23,8 @@ from detector.lab.report import figures, page
 from detector.lab.report.figures import drawing
 from detector.lab.report.series import MAX_POINTS, Series
 from detector.lab.report.sources import read_source
-from detector.lab.study.plan import Study
-from detector.lab.study.results import METRICS, make_tables
+from detector.lab.study.plan import METRICS, Study
+from detector.lab.study.results import make_tables
 from detector.losses import CLASSIFICATION_LOSSES
 
 DELTAS = DeltaCoder()
@@ -61,7 +61,7 @@ def ten() -> ProbeResult:
 def test_the_cumulative_curves_are_sorted_sums(ten, drawn):
     figures.draw_probe(ten)
     for (axes,), label in zip(drawn[3:5], (0, 1), strict=True):
-        p_t = [1 - p if label else p for p, own in ANCHORS if own == label]
+        p_t = [1 - p if label else p for p, its_label in ANCHORS if its_label == label]
         for name, gamma in (("cross_entropy", 0), ("focal", 2)):  # alpha is the same for all of a side
             losses = sorted(-((1 - p) ** gamma) * math.log(p) for p in p_t)
             x, y = lines(axes)[name]

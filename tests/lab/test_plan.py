@@ -6,6 +6,7 @@ import detector.build  # noqa: F401  (registers the parts that a config names)
 from detector.config import load_config
 from detector.core.errors import UserError
 from detector.lab.study.plan import STUDIES, load_study, make_runs
+from detector.lab.study.selection import combinations, make_selection_runs
 
 STUDY = """
 config: retina_focal.yaml
@@ -67,7 +68,10 @@ def test_every_shipped_study_is_valid_and_contains_its_command(path):
     assert path.read_text().splitlines()[0].startswith("# ")
     assert f"detector study --cfg {path.name}" in path.read_text()
     study = load_study(path.name)
-    runs = make_runs(study)
+    first = {cell: values[0] for cell in study.cells() if (values := combinations(study, cell[1]))}
+    runs = make_runs(study, first)
+    selection_runs = make_selection_runs(study)
+    assert (len(selection_runs) > 0) == (study.select is not None)
     assert len(runs) == len(study.levels) * len(study.variants) * len(study.seeds)
     by_cell = {(r.level, r.variant): r.config.model_dump() | {"train": None} for r in runs}
     values = list(by_cell.values())

@@ -60,17 +60,20 @@ def test_rows_and_tables_are_equal_after_writing_and_reading(tmp_path):
     assert make_tables(STUDY, read_results(tmp_path / "results.csv")) == make_tables(STUDY, rows())
 
 
-def test_runs_without_a_result_and_failed_runs_are_pending():
-    runs, done = make_runs(STUDY), rows()
-    assert [(r.level, r.variant, r.seed) for r in pending(runs, done)] == [("severe", "b", 2)]
-    assert pending(runs, done[:5]) == runs[5:]
+def test_runs_without_a_result_and_failed_runs_are_pending(tmp_path):
+    runs, done, file = make_runs(STUDY), rows(), tmp_path / "results.csv"
+    write_results(file, done)
+    assert [(r.level, r.variant, r.seed) for r in pending(runs, file)] == [("severe", "b", 2)]
+    write_results(file, done[:5])
+    assert pending(runs, file) == runs[5:]
 
 
-def test_a_result_of_another_config_is_refused():
-    done = rows()
+def test_a_result_of_another_config_is_refused(tmp_path):
+    done, file = rows(), tmp_path / "results.csv"
     done[0]["fingerprint"] = "0" * 12
+    write_results(file, done)
     with pytest.raises(UserError) as error:
-        pending(make_runs(STUDY), done)
+        pending(make_runs(STUDY), file)
     assert all(fact in error.value.problem for fact in ("results.csv", "'mild'", "'a'", "seed 0"))
     assert "--out" in error.value.remedy
 

@@ -12,6 +12,7 @@ from tiny import TINY
 from tools_run import run_tool
 
 import detector.build  # noqa: F401  (registers the parts that a config names)
+from detector.config import load_config
 from detector.core.errors import UserError
 from detector.engine.claim import claim
 from detector.lab.study.plan import Study, make_runs
@@ -122,6 +123,8 @@ seeds: [0]
 against: focal
 """
 
+TINY_SELECTION = TINY_STUDY.replace("ghm_c}}", "ghm_c}, grid: {train.lr: [0.01, 0.001]}}") + "select: {split: 0.5}"
+
 
 @pytest.mark.slow
 def test_a_refused_study_does_not_change_the_files_of_the_folder(tmp_path, capsys):
@@ -145,7 +148,7 @@ def test_a_refused_study_does_not_change_the_files_of_the_folder(tmp_path, capsy
 @pytest.mark.slow
 def test_an_interrupted_study_has_the_numbers_of_an_uninterrupted_study(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(TINY)
-    (tmp_path / "study.yaml").write_text(TINY_STUDY.replace("CONFIG", str(tmp_path / "tiny.yaml")))
+    (tmp_path / "study.yaml").write_text(TINY_SELECTION.replace("CONFIG", str(tmp_path / "tiny.yaml")))
     for name, value in {"PYTHONPATH": str(REPO), "OMP_WAIT_POLICY": "passive"}.items():  # other tests need the cores
         monkeypatch.setenv(name, value)
     # both studies have 1 job, because the number of jobs sets the number of threads and the order of sums
@@ -154,15 +157,19 @@ def test_an_interrupted_study_has_the_numbers_of_an_uninterrupted_study(tmp_path
     assert run_tool("study", *options, tmp_path / "uninterrupted") == 0
 
     results = tmp_path / "interrupted/results.csv"
-    study = start_command(tmp_path, "study", *options, tmp_path / "interrupted")
-    wait_for(results.exists)
-    study.send_signal(signal.SIGTERM)
-    assert study.end().code == 143
-    assert len(read_results(results)) == 1
+    for file in (tmp_path / "interrupted/selection/results.csv", results):
+        study = start_command(tmp_path, "study", *options, tmp_path / "interrupted")
+        wait_for(file.exists)
+        study.send_signal(signal.SIGTERM)
+        assert study.end().code == 143
+        assert len(read_results(file)) == 1
     assert run_tool("study", *options, tmp_path / "interrupted") == 0
 
     tables = [json.loads((tmp_path / out / "tables.json").read_text()) for out in ("uninterrupted", "interrupted")]
     assert tables[0] == tables[1]
     assert {row["n"] for row in tables[0]["rows"]} == {1}
-    for name in ("levels.png", "differences.png", "tables.md", "study.yaml"):
+    (chosen,) = [row["settings"] for row in tables[0]["selection"] if row["chosen"]]
+    config = load_config(str(tmp_path / "interrupted/configs/few-ghm-0.yaml"))
+    assert chosen == f"train.lr={config.train.lr}" and config.data.split is None
+    for name in ("levels.png", "differences.png", "tables.md", "study.yaml", "selection.csv"):
         assert (tmp_path / "uninterrupted" / name).stat().st_size > 0

@@ -181,7 +181,8 @@ def test_global_and_ema_count_over_ranks_and_local_does_not():
 import torch
 from detector.core.distributed import process_group, rank
 from detector.losses import ANCHOR_SAMPLERS, BOX_LOSSES, CLASSIFICATION_LOSSES
-from detector.losses.criterion import Criterion, LossSettings
+from detector.losses.criterion import Criterion
+from detector.losses.settings import LossSettings
 from detector.core.structures import Targets
 
 with process_group(torch.device("cpu")):

@@ -317,12 +317,18 @@ def test_other_classes_keep_their_initial_layer_with_a_warning(reference: Refere
     assert torch.equal(model.head.box_branch.output.bias, box_bias)
 
 
-@pytest.mark.parametrize("key", ["backbone.stride_in_1x1", "pyramid_relu", "head.exact"])
-def test_a_checkpoint_requires_its_structure(key: str, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("head", "key"),
+    [
+        *(("anchors", key) for key in ("backbone.stride_in_1x1", "pyramid_relu", "head.exact")),
+        ("points", "head.at_corners"),
+    ],
+)
+def test_a_checkpoint_requires_its_structure(head: str, key: str, tmp_path: Path):
     """The weights alone do not show the values of these keys."""
 
     def make(*overrides: str) -> tuple[DetectionModel, Config]:
-        config = tiny_config(tmp_path, *overrides)
+        config = tiny_config(tmp_path, f"model.head.type={head}", *overrides)
         return build_model(config, 2), config
 
     model, config = make()

@@ -32,8 +32,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "tiny.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        own = {name: CLASSIFICATION_LOSSES._entries[name] for name in names_of_the_library(CLASSIFICATION_LOSSES)}
-        patch.setattr(CLASSIFICATION_LOSSES, "_entries", own)  # other tests register parts that do nothing
+        library = {name: CLASSIFICATION_LOSSES._entries[name] for name in names_of_the_library(CLASSIFICATION_LOSSES)}
+        patch.setattr(CLASSIFICATION_LOSSES, "_entries", library)  # other tests register parts that do nothing
         cfg, run = folder / "tiny.yaml", folder / "run <script>alert(1)"
         assert run_tool("train", "--cfg", cfg, "--out", run) == 0
         checkpoint = run / "checkpoints/best.pt"
@@ -64,7 +64,15 @@ def study_tables() -> dict:
     ]
     test = {"level": "mild", "variant": "ohem", "against": "focal", "pairs": 3, "difference": 0.05}
     tests = [test | {"low": -0.01, "high": 0.11, "p": 0.08, "p_holm": 0.08}]
-    return {"metric": "AP", "levels": ["mild", "severe"], "variants": ["focal", "ohem"], "rows": rows, "tests": tests}
+    scores = [("0.01", 0.25, False), ("0.001", 0.5, True), ("1.0", None, False)]
+    selection = [
+        {"variant": "ohem", "settings": f"train.lr={lr}", "level": level, "n": 0 if mean is None else 1, "seeds": 1}
+        | {"mean": mean, "low": None, "high": None, "chosen": chosen}
+        for level in ("mild", "severe")
+        for lr, mean, chosen in scores
+    ]
+    tables = {"metric": "AP", "levels": ["mild", "severe"], "variants": ["focal", "ohem"], "rows": rows}
+    return tables | {"tests": tests, "selection": selection}
 
 
 @pytest.mark.slow
@@ -149,7 +157,7 @@ class Tables(HTMLParser):
 
     def __init__(self, page: Path):
         super().__init__()
-        self.found: dict[str, list[list[str]]] = {}
+        self.tables: dict[str, list[list[str]]] = {}
         self.heading = self.inside = ""
         self.feed(page.read_text())
 
@@ -157,56 +165,59 @@ class Tables(HTMLParser):
         if tag in ("h2", "h3", "h4"):
             self.heading = ""
         elif tag == "table":
-            self.found[self.heading] = []
+            self.tables[self.heading] = []
         elif tag == "tr":
-            self.found[self.heading].append([])
+            self.tables[self.heading].append([])
         self.inside = tag
 
     def handle_data(self, data: str) -> None:
         if self.inside in ("h2", "h3", "h4"):
             self.heading += data
         elif self.inside in ("th", "td"):
-            self.found[self.heading][-1].append(data)
+            self.tables[self.heading][-1].append(data)
 
     def handle_endtag(self, _: str) -> None:
         self.inside = ""
 
 
 @pytest.mark.slow
-def test_the_page_says_what_the_census_and_the_anatomy_found(lab):
-    found = Tables(lab / "report.html").found
+def test_the_page_says_what_the_census_the_anatomy_and_the_study_found(lab):
+    tables = Tables(lab / "report.html").tables
     census = json.loads((lab / "census/census.json").read_text())
     anatomy = json.loads((run_of(lab) / "evaluation_val/anatomy.json").read_text())
     scores = anatomy["anchor_level"]
     anchors = [f"{scores[name]:.4f}" for name in ("roc_auc", "average_precision")]
-    assert found["Anchors, foreground against background"][1] == anchors
+    assert tables["Anchors, foreground against background"][1] == anchors
     touching, total = anatomy["at_border"]["objects"]
-    assert found["At the picture's border"][1][0] == f"{touching} of {total}"
-    assert found["AP by object size"][1][0] == f"{anatomy['by_size']['small']:.3f}"
-    assert found["Crowding"][1][0] == f"{census['crowding']['mean_max_iou']:.3f}"
+    assert tables["At the picture's border"][1][0] == f"{touching} of {total}"
+    assert tables["AP by object size"][1][0] == f"{anatomy['by_size']['small']:.3f}"
+    assert tables["Crowding"][1][0] == f"{census['crowding']['mean_max_iou']:.3f}"
     alphas = census["remedies"]["alpha"]
-    assert found["Remedies: alpha that balances the gradient at the start"] == [
+    assert tables["Remedies: alpha that balances the gradient at the start"] == [
         [f"gamma {gamma}" for gamma in alphas],
         [f"{alpha:.3f}" for alpha in alphas.values()],
     ]
-    classes = found["Remedies: class weights and repeat factors"][1:]
+    classes = tables["Remedies: class weights and repeat factors"][1:]
     assert [row[0] for row in classes] == census["class_names"]
     weights = census["remedies"]["class_weights"]["inverse_frequency"]
     assert [row[3] for row in classes] == [f"{weight:.3f}" for weight in weights]
     factors = census["remedies"]["repeat_factors"]["0.1"]["classes"]
     assert [row[-1] for row in classes] == [f"{factor:.2f}" for factor in factors]
-    assert sum(int(row[2]) for row in found["Object sizes"][1:]) == census["anchors"]["foreground"]
+    assert sum(int(row[2]) for row in tables["Object sizes"][1:]) == census["anchors"]["foreground"]
+    scores = tables["Selection of the settings"][1:]
+    assert [row[:2] for row in scores] == [["ohem", f"train.lr={lr}"] for lr in ("0.01", "0.001", "1.0")]
+    assert [("chosen" in row[2], row[2][:5]) for row in scores] == [(False, "0.250"), (True, "0.500"), (False, "none")]
 
 
 @pytest.mark.slow
 def test_two_runs_side_by_side(lab):
-    found = Tables(lab / "two.html").found
-    differences = {row[0]: row[1:] for row in found["Where the configs differ"][1:]}
+    tables = Tables(lab / "two.html").tables
+    differences = {row[0]: row[1:] for row in tables["Where the configs differ"][1:]}
     assert differences["loss.classification.type"] == ["focal", "ghm_c"]
     assert differences["train.epochs"] == ["4", "1"]
     assert all(key.startswith(("loss.classification.", "train.epochs")) for key in differences)
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (run_of(lab), lab / "other")]
-    assert [row[1] for row in found["Comparison"][1:]] == [f"{one['AP']:.3f}" for one in metrics]
+    assert [row[1] for row in tables["Comparison"][1:]] == [f"{one['AP']:.3f}" for one in metrics]
     page = (lab / "two.html").read_text()
     assert page.count('aria-label="COCO metrics side by side"') == 1
     assert sum(len(data) for data in re.findall('data:image/jpeg;base64,([^"]*)', page)) < 1_500_000

@@ -58,10 +58,10 @@ def scenes(folder: Path, num_images: int = 8) -> tuple[DetectionDataset, list[di
         write_image(folder / f"{i}.jpg", np.full((100, 100, 3), 90, np.uint8))
         crowd, labels = np.zeros(2, bool), np.array([0, 1])
         records.append(Record(folder / f"{i}.jpg", i + 1, 100, 100, boxes, labels, crowd, np.full(2, 1600.0)))
-        found = [(1, [0, 0, 40, 40], 0.9)] + [(2, [60, 0, 40, 40], 0.8)] * (i < 6)
-        found += [(1, [0, 60 + 4 * k, 8, 3], 0.95) for k in range(i)]
-        found += [(2, [60, 60, 40, 40], 0.01)]  # below every threshold that matters
-        detections += [{"image_id": i + 1, "category_id": c, "bbox": b, "score": s} for c, b, s in found]
+        boxes_of_image = [(1, [0, 0, 40, 40], 0.9)] + [(2, [60, 0, 40, 40], 0.8)] * (i < 6)
+        boxes_of_image += [(1, [0, 60 + 4 * k, 8, 3], 0.95) for k in range(i)]
+        boxes_of_image += [(2, [60, 60, 40, 40], 0.01)]  # below every threshold that matters
+        detections += [{"image_id": i + 1, "category_id": c, "bbox": b, "score": s} for c, b, s in boxes_of_image]
     return DetectionDataset(records, ["cat", "dog"], [1, 2]), detections
 
 

@@ -61,9 +61,9 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with tiny.yaml, to which the cache of synthetic scenes is bound."""
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("work")
     (folder / "tiny.yaml").write_text(TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
@@ -76,16 +76,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(place: Path) -> Path:
+def run(work: Path) -> Path:
     """A finished run."""
-    ended = run_command(place, "train", "--cfg", place / "tiny.yaml", "--out", place / "run")
+    ended = run_command(work, "train", "--cfg", work / "tiny.yaml", "--out", work / "run")
     assert ended.code == 0, ended.errors
     assert "AP50" in ended.errors and "Traceback" not in ended.errors
-    return place / "run"
+    return work / "run"
 
 
 @pytest.mark.slow
-def test_the_run_folder(run: Path, place: Path):
+def test_the_run_folder(run: Path, work: Path):
     names = {path.name for path in run.iterdir()}
     events = {name for name in names if name.startswith("events.out.tfevents.")}
     assert len(events) == 1
@@ -103,7 +103,7 @@ def test_the_run_folder(run: Path, place: Path):
         assert detection.keys() == {"image_id", "category_id", "bbox", "score"}
         assert 1 <= detection["category_id"] <= 6 and 1 <= detection["image_id"] <= 4
     assert [int(row["step"]) for row in rows_of(run)] == list(range(STEPS))
-    assert load_config(str(run / "config.yaml")) == load_config(str(place / "tiny.yaml"))
+    assert load_config(str(run / "config.yaml")) == load_config(str(work / "tiny.yaml"))
     assert re.match(r"# detector at commit \S+\n", (run / "config.yaml").read_text())
 
 
@@ -181,10 +181,10 @@ def test_resuming_a_finished_run_changes_nothing(run: Path):
 
 
 @pytest.mark.slow
-def test_a_run_ended_by_sigterm_and_resumed_equals_the_uninterrupted_one(run: Path, place: Path, tmp_path: Path):
+def test_a_run_ended_by_sigterm_and_resumed_equals_the_uninterrupted_one(run: Path, work: Path, tmp_path: Path):
     command = (
         "--cfg",
-        place / "tiny.yaml",
+        work / "tiny.yaml",
         "--out",
         tmp_path / "b",
         "--resume",
@@ -216,18 +216,16 @@ def test_a_run_that_is_resumed_with_another_optimizer_stays_as_it_is(run: Path, 
     assert snapshot(run) == before
 
 
-def test_batch_norm_over_one_value_is_one_line_with_the_keys(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-):
+def test_batch_norm_over_one_value_is_one_line_with_the_keys(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     overrides = ("model.backbone.norm=batch", "train.batch_size=1", "data.short_side=8", "train.epochs=1")
     overrides += ("model.levels=[3, 5]", "model.head.sizes=null")
-    assert run_tool("train", "--cfg", place / "tiny.yaml", "--out", tmp_path / "out", *overrides) == 2
+    assert run_tool("train", "--cfg", work / "tiny.yaml", "--out", tmp_path / "out", *overrides) == 2
     assert_one_line(capsys, r"model\.backbone\.norm.*train\.batch_size.*data\.short_side")
 
 
-def assert_one_line(capsys: pytest.CaptureFixture, said: str) -> None:
+def assert_one_line(capsys: pytest.CaptureFixture, fact: str) -> None:
     errors = capsys.readouterr().err
-    assert re.match(rf"error: .*{said}.*\n$", errors), errors
+    assert re.match(rf"error: .*{fact}.*\n$", errors), errors
     assert "Traceback" not in errors
 
 
@@ -253,7 +251,7 @@ def coco(folder: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "fact"),
     [
         (["loss.classification.gama=2"], r"loss\.classification\.gama: .*'gamma'\?"),
         (["loss.classification=focl"], r"loss\.classification.*'focl'; did you mean 'focal'\?.*"),
@@ -277,7 +275,7 @@ def coco(folder: str) -> str:
     ],
 )
 def test_train_names_what_is_wrong_and_writes_nothing(
-    overrides: list[str], said: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    overrides: list[str], fact: str, work: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     write_coco(tmp_path / "cats", "cat")
     bare = json.loads((tmp_path / "cats/a.json").read_text()) | {"annotations": []}
@@ -287,8 +285,8 @@ def test_train_names_what_is_wrong_and_writes_nothing(
     (tmp_path / "no_image/a.png").unlink()
     torch.save({"weight": torch.zeros(3)}, tmp_path / "foreign.pt")
     before = snapshot(tmp_path)
-    assert run_tool("train", "--cfg", place / "tiny.yaml", "--out", tmp_path / "out", *overrides) == 2
-    assert_one_line(capsys, said)
+    assert run_tool("train", "--cfg", work / "tiny.yaml", "--out", tmp_path / "out", *overrides) == 2
+    assert_one_line(capsys, fact)
     assert snapshot(tmp_path) == before and not (tmp_path / "out").exists()
 
 
@@ -303,21 +301,21 @@ def test_train_without_its_config_names_the_known_ones(capsys: pytest.CaptureFix
     assert_one_line(capsys, r"'retina_focl'.*'retina_focal'\?.*bccd_focal")
 
 
-def test_train_leaves_a_folder_that_holds_a_run_alone(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_train_leaves_a_folder_that_holds_a_run_alone(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "metrics.csv").write_text("step,loss\n0,1.0\n")
     before = snapshot(tmp_path)
-    assert run_tool("train", "--cfg", place / "tiny.yaml", "--out", tmp_path) == 2
+    assert run_tool("train", "--cfg", work / "tiny.yaml", "--out", tmp_path) == 2
     assert_one_line(capsys, f"{re.escape(str(tmp_path))}: .*--resume auto")
     assert snapshot(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", ["evaluate", "infer"])
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "fact"),
     [("gone.pt", ""), ("foreign.pt", ".*class_names"), ("text.pt", ".*torch.save|.*another file")],
 )
 def test_evaluate_and_infer_need_a_checkpoint_of_ours(
-    name: str, file: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture
+    name: str, file: str, fact: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     torch.save({"weight": torch.zeros(3)}, tmp_path / "foreign.pt")
     (tmp_path / "text.pt").write_text("text")
@@ -325,7 +323,7 @@ def test_evaluate_and_infer_need_a_checkpoint_of_ours(
     before = snapshot(tmp_path)
     inputs = [tmp_path / "in"] if name == "infer" else []
     assert run_tool(name, "--checkpoint", tmp_path / file, *inputs, "--out", tmp_path / "out") == 2
-    assert_one_line(capsys, rf"{re.escape(file)}: {said}")
+    assert_one_line(capsys, rf"{re.escape(file)}: {fact}")
     assert snapshot(tmp_path) == before and not (tmp_path / "out").exists()
 
 
@@ -335,7 +333,7 @@ def test_evaluate_without_anything_to_evaluate(capsys: pytest.CaptureFixture):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "said"),
+    ("inputs", "fact"),
     [
         (["empty"], "empty: .*image"),
         (["gone.jpg"], r"gone\.jpg: .*image"),
@@ -345,11 +343,11 @@ def test_evaluate_without_anything_to_evaluate(capsys: pytest.CaptureFixture):
         (["in/sub/*.png", "in/b.jpg", "--out", "in/sub"], "--out in/sub: "),
     ],
 )
-def test_infer_names_inputs_that_are_wrong(inputs: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_infer_names_inputs_that_are_wrong(inputs: list[str], fact: str, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("notes")
     write_photos(tmp_path / "in")
     before = snapshot(tmp_path)
     assert run_tool("infer", "--checkpoint", "gone.pt", *inputs) == 2
-    assert_one_line(capsys, said)
+    assert_one_line(capsys, fact)
     assert snapshot(tmp_path) == before

@@ -64,8 +64,10 @@ class Transformed(Dataset):
         sample = self._read(image, rng, unreadable)
         short_side = self.resize.draw_side(rng)
 
-        def draw() -> Sample:
-            return self.resize(self._read(int(rng.integers(len(self.dataset))), rng, unreadable), short_side)
+        def draw(index: int | None = None) -> Sample:
+            if index is None:
+                index = int(rng.integers(len(self.dataset)))
+            return self.resize(self._read(index, rng, unreadable), short_side)
 
         sample = self.resize(sample, short_side)
         context = TransformContext(rng, progress, draw)

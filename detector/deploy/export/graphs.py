@@ -85,9 +85,10 @@ class Graph(nn.Module):
 
 
 class RawGraph(Graph):
-    """The model: images -> logits (B, A, K), deltas (B, A, 4), anchors (A, 4).
+    """The model: images -> logits (B, A, K), deltas (B, A, R), anchors (A, 4).
 
-    The box coder of the model decodes the deltas.
+    The logits are `Predictions.ranking_logits`. The deltas are the raw boxes. The box coder of the model decodes them.
+    The anchors are the priors.
     """
 
     inputs = ("images",)

@@ -1,21 +1,22 @@
 """Adaptive training sample selection (ATSS): a separate IoU threshold for each ground truth."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from detector.core.structures import GroundTruth, Predictions, Priors, Targets
-from detector.core.validation import PositiveInt
+from detector.core.validation import PositiveFloat, PositiveInt
 from detector.geometry.assignment.base import (
     ASSIGNERS,
     Assigner,
     BestMatch,
-    ignore_inside_regions,
-    largest_inside,
-    matched_targets,
+    best_targets,
+    first_of_lowest,
     only_background,
     parts_of,
 )
-from detector.geometry.boxes import box_area, pairwise_intersection, pairwise_iou
+from detector.geometry.boxes import pairwise_iou
 
 
 @ASSIGNERS.register("atss")
@@ -37,23 +38,29 @@ class ATSSAssigner(Assigner):
 
     The n anchors of a cell have the same center. The authors' code therefore takes 9n candidates.
 
+    A point is a prior with a side of one stride. For points, the authors' code uses squares with a side of 8 strides:
+    set `anchor_scale` to 8.
+
     Args:
         num_classes: K, the label of the background.
         candidates: the number of candidates on each level.
+        anchor_scale: a factor of the sides of the priors, 8 for points. The rule uses the enlarged priors as anchors.
     """
 
     is_local = False  # a candidate affects the threshold also where it does not overlap the ground truth
 
-    def __init__(self, num_classes: int, *, candidates: PositiveInt = 9):
+    def __init__(self, num_classes: int, *, candidates: PositiveInt = 9, anchor_scale: PositiveFloat = 1.0):
         super().__init__(num_classes)
         self.candidates = candidates
+        self.anchor_scale = anchor_scale
 
     @torch.no_grad()
     def __call__(self, priors: Priors, truth: GroundTruth, predictions: Predictions | None = None) -> Targets:
         """Return the targets of a batch. See `Assigner`."""
-        anchors, boxes, labels, ignore = priors.boxes, truth.boxes, truth.labels, truth.ignore
-        if not len(anchors) or not boxes.numel():
+        boxes = truth.boxes
+        if not len(priors) or not boxes.numel():
             return only_background(priors, len(boxes), self.num_classes)
+        anchors = _scaled(priors, self.anchor_scale)
         near = torch.cat(  # B G C
             [self._nearest(anchors, boxes[:, part], priors.level_sizes) for part in parts_of(boxes, len(anchors))],
             dim=1,
@@ -64,19 +71,13 @@ class ATSSAssigner(Assigner):
         std, mean = torch.std_mean(iou.double(), dim=2, correction=min(1, near.shape[2] - 1), keepdim=True)
         centers = _centers(candidates)
         to_sides = torch.cat((centers - boxes[:, :, None, :2], boxes[:, :, None, 2:] - centers), dim=-1).amin(dim=-1)
-        is_object = (labels >= 0) & ~ignore
-        is_claimed = (iou >= mean + std) & (to_sides > 0.01) & is_object[..., None]
+        is_claimed = (iou >= mean + std) & (to_sides > 0.01) & truth.is_object[..., None]
 
-        claimed_iou = iou.masked_fill(~is_claimed, -1)
-        best, inside = BestMatch(len(boxes), len(anchors), iou), iou.new_zeros(len(boxes), len(anchors))
+        claimed_iou = iou.where(is_claimed, -math.inf)
+        best = BestMatch(len(boxes), len(anchors), iou)
         for part in parts_of(boxes, len(anchors)):
-            dense = iou.new_full((*labels[:, part].shape, len(anchors)), -1)
-            best.update(dense.scatter_(2, near[:, part], claimed_iou[:, part]), part.start)
-            intersection = pairwise_intersection(boxes[:, part], anchors)
-            inside = inside.maximum(largest_inside(intersection, ignore[:, part]))
-        anchor_labels = labels.gather(1, best.match).masked_fill(best.value < 0, self.num_classes)
-        anchor_labels = ignore_inside_regions(anchor_labels, self.num_classes, inside, box_area(anchors))
-        return matched_targets(truth, anchor_labels, best.match)
+            best.update_at(near[:, part], claimed_iou[:, part], part.start)
+        return best_targets(best, anchors, truth, self.num_classes)
 
     def _nearest(self, anchors: Tensor, boxes: Tensor, level_sizes: tuple[int, ...]) -> Tensor:
         """Return the indices of the candidates of each ground truth, (B, G, C), level by level."""
@@ -84,11 +85,7 @@ class ATSSAssigner(Assigner):
         nearest, start = [], 0
         for centers in _centers(anchors).split(level_sizes):
             distance = (x - centers[:, 0]).square_().add_((y - centers[:, 1]).square_())
-            # the bits of non-negative floats have the order of the floats; the index in the lower half breaks ties
-            index = torch.arange(start, start + len(centers), device=anchors.device)
-            key = distance.view(torch.int32).long().bitwise_left_shift_(32).bitwise_or_(index)
-            smallest = key.topk(min(self.candidates, len(centers)), largest=False, sorted=False).values
-            nearest.append(smallest.bitwise_and_(0xFFFFFFFF))
+            nearest.append(first_of_lowest(distance, self.candidates)[1] + start)
             start += len(centers)
         return torch.cat(nearest, dim=2)
 
@@ -96,3 +93,11 @@ class ATSSAssigner(Assigner):
 def _centers(boxes: Tensor) -> Tensor:
     """Return the centers (..., 2) of boxes (..., 4)."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def _scaled(priors: Priors, factor: float) -> Tensor:
+    """Return the boxes (A, 4) of the priors with their sides multiplied by a factor. The centers stay."""
+    if factor == 1:  # the same bits
+        return priors.boxes
+    half_sides = (priors.boxes[:, 2:] - priors.boxes[:, :2]) * (factor / 2)
+    return torch.cat((priors.centers - half_sides, priors.centers + half_sides), dim=1)

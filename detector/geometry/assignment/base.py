@@ -1,10 +1,13 @@
 """The base class of the assigners, their registry, and functions that the rules share."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from detector.core.registry import Registry
 from detector.core.structures import IGNORED, GroundTruth, Predictions, Priors, Targets
+from detector.geometry.boxes import box_area, pairwise_intersection
 
 MAX_PAIRS = 2**25  # pairs of ground truth and anchor in one operation: 128 MB for each of a few fp32 tensors
 
@@ -27,12 +30,14 @@ class Assigner:
     """A rule that gives each prior of each image its label and its object.
 
     Attributes:
+        gives_quality: the targets have a quality.
         needs_predictions: the rule reads the predictions of the model. The training step then calls the rule after the
             forward pass, without gradient. Other rules run before the forward pass and get None.
         is_local: a prior that overlaps no object is background, and has no effect on the other priors. The census then
             does not compute these priors.
     """
 
+    gives_quality = False
     needs_predictions = False
     is_local = False
 
@@ -68,24 +73,34 @@ def matched_targets(truth: GroundTruth, labels: Tensor, matched: Tensor, quality
     return Targets(labels, boxes, matched, quality)
 
 
-def only_background(priors: Priors, num_images: int, num_classes: int) -> Targets:
+def only_background(priors: Priors, num_images: int, num_classes: int, *, has_quality: bool = False) -> Targets:
     """Return the targets without any object: all priors are background.
 
     Args:
         priors: the A priors of an image.
         num_images: B.
         num_classes: K, the label of the background.
+        has_quality: whether the targets have qualities, which are 0.
     """
     labels = torch.full((num_images, len(priors)), num_classes, device=priors.boxes.device)
-    return Targets(labels, priors.boxes.expand(num_images, -1, -1), torch.zeros_like(labels))
+    boxes, quality = priors.boxes.expand(num_images, -1, -1), torch.zeros(labels.shape, device=labels.device)
+    return Targets(labels, boxes, torch.zeros_like(labels), quality if has_quality else None)
 
 
 class BestMatch:
-    """The highest value so far of each anchor (B, A), and its ground truth. Of equal values, the first wins."""
+    """The highest value so far of each prior (B, A), and its ground truth. Of equal values, the first wins.
 
-    def __init__(self, num_images: int, num_anchors: int, like: Tensor):
-        self.value = like.new_full((num_images, num_anchors), -1)
-        self.match = torch.zeros(num_images, num_anchors, dtype=torch.int64, device=like.device)
+    The value is -inf, and the ground truth is the first, where a prior has no other value.
+    """
+
+    def __init__(self, num_images: int, num_priors: int, like: Tensor):
+        self.value = like.new_full((num_images, num_priors), -math.inf)
+        self.match = torch.zeros(num_images, num_priors, dtype=torch.int64, device=like.device)
+
+    @property
+    def is_matched(self) -> Tensor:
+        """Whether a prior has a value, (B, A) bool."""
+        return self.value > -math.inf
 
     def update(self, values: Tensor, start: int) -> None:
         """Add the values of some ground truths.
@@ -98,6 +113,92 @@ class BestMatch:
         is_better = value > self.value
         self.value = value.where(is_better, self.value)
         self.match = (match + start).where(is_better, self.match)
+
+    def update_at(self, index: Tensor, values: Tensor, start: int) -> None:
+        """Add the values of some ground truths at some priors.
+
+        Args:
+            index: (B, G', C), the priors of G' consecutive ground truths, without repetition.
+            values: (B, G', C), the values. -inf is no value.
+            start: the index of the first of these ground truths.
+        """
+        dense = values.new_full((*index.shape[:2], self.value.shape[1]), -math.inf)
+        self.update(dense.scatter_(2, index, values), start)
+
+
+def first_of_lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the lowest values of each row and their columns, (..., C) both. Of equal values, the first columns win.
+
+    Args:
+        values: (..., N) fp32 from 0 to inf, without NaN.
+        count: the number of values of a row. C is at most N.
+    """
+    # the bits of non-negative floats have the order of the floats; the column in the lower half breaks ties
+    key = values.view(torch.int32).long().bitwise_left_shift_(32)
+    key |= torch.arange(values.shape[-1], device=values.device)
+    lowest = key.topk(min(count, values.shape[-1]), largest=False).values
+    index = lowest.bitwise_and_(0xFFFFFFFF)
+    return values.gather(-1, index), index
+
+
+def is_inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """Return whether each point is inside each box and not on a side, (B, G, A) bool.
+
+    Args:
+        points: (A, 2).
+        boxes: (B, G, 4).
+    """
+    x, y = points.T.contiguous()
+    left, top, right, bottom = boxes[..., None].unbind(dim=2)
+    return (x > left) & (x < right) & (y > top) & (y < bottom)
+
+
+def is_central(priors: Priors, boxes: Tensor, radius: float) -> Tensor:
+    """Return whether the center of each prior is near the center of each box in x and in y, (B, G, A) bool.
+
+    Args:
+        priors: the A priors.
+        boxes: (B, G, 4).
+        radius: the difference of the centers has to be below this number of strides of the prior.
+    """
+    x, y = priors.centers.T.contiguous()
+    left, top, right, bottom = boxes[..., None].unbind(dim=2)
+    limit = radius * priors.strides()
+    return ((x - (left + right) / 2).abs_() < limit) & ((y - (top + bottom) / 2).abs_() < limit)
+
+
+def class_logits(predictions: Predictions, labels: Tensor) -> Tensor:
+    """Return the ranking logits of the classes of some objects, (B, G, A) fp32.
+
+    Args:
+        predictions: the predictions of the model.
+        labels: (B, G) int64, the classes. Padding has any class.
+    """
+    by_class = predictions.ranking_logits.transpose(1, 2)
+    return by_class.gather(1, labels.clamp(min=0)[..., None].expand(-1, -1, by_class.shape[2])).float()
+
+
+def best_targets(
+    best: BestMatch, priors: Tensor, truth: GroundTruth, num_classes: int, quality: Tensor | None = None
+) -> Targets:
+    """Return the targets of priors that take their best object.
+
+    A prior without an object is background. It is ignored if more than half of its area is inside an ignore region.
+
+    Args:
+        best: the object of each prior.
+        priors: (A, 4), the boxes of the priors.
+        truth: the objects of the B images.
+        num_classes: K, the label of the background.
+        quality: (B, A), the target score of each prior with an object, or None.
+    """
+    labels = truth.labels.gather(1, best.match).where(best.is_matched, num_classes)
+    inside = torch.zeros_like(best.value)
+    for part in parts_of(truth.boxes, len(priors)):
+        intersection = pairwise_intersection(truth.boxes[:, part], priors)
+        inside = inside.maximum(largest_inside(intersection, truth.ignore[:, part]))
+    labels = ignore_inside_regions(labels, num_classes, inside, box_area(priors))
+    return matched_targets(truth, labels, best.match, None if quality is None else quality.where(best.is_matched, 0))
 
 
 def ignore_inside_regions(labels: Tensor, background: int, inside: Tensor, anchor_areas: Tensor) -> Tensor:

@@ -52,13 +52,12 @@ class MaxIoUAssigner(Assigner):
         anchors, boxes, labels, ignore = priors.boxes, truth.boxes, truth.labels, truth.ignore
         if not len(anchors) or not boxes.numel():
             return only_background(priors, len(boxes), self.num_classes)
-        is_object = (labels >= 0) & ~ignore
         anchor_areas, areas = box_area(anchors), box_area(boxes)[..., None]
         best = BestMatch(len(boxes), len(anchors), boxes)
         is_best, inside = torch.zeros_like(best.match, dtype=torch.bool), torch.zeros_like(best.value)
         for part in parts_of(boxes, len(anchors)):
             intersection = pairwise_intersection(boxes[:, part], anchors)  # (B, G, A), so that reductions run over rows
-            iou = overlap(intersection, areas[:, part], anchor_areas).masked_fill_(~is_object[:, part, None], -1)
+            iou = overlap(intersection, areas[:, part], anchor_areas).masked_fill_(~truth.is_object[:, part, None], -1)
             best.update(iou, part.start)
             if self.low_quality:
                 best_anchor_iou = iou.amax(dim=2, keepdim=True)

@@ -8,6 +8,7 @@ from detector.evaluation.metrics import ClassMetrics
 from detector.imbalance.census_result import Census
 from detector.lab.report.wording import number
 from detector.lab.study.results import difference_cells, mean_cells
+from detector.lab.study.selection import selection_cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,9 @@ def classes(per_class: dict[str, ClassMetrics]) -> Table:
 
 
 def study(tables: dict) -> list[Table]:
-    """Return the means and the paired tests of a study."""
-    return [Table("Means", *mean_cells(tables)), Table("Paired tests", *difference_cells(tables))]
+    """Return the means and the paired tests of a study, and the scores of its selection."""
+    selection = [Table("Selection of the settings", *selection_cells(tables))] if "selection" in tables else []
+    return [Table("Means", *mean_cells(tables)), Table("Paired tests", *difference_cells(tables)), *selection]
 
 
 def anatomy(anatomy: Anatomy) -> list[Table]:

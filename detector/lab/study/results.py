@@ -7,10 +7,9 @@ from pathlib import Path
 
 from detector.core.errors import UserError
 from detector.core.files import csv_line, write_text
-from detector.lab.study.plan import Run, Study
+from detector.lab.study.plan import METRICS, Run, Study
 from detector.lab.study.statistics import holm, mean_interval, paired_p_value
 
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 COLUMNS = ("level", "variant", "seed", *METRICS, "seconds", "fingerprint", "error")
 Row = dict[str, str]
 
@@ -65,22 +64,22 @@ def is_row_of(row: Row, run: Run) -> bool:
     return (row["level"], row["variant"], row["seed"]) == (run.level, run.variant, str(run.seed))
 
 
-def pending(runs: list[Run], rows: list[Row]) -> list[Run]:
+def pending(runs: list[Run], file: Path) -> list[Run]:
     """Return the runs without a result, and the runs that failed, which are tried again.
 
     Args:
         runs: all runs of the study.
-        rows: the rows of results.csv.
+        file: results.csv.
 
     Raises:
         UserError: a row has the level, variant and seed of a run, but another config.
     """
-    runs_to_do = []
+    rows, runs_to_do = read_results(file), []
     for run in runs:
         row = next((row for row in rows if is_row_of(row, run)), None)
         if row is not None and row["fingerprint"] != run.fingerprint:
             raise UserError(
-                f"results.csv: the result of level {run.level!r}, variant {run.variant!r}, seed {run.seed} has "
+                f"{file}: the result of level {run.level!r}, variant {run.variant!r}, seed {run.seed} has "
                 "another config",
                 "choose a new folder for the changed study with --out, or delete the row",
             )
@@ -147,7 +146,8 @@ def with_nan(tables: dict) -> dict:
     """Return the tables of tables.json with NaN for null."""
     return tables | {
         kind: [{key: math.nan if value is None else value for key, value in row.items()} for row in tables[kind]]
-        for kind in ("rows", "tests")
+        for kind in ("rows", "tests", "selection")
+        if kind in tables
     }
 
 
@@ -157,11 +157,12 @@ def mean_cells(tables: dict) -> tuple[list[str], list[list[str]]]:
     A cell is `mean ± half of the interval`.
     """
     by_cell = {(row["variant"], row["level"]): row for row in tables["rows"]}
-    rows = [[v, *(_mean_text(by_cell[v, level]) for level in tables["levels"])] for v in tables["variants"]]
+    rows = [[v, *(mean_text(by_cell[v, level]) for level in tables["levels"])] for v in tables["variants"]]
     return [tables["metric"], *tables["levels"]], rows
 
 
-def _mean_text(row: dict) -> str:
+def mean_text(row: dict) -> str:
+    """Return `mean ± half of the interval` of a row, and the number of runs where runs are missing."""
     if row["n"] == 0:
         return "none"
     spread = "" if math.isnan(row["low"]) else f" ± {row['mean'] - row['low']:.3f}"

@@ -81,7 +81,7 @@ def run_all(runs: list[Run], folder: Path, *, jobs: int, command: Command, keep_
     """
     results = folder / "results.csv"
     rows = read_results(results)
-    waiting = deque(pending(runs, rows))
+    waiting = deque(pending(runs, results))
     log.info("%s: training %d of %d runs, %d in parallel", folder, len(waiting), len(runs), jobs)
     threads = max(1, num_cores() // jobs)
     active: list[_Active] = []

@@ -1,18 +1,17 @@
 """The head of RetinaNet: dense anchors, a class branch and a box branch."""
 
-import math
 from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from detector.core.errors import UserError
-from detector.core.validation import NonNegativeInt, PositiveFloat, PositiveFloats, Switch, UnitFloat
+from detector.core.validation import NonNegativeInt, PositiveFloat, PositiveFloats, Switch
 from detector.geometry.anchors import AnchorGrid, default_sizes
 from detector.geometry.coders import DeltaCoder
 from detector.models.heads.base import HEADS, Head
-from detector.models.heads.branch import Branch, BranchNorm
+from detector.models.heads.branch import Branch, BranchNorm, InitialScore
 
 Ratios = Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
 
@@ -46,7 +45,7 @@ class AnchorHead(Head):
         *,
         depth: NonNegativeInt = 4,
         norm: BranchNorm = "none",
-        prior: Annotated[UnitFloat, Field(gt=0, lt=1)] | None = 0.01,
+        prior: InitialScore | None = 0.01,
         sizes: list[PositiveFloats] | None = None,
         ratios: Ratios = (0.5, 1.0, 2.0),
         exact: Switch = False,
@@ -62,9 +61,7 @@ class AnchorHead(Head):
         num_anchors = self.grid.anchors_per_cell
         self.class_branch = Branch(width, depth, num_anchors, num_classes, norm)
         self.box_branch = Branch(width, depth, num_anchors, self.coder.num_outputs, norm)
-        self.initial_score = 0.5 if prior is None else prior
-        if prior is not None:
-            nn.init.constant_(self.class_branch.bias, -math.log((1 - prior) / prior))
+        self.initial_score = self.class_branch.set_initial_score(prior)
 
     def priors(self, image_size: tuple[int, int]) -> list[Tensor]:
         """Return the anchors of each map. See `Head.priors`."""
@@ -77,5 +74,4 @@ class AnchorHead(Head):
     @property
     def is_untrained(self) -> bool:
         """Whether all anchors and classes still have the same bias, as before training."""
-        bias = self.class_branch.bias.detach()
-        return bool((bias == bias[0]).all())
+        return self.class_branch.has_equal_biases

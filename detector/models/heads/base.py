@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from detector.core.registry import Registry
-from detector.core.structures import BoxCoder
+from detector.core.structures import BoxCoder, BoxQuality
+from detector.geometry.anchors import AnchorGrid
+from detector.geometry.points import PointGrid
 
 
 class Head(nn.Module):
@@ -17,10 +19,16 @@ class Head(nn.Module):
     Attributes:
         coder: the coder between boxes and the R numbers that the head predicts for each prior.
         initial_score: the score of every prior and class before training.
+        initial_raw: about the value of every raw number before training.
+        quality: the target of the box quality that the head predicts, or None if it predicts no box quality.
+        grid: the grid of the priors, or None if the priors have no grid. The census counts only priors of a grid.
     """
 
     coder: BoxCoder
     initial_score: float
+    initial_raw: float = 0.0
+    quality: BoxQuality | None = None
+    grid: AnchorGrid | PointGrid | None = None
 
     def priors(self, image_size: tuple[int, int]) -> list[Tensor]:
         """Return the prior boxes (A_l, 4) xyxy fp32 of each map.
@@ -30,8 +38,10 @@ class Head(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the logits (B, A, K) and the raw boxes (B, A, R), in the order of `priors`, map after map.
+
+        A head with a `quality` also returns the logits of the box quality (B, A).
 
         Args:
             maps: the pyramid maps (B, width, H, W).

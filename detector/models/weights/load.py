@@ -13,6 +13,7 @@ from detector.core.errors import UserError
 from detector.core.strict_yaml import read_yaml
 from detector.models.detector import DetectionModel
 from detector.models.heads.anchors import AnchorHead
+from detector.models.heads.points import PointHead
 from detector.models.weights.detectron2 import import_detectron2
 from detector.models.weights.files import first_line, load_contents, state_of
 from detector.models.weights.imported import Imported
@@ -32,7 +33,7 @@ OUTPUTS = [f"{output}.{name}" for output in (CLASS_OUTPUT, "head.box_branch.outp
 # the keys of the model section that a checkpoint and the model must have in common
 STRUCTURE = (
     *("backbone.type", "backbone.name", "backbone.stride_in_1x1", "width", "pyramid_top", "pyramid_relu"),
-    *("head.type", "head.depth", "head.norm", "head.exact"),
+    *("head.type", "head.depth", "head.norm", "head.exact", "head.activation", "head.at_corners"),
 )
 
 
@@ -78,11 +79,11 @@ def _load_file(model: DetectionModel, file: Path, class_names: Sequence[str]) ->
 
 
 def _load_imported(model: DetectionModel, imported: Imported, origin: str, class_names: Sequence[str]) -> None:
-    if isinstance(model.head, AnchorHead):
+    if isinstance(model.head, AnchorHead | PointHead):
         missing = [name for name in OUTPUTS if name not in imported.state]
         if missing:
             raise UserError(
-                f"{origin}: the file is not a RetinaNet of this kind: it has no values for {missing[0]}",
+                f"{origin}: the file is not a detector of this kind: it has no values for {missing[0]}",
                 "give another file",
             )
     section = _flat(model.settings.model_dump(mode="json"))
@@ -91,22 +92,26 @@ def _load_imported(model: DetectionModel, imported: Imported, origin: str, class
         keys = " ".join(f"model.{key}={str(value).lower()}" for key, value in wrong.items())
         raise UserError(f"{origin}: the model in the file has another structure than the config", f"set {keys}")
     state = dict(imported.state)
-    if isinstance(model.head, AnchorHead):
-        state, has_classes = _fit_anchors(model, model.head, imported, origin, class_names)
+    if isinstance(model.head, AnchorHead | PointHead):
+        state, has_classes = _fit_outputs(model, model.head, imported, origin, class_names)
     else:
         has_classes = tuple(class_names) == imported.class_names
     _load_detector(model, state, origin, has_classes)
 
 
-def _fit_anchors(
-    model: DetectionModel, head: AnchorHead, imported: Imported, origin: str, class_names: Sequence[str]
+def _fit_outputs(
+    model: DetectionModel,
+    head: AnchorHead | PointHead,
+    imported: Imported,
+    origin: str,
+    class_names: Sequence[str],
 ) -> tuple[dict[str, Tensor], bool]:
     """Return the tensors with anchors and classes in the order of the model, and whether they have all its classes."""
     state, names = dict(imported.state), imported.class_names
-    num_anchors = head.grid.anchors_per_cell
+    num_anchors = head.grid.anchors_per_cell if isinstance(head, AnchorHead) else 1
     num_channels = state[f"{CLASS_OUTPUT}.bias"].numel()
     try:
-        if imported.size_major:
+        if imported.size_major and isinstance(head, AnchorHead):
             by_size = (-1, len(head.grid.ratios))
             for name in OUTPUTS:
                 per_anchor = state[name].unflatten(0, (num_anchors, -1)).unflatten(0, by_size)

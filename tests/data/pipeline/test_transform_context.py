@@ -15,6 +15,7 @@ from detector.core.structures import Batch, Sample
 from detector.data.dataset import DetectionDataset
 from detector.data.pipeline.loader import make_loader
 from detector.data.pipeline.samplers import UniformSampler
+from detector.data.pipeline.transformed import SampleKey, Transformed
 from detector.data.pipeline.transforms import Resize, TransformContext
 
 
@@ -55,8 +56,19 @@ def test_a_drawn_sample_is_an_image_of_the_training_set_at_the_same_size(tmp_pat
     assert len(drawn) == 24 and len(set(drawn)) > 6
 
 
+def test_a_sample_can_be_drawn_by_its_index(tmp_path: Path):
+    dataset = build_dataset(tiny_config(tmp_path), "train")
+
+    def fifth(sample: Sample, context: TransformContext) -> Sample:
+        return context.draw(5)
+
+    sample = Transformed(dataset, Resize(40, 40), [fifth], seed=0)[SampleKey(0, 2, 0, 0.0)]
+    assert sample.image_id == dataset.records[5].image_id
+    np.testing.assert_array_equal(sample.image, Resize(40, 40)(dataset[5], 40).image)
+
+
 def test_workers_and_resuming_change_neither_draws_nor_progress(tmp_path: Path):
-    spec = "[flip, test_beside, {type: test_early, until: 0.25}]"
+    spec = "[mosaic, {type: mixup, probability: 0.5}, copy_paste, flip, test_beside, {type: test_early, until: 0.25}]"
     complete = batches(tmp_path, spec)
     for first_batch, overrides in ((0, ["data.num_workers=2"]), (2, []), (4, ["data.num_workers=2"])):
         other = batches(tmp_path, spec, *overrides, first_batch=first_batch)
