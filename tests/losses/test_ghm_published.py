@@ -77,9 +77,7 @@ def equal_steps_ghm_c(rules: Rules, scope: str, dtype=torch.float64, momentum: f
     """Return for each step whether our GHM-C equals the procedure with these rules."""
     loss = CLASSIFICATION_LOSSES.build("ghm_c", bins=30, momentum=momentum, scope=scope)
     expected = PublishedGHMC(bins=30, momentum=momentum, rules=rules)
-    return [
-        is_close(our_classification(loss, step), expected(*step.classification()), dtype) for step in steps(dtype)
-    ]
+    return [is_close(our_classification(loss, step), expected(*step.classification()), dtype) for step in steps(dtype)]
 
 
 def equal_steps_ghm_r(rules: Rules, dtype=torch.float64, momentum: float = 0.7) -> list[bool]:
@@ -139,7 +137,9 @@ def test_each_rule_of_ghm_r_is_a_difference(change):
 
 
 @pytest.mark.parametrize(
-    "change", [{"shares_counts": False}, {"averages_levels": True}, {"num_processes": 2}, {"rounds_norms": True}], ids=str
+    "change",
+    [{"shares_counts": False}, {"averages_levels": True}, {"num_processes": 2}, {"rounds_norms": True}],
+    ids=str,
 )
 def test_ghm_c_by_level_has_none_of_the_other_rules(change):
     assert not all(equal_steps_ghm_c(replace(OURS_BY_LEVEL, **change), "level"))
