@@ -35,7 +35,7 @@ class GradientDensity(nn.Module):
     which is unbiased from the first step on.
 
     The published code differs in two rules. It has no correction, so the weights of its first step are 1 / (1 - m)
-    times larger. It does not change the count of an empty bin, so a bin that was empty for many steps has its old
+    times as large. It does not change the count of an empty bin, so a bin that was empty for many steps has its old
     count. Here that count has decayed, and the weights of the bin are up to 1 / (1 - m) times those without momentum.
 
     The weight of an element in bin j is beta = N / (M S_j / (1 - m^t)). N is the number of valid elements, and M is the

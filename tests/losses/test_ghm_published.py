@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from ghm_parity import RULES, drawn, trained
 from losses_reference import clear_of_edges
 from published_ghm import (
     OURS,
@@ -159,3 +161,14 @@ def test_the_factors_of_the_procedure_are_those_of_the_cross_entropy():
     losses = cross_entropy(logits, one_hot(labels, logits.shape[-1]))
     assert result.loss == pytest.approx((result.factors * losses).sum())
     assert (result.factors[labels < 0] == 0).all() and (result.factors[labels >= 0] > 0).all()
+
+
+@pytest.mark.slow
+def test_the_document_has_the_table_of_random_logits_and_the_script_trains():
+    document = (Path(__file__).parents[2] / "tools/benchmarks/README.md").read_text(encoding="utf-8")
+    lines = drawn().tables().splitlines()
+    rows = [line for line in lines if line and not line.startswith(("|  |", "| ---"))]
+    assert len(rows) == len(RULES) + 5
+    assert set(rows) <= set(document.splitlines())
+    study = trained(["data.train.num_images=8", "data.train.image_size=64", "data.short_side=64"])
+    assert study.num_steps == 2 and all(np.isfinite(row.numbers["trunk gradient"]) for row in study.class_rows)
