@@ -168,8 +168,18 @@ class GHMR(BoxLoss):
         self.mu = mu
         self.density = GradientDensity(bins, momentum)
 
-    def forward(self, predicted: Tensor, target: Tensor, foreground: Tensor, num_fg: Tensor | float) -> Tensor:
-        """Return the loss. See `BoxLoss.forward`. In training mode, the call is a step of the running counts."""
+    def forward(
+        self,
+        predicted: Tensor,
+        target: Tensor,
+        foreground: Tensor,
+        num_fg: Tensor | float,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss. See `BoxLoss.forward`. The loss computes its own weights, and `weights` is not used.
+
+        In training mode, the call is a step of the running counts.
+        """
         predicted, target = masked_boxes(predicted, target, foreground)
         difference = predicted - target
         length = (difference.square() + self.mu**2).sqrt()

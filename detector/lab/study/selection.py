@@ -121,6 +121,7 @@ def choose(study: Study, rows: list[Row]) -> dict[Cell, Combination]:
         study: the study.
         rows: the rows of the selection's results.csv.
     """
+    assert study.select is not None
     choices = {}
     for cell, group in groupby(read_scores(study, rows), key=lambda score: (score.level, score.variant)):
         scores = list(group)
@@ -152,6 +153,7 @@ def selection_rows(study: Study, rows: list[Row]) -> list[dict]:
         study: the study.
         rows: the rows of the selection's results.csv.
     """
+    assert study.select is not None
     choices = choose(study, rows)
     table = []
     for score in read_scores(study, rows):
