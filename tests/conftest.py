@@ -1,5 +1,6 @@
 """The fixtures of all tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path not in slow_files)
 
 
+def pytest_collection_finish() -> None:
+    """Exclude the modules and the collected tests from garbage collection, which saves a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of the real data sets: DETECTOR_TEST_DATA, or shared/data next to the repository."""
@@ -46,9 +53,10 @@ def registered_parts() -> Iterator[None]:
     """Remove the parts that the tests of a file have registered, because a probe builds all registered losses."""
     from detector import data, losses  # imported here, after OMP_NUM_THREADS is set
     from detector.geometry import assignment
+    from detector.models.backbones import BACKBONES
 
     registries = [losses.CLASSIFICATION_LOSSES, losses.BOX_LOSSES, losses.ANCHOR_SAMPLERS]
-    registries += [assignment.ASSIGNERS, data.DATASETS, data.IMAGE_SAMPLERS, data.TRANSFORMS]
+    registries += [assignment.ASSIGNERS, data.DATASETS, data.IMAGE_SAMPLERS, data.TRANSFORMS, BACKBONES]
     with pytest.MonkeyPatch.context() as patch:
         for registry in registries:
             patch.setattr(registry, "_entries", dict(registry._entries))

@@ -84,7 +84,9 @@ def test_a_training_starts_with_the_fastest_measured_setting(tmp_path, monkeypat
     monkeypatch.setattr(threads, "WAITING", {"passive": {"OMP_WAIT_POLICY": "passive"}})
     names = [f"{count} workers, {n} threads, passive" for count, n in ((0, 4), (1, 4), (1, 3), (5, 4), (5, 1))]
     assert list(threads.candidates([0, 1, 5], cores=4)) == names
-    tiny = ["data.train.num_images=8", "data.val.num_images=2", "train.device=cpu", "train.batch_size=2"]
+    tiny = [*(f"data.{split}.num_images=4" for split in ("train", "val")), "model.width=16"]
+    tiny += ["data.train.image_size=64", "data.val.image_size=64", "data.short_side=64", "data.long_side=64"]
+    tiny += ["train.device=cpu", "train.batch_size=2"]
     result = threads.run(cfg="retina_focal.yaml", overrides=tiny, workers=[0], steps=1, rounds=1)
     (row,) = result["rows"]
     assert row["name"] == result["fastest"] == f"0 workers, {num_cores()} threads, passive"

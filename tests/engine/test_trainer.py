@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from guides import write_examples
 from runs import (
     STEPS_PER_EPOCH,
     WITH_STATE,
@@ -375,10 +376,12 @@ def test_a_training_overfits_a_few_images(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_compiled_model_takes_the_same_steps(tmp_path: Path):
-    eager, compiled = (
-        make_trainer(tmp_path / name, f"train.compile={name}", "train.accumulation=1") for name in ("false", "true")
-    )
+def test_the_compiled_model_takes_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The backbone is the small example of the guide, because each kernel of a graph takes a second to compile."""
+    write_examples(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    small = ("imports=[my_backbone]", "model.backbone={type: plain, width: 16}", "train.accumulation=1")
+    eager, compiled = (make_trainer(tmp_path / name, f"train.compile={name}", *small) for name in ("false", "true"))
     for batch in first_batches(eager, 3):
         expected, measured = eager.step([batch]), compiled.step([batch])
         for name in ("loss", "cls", "box", "grad_norm"):

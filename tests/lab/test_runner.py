@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -156,6 +157,8 @@ def test_an_interrupted_study_has_the_numbers_of_an_uninterrupted_study(tmp_path
 
     assert run_tool("study", *options, tmp_path / "uninterrupted") == 0
 
+    # the selection runs of both studies are the same
+    shutil.copytree(tmp_path / "uninterrupted/selection", tmp_path / "interrupted/selection")
     results = tmp_path / "interrupted/results.csv"
     study = start_command(tmp_path, "study", *options, tmp_path / "interrupted")
     wait_for(results.exists)
