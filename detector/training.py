@@ -1,7 +1,6 @@
 """The function `train`: it builds the data sets, the model and the trainer of a config, and runs the training."""
 
 import logging
-import os
 import shlex
 import time
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from detector.build import (
 )
 from detector.build.overview import describe_run, draw_data
 from detector.config import Config, load_config, to_yaml
+from detector.core.command import next_steps
 from detector.core.distributed import broadcast, process_group, rank
 from detector.core.files import write_text
 from detector.deploy.predict import Detector
@@ -101,9 +101,11 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
         else:
             model = build_model(config, len(train_set.class_names))
         trainer = build_trainer(config, model, train_set, val_set, folder)
+        part = ""
         if checkpoint is not None:
             trainer.resume(checkpoint, resumed)
             log.info("continuing %s after step %d", resumed, trainer.steps_done)
+            part = f" since the resume at epoch {trainer.steps_done / trainer.schedule.steps_per_epoch:.4g}"
         log.info("\n%s\n", describe_run(config, trainer, train_set, val_set, folder))
         if rank() == 0:
             write_text(folder / "config.yaml", f"# detector at commit {commit() or 'unknown'}\n" + to_yaml(config))
@@ -116,11 +118,12 @@ def train_config(config: Config, name: str, out: Path | None, resume: str | None
     save_pictures(folder, val_set, detections, count=8, score=0.3)
     save_curves(folder)
     log.info("\n%s", summary(metrics, detections))
-    log.info("\n%s", _next_steps(folder, config, time.perf_counter() - started, trainer.best_ap))
+    log.info("\ntrained in %.0f s%s; results in %s", time.perf_counter() - started, part, folder)
+    log.info("%s", _results(folder, config, trainer.best_ap))
     return TrainedRun(folder, metrics)
 
 
-def _next_steps(folder: Path, config: Config, seconds: float, best_ap: float) -> str:
+def _results(folder: Path, config: Config, best_ap: float) -> str:
     """Return the list of files in the run folder, and the commands that use the files."""
     loggers = {part.type for part in config.train.loggers}
     files = ["metrics.json, detections.json: the last evaluation", "pictures/: validation images with detections"]
@@ -135,8 +138,4 @@ def _next_steps(folder: Path, config: Config, seconds: float, best_ap: float) ->
     }
     if "tensorboard" in loggers:
         commands[f"tensorboard --logdir {shlex.quote(str(folder))}"] = "the curves in a browser"
-    # with `uv run`, the shell of the user does not find the command `detector`
-    prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
-    width = max(map(len, commands))
-    lines = [f"trained in {seconds:.0f} s; results in {folder}", *(f"  {line}" for line in files), "next:"]
-    return "\n".join(lines + [f"  {prefix}{command:<{width}}  # {what}" for command, what in commands.items()])
+    return "\n".join([*(f"  {line}" for line in files), next_steps(commands)])

@@ -12,7 +12,8 @@ from detector.core.files import read_json
 
 
 @pytest.mark.slow
-def test_a_config_becomes_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_config_becomes_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(TINY, encoding="utf-8")
     run = train("./tiny.yaml", "train.epochs=1", "evaluation.score_threshold=0")
@@ -24,6 +25,7 @@ def test_a_config_becomes_a_detector(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     again = train(Path("tiny.yaml").resolve(), "train.epochs=2", out=run.folder, resume="auto")
     assert again.folder == run.folder
+    assert [("epoch 1" in text) for text in caplog.messages if f"results in {run.folder}" in text] == [False, True]
     assert len((run.folder / "metrics.csv").read_text(encoding="utf-8").splitlines()) == 1 + 2 * 6
 
 

@@ -15,10 +15,10 @@ from detector.engine.trainer import Trainer
 from detector.models.detector import DetectionModel
 
 NORMALISERS = {
-    "global": "the foreground priors of the step, on all processes",
-    "local": "the foreground priors of the step, on each process",
-    "ema": "the running mean of the foreground priors of a step",
-    "image": "the foreground priors of each image",
+    "global": "the number of foreground locations in the step",
+    "local": "the number of foreground locations in the step, for each process separately",
+    "ema": "the running mean of the number of foreground locations in a step",
+    "image": "the number of foreground locations in each image",
 }
 
 
@@ -28,7 +28,7 @@ def describe_run(config: Config, trainer: Trainer, train: DetectionDataset, val:
     side, device = config.data.short_side, trainer.step.device
     processes = f", {world_size()} processes" if world_size() > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    losses = [config.loss.classification.type, *(term.loss.type for term in config.loss.box)]
+    losses = f"{config.loss.classification.type} (classes) + {' + '.join(t.loss.type for t in config.loss.box)} (boxes)"
     divisors = NORMALISERS[config.loss.normaliser]
     if config.loss.box_rows == "score":
         divisors += "; the box terms are divided by the sum of their scores"
@@ -38,7 +38,7 @@ def describe_run(config: Config, trainer: Trainer, train: DetectionDataset, val:
         "validation": val.describe(),
         "images": f"short side {side}, long side at most {config.data.long_side} pixels",
         "model": _describe_model(config, model),
-        "losses": f"{' + '.join(losses)}, divided by {divisors}",
+        "losses": f"{losses}, each sum divided by {divisors}",
         "schedule": f"{epochs}; {settings.optimizer}, learning rate {settings.lr:g}, {settings.schedule}",
         "device": f"{device}, {str(trainer.step.dtype).removeprefix('torch.')}{threads}{processes}",
         "output": f"{folder}",

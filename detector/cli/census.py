@@ -5,10 +5,11 @@ Example: detector census --cfg bccd_focal.yaml data.root=DIR
 
 import argparse
 import logging
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from detector.core.command import out_folder
+from detector.core.command import next_steps, out_folder
 from detector.core.console import start_logging
 
 log = logging.getLogger("detector")
@@ -27,6 +28,8 @@ def main() -> None:
     from detector.config import load_config
     from detector.core.files import write_json
     from detector.core.tables import show
+    from detector.imbalance import census_readings as readings
+    from detector.imbalance.advisor import gains_recall
 
     config = load_config(args.cfg, args.overrides)
 
@@ -40,23 +43,25 @@ def main() -> None:
 
     kinds = ("foreground", "ignored", "background")
     levels = [[row.level, *(f"{getattr(row, kind):,}" for kind in kinds)] for row in census.by_level]
-    show(["level", *kinds], [*levels, ["all", *(f"{getattr(census.anchors, kind):,}" for kind in kinds)]], "anchors")
+    total = ["all", *(f"{getattr(census.anchors, kind):,}" for kind in kinds)]
+    show(["level", *kinds], [*levels, total], "anchors", readings.ANCHOR_TERMS)
     classes = sorted(census.by_class, key=lambda row: -row.objects)
     rows = [[c.name, f"{c.objects:,}", f"{c.images:,}", f"{c.foreground:,}"] for c in classes]
-    show(["class", "objects", "images", "foreground anchors"], rows)
+    show(["class", "objects", "images", "foreground anchors"], rows, "classes")
     titles = ["size", "objects", "foreground anchors", "without anchor", "low quality only"]
     rows = [
         [size.name, *(f"{n:,}" for n in (size.objects, size.foreground, size.unmatched, size.low_quality))]
         for size in census.by_size
     ]
-    show(titles, rows)
-    quantiles = census.by_image.background_per_foreground.quantiles
-    log.info("background anchors per foreground anchor: %.0f", census.ratio)
-    log.info("quantiles of this ratio over the images: %s", ", ".join(f"{v:.0f} at {q}%" for q, v in quantiles.items()))
-    if fit := census.anchor_suggestion:
-        recall, sizes = fit.recall, [[round(s) for s in level] for level in fit.sizes]
-        log.info(
-            "objects with a matching anchor: %.1f%% now, %.1f%% with model.head.sizes=%s and model.head.ratios=%s",
-            *(100 * recall.now, 100 * recall.suggested, sizes, fit.ratios),
-        )
-    log.info("wrote %s/census.json, which detector advise and detector report can read", folder)
+    show(titles, rows, "objects", readings.OBJECT_TERMS)
+    log.info("%s", readings.describe(census))
+    if (fit := census.anchor_suggestion) and gains_recall(fit):
+        sizes = [[round(s) for s in level] for level in fit.sizes]
+        overrides = shlex.join([f"model.head.sizes={sizes}", f"model.head.ratios={fit.ratios}"])
+        log.info("the suggested anchors: %s", overrides)
+    log.info("wrote %s/census.json", folder)
+    commands = {
+        shlex.join(["detector", "advise", "--census", str(folder), "--cfg", args.cfg]): "settings that fit the data",
+        shlex.join(["detector", "train", "--cfg", args.cfg, *args.overrides]): "train and evaluate",
+    }
+    log.info("%s", next_steps(commands))

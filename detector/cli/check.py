@@ -9,10 +9,13 @@ Example: detector check --cfg bccd_focal.yaml data.root=DIR
 import argparse
 import json
 import logging
+import shlex
 import sys
 from typing import Any
 
+from detector.core.command import next_steps
 from detector.core.console import start_logging
+from detector.core.wording import counted
 
 log = logging.getLogger("detector")
 
@@ -76,14 +79,19 @@ def main() -> None:
     else:
         for split, dataset in datasets.items():
             log.info("data.%s: %s", split, dataset.describe())
-        text = [
-            [row["split"], f"{row['count']:,}", row["what"], "stops the training" if row["stops"] else row["becomes"]]
-            for row in rows
-        ]
-        show(["split", "count", "finding", "effect in a training"], text, "findings")
+        text = []
         for row in rows:
-            log.info("%s, %s: %s", row["split"], row["what"], row["remedy"])
+            level, effect = ("error", "stops the training") if row["stops"] else ("note", row["becomes"])
+            text.append([level, row["split"], f"{row['count']:,}", row["what"], effect])
+        show(["level", "split", "count", "finding", "effect in a training"], text, "findings")
+        for (level, split, _, what, _), row in zip(text, rows, strict=True):
+            log.info("%s, %s, %s: %s", level, split, what, row["remedy"])
             log.info("%s", "\n".join(f"    {example}" for example in row["examples"]))
-    if any(row["stops"] for row in rows):
-        log.info("a training would stop; correct the data, or set data.invalid=skip or faults.max_unreadable")
+    num_errors = sum(row["stops"] for row in rows)
+    counts = f"{counted(num_errors, 'error')}, {counted(len(rows) - num_errors, 'note')}"
+    if num_errors:
+        log.info("%s: a training stops; correct the data, or set data.invalid=skip or faults.max_unreadable", counts)
         sys.exit(1)
+    log.info("%s: you can train", counts)
+    census = shlex.join(["detector", "census", "--cfg", args.cfg, *args.overrides])
+    log.info("%s", next_steps({census: "measure the imbalance"}))

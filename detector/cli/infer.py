@@ -21,8 +21,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=user_path, required=True)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, video, folder, glob or number of a camera")
-    parser.add_argument("--out", type=out_folder, default="detections", help="folder for pictures and detections")
-    parser.add_argument("--score", type=float, default=0.3, help="lowest score to report")
+    parser.add_argument("--out", type=out_folder, default="detections", help="output folder; default detections")
+    parser.add_argument("--score", type=float, default=0.3, help="detections have a score above this; default 0.3")
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="classes to report; default all")
     parser.add_argument(
         "--save", nargs="+", choices=("coco", "csv", "yolo"), default=["coco"], help="formats; default coco"
@@ -31,9 +31,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="pictures in a batch; default evaluation.batch_size")
     parser.add_argument("--flip", action="store_true", help="also detect in the mirrored picture (twice the time)")
     parser.add_argument(
-        "--scales", nargs="+", type=float, metavar="S", help="factors of the picture size, for example 0.8 1.0 1.25"
+        "--scales",
+        nargs="+",
+        type=float,
+        metavar="S",
+        help="factors of the size, for example 0.8 1.0 1.25; default 1.0",
     )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if any")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto: a GPU if any")
     args = parser.parse_intermixed_args()
     # imported here, because --help must not import torch
     from detector.deploy.inference import loop

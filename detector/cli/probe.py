@@ -30,6 +30,7 @@ def main() -> None:
     from detector.core.files import write_json
     from detector.core.tables import show
     from detector.deploy.predict import Detector
+    from detector.imbalance import probe_readings as readings
     from detector.imbalance.vocabulary import GROUPS
 
     start_logging()
@@ -53,13 +54,15 @@ def main() -> None:
     )
 
     write_json(folder / "probe.json", result.to_json())
-    elements = [f"{result.elements[group]:,}" for group in GROUPS]
-    rows = [["(elements)", "", *elements]]
-    for name, loss in sorted(result.losses.items(), key=lambda item: -item[1].gradient_foreground):
-        shares = [f"{loss.gradient[group]:.1%}" for group in GROUPS]
-        rows.append([name, f"{loss.loss_foreground:.1%}", *shares])
-    short = [group.replace("_", " ").replace("foreground", "fg").replace("background", "bg") for group in GROUPS]
-    show(["loss", "fg share of loss", *short], rows, "share of the gradient of foreground (fg) and background (bg)")
+    rows = [["number of elements", *(f"{result.elements[group]:,}" for group in GROUPS), ""]]
+    trained = readings.chosen(result)[0]
+    for name in sorted(result.losses, key=lambda name: (name != trained, -result.losses[name].gradient_foreground)):
+        loss = result.losses[name]
+        rows.append([name, *(f"{loss.gradient[group]:.1%}" for group in GROUPS), f"{loss.loss_foreground:.1%}"])
+    columns = ["loss", *(readings.COLUMNS[group] for group in GROUPS), "fg share of the loss"]
+    title = "share of the gradient of foreground (fg) and background (bg); the loss of the training is first"
+    show(columns, rows, title, readings.TERMS)
+    log.info("%s", readings.describe(result))
     scores = result.anchor_level
     assert scores is not None
     log.info("scores of the anchors: ROC-AUC %.4f, average precision %.4f", scores.roc_auc, scores.average_precision)

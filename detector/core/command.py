@@ -1,10 +1,10 @@
-"""The functions that all tools share: exit codes, error lines, and the paths among the arguments."""
+"""The functions that all tools share: exit codes, error lines, the paths among the arguments, and the next steps."""
 
 import errno
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -110,3 +110,15 @@ def _check_writable(folder: Path, file_name: str = "") -> None:
         is_read_only = os.statvfs(present).f_flag & os.ST_RDONLY
         cause = "is on a read-only file system" if is_read_only else "is not writable for this user"
         raise UserError(f"{path}: {present} {cause}", f"choose another path, or make {present} writable")
+
+
+def next_steps(commands: Mapping[str, str]) -> str:
+    """Return the lines that end the log of a command: the commands to run next, each with its purpose.
+
+    Args:
+        commands: the purpose of each command, by the words after `uv run`.
+    """
+    # with `uv run`, the shell of the user does not find the command `detector`
+    prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
+    width = max(map(len, commands))
+    return "\n".join(["next:", *(f"  {prefix}{command:<{width}}  # {what}" for command, what in commands.items())])

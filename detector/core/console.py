@@ -27,3 +27,4 @@ def start_logging() -> None:
     if not root.handlers:  # a program that calls a command can have its own
         root.setLevel(logging.INFO)
         root.addHandler(ConsoleHandler())
+        logging.getLogger("matplotlib").setLevel(logging.WARNING)  # its first run reports a new list of fonts

@@ -1,7 +1,7 @@
 """Functions that write tables of text to the console and in Markdown."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -14,13 +14,16 @@ UNFOLDED = 1000  # characters: the widest table in a file or a pipe that is not 
 _MARKUP = re.compile(r"[\\`*~<>&|\[\]]|(?<!\w)_|_(?!\w)")
 
 
-def show(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+def show(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", terms: Mapping[str, str] | None = None
+) -> None:
     """Print a table. Its texts are verbatim: they have no markup, and control characters become spaces.
 
     Args:
         columns: the names of the columns.
         rows: the cells of each row.
         title: the text above the table.
+        terms: the meanings of words of the table, which are printed below the table.
     """
     table = Table(title=Text(title) if title else None)
     for i, column in enumerate(columns):
@@ -31,6 +34,8 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str = "")
     if not console.is_terminal:  # a file or a pipe has no width, so the table is not folded
         console.width = console.measure(table, options=console.options.update(max_width=UNFOLDED)).maximum
     console.print(table)
+    for term, meaning in (terms or {}).items():
+        console.print(Text(f"  {term}: {meaning}"), soft_wrap=True)
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -41,7 +41,7 @@ RULES = {
     "model.weights": WARN,  # the checkpoint contains the weights
     "anchor_sampler": WARN,
     "loss": WARN,
-    "train.epochs": FREE,
+    "train.epochs": WARN,
     "train.batch_size": WARN,  # if the number of steps of an epoch stays equal
     "train.accumulation": WARN,
     "train.device": FREE,

@@ -115,7 +115,10 @@ class TrainingStep:
         results, num_fg = self.forward_backward_within_memory([batch.to(self.device) for batch in batches], buffers)
         measured = self.measure(results, num_fg)
         if self.steps_done == 0 and self.expected_loss is not None:
-            text = "step 0: the classification loss is %.5g; the expected value for the initial scores is %.5g"
+            text = (
+                "step 0: the classification loss is %.5g; the initial scores give %.5g, so a large difference shows an "
+                "error in the loss or in model.head.prior"
+            )
             log.info(text, measured["cls"], self.expected_loss)
         norm = self.clip()
         refused = self.update(measured["loss"], norm, buffers)

@@ -247,6 +247,9 @@ class Trainer:
             ) from error
         except UserError as error:
             raise UserError(f"{origin}: {error}") from None
+        epochs = changes.pop("train.epochs", None)
+        if epochs is not None and rank() == 0:
+            log.warning("%s: from now on, the learning rate follows the schedule of the new number of epochs", epochs)
         if changes and rank() == 0:
             log.warning("settings that differ from %s: %s", origin, "; ".join(changes.values()))
         if "model.weights" in changes and rank() == 0:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from detector.imbalance.balance import balancing_alpha, focal_gradient, initial_alpha
-from detector.imbalance.census_result import Census
+from detector.imbalance.census_result import AnchorSuggestion, Census
 from detector.imbalance.probe_result import ProbeResult
 
 # Lin et al. 2017, table 1b: the best alpha on COCO at each gamma
 PUBLISHED_ALPHA = {0.1: 0.75, 0.2: 0.75, 0.5: 0.5, 1.0: 0.25, 2.0: 0.25, 5.0: 0.25}
 MILD_RATIO = 20  # with fewer background elements per foreground element, cross entropy needs no remedy
+SEVERE_RATIO = 1000  # background elements per foreground element
 MIN_OUTLIER_SHARE = 0.3  # of a trained model's cross-entropy gradient, for GHM-C
 WEIGHTED_LOSSES = ("focal", "cross_entropy")  # the losses that take class weights
 MANY_EMPTY_IMAGES = 0.5  # of all images
@@ -83,12 +84,17 @@ def alpha_of_probe(probe: ProbeResult, gamma: float) -> float:
     return balancing_alpha(foreground, background)
 
 
+def gains_recall(suggestion: AnchorSuggestion) -> bool:
+    """Return whether the suggested anchors fit clearly more objects than the anchors of the config."""
+    recall = suggestion.recall
+    return recall.now < GOOD_RECALL and recall.suggested > recall.now + MIN_RECALL_GAIN
+
+
 def _loss(census: Census, probe: ProbeResult | None, gamma: float) -> list[Advice]:
-    anchors, num_classes = census.anchors, len(census.class_names)
+    anchors = census.anchors
     if not anchors.foreground:
         return []
-    elements_bg = (anchors.foreground + anchors.background) * num_classes - anchors.foreground
-    ratio = elements_bg / anchors.foreground
+    ratio = census.background_elements / anchors.foreground
     if probe is not None:
         missed, unmarked = (probe.losses["cross_entropy"].gradient[group] for group in OUTLIERS)
         focal, ghm = (sum(probe.losses[name].gradient[group] for group in OUTLIERS) for name in ("focal", "ghm_c"))
@@ -125,7 +131,7 @@ def _loss(census: Census, probe: ProbeResult | None, gamma: float) -> list[Advic
         "entropy."
     )
     if probe is None:
-        first = initial_alpha(anchors.foreground, elements_bg, gamma, census.remedies.prior)
+        first = initial_alpha(anchors.foreground, census.background_elements, gamma, census.remedies.prior)
         published = min(PUBLISHED_ALPHA, key=lambda known: abs(known - gamma))
         alpha = PUBLISHED_ALPHA[published]
         choice = (
@@ -215,7 +221,7 @@ def _anchors(census: Census) -> list[Advice]:
     if fit is None:
         return []
     recall = fit.recall
-    if recall.now < GOOD_RECALL and recall.suggested > recall.now + MIN_RECALL_GAIN:
+    if gains_recall(fit):
         reason = (
             f"Only {recall.now:.1%} of the objects have an anchor with the IoU that the assigner requires. With "
             f"anchors fitted to the boxes of the data set, {recall.suggested:.1%} have such an anchor."

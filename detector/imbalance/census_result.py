@@ -218,3 +218,9 @@ class Census(JsonRecord):
     max_iou: Histogram | None = None
     anchor_suggestion: AnchorSuggestion | None = None
     remedies: Remedies
+
+    @property
+    def background_elements(self) -> int:
+        """The number of background elements. An anchor that is not ignored has an element for each class."""
+        num_rows = self.anchors.foreground + self.anchors.background
+        return num_rows * len(self.class_names) - self.anchors.foreground

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from tiny import TINY
 from tools_run import run_tool as call_tool
 
-from detector.core.command import out_file, out_folder, user_path
+from detector.core.command import next_steps, out_file, out_folder, user_path
 from detector.core.errors import UserError
 from detector.core.files import write_text
 
@@ -221,3 +222,13 @@ def test_an_error_has_a_problem_and_a_remedy():
     assert str(UserError("only this")) == "only this"
     copied = pickle.loads(pickle.dumps(error))  # as when a process sends the error to another
     assert (copied.problem, copied.remedy) == (error.problem, error.remedy)
+
+
+def test_the_next_steps_are_commands_for_the_shell_of_the_user(monkeypatch: pytest.MonkeyPatch):
+    commands = {"detector check": "check", "detector train --cfg 'a b.yaml'": "train"}
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    words = [shlex.split(line, comments=True) for line in next_steps(commands).splitlines()[1:]]
+    assert words == [shlex.split(command) for command in commands]
+    monkeypatch.setenv("UV_RUN_RECURSION_DEPTH", "1")
+    words = [shlex.split(line, comments=True) for line in next_steps(commands).splitlines()[1:]]
+    assert words == [["uv", "run", *shlex.split(command)] for command in commands]

@@ -1,5 +1,6 @@
 import io
 import logging
+import subprocess
 import sys
 
 import pytest
@@ -26,3 +27,17 @@ def test_a_warning_stands_out_and_information_does_not(monkeypatch: pytest.Monke
     assert shown(Terminal(), logging.WARNING, monkeypatch).startswith("\x1b[")
     monkeypatch.setenv("NO_COLOR", "1")
     assert shown(Terminal(), logging.WARNING, monkeypatch) == "warning: 3 of 図\n"
+
+
+def test_the_log_has_information_and_only_warnings_of_matplotlib():
+    program = """
+import logging
+from detector.core.console import start_logging
+start_logging()
+for name in ("matplotlib.font_manager", "detector"):
+    logging.getLogger(name).info("information of %s", name)
+    logging.getLogger(name).warning("warning of %s", name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    lines = ["warning: warning of matplotlib.font_manager", "information of detector", "warning: warning of detector"]
+    assert done.stderr.splitlines() == lines

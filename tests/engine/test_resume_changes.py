@@ -63,7 +63,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_settings_that_do_not_change_the_training_may_change_silently(run: Path, caplog: pytest.LogCaptureFixture):
     resume(
         run,
-        *("train.epochs=3", "train.log_every=1", "train.save_every=3", "train.keep_checkpoints=3"),
+        *("train.log_every=1", "train.save_every=3", "train.keep_checkpoints=3"),
         *("train.evaluate_every=0", "train.meter_every=7", "train.device=auto", "faults.spike_factor=50"),
         *("evaluation.batch_size=3", "data.invalid=skip", "data.keep_empty=false", "imports=[json]"),
         *("data.num_workers=1", "train.loggers=[csv]"),
@@ -74,6 +74,7 @@ def test_settings_that_do_not_change_the_training_may_change_silently(run: Path,
 @pytest.mark.parametrize(
     ("overrides", "facts"),
     [
+        (["train.epochs=3"], ["train.epochs", "2", "3"]),
         (["train.lr=0.003"], ["train.lr", "0.01", "0.003"]),
         (["train.schedule=cosine"], ["train.schedule", "constant", "cosine"]),
         (["train.clip_norm=1"], ["train.clip_norm", "null", "1.0"]),

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from detector.imbalance import advisor
+from detector.imbalance import advisor, census_readings
 from detector.imbalance.advisor import Advice, alpha_of_probe, overlay
 from detector.imbalance.balance import initial_alpha
 from detector.imbalance.census_result import (
@@ -102,7 +102,11 @@ def keys(advice: list[Advice]) -> list[str]:
 
 def numbers(advice: Advice) -> set[str]:
     """Return the numbers in the reason as text, percentages with their sign."""
-    return set(re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?%?", advice.reason))
+    return numbers_in(advice.reason)
+
+
+def numbers_in(text: str) -> set[str]:
+    return set(re.findall(r"\d+(?:,\d{3})*(?:\.\d+)?%?", text))
 
 
 def test_a_strong_imbalance_gets_focal_loss():
@@ -211,3 +215,24 @@ def test_objects_without_good_anchors_get_another_assignment(matches, value):
 def test_a_data_set_without_objects_gets_no_advice():
     empty = change(anchors=AnchorCounts(foreground=0, ignored=0, background=9), by_class=[], anchor_suggestion=None)
     assert advise(empty) == []
+
+
+def test_the_readings_of_a_census_have_its_numbers_and_the_limits_of_the_advisor():
+    census = change(matches=MatchCounts(objects=500, unmatched=15, low_quality=60))
+    assert numbers_in(census_readings.read_matches(census)) == {"3%", "2%", "12%", "10%"}
+    # of 100,500 anchors; 100,000 anchors with 2 classes have 199 background elements for each foreground element
+    assert numbers_in(census_readings.read_anchors(census)) == {"10,000", "100", "50", "9,851"}
+    grades = {}
+    for background in (5_000, 99_000, 999_000):
+        of_ratio = change(anchors=AnchorCounts(foreground=1_000, ignored=0, background=background))
+        reading = census_readings.read_ratio(of_ratio)
+        assert {f"{(2 * background + 1_000) // 1_000:,}", "20", "1,000"} == numbers_in(reading)
+        grades[background] = next(grade for grade in ("mild", "strong", "severe") if f"is {grade}:" in reading)
+    assert grades == {5_000: "mild", 99_000: "strong", 999_000: "severe"}
+
+
+@pytest.mark.parametrize(("suggested", "is_better"), [(0.71, False), (0.9, True)])
+def test_suggested_anchors_are_read_and_advised_only_if_they_fit_more_objects(suggested: float, is_better: bool):
+    fit = replace(CENSUS.anchor_suggestion, recall=Comparison(now=0.7, suggested=suggested))
+    assert (f"{suggested:.0%}" in numbers_in(census_readings.read_fit(fit))) == is_better
+    assert ("model.head.sizes" in keys(advise(change(anchor_suggestion=fit)))) == is_better

@@ -18,6 +18,7 @@ from detector.evaluation.anchor_scores import AnchorRanking
 from detector.evaluation.coco import coco_metrics
 from detector.geometry.coders import DeltaCoder
 from detector.imbalance.probe import NORM_BINS, Probe
+from detector.imbalance.probe_readings import read_outliers
 from detector.imbalance.probe_result import ProbeResult
 from detector.lab.report import figures, page
 from detector.lab.report.figures import drawing
@@ -222,6 +223,10 @@ def test_the_readings_have_the_numbers_of_their_data(ten):
     assert numbers(readings["Gradient norms of the elements"])[0] == 29
     shares = {name: loss.gradient_foreground for name, loss in ten.losses.items()}
     assert {round(100 * share) for share in shares.values()} <= set(numbers(readings["Shares of the gradient"]))
+    outliers = {
+        sum(loss.gradient[f"{kind}_outlier"] for kind in ("foreground", "background")) for loss in ten.losses.values()
+    }
+    assert {round(100 * share) for share in outliers} | {30} <= set(numbers(read_outliers(ten)))
 
 
 def test_all_colors_can_be_read_on_both_pages():

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -218,10 +219,15 @@ def intact(tmp_path: Path) -> Callable[[], list[str]]:
     return lambda: [f"data.{name}={split.write()}" for name, split in splits.items()]
 
 
-def test_an_intact_set_has_no_finding_and_exit_code_0(intact: Callable, capsys: pytest.CaptureFixture):
+def test_an_intact_set_has_no_finding_and_exit_code_0(
+    intact: Callable, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
     data = intact()
     assert check(*data, "data.short_side=300") == 0
     assert json.loads(capsys.readouterr().out) == {"images": {"train": 4, "val": 4}, "findings": []}
+    words = shlex.split(caplog.messages[-1].splitlines()[-1], comments=True)
+    assert words[-6:] == ["census", "--cfg", "retina_focal.yaml", *data, "data.short_side=300"]
     assert check(*data, "data.shrt_side=300") == 2
     assert capsys.readouterr().out == ""
 
@@ -236,6 +242,10 @@ def test_the_findings_are_shown_as_a_table_and_in_the_log(
     table = capsys.readouterr().out
     fatal = {kind.what for kind in KINDS.values() if kind.level == "fatal"}
     assert any(what in table for what in fatal)
+    notes = {kind.what for kind in KINDS.values() if kind.level == "note"}
+    levels = {cells[4].strip(): cells[1].strip() for line in table.splitlines() if len(cells := line.split("│")) > 5}
+    assert {levels.get(what, "error") for what in fatal} == {"error"}
+    assert {levels.get(what, "note") for what in notes} == {"note"} and "note" in levels.values()
     assert any(line.startswith("data.train: ") for line in caplog.messages)
     assert "data.invalid" in caplog.messages[-1] and "faults.max_unreadable" in caplog.messages[-1]
 

@@ -113,6 +113,34 @@ def test_the_options_choose_classes_and_views(checkpoint, shared_data, tmp_path)
     assert augmented.scores.tolist() != plain.scores.tolist()
 
 
+def test_a_picture_without_objects_gets_a_line_with_the_threshold_and_its_highest_score(
+    checkpoint, shared_data, tmp_path, caplog
+):
+    photo = sorted((shared_data / "coco_tiny/val2017").glob("*.jpg"))[0]
+    (every,) = Detector.load(checkpoint).predict([photo], score_threshold=0)
+    highest = every.scores[0].item()
+    threshold = round(highest, 3) + 0.001
+    caplog.set_level("INFO")
+    arguments = ("--checkpoint", checkpoint, photo, "--out", tmp_path / "out")
+    assert run_tool("infer", *arguments, "--score", threshold) == 0
+    (line,) = (text for text in caplog.messages if text.startswith(f"{photo}: "))
+    assert all(fact in line for fact in ("0 objects", f"{threshold:g}", "--score", f"{highest:.3f}"))
+    assert results_of(tmp_path / "out") == []
+
+
+def test_the_lower_scores_of_a_picture_do_not_change_its_detections(shared_data, tmp_path):
+    """The picture has more candidates than `evaluation.max_detections`."""
+    checkpoint = save_tiny_checkpoint(tmp_path, "evaluation.max_detections=20")
+    photo = sorted((shared_data / "coco_tiny/val2017").glob("*.jpg"))[0]
+    detector = Detector.load(checkpoint)
+    for threshold, is_limited in ((0.02, True), (detector.predict([photo])[0].scores[7].item(), False)):
+        (expected,) = detector.predict([photo], score_threshold=threshold)
+        assert len(expected.scores) == (20 if is_limited else 7)
+        out = tmp_path / f"{threshold}"
+        assert run_tool("infer", "--checkpoint", checkpoint, photo, "--score", threshold, "--out", out) == 0
+        assert [result["score"] for result in results_of(out)] == expected.scores.tolist()
+
+
 @pytest.mark.parametrize(
     ("options", "facts"),
     [

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -17,6 +18,7 @@ from tools_run import run_tool
 
 import detector.build  # noqa: F401  (registers the parts that a config names)
 from detector.config import load_config
+from detector.imbalance.probe_readings import TERMS
 from detector.imbalance.vocabulary import GROUPS
 from detector.losses import CLASSIFICATION_LOSSES
 
@@ -93,14 +95,23 @@ def test_a_part_of_the_split_is_probed(lab, capsys):
     # overrides may stand anywhere
     assert run_tool(*probe, "evaluation.batch_size=1", "--images", "3", "evaluation.nms_iou=0.6") == 0
     assert json.loads((lab / "some/probe.json").read_text())["num_images"] == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert all(any(line.startswith(f"  {term}: ") for line in lines) for term in TERMS)
+    elements, first = [line.split("│")[1].strip() for line in lines if line.startswith("│")][:2]
+    assert elements == "number of elements" and first == "focal", "the loss of the training is the first loss"
     assert run_tool(*probe, "--images", "0") == 2
     assert capsys.readouterr().err.startswith("error: --images 0")
 
 
 @pytest.mark.slow
-def test_census_and_probe_count_the_same_anchors(lab):
+def test_census_and_probe_count_the_same_anchors(lab, caplog):
     """Two ways to the same number: the annotations alone, and the batches that a model sees."""
-    assert run_tool("census", "--cfg", lab / "tiny.yaml", "--split", "val", "--out", lab / "census_val") == 0
+    caplog.set_level("INFO")
+    arguments = ["--cfg", str(lab / "tiny.yaml"), "data.transforms=[flip, {type: affine}]"]
+    assert run_tool("census", *arguments, "--split", "val", "--out", lab / "census_val") == 0
+    advise, train = (shlex.split(line, comments=True) for line in caplog.messages[-1].splitlines()[1:])
+    assert advise[-5:] == ["advise", "--census", str(lab / "census_val"), *arguments[:2]]
+    assert train[-4:] == ["train", *arguments]
     census = json.loads((lab / "census_val/census.json").read_text())
     probe = json.loads((run_of(lab) / "probe_val/probe.json").read_text())
     assert census["anchors"] == probe["rows"]

@@ -187,9 +187,15 @@ KINDS: dict[str, Kind] = {
         "raise evaluation.max_detections",
     ),
     # kinds that only the data check reports
-    "object_twice": Kind("objects that seem to be marked twice", "both boxes are used", "remove one of the boxes"),
+    "object_twice": Kind(
+        "pairs of boxes of a class that may mark the same object",
+        "both boxes are used",
+        "remove one of the boxes if there is only one object",
+    ),
     "object_conflict": Kind(
-        "objects that seem to be marked with two classes", "both boxes are used", "remove one of the boxes"
+        "pairs of boxes of two classes that may mark the same object",
+        "both boxes are used",
+        "remove one of the boxes if there is only one object",
     ),
     "data_set": Kind("data sets that cannot be read", "not used", "correct the data set as the example says", "fatal"),
     "image_damaged": Kind(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import islice, takewhile
 
 from detector.core.errors import Interrupted, UserError
+from detector.core.structures import Detections
 from detector.deploy.inference.sinks import Sink
 from detector.deploy.inference.sources import Source, read_pictures
 from detector.deploy.predict import Detector
@@ -13,6 +14,7 @@ from detector.engine.interrupt import Interrupt
 
 log = logging.getLogger(__name__)
 FRAMES_PER_LINE = 100
+LOWEST_SCORE = 0.05  # lower detections are not computed, because their number can be large
 
 
 def run(
@@ -28,7 +30,8 @@ def run(
     Only the pictures of a batch are in memory. The detections of processed pictures are written also after an error.
 
     Args:
-        detector: the detector. The batch size is `evaluation.batch_size` of its config.
+        detector: the detector. The batch size is `evaluation.batch_size` of its config, and the lowest score is
+            `evaluation.score_threshold`.
         sources: the pictures.
         sinks: receive each picture with its detections.
         classes: the names of the classes to detect, or None for all classes.
@@ -43,24 +46,27 @@ def run(
     def add_failure(source: Source, error: UserError) -> None:
         failures.setdefault(source, {})[str(error)] = None
 
+    threshold = detector.config.evaluation.score_threshold
+    lowest = min(threshold, LOWEST_SCORE)
     num_pictures, started = 0, time.perf_counter()
     try:
         with Interrupt() as interrupt:
             pictures = read_pictures(sources, max_frames, add_failure, detector.bits)
             pictures = takewhile(lambda _: interrupt.exit_code is None, pictures)
             while batch := list(islice(pictures, detector.config.evaluation.batch_size)):
-                detections = detector.predict([picture.image for picture in batch], classes=classes)
-                for picture, of_picture in zip(batch, detections, strict=True):
+                images = [picture.image for picture in batch]
+                candidates = detector.predict(images, classes=classes, score_threshold=lowest)
+                for picture, of_picture in zip(batch, candidates, strict=True):
+                    detections = _above(of_picture, threshold)
                     for sink in sinks:
                         try:
-                            sink.write(picture, of_picture)
+                            sink.write(picture, detections)
                         except UserError as error:  # the sink cannot write this picture
                             add_failure(picture.source, error)
-                    num_objects = len(of_picture.boxes)
-                    if picture.frame is None:
-                        log.info("%s: %d objects", picture.source, num_objects)
-                    elif picture.frame % FRAMES_PER_LINE == 0:
-                        log.info("%s: frame %d, %d objects", picture.source, picture.frame, num_objects)
+                    if picture.frame is None or picture.frame % FRAMES_PER_LINE == 0:
+                        frame = "" if picture.frame is None else f"frame {picture.frame}, "
+                        text = _describe(detections, of_picture, threshold, lowest)
+                        log.info("%s: %s%s", picture.source, frame, text)
                 num_pictures += len(batch)
     finally:
         for sink in sinks:
@@ -75,3 +81,18 @@ def run(
         raise Interrupted(interrupt.exit_code)
     if failures:
         raise UserError(problem)
+
+
+def _above(detections: Detections, threshold: float) -> Detections:
+    """Return the detections with a score above the threshold. A NaN counts as above, as in the post-processing."""
+    is_above = ~(detections.scores <= threshold)
+    return Detections(detections.boxes[is_above], detections.scores[is_above], detections.labels[is_above])
+
+
+def _describe(detections: Detections, candidates: Detections, threshold: float, lowest: float) -> str:
+    """Return the number of objects, and for a picture without objects also the highest score."""
+    if len(detections.scores):
+        return f"{len(detections.scores)} objects"
+    scores = candidates.scores
+    highest = f"the highest score is {scores[0]:.3f}" if len(scores) else f"no score is above {lowest:g}"
+    return f"0 objects with a score above {threshold:g} (set by --score); {highest}"

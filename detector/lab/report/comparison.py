@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from detector.core.wording import number, short
 from detector.lab.report.sources import Source
-from detector.lab.report.wording import number, short
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from detector.core.errors import UserError
+from detector.core.wording import number, ratio
 from detector.lab.report import figures, tables
 from detector.lab.report.examples import choose_examples
 from detector.lab.report.figures.drawing import Figure
@@ -15,7 +16,6 @@ from detector.lab.report.suggestions import Suggestion, suggest
 from detector.lab.report.summary import foreground_ratio, summarize
 from detector.lab.report.tables import Table
 from detector.lab.report.validation import read_detections, read_validation_set
-from detector.lab.report.wording import number, ratio
 
 MAX_PICTURE_BYTES = 1_500_000  # of all pictures of a page
 

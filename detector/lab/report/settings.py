@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from detector.core.wording import counted
 from detector.lab.report.series import read_series
 from detector.lab.report.sources import Source
-from detector.lab.report.wording import counted
 
 SHOWN_IN_PARTS = ("split", "num_images", "alpha", "gamma", "class_weights", "threshold", "count", "foreground_fraction")
 FIRST_LINE = "# detector at commit "  # of config.yaml

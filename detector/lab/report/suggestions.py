@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detector.core.wording import listed, number, percent, short
 from detector.data.dataset import DetectionDataset
 from detector.imbalance.advisor import Advice, advise
 from detector.lab.report.errors import ERRORS, error_shares
 from detector.lab.report.series import read_series
 from detector.lab.report.sources import Source
-from detector.lab.report.wording import listed, number, percent, short
 
 MAX_SUGGESTIONS = 5
 BALANCED = {"data.sampler": "class_balanced"}

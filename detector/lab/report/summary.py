@@ -2,6 +2,7 @@
 
 import math
 
+from detector.core.wording import counted, number, percent, ratio, short
 from detector.evaluation.anatomy_result import Anatomy
 from detector.evaluation.metrics import Metrics
 from detector.imbalance.census_result import Census
@@ -9,7 +10,6 @@ from detector.imbalance.probe_result import ProbeResult
 from detector.lab.report.errors import ERRORS, error_shares
 from detector.lab.report.series import read_series
 from detector.lab.report.sources import Source
-from detector.lab.report.wording import counted, number, percent, ratio, short
 
 
 def summarize(source: Source, num_images: int | None) -> list[str]:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from detector.core.wording import number
 from detector.evaluation.anatomy_result import Anatomy
 from detector.evaluation.metrics import ClassMetrics
 from detector.imbalance.census_result import Census
-from detector.lab.report.wording import number
 from detector.lab.study.results import difference_cells, mean_cells
 from detector.lab.study.selection import selection_cells
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from detector.core.wording import counted, listed, number, percent, short
 from detector.evaluation.anatomy_result import Anatomy, Calibration, Confusion, Curves, ImbalancePart, PrecisionRecall
 from detector.lab.report.errors import ERRORS, error_shares
-from detector.lab.report.wording import counted, listed, number, percent, short
 
 MAX_CONFUSIONS = 3
 PRECISE = 0.9

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from detector.core.plotting import plain
+from detector.imbalance import census_readings as readings
 from detector.imbalance.census_result import AnchorSuggestion, Census, Histogram
 from detector.lab.report.figures.drawing import BACKGROUND, BLUE, FOREGROUND, GRAY, Figure, draw
-from detector.lab.report.wording import counted, number, percent, ratio, short
 
 MAX_CLASSES = 30
 
@@ -34,12 +34,7 @@ def _levels(census: Census) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
 
-    total = census.anchors.foreground
-    reading = ""
-    if total:
-        most = max(rows, key=lambda row: row.foreground)
-        reading = f"{most.level} has {percent(most.foreground / total)} of the {total:,} foreground anchors."
-    return draw("Anchors of each level", reading, plot, height=max(2.2, 0.5 * len(rows) + 1))
+    return draw("Anchors of each level", readings.read_levels(census), plot, height=max(2.2, 0.5 * len(rows) + 1))
 
 
 def _images(census: Census) -> Figure:
@@ -53,13 +48,7 @@ def _images(census: Census) -> Figure:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.xaxis.set_minor_formatter(NullFormatter())
 
-    reading = (
-        f"Half of the images have fewer than {ratio(quantiles['50'])} background anchors for each foreground anchor; "
-        f"the range is {ratio(quantiles['0'])} to {ratio(quantiles['100'])}."
-        if shown
-        else ""
-    )
-    return draw("Imbalance of each image", reading, plot)
+    return draw("Imbalance of each image", readings.read_images(census), plot)
 
 
 def _classes(census: Census) -> Figure:
@@ -75,19 +64,7 @@ def _classes(census: Census) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
 
-    return draw("Objects of each class", _read_classes(census), plot, height=max(2.2, 0.28 * len(rows) + 1))
-
-
-def _read_classes(census: Census) -> str:
-    present = sorted((row for row in census.by_class if row.objects), key=lambda row: row.objects)
-    if not present:
-        return ""
-    most, least = present[-1], present[0]
-    text = f"{short(most.name)} has {counted(most.objects, 'object')}"
-    if most is least:
-        return f"{text}."
-    times = ratio(most.objects / least.objects)
-    return f"{text}, {times} times as many as {short(least.name)} ({least.objects:,})."
+    return draw("Objects of each class", readings.read_classes(census), plot, height=max(2.2, 0.28 * len(rows) + 1))
 
 
 def _fit(histogram: Histogram, suggestion: AnchorSuggestion) -> Figure:
@@ -95,9 +72,4 @@ def _fit(histogram: Histogram, suggestion: AnchorSuggestion) -> Figure:
         axes.stairs(histogram.counts, histogram.edges, fill=True, color=BLUE)
         axes.set(xlabel="IoU of an object with its best anchor", ylabel="objects")
 
-    recall, iou = suggestion.recall, suggestion.mean_max_iou
-    reading = (
-        f"{percent(recall.now)} of the objects have an anchor that overlaps them enough (mean IoU "
-        f"{number(iou.now, 2)}); with the suggested anchors {percent(recall.suggested)} ({number(iou.suggested, 2)})."
-    )
-    return draw("Fit of the anchors", reading, plot)
+    return draw("Fit of the anchors", readings.read_fit(suggestion), plot)

@@ -3,9 +3,9 @@
 import math
 
 from detector.core.plotting import plain
+from detector.core.wording import number, short
 from detector.evaluation.metrics import ClassMetrics
 from detector.lab.report.figures.drawing import BLUE, GRAY, Figure, draw
-from detector.lab.report.wording import number, short
 
 MAX_CLASSES = 20  # the weakest
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from detector.core.plotting import plain
+from detector.core.wording import number, short
 from detector.lab.report.figures.drawing import Figure, draw
-from detector.lab.report.wording import number, short
 
 
 def draw_comparison(names: Sequence[str], numbers: Sequence[dict[str, float]], keys: Sequence[str]) -> Figure:

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from detector.core.plotting import plain
+from detector.imbalance import probe_readings as readings
 from detector.imbalance.probe_result import ProbeResult
 from detector.imbalance.vocabulary import GROUPS
-from detector.lab.report.figures import probe_readings as readings
 from detector.lab.report.figures.drawing import (
     BACKGROUND,
     BLUE,

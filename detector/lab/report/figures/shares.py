@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from detector.core.plotting import plain
+from detector.core.wording import percent, ratio, short
 from detector.lab.report.figures.drawing import COLORS, FOREGROUND, GRAY, Figure, draw
 from detector.lab.report.series import smooth
-from detector.lab.report.wording import percent, ratio, short
 
 MAX_BARS = 15
 Rows = dict[str, list[dict]]  # the rows of parts.csv by the name of a level or class

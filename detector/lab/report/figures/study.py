@@ -3,8 +3,8 @@
 import math
 from functools import partial
 
+from detector.core.wording import counted, number, short
 from detector.lab.report.figures.drawing import Figure, draw
-from detector.lab.report.wording import counted, number, short
 from detector.lab.study.plots import draw_differences, draw_levels, panels
 
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
+from detector.core.wording import number, percent, ratio
 from detector.lab.report.figures.drawing import BACKGROUND, FOREGROUND, GREEN, PINK, VIOLET, Figure, draw, draw_curve
 from detector.lab.report.figures.shares import draw_parts
 from detector.lab.report.series import Series, read_series
-from detector.lab.report.wording import number, percent, ratio
 
 LATE = 0.9  # a curve that settles after this part of the run still moves at the end
 OUTLIER_BINS = 1  # of the ten bins of the gradient norm: norms of 0.9 and more

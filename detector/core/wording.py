@@ -1,4 +1,4 @@
-"""Numbers and names in the sentences and tables of a report."""
+"""Numbers and names in the sentences and tables that a person reads."""
 
 import math
 from collections.abc import Sequence

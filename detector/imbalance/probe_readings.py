@@ -1,15 +1,33 @@
-"""Readings of the figures of a probe: a sentence each."""
+"""Readings of a probe: the terms of its table, and sentences with its numbers and their limits."""
 
 import math
 
 import numpy as np
 
+from detector.core.wording import percent, ratio, short
+from detector.imbalance.advisor import MIN_OUTLIER_SHARE, OUTLIERS
+from detector.imbalance.meters import GRADIENT_SHARE_RANGE
 from detector.imbalance.probe_result import ProbeResult
-from detector.lab.report.wording import percent, ratio, short
+from detector.imbalance.vocabulary import EASY_BELOW, OUTLIER_FROM
 
 HARDEST = 0.01  # of the elements
 LOW, HIGH = 0.25, 0.75  # scores that a reading compares
 REFERENCE = "cross_entropy"
+COLUMNS = {  # the column of each of GROUPS
+    "foreground": "fg",
+    "foreground_outlier": "fg outlier",
+    "easy_background": "easy bg",
+    "hard_background": "hard bg",
+    "background_outlier": "bg outlier",
+}
+TERMS = {
+    "element": "the score p of an anchor for a class; the target is 1 for the class of a foreground anchor, and else 0",
+    "fg": f"target 1 and p above {1 - OUTLIER_FROM:.1f}",
+    "fg outlier": f"target 1 and p of at most {1 - OUTLIER_FROM:.1f}: a missed object, or a wrong label",
+    "easy bg": f"target 0 and p below {EASY_BELOW}",
+    "hard bg": f"target 0 and p from {EASY_BELOW} to {OUTLIER_FROM}",
+    "bg outlier": f"target 0 and p of at least {OUTLIER_FROM}: a wrong detection, or an object without a label",
+}
 
 
 def chosen(probe: ProbeResult) -> list[str]:
@@ -25,13 +43,33 @@ def chosen(probe: ProbeResult) -> list[str]:
     return list(dict.fromkeys(name for name in names if name in losses))
 
 
+def describe(probe: ProbeResult) -> str:
+    """Return the readings of the elements and of the gradient, a line for each subject."""
+    return "\n".join(filter(None, (read_norms(probe), read_budget(probe), read_outliers(probe))))
+
+
 def read_budget(probe: ProbeResult) -> str:
     """Compare the shares of the gradient that the losses give to foreground."""
     losses, name = probe.losses, chosen(probe)[0]
     shares = {loss: losses[loss].gradient_foreground for loss in losses}
     low, high = (pick(shares, key=shares.__getitem__) for pick in (min, max))
     text = f"{_title(probe, name)} gives foreground {percent(shares[name])} of the gradient"
-    return f"{text}; the range is {percent(shares[low])} ({short(low)}) to {percent(shares[high])} ({short(high)})."
+    text += f"; the range is {percent(shares[low])} ({short(low)}) to {percent(shares[high])} ({short(high)})"
+    least, most = map(percent, GRADIENT_SHARE_RANGE)
+    return f"{text}. A share below {least} or above {most} is bad."
+
+
+def read_outliers(probe: ProbeResult) -> str:
+    """Compare the shares of the gradient that the losses give to outliers."""
+    shares = {name: sum(loss.gradient[group] for group in OUTLIERS) for name, loss in probe.losses.items()}
+    name = chosen(probe)[0]
+    low, high = (pick(shares, key=shares.__getitem__) for pick in (min, max))
+    text = f"{_title(probe, name)} gives outliers {percent(shares[name])} of the gradient"
+    text += f"; the range is {percent(shares[low])} ({short(low)}) to {percent(shares[high])} ({short(high)})"
+    if REFERENCE not in shares:
+        return f"{text}."
+    limit = f"from {percent(MIN_OUTLIER_SHARE)} on, look for wrong labels"
+    return f"{text}. Cross entropy gives outliers {percent(shares[REFERENCE])}; {limit}."
 
 
 def read_norms(probe: ProbeResult) -> str:
