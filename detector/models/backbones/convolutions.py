@@ -60,7 +60,7 @@ def compute_slow_gradients_in_fp32(net: nn.Module) -> None:
 
     for parent in list(net.modules()):
         for name, conv in list(parent.named_children()):
-            if type(conv) not in (nn.Conv2d, Conv2dSame) or not is_depthwise(conv):
+            if not isinstance(conv, nn.Conv2d) or type(conv) not in (nn.Conv2d, Conv2dSame) or not is_depthwise(conv):
                 continue
             if max(conv.kernel_size) > 3 or max(conv.stride) > 1:
                 setattr(parent, name, Fp32Conv2d(conv))
