@@ -43,9 +43,8 @@ def load_weights(model: DetectionModel, weights: str | None, class_names: Sequen
 
     Args:
         model: the model, on the CPU.
-        weights: the value in the config. None changes nothing. `torchvision_retinanet:FILE`,
-            `torchvision_fcos:FILE`, `detectron2_retinanet:FILE` and `mmdet_retinanet:FILE` are complete
-            detectors. A file is a checkpoint of
+        weights: the value in the config. None changes nothing. `torchvision_retinanet:FILE`, `torchvision_fcos:FILE`,
+            `detectron2_retinanet:FILE` and `mmdet_retinanet:FILE` are complete detectors. A file is a checkpoint of
             this project, or has the tensors of a backbone. Any other text is the name of published weights of the
             backbone.
         class_names: the classes of the model, in label order.

@@ -8,7 +8,7 @@ from typing import Any
 from detector.core.errors import UserError
 
 # By the importer's prefix of `model.weights`. "" is for checkpoints of this project and for backbones.
-# The first pattern that fits decides: FCOS has all names of RetinaNet, and more.
+# The first pattern that fits decides. torchvision's FCOS is first, because it also fits the pattern of RetinaNet.
 LOADABLE = {
     "torchvision_fcos": ("torchvision's FCOS", r"head\.regression_head\.bbox_ctrness\."),
     "torchvision_retinanet": ("torchvision's RetinaNet", r"head\.classification_head\.cls_logits\."),
@@ -54,7 +54,7 @@ def refuse_another_detector(path: Path, names: Iterable[Any], kind: str) -> None
         if has(pattern):
             raise UserError(
                 f"{path}: the file holds {detector}, which this release cannot load",
-                "give RetinaNet weights of torchvision, detectron2 or mmdetection, FCOS of torchvision, or a backbone",
+                "give a RetinaNet of torchvision, detectron2 or mmdetection, an FCOS of torchvision, or a backbone",
             )
     for other, (detector, pattern) in LOADABLE.items():
         if has(pattern):

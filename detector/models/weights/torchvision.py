@@ -44,7 +44,7 @@ NAMES_V2: Renaming = (
     (r"^head\.regression_head\.conv\.(\d+)\.0\.", branch_names("head.box_branch", 3)),
     (r"^head\.regression_head\.conv\.(\d+)\.1\.", branch_names("head.box_branch", 3, 1)),
 )
-# blocks of a convolution, a group norm and a ReLU, which are numbered as in our towers
+# the modules of a convolution, a group norm and a ReLU have the numbers of our towers
 NAMES_FCOS: Renaming = (*NAMES, (r"^head\.regression_head\.bbox_ctrness\.", "head.quality_branch.output."))
 
 
