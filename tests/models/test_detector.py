@@ -23,6 +23,7 @@ from torchvision.models.detection import (
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.retinanet import _default_anchorgen
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torchvision_detections import by_class, torchvision_detections
 
 from detector.build import build_model
 from detector.config import Config, config_from_text, to_yaml
@@ -247,27 +248,15 @@ def test_losses_and_their_gradients_equal_torchvision(
     assert predictions.raw.grad.any()
 
 
-def by_class(boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-    """Return rows (label, score, box), sorted by class and score."""
-    order = (labels * 2 + scores.double()).argsort()
-    return torch.cat((labels[order, None].double(), scores[order, None].double(), boxes[order].double()), dim=1)
-
-
 def test_detections_equal_torchvision(reference: Reference, ours: DetectionModel, monkeypatch: pytest.MonkeyPatch):
-    """torchvision also returns boxes without area inside their image. They are removed here."""
     predictions = as_predictions(reference, ours)
-    flat = {k: list(v.split(predictions.priors.level_sizes, dim=1)) for k, v in reference.outputs.items()}
-    per_level = [list(a.split(predictions.priors.level_sizes)) for a in reference.anchors]
     monkeypatch.setattr(reference.model, "detections_per_img", 10_000)
-    expected = reference.model.postprocess_detections(flat, per_level, reference.sizes)
-    has_area = [(theirs["boxes"][:, 2:] > theirs["boxes"][:, :2]).all(dim=1) for theirs in expected]
-    assert not all(map(torch.all, has_area))
-    expected = [
-        {key: values[rows][:300] for key, values in theirs.items()}
-        for theirs, rows in zip(expected, has_area, strict=True)
-    ]
+    level_sizes = predictions.priors.level_sizes
+    expected = torchvision_detections(
+        reference.model, reference.outputs, reference.anchors, level_sizes, reference.sizes, 300
+    )
     # each rule has an effect: a level has more than 1000 candidates, and some boxes overlap
-    assert (flat["cls_logits"][0][0].sigmoid() > 0.05).sum() > 1000
+    assert (predictions.logits[0, : level_sizes[0]].sigmoid() > 0.05).sum() > 1000
 
     sizes = torch.tensor(reference.sizes)
     limits = {"score_threshold": 0.05, "nms_iou": 0.5, "candidates_per_level": 1000, "max_detections": 300}
@@ -275,8 +264,7 @@ def test_detections_equal_torchvision(reference: Reference, ours: DetectionModel
     scaled_results = postprocess(predictions, sizes, sizes * torch.tensor([2, 3]), **limits)
     for result, theirs, scaled in zip(results, expected, scaled_results, strict=True):
         assert len(result.labels) == 300 and (result.scores.diff() <= 0).all()
-        a, b = (by_class(*d) for d in ((result.boxes, result.scores, result.labels), theirs.values()))
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(by_class(result), by_class(theirs), rtol=1e-5, atol=1e-3)
         # sizes are (height, width): x follows the width
         torch.testing.assert_close(scaled.boxes, result.boxes * torch.tensor([3, 2, 3, 2]), rtol=1e-6, atol=0)
 

@@ -40,6 +40,7 @@ DELTAS = DeltaCoder()
 ROUNDING = {"rtol": 0, "atol": 1e-3}  # fp32 through the 60 layers of R50; the logits have a standard deviation of 1.5
 HEIGHT, WIDTH = 96, 160  # the strides of P6 and P7 do not divide them
 KINDS = ("detectron2", "mmdet")
+PREFIXES = (*(f"{importer}:" for importer in IMPORTERS), "")  # of model.weights
 STRIDE_IN_1X1 = {"detectron2": "true", "mmdet": "false"}
 QUICK = {  # small models
     kind: (f"backbone={{type: resnet18, stride_in_1x1: {value}}}", "width=32") for kind, value in STRIDE_IN_1X1.items()
@@ -335,7 +336,6 @@ def test_the_remedy_has_all_keys_of_the_structure(example: Example):
 
 DETECTION = torchvision.models.detection
 TORCHVISION_DETECTORS = {
-    "FCOS": DETECTION.fcos_resnet50_fpn,
     "SSD": DETECTION.ssd300_vgg16,
     "Faster R-CNN": DETECTION.fasterrcnn_resnet50_fpn,
     "Mask R-CNN": DETECTION.maskrcnn_resnet50_fpn,
@@ -354,7 +354,7 @@ def test_another_detector_of_torchvision_is_named(name: str, tmp_path: Path):
         {"model": state, "epoch": 3},
     ):  # the published form, and the form of torchvision's training script
         torch.save(contents, path)
-        for kind in ("torchvision_retinanet:", "detectron2_retinanet:", "mmdet_retinanet:", ""):
+        for kind in PREFIXES:
             error = refusal_of(f"{kind}{path}")
             assert name in error.problem and error.remedy and "set model." not in error.remedy
 
@@ -374,13 +374,13 @@ def test_another_detector_of_torchvision_is_named(name: str, tmp_path: Path):
 )
 def test_other_detectors_are_named(keys: list[str], name: str, tmp_path: Path):
     torch.save({"state_dict": {key: torch.zeros(1) for key in keys}}, tmp_path / "other.pth")
-    for kind in ("torchvision_retinanet:", "detectron2_retinanet:", "mmdet_retinanet:", ""):
+    for kind in PREFIXES:
         assert name in refusal_of(f"{kind}{tmp_path / 'other.pth'}").problem
 
 
 def test_a_wrong_prefix_gets_the_right_prefix_as_remedy(example: Example, tmp_path: Path):
     right = f"{example.kind}_retinanet:"
-    for kind in {"torchvision_retinanet:", "detectron2_retinanet:", "mmdet_retinanet:", ""} - {right}:
+    for kind in set(PREFIXES) - {right}:
         assert refusal_of(f"{kind}{example.file}").remedy == f"set model.weights={right}{example.file}"
     resnet = tmp_path / "resnet.pth"
     torch.save({"conv1.weight": torch.zeros(1), "fc.weight": torch.zeros(1)}, resnet)

@@ -1,7 +1,7 @@
-"""Functions that the importers of other projects' RetinaNets share.
+"""Functions that the importers of other projects' detectors share.
 
-torchvision, detectron2 and mmdetection decode boxes as this project does. mmdetection also keeps each side above 1/62
-of the side of its anchor.
+The RetinaNets of torchvision, detectron2 and mmdetection decode boxes as this project does. mmdetection also keeps each
+side above 1/62 of the side of its anchor. torchvision's FCOS decodes distances in strides, as this project does.
 """
 
 import re

@@ -19,12 +19,13 @@ from detector.models.weights.files import first_line, load_contents, state_of
 from detector.models.weights.imported import Imported
 from detector.models.weights.mmdet import import_mmdet
 from detector.models.weights.recognition import refuse_another_detector
-from detector.models.weights.torchvision import import_torchvision
+from detector.models.weights.torchvision import import_torchvision, import_torchvision_fcos
 from detector.old_versions import upgrade_checkpoint
 
 log = logging.getLogger(__name__)
 IMPORTERS: dict[str, Callable[[Path], Imported]] = {
     "torchvision_retinanet": import_torchvision,
+    "torchvision_fcos": import_torchvision_fcos,
     "detectron2_retinanet": import_detectron2,
     "mmdet_retinanet": import_mmdet,
 }
@@ -42,7 +43,7 @@ def load_weights(model: DetectionModel, weights: str | None, class_names: Sequen
 
     Args:
         model: the model, on the CPU.
-        weights: the value in the config. None changes nothing. `torchvision_retinanet:FILE`,
+        weights: the value in the config. None changes nothing. `torchvision_retinanet:FILE`, `torchvision_fcos:FILE`,
             `detectron2_retinanet:FILE` and `mmdet_retinanet:FILE` are complete detectors. A file is a checkpoint of
             this project, or has the tensors of a backbone. Any other text is the name of published weights of the
             backbone.
@@ -89,7 +90,8 @@ def _load_imported(model: DetectionModel, imported: Imported, origin: str, class
     section = _flat(model.settings.model_dump(mode="json"))
     wrong = {key: value for key, value in imported.structure.items() if section.get(key) != value}
     if wrong:
-        keys = " ".join(f"model.{key}={str(value).lower()}" for key, value in wrong.items())
+        texts = {key: "null" if value is None else str(value).lower() for key, value in wrong.items()}
+        keys = " ".join(f"model.{key}={text}" for key, text in texts.items())
         raise UserError(f"{origin}: the model in the file has another structure than the config", f"set {keys}")
     state = dict(imported.state)
     if isinstance(model.head, AnchorHead | PointHead):

@@ -8,17 +8,18 @@ from typing import Any
 from detector.core.errors import UserError
 
 # By the importer's prefix of `model.weights`. "" is for checkpoints of this project and for backbones.
+# The first pattern that fits decides. torchvision's FCOS is first, because it also fits the pattern of RetinaNet.
 LOADABLE = {
+    "torchvision_fcos": ("torchvision's FCOS", r"head\.regression_head\.bbox_ctrness\."),
     "torchvision_retinanet": ("torchvision's RetinaNet", r"head\.classification_head\.cls_logits\."),
     "detectron2_retinanet": ("detectron2's RetinaNet", r"head\.cls_score\."),
     "mmdet_retinanet": ("mmdetection's RetinaNet", r"bbox_head\.retina_cls\."),
     "": (
-        "a checkpoint of this project or a ResNet, not a RetinaNet of this kind",
+        "a checkpoint of this project or a ResNet, not a detector of this kind",
         r"(head\.)?class_(head|branch)\.output\.|fc\.weight$",
     ),
 }
 FOREIGN = (
-    (r"head\.regression_head\.bbox_ctrness\.", "torchvision's FCOS"),
     (r"head\.classification_head\.module_list\.", "torchvision's SSD"),
     (r"roi_heads\.mask_predictor\.", "torchvision's Mask R-CNN"),
     (r"roi_heads\.keypoint_predictor\.", "torchvision's Keypoint R-CNN"),
@@ -53,11 +54,11 @@ def refuse_another_detector(path: Path, names: Iterable[Any], kind: str) -> None
         if has(pattern):
             raise UserError(
                 f"{path}: the file holds {detector}, which this release cannot load",
-                "give RetinaNet weights of torchvision, detectron2 or mmdetection, or weights of a backbone",
+                "give a RetinaNet of torchvision, detectron2 or mmdetection, an FCOS of torchvision, or a backbone",
             )
-    if has(LOADABLE[kind][1]):
-        return
     for other, (detector, pattern) in LOADABLE.items():
         if has(pattern):
+            if other == kind:
+                return
             weights = f"{other}:{path}" if other else path
             raise UserError(f"{path}: the file holds {detector}", f"set model.weights={weights}")

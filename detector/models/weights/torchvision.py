@@ -1,4 +1,4 @@
-"""The import of torchvision's RetinaNet (models/detection/retinanet.py)."""
+"""The import of torchvision's RetinaNet and FCOS (models/detection/retinanet.py and fcos.py)."""
 
 import hashlib
 from pathlib import Path
@@ -44,6 +44,8 @@ NAMES_V2: Renaming = (
     (r"^head\.regression_head\.conv\.(\d+)\.0\.", branch_names("head.box_branch", 3)),
     (r"^head\.regression_head\.conv\.(\d+)\.1\.", branch_names("head.box_branch", 3, 1)),
 )
+# the modules of a convolution, a group norm and a ReLU have the numbers of our towers
+NAMES_FCOS: Renaming = (*NAMES, (r"^head\.regression_head\.bbox_ctrness\.", "head.quality_branch.output."))
 
 
 def import_torchvision(path: Path) -> Imported:
@@ -62,3 +64,19 @@ def import_torchvision(path: Path) -> Imported:
         state = {k: v - 1e-5 if k.endswith("running_var") else v for k, v in state.items()}
     structure = {"backbone.stride_in_1x1": False, **visible_structure(state), "pyramid_relu": True, "head.exact": False}
     return Imported(state, CATEGORIES, structure, size_major=False)
+
+
+def import_torchvision_fcos(path: Path) -> Imported:
+    """Read the state dict of `fcos_resnet50_fpn`.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file cannot be read, or is of another detector.
+    """
+    state = rename(tensors_of(path, load_contents(path), "torchvision_fcos"), NAMES_FCOS)
+    head = {"type": "points", "towers": "separate", "conv_bias": True, "scales": False, "reg_max": None}
+    head |= {"activation": "relu", "quality": "centerness", "at_corners": True}
+    structure = {"backbone.stride_in_1x1": False, **visible_structure(state), "pyramid_relu": True}
+    return Imported(state, CATEGORIES, structure | {f"head.{k}": v for k, v in head.items()}, size_major=False)
