@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
-from detector.build.data import build_train_loader, facts
+from detector.build.assigners import build_assigner, build_dense_assigner
+from detector.build.data import build_train_loader
 from detector.build.evaluation import build_evaluation
 from detector.build.losses import build_criterion
 from detector.build.model import move_model
@@ -71,7 +72,7 @@ def build_trainer(
             settings.warmup_steps,
         )
     criterion = build_criterion(config, train).to(device)
-    assigner = config.assigner.build(facts(train))
+    assigner = build_assigner(config, train)
     _check_accumulation(config, assigner, criterion)
     step = TrainingStep(
         model,
@@ -83,6 +84,7 @@ def build_trainer(
         class_names=train.class_names,
         device=device,
         dtype=dtype,
+        dense_assigner=build_dense_assigner(config, train),
     )
     return Trainer(
         step,
@@ -101,10 +103,11 @@ def build_trainer(
 def _check_accumulation(config: Config, assigner: Assigner, criterion: Criterion) -> None:
     """Raise UserError where a step may have several batches, and its gradients cannot be divided after the last one."""
     if criterion.needs_single_batch and config.train.accumulation > 1:
+        key, value = ("loss.box_rows=score", "equal") if criterion.dense is None else ("model.head.one_to_one", "false")
         raise UserError(
-            f"train.accumulation: a step has {config.train.accumulation} batches, but loss.box_rows=score divides by "
-            "the scores of a single batch",
-            "set train.accumulation=1, or set loss.box_rows=equal",
+            f"train.accumulation: a step has {config.train.accumulation} batches, but {key} needs steps of a single "
+            "batch, because a divisor of the loss is known only after the forward pass",
+            f"set train.accumulation=1, or set {key.partition('=')[0]}={value}",
         )
     has_several = config.train.accumulation > 1 or config.faults.out_of_memory == "halve"
     if assigner.needs_predictions and has_several and not criterion.can_divide_afterwards:

@@ -52,10 +52,14 @@ class TrainingStep:
     normalizer of a step of several batches is then known only at the end. Losses are linear in 1 / normalizer.
     Therefore the gradients are accumulated with a normalizer of 1 and divided once, before clipping.
 
+    A head with `one_to_one` has two losses with separate targets and normalizers. A step is then a single batch. The
+    meters, and the other measurements without the prefix `dense_`, are those of `one_to_one`.
+
     Args:
         model: the network, on its device.
         criterion: the losses, on the same device.
         assigner: the rule that gives each prior its target.
+        dense_assigner: the rule for the dense branch of a head with `one_to_one`.
         optimizer: a fused optimizer of the parameters of the model.
         schedule: the learning rate of each step, and the settings of the training.
         faults: the treatment of refused steps and of too little memory.
@@ -76,11 +80,13 @@ class TrainingStep:
         class_names: Sequence[str],
         device: torch.device,
         dtype: torch.dtype,
+        dense_assigner: Assigner | None = None,
     ):
         settings = schedule.settings
         self.model = model
         self.criterion = criterion
         self.assigner = assigner
+        self.dense_assigner = dense_assigner
         self.optimizer = optimizer
         self.schedule = schedule
         self.settings = settings
@@ -149,6 +155,8 @@ class TrainingStep:
                         num_fg = self.criterion.count_foreground(targets)
                         normaliser = self.criterion.normalise(num_fg)
                 terms = self.criterion(predictions, targets[i], 1 if normaliser is None else normaliser, len(batches))
+                if predictions.dense is not None:
+                    terms = self._with_dense(terms, batch, predictions.dense)
                 self.scaler.scale(terms.total()).backward()
             results.append(self._result(predictions, targets[i], terms))
         if num_fg is None:
@@ -164,9 +172,20 @@ class TrainingStep:
             batch: the images and their objects.
             predictions: the predictions on the batch, for an assigner that needs them.
         """
-        priors = self.model.priors(batch.image_size, batch.images.device)
-        with torch.no_grad():
-            return self.criterion.sample(self.assigner(priors, batch.truth, predictions))
+        return self.criterion.sample(self._assign(self.assigner, batch, predictions))
+
+    @torch.no_grad()
+    def _assign(self, rule: Assigner, batch: Batch, predictions: Predictions | None) -> Targets:
+        return rule(self.model.priors(batch.image_size, batch.images.device), batch.truth, predictions)
+
+    def _with_dense(self, terms: LossTerms, batch: Batch, dense: Predictions) -> LossTerms:
+        """Return the terms with the terms of the dense branch."""
+        criterion = self.criterion.dense
+        assert criterion is not None and self.dense_assigner is not None
+        targets = criterion.sample(self._assign(self.dense_assigner, batch, dense))
+        normaliser = criterion.normalise(criterion.count_foreground([targets]))
+        progress = self.steps_done / self.schedule.num_steps
+        return terms.join(criterion(dense, targets, normaliser), self.criterion.dense_weight(progress))
 
     def _divide(self, results: list[BatchResult], normaliser: Tensor) -> list[BatchResult]:
         """Divide the gradients and the loss terms by the normalizer. They were computed with a normalizer of 1."""
@@ -316,7 +335,7 @@ class TrainingStep:
         can_halve = world_size() == 1 and not needs_single_batch
         if self.faults.out_of_memory == "stop" or not can_halve or self.num_parts >= batch_size:
             remedy = "lower train.batch_size and raise train.accumulation by the same factor, or lower data.short_side"
-            if needs_single_batch:  # loss.box_rows=score
+            if needs_single_batch:
                 remedy = "lower train.batch_size or data.short_side"
             if can_halve:
                 remedy += ", or set faults.out_of_memory=halve"

@@ -18,6 +18,7 @@ from detector.losses.samplers import AnchorSampler
 from detector.losses.settings import LossSettings, box_names
 
 EMA_MOMENTUM = 0.9
+DENSE = "dense"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,22 @@ class LossTerms:
     def __truediv__(self, divisor: Tensor) -> "LossTerms":
         """Return all terms and parts divided by a number."""
         return LossTerms(*({name: x / divisor for name, x in group.items()} for group in (self.weighted, self.parts)))
+
+    def join(self, dense: "LossTerms", dense_weight: float) -> "LossTerms":
+        """Return the terms of both branches of a head with `one_to_one`, with their weights.
+
+        Args:
+            dense: the terms of the dense branch. Their names get the prefix `dense_`.
+            dense_weight: their factor w. The factor of the other terms is 1 - w.
+        """
+        groups = ((self.weighted, dense.weighted), (self.parts, dense.parts))
+        return LossTerms(
+            *(
+                {name: x * (1 - dense_weight) for name, x in group.items()}
+                | {f"{DENSE}_{name}": x * dense_weight for name, x in of_dense.items()}
+                for group, of_dense in groups
+            )
+        )
 
 
 class Criterion(nn.Module):
@@ -70,6 +87,9 @@ class Criterion(nn.Module):
     - `score`: the weight is the highest class score of the prior, without gradient. The sum of the weights of the step
       over all ranks replaces N. It is clamped to at least 1, and known only after the forward pass. So a step must be a
       single batch (Li et al. 2020, "Generalized Focal Loss", the authors' code).
+
+    Attributes:
+        dense: the criterion of the dense branch of a head with `one_to_one`, or None. It has separate running means.
     """
 
     mean_num_fg: Tensor
@@ -83,6 +103,7 @@ class Criterion(nn.Module):
         sampler: AnchorSampler,
         num_classes: int,
         box_quality: BoxQuality | None = None,
+        dense: "Criterion | None" = None,
     ):
         """Build the criterion.
 
@@ -93,6 +114,7 @@ class Criterion(nn.Module):
             sampler: the rule that chooses the priors that count.
             num_classes: K.
             box_quality: the target of the box quality that the head predicts, or None if it predicts no box quality.
+            dense: the criterion of the dense branch of a head with `one_to_one`.
         """
         super().__init__()
         self.classification = classification
@@ -105,6 +127,8 @@ class Criterion(nn.Module):
         self.sampler = sampler
         self.num_classes = num_classes
         self.normaliser = settings.normaliser
+        self.dense = dense
+        self.dense_weights = settings.dense_weight
         if self.normaliser == "ema":
             self.register_buffer("mean_num_fg", torch.zeros(()))
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -127,12 +151,18 @@ class Criterion(nn.Module):
     @property
     def needs_single_batch(self) -> bool:
         """Whether a step must be a single batch, because a divisor of the step is known only after its forward pass."""
-        return self.box_rows == "score"
+        return self.box_rows == "score" or self.dense is not None
 
     @property
     def term_names(self) -> list[str]:
         """The names of the loss terms."""
-        return ["cls", *self.box_names, *([] if self.box_quality is None else ["quality"])]
+        names = ["cls", *self.box_names, *([] if self.box_quality is None else ["quality"])]
+        return names if self.dense is None else [*names, *(f"{DENSE}_{name}" for name in self.dense.term_names)]
+
+    def dense_weight(self, progress: float) -> float:
+        """Return the weight of the terms of the dense branch. `progress` increases from 0 to 1 during the run."""
+        first, last = self.dense_weights
+        return first + (last - first) * progress
 
     def sample(self, targets: Targets) -> Targets:
         """Return the targets after the sampler. A sampler that needs logits is applied later, in `forward`."""

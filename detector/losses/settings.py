@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from detector.core.registry import ChosenFrom, Part
-from detector.core.validation import InvalidValues, NonNegativeFloat, Settings
+from detector.core.validation import InvalidValues, NonNegativeFloat, Settings, UnitFloat
 from detector.losses.base import BOX_LOSSES, CLASSIFICATION_LOSSES, BoxLoss, ClassificationLoss
 
 
@@ -74,6 +74,9 @@ class LossSettings(Settings):
             (quality), or the highest class score (score). score divides the box terms by the sum of the scores of the
             step.
         quality_weight: a factor of the term of the box quality, for a head that predicts the box quality.
+        dense_weight: the weight w of the usual loss of a head with `one_to_one`, at the start and at the end of the
+            run. It changes linearly. The loss of `one_to_one` has the weight 1 - w. The defaults are those of
+            Ultralytics' YOLO26 ("progressive loss balancing").
     """
 
     classification: Annotated[Part[ClassificationLoss], ChosenFrom(CLASSIFICATION_LOSSES, "focal")] = Field(
@@ -84,6 +87,7 @@ class LossSettings(Settings):
     normaliser: Literal["global", "local", "image", "ema"] = "global"
     box_rows: Literal["equal", "quality", "score"] = "equal"
     quality_weight: NonNegativeFloat = 1.0
+    dense_weight: tuple[UnitFloat, UnitFloat] = (0.8, 0.1)
 
 
 def box_names(settings: LossSettings) -> list[str]:

@@ -48,6 +48,9 @@ class DetectionModel(nn.Module):
     """A network that turns images (B, 3, H, W) into `Predictions`.
 
     It normalizes uint8 RGB images on their device. Images of a floating dtype must already be normalized.
+
+    If the head has a head `one_to_one`, the predictions are those of `one_to_one`, which reads the pyramid maps without
+    gradient. In training mode, `Predictions.dense` has the predictions of the head itself.
     """
 
     mean: Tensor
@@ -91,8 +94,21 @@ class DetectionModel(nn.Module):
             images = (images.float() - self.mean) / self.std
         # the memory format of the images would otherwise decide that of every feature map
         images = images.contiguous(memory_format=self.memory_format)
-        logits, raw, *quality = self.head(self.neck(self.backbone(images)))
-        return Predictions(logits, raw, priors, self.head.coder, *quality)
+        maps = self.neck(self.backbone(images))
+        dense = None
+        if self.head.one_to_one is None or self.training:
+            logits, raw, *quality = self.head(maps)
+            dense = Predictions(logits, raw, priors, self.coder, *quality)
+        if self.head.one_to_one is None:
+            assert dense is not None
+            return dense
+        logits, raw, *quality = self.head.one_to_one([x.detach() for x in maps])
+        return Predictions(logits, raw, priors, self.coder, *quality, nms_free=True, dense=dense)
+
+    @property
+    def nms_free(self) -> bool:
+        """Whether the predictions need no non-maximum suppression."""
+        return self.head.one_to_one is not None
 
     @property
     def coder(self) -> BoxCoder:

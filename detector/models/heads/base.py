@@ -22,6 +22,8 @@ class Head(nn.Module):
         initial_raw: about the value of every raw number before training.
         quality: the target of the box quality that the head predicts, or None if it predicts no box quality.
         grid: the grid of the priors, or None if the priors have no grid. The census counts only priors of a grid.
+        one_to_one: a second head with the same priors, or None. Its predictions need no non-maximum suppression, and
+            are the predictions of the model. The first head then only trains the feature maps.
     """
 
     coder: BoxCoder
@@ -29,6 +31,11 @@ class Head(nn.Module):
     initial_raw: float = 0.0
     quality: BoxQuality | None = None
     grid: AnchorGrid | PointGrid | None = None
+    one_to_one: "Head | None"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one_to_one = None
 
     def priors(self, image_size: tuple[int, int]) -> list[Tensor]:
         """Return the prior boxes (A_l, 4) xyxy fp32 of each map.
