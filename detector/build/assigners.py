@@ -26,7 +26,7 @@ def build_assigner(config: Config, dataset: DetectionDataset) -> Assigner:
         names = [name for name in ASSIGNERS.names() if _has_one_to_one(name)]
         raise UserError(
             f"assigner: {config.assigner.type} has no rule for model.head.one_to_one",
-            f"set assigner to {' or '.join(names)}, or set model.head.one_to_one=false",
+            f"set {' or '.join(f'assigner={name}' for name in names)}, or set model.head.one_to_one=false",
         )
     return one_to_one
 

@@ -66,6 +66,8 @@ CASES = (
     "assigner=sim_ota loss.classification=focal",
     "assigner=soft_label loss.classification=varifocal",
     "model.head.type=points model.head.depth=1 assigner=atss loss.box_rows=score train.accumulation=1",
+    "model.head.type=points model.head.depth=1 model.head.activation=exp model.head.one_to_one=true "
+    "assigner=task_aligned loss.classification=equalized_focal loss.normaliser=ema train.accumulation=1",
 )
 
 

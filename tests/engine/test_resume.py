@@ -148,15 +148,22 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     assert_equal_runs(finish(tmp_path, variant), whole[variant], seen)
 
 
-def test_a_run_interrupted_in_its_warm_up_continues_the_warm_up(tmp_path: Path):
+def test_a_run_interrupted_in_its_warm_up_continues_the_warm_up_and_the_weights_of_its_two_heads(tmp_path: Path):
     """The run has enough steps for a warm-up of two steps."""
-    overrides = ("train.warmup_steps=2", "train.batch_size=1", "train.accumulation=1", "train.evaluate_every=0")
+    overrides = (
+        *("train.warmup_steps=2", "train.batch_size=1", "train.accumulation=1", "train.evaluate_every=0"),
+        *("model.head={type: points, depth: 1, one_to_one: true}", "assigner=task_aligned"),
+    )
     trainer = start(tmp_path / "whole", SECOND, *overrides)
     seen = watch(trainer)
     trainer.train()
     whole = Run(tmp_path / "whole", trainer, copy.deepcopy(trainer.state()), seen)
     rates = [float(row["lr"]) for row in rows_of(whole.folder)]
-    assert len(rates) == 24 and 0 < rates[0] < rates[1] < rates[2] == max(rates)
+    assert (
+        trainer.criterion.dense.mean_num_fg > 0
+        and len(rates) == 24
+        and 0 < rates[0] < rates[1] < rates[2] == max(rates)
+    )
     seen_before = interrupt(tmp_path / "cut", SECOND, 1, *overrides)
     assert_equal_runs(finish(tmp_path / "cut", SECOND, *overrides), whole, seen_before)
 
