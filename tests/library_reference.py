@@ -3,9 +3,9 @@
 The code is as simple as `losses_reference`, and uses its focal element, tolerances and random inputs. The gradients
 are derived by hand.
 Sources: class-balanced weights, Cui et al. 2019; hard truncation, Su Jianlin; OHEM, Shrivastava et al. 2016 and (by
-ratio) SSD, Liu et al. 2016; quality focal loss, Li et al. 2020; varifocal loss, Zhang et al. 2021; asymmetric loss,
-Ridnik et al. 2021; PolyLoss, Leng et al. 2022; equalized focal loss, Li et al. 2022; rank & sort loss, Oksuz et al.
-2021; balanced L1, Pang et al. 2019.
+ratio) SSD, Liu et al. 2016; quality focal loss, Li et al. 2020; varifocal loss, Zhang et al. 2021; matchability- aware
+loss, Huang et al. 2024; asymmetric loss, Ridnik et al. 2021; PolyLoss, Leng et al. 2022; equalized focal loss, Li et
+al. 2022; rank & sort loss, Oksuz et al. 2021; balanced L1, Pang et al. 2019.
 """
 
 import math
@@ -204,6 +204,21 @@ class Varifocal(ElementWise):
         return -weight * log_not_p, weight * (p - self.gamma * not_p * log_not_p)
 
 
+class Mal(ElementWise):
+    """BCE(p, q^gamma) where t = 1, and -p^gamma log(1 - p) elsewhere."""
+
+    def __init__(self, gamma=1.5):
+        self.gamma = gamma
+
+    def element(self, e):
+        p, not_p, log_p, log_not_p = sigmoid(e.x), sigmoid(-e.x), log_sigmoid(e.x), log_sigmoid(-e.x)
+        if e.target:
+            y = e.quality**self.gamma
+            return -(y * log_p + (1 - y) * log_not_p), p * (1 - y) - y * not_p
+        weight = p**self.gamma
+        return -weight * log_not_p, weight * (p - self.gamma * not_p * log_not_p)
+
+
 class Asymmetric(ElementWise):
     """-(1 - p)^gamma_pos log p where t = 1, and -p_m^gamma_neg log(1 - p_m), p_m = max(p - shift, 0), elsewhere."""
 
@@ -301,6 +316,7 @@ LIBRARY = {
     "ohem": OHEM,
     "quality_focal": QualityFocal,
     "varifocal": Varifocal,
+    "mal": Mal,
     "asymmetric": Asymmetric,
     "poly_focal": PolyFocal,
     "equalized_focal": EqualizedFocal,

@@ -88,5 +88,5 @@ def move_model(
         dtype = choose_inference_dtype(config.train.precision, device)
         if config.train.device not in ("auto", device.type):
             log.info("inference runs on %s, because train.device=%s is only for training", device, config.train.device)
-    layout = choose_memory_format(config.train.channels_last, device, dtype)
+    layout = choose_memory_format(config.train.channels_last, device, dtype, model.backbone.is_depthwise)
     return model.to(device).to(memory_format=layout), device, dtype

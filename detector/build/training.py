@@ -103,11 +103,15 @@ def build_trainer(
 def _check_accumulation(config: Config, assigner: Assigner, criterion: Criterion) -> None:
     """Raise UserError where a step may have several batches, and its gradients cannot be divided after the last one."""
     if criterion.needs_single_batch and config.train.accumulation > 1:
-        key, value = ("loss.box_rows=score", "equal") if criterion.dense is None else ("model.head.one_to_one", "false")
+        problem = f"train.accumulation: a step has {config.train.accumulation} batches"
+        if criterion.dense is not None:
+            raise UserError(
+                f"{problem}, but the two losses of model.head.one_to_one have separate divisors of a single batch",
+                "set train.accumulation=1, or set model.head.one_to_one=false",
+            )
         raise UserError(
-            f"train.accumulation: a step has {config.train.accumulation} batches, but {key} needs steps of a single "
-            "batch, because a divisor of the loss is known only after the forward pass",
-            f"set train.accumulation=1, or set {key.partition('=')[0]}={value}",
+            f"{problem}, but loss.box_rows=score divides by the scores of a single batch",
+            "set train.accumulation=1, or set loss.box_rows=equal",
         )
     has_several = config.train.accumulation > 1 or config.faults.out_of_memory == "halve"
     if assigner.needs_predictions and has_several and not criterion.can_divide_afterwards:

@@ -33,6 +33,10 @@ def main() -> None:
         kind.add_argument("--steps", type=int, default=20)
         kind.add_argument("--rounds", type=int, default=3)
         kind.add_argument("overrides", nargs="*", metavar="key.path=value")
+    kind = kinds.add_parser("steps", help="the training step of each variant of a study, and its assignment")
+    kind.add_argument("--cfg", default="assignment.yaml", help="a study's name in configs/studies/, or a path")
+    kind.add_argument("--rounds", type=int, default=15)
+    kind.add_argument("overrides", nargs="*", metavar="key.path=value")
     kind = kinds.add_parser("evaluation", help="COCO's metrics by hotcoco and by pycocotools")
     kind.add_argument("--images", type=int, default=5000)
     kind.add_argument("--detections", type=int, default=100, help="number of detections of each image")
@@ -54,13 +58,13 @@ def main() -> None:
         kind.add_argument("--out", type=out_file, help="JSON file; the table is written next to it as Markdown")
     args = vars(parser.parse_args())
     # imported here, because --help must not import torch
-    from detector.benchmarks import census, evaluation, imbalanced, inference, loader, losses, threads, training
+    from detector.benchmarks import census, evaluation, imbalanced, inference, loader, losses, steps, threads, training
     from detector.benchmarks.timing import machine
     from detector.core.files import write_json, write_text
     from detector.core.tables import markdown, show
 
     kind, out = args.pop("kind"), args.pop("out")
-    kinds = (census, evaluation, imbalanced, inference, loader, losses, threads, training)
+    kinds = (census, evaluation, imbalanced, inference, loader, losses, steps, threads, training)
     measured: dict[str, Any] = next(module for module in kinds if module.__name__.endswith(kind)).run(**args)
     result: dict[str, Any] = measured | {"machine": machine()}
     title = ", ".join(f"{key} {value}" for key, value in result.items() if key not in ("rows", "machine"))

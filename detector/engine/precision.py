@@ -80,15 +80,17 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def choose_memory_format(
-    channels_last: bool | Literal["auto"], device: torch.device, dtype: torch.dtype
+    channels_last: bool | Literal["auto"], device: torch.device, dtype: torch.dtype, is_depthwise: bool = False
 ) -> torch.memory_format:
     """Return the memory format of the model.
 
     Args:
         channels_last: `auto` is true, except for fp32 on a CPU, where contiguous maps make convolutions faster.
+            Depthwise convolutions are slower there with contiguous maps.
         device: where the model computes.
         dtype: the number format in which the model computes.
+        is_depthwise: whether the backbone has depthwise convolutions.
     """
     if channels_last == "auto":
-        channels_last = device.type == "cuda" or dtype != torch.float32
+        channels_last = device.type == "cuda" or dtype != torch.float32 or is_depthwise
     return torch.channels_last if channels_last else torch.contiguous_format

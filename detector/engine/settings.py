@@ -41,7 +41,8 @@ class TrainSettings(Settings):
         clip_norm: the largest norm of the gradient; longer gradients are scaled to it. null does not scale.
         ema_decay: the decay of the moving average of the weights, which is evaluated and saved. null has no average.
         compile: whether torch.compile compiles the model, once for the image size of each bucket.
-        channels_last: whether feature maps have the channels last in memory. auto is false for fp32 on a CPU.
+        channels_last: whether feature maps have the channels last in memory. auto is false for fp32 on a CPU, except
+            for backbones with depthwise convolutions.
         evaluate_every: epochs between evaluations. 0 evaluates only at the end.
         log_every: steps between progress lines.
         meter_every: steps between readings of the meters. A reading costs a part of the time of a step.

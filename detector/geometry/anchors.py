@@ -97,7 +97,7 @@ def rounded_step(side: int | Tensor, stride: int) -> int | Tensor:
     return side // num_cells(side, stride)
 
 
-def cell_corners(image_size: tuple[int, int], steps: Sequence[int], stride: int) -> Tensor:
+def cell_corners(image_size: tuple[int, int], steps: Sequence[int | Tensor], stride: int) -> Tensor:
     """Return the upper left corners of the cells of a feature map as (x, y, x, y), (h * w, 4), in row order.
 
     Args:

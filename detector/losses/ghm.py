@@ -32,8 +32,11 @@ class GradientDensity(nn.Module):
 
     R_j is the count of bin j in this batch, over all ranks. m is the momentum. Each batch sets
     S_j <- m S_j + (1 - m) R_j for all bins, also the empty bins. After t steps, the mean of bin j is S_j / (1 - m^t),
-    which is unbiased from the first step on. The published code has no correction. In its first step, the weight
-    of a bin is 1 / (1 - m) times too large.
+    which is unbiased from the first step on.
+
+    The published code differs in two rules. It has no correction, so the weights of its first step are 1 / (1 - m)
+    times as large. It does not change the count of an empty bin, so a bin that was empty for many steps has its old
+    count. Here that count has decayed, and the weights of the bin are up to 1 / (1 - m) times those without momentum.
 
     The weight of an element in bin j is beta = N / (M S_j / (1 - m^t)). N is the number of valid elements, and M is the
     number of bins that are not empty in this step. In eval mode the buffers do not change. A bin without history then
@@ -145,6 +148,8 @@ class GHMR(BoxLoss):
     sqrt(d^2 + mu^2) - mu. beta_i is the inverse density of the gradient norm |d| / sqrt(d^2 + mu^2) (see
     `GradientDensity`). Source: Li et al. 2019, section "GHM-R Loss".
 
+    All levels are counted together. The published code counts each pyramid level alone, and adds the losses.
+
     Shapes: offsets (..., 4), as in `BoxLoss.forward`.
 
     When to use: together with `ghm_c`, or where a few boxes with large errors dominate the box loss. The published
@@ -163,8 +168,18 @@ class GHMR(BoxLoss):
         self.mu = mu
         self.density = GradientDensity(bins, momentum)
 
-    def forward(self, predicted: Tensor, target: Tensor, foreground: Tensor, num_fg: Tensor | float) -> Tensor:
-        """Return the loss. See `BoxLoss.forward`. In training mode, the call is a step of the running counts."""
+    def forward(
+        self,
+        predicted: Tensor,
+        target: Tensor,
+        foreground: Tensor,
+        num_fg: Tensor | float,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss. See `BoxLoss.forward`. The loss computes its own weights, and `weights` is not used.
+
+        In training mode, the call is a step of the running counts.
+        """
         predicted, target = masked_boxes(predicted, target, foreground)
         difference = predicted - target
         length = (difference.square() + self.mu**2).sqrt()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detector.core.structures import is_foreground
-from detector.core.validation import NonNegativeFloat, UnitFloat
+from detector.core.validation import NonNegativeFloat, PositiveFloat, UnitFloat
 from detector.kernels import elementwise_terms
 from detector.kernels.reference import binary_targets, counted, widen
 from detector.losses.base import CLASSIFICATION_LOSSES, ClassificationLoss, one_over
@@ -110,3 +110,30 @@ class VarifocalLoss(QualityLoss):
         """Return the loss of each element. See `QualityLoss.elementwise`."""
         background = self.alpha * (self.gamma * F.logsigmoid(logits)).exp() * F.softplus(logits, threshold=40)
         return torch.where(targets & (quality > 0), quality * _soft_cross_entropy(logits, quality), background)
+
+
+@CLASSIFICATION_LOSSES.register("mal")
+class MatchabilityAwareLoss(QualityLoss):
+    """Matchability-aware loss: cross entropy with a power of the quality, and focal loss for the background.
+
+    Formula of an element: BCE(p, q^gamma) for target 1 and a quality q, and -p^gamma log(1 - p) for target 0 (Huang et
+    al. 2024, "DEIM: DETR with Improved Matching for Fast Convergence"). BCE(p, y) = -(y log p + (1 - y) log(1 - p)).
+    Unlike in varifocal loss, a match with a low quality keeps its full weight.
+
+    Shapes: logits (..., K), labels (...) and quality (...), as in `ClassificationLoss.forward`.
+
+    When to use: to compare with `varifocal`. The loss was made for detectors with few predictions (DETR). It is known
+    to fail on dense heads with one prior for each object, so do not use it with such heads.
+
+    Args:
+        gamma: the exponent of the quality and of the background.
+    """
+
+    def __init__(self, *, gamma: PositiveFloat = 1.5):
+        super().__init__()
+        self.gamma = gamma
+
+    def elementwise(self, logits: Tensor, targets: Tensor, quality: Tensor) -> Tensor:
+        """Return the loss of each element. See `QualityLoss.elementwise`."""
+        background = (self.gamma * F.logsigmoid(logits)).exp() * F.softplus(logits, threshold=40)
+        return torch.where(targets, _soft_cross_entropy(logits, quality**self.gamma), background)

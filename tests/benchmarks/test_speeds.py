@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from detector.benchmarks import census, evaluation, inference, loader, threads, training
+from detector.benchmarks import census, evaluation, inference, loader, steps, threads, training
 from detector.config import config_from_text
 from detector.core.machine import OPENMP, num_cores
 
@@ -52,6 +52,20 @@ def test_inference_and_training_against_torchvision(monkeypatch):
     for row in rows:
         parts = [row[name] for name in ("copies", "concatenations", "optimiser")]
         assert all(part > 0 for part in parts) and sum(parts) < row["outside_convolutions"] < 1
+
+
+@pytest.mark.slow
+def test_the_steps_of_the_variants_of_a_study(tmp_path):
+    study = tmp_path / "heads.yaml"
+    study.write_text(
+        "config: retina_focal.yaml\nlevels: {scenes: {}}\nagainst: anchors\nvariants:\n  anchors: {}\n"
+        "  points: {model: {head: points}, assigner: task_aligned}\n"
+    )
+    overrides = ["data.train.num_images=8", "data.val.num_images=2", "train.device=cpu", "model.width=16"]
+    anchors, points = steps.run(cfg=str(study), overrides=overrides, rounds=1)["rows"]
+    assert (anchors["name"], anchors["times_subject"], points["name"]) == ("anchors", 1, "points")
+    for row in (anchors, points):
+        assert 0 < row["assignment_share"] == row["assignment_s"] / row["median_s"] < 1
 
 
 @pytest.mark.slow

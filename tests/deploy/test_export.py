@@ -119,11 +119,16 @@ FROZEN, GROUP, BATCH = (f"model.backbone.norm={norm}" for norm in ("frozen", "gr
 POINTS = "model.head={type: points, depth: 1, prior: 0.3, activation: exp}"  # with distances and a quality
 DISTRIBUTIONS = "model.head={type: points, depth: 1, prior: 0.3, reg_max: 7, quality: null, towers: shared}"
 ONE_TO_ONE = "model.head={type: points, depth: 1, prior: 0.3, activation: exp, one_to_one: true}"
+LITE0 = "model.backbone={type: timm, name: tf_efficientnet_lite0}"  # its padding depends on the image size
+CONVNEXT = "model.backbone={type: timm, name: convnext_atto}"
 
 
 @pytest.fixture(
     scope="module",
-    params=[(".onnx", FROZEN), (".onnx", GROUP), (".pt2", BATCH), (".onnx", POINTS), (".pt2", DISTRIBUTIONS)],
+    params=[
+        *((".onnx", override) for override in (FROZEN, GROUP, POINTS, LITE0, CONVNEXT)),
+        *((".pt2", override) for override in (BATCH, DISTRIBUTIONS)),
+    ],
     ids=" ".join,
 )
 def raw(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:

@@ -75,3 +75,4 @@ def test_memory_format(device: str, dtype: torch.dtype):
     assert choose_memory_format(False, target, dtype) is torch.contiguous_format
     contiguous = device == "cpu" and dtype == torch.float32
     assert (choose_memory_format("auto", target, dtype) is torch.contiguous_format) == contiguous
+    assert choose_memory_format("auto", target, dtype, is_depthwise=True) is torch.channels_last

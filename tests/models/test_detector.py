@@ -15,7 +15,11 @@ import torchvision
 from criteria import criterion_of_losses
 from tiny import tiny_config
 from torch import Tensor, nn
-from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights, retinanet_resnet50_fpn
+from torchvision.models.detection import (
+    RetinaNet_ResNet50_FPN_Weights,
+    retinanet_resnet50_fpn,
+    retinanet_resnet50_fpn_v2,
+)
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.retinanet import _default_anchorgen
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
@@ -27,6 +31,7 @@ from detector.core.structures import GroundTruth, Predictions
 from detector.geometry.assignment import MaxIoUAssigner
 from detector.geometry.coders import DeltaCoder
 from detector.losses.focal import FocalLoss
+from detector.losses.iou import GIoULoss
 from detector.losses.smooth_l1 import L1Loss
 from detector.models.backbones.resnet import frozen_batch_norm_is_random
 from detector.models.detector import DetectionModel
@@ -68,9 +73,13 @@ def make_resnet50(num_classes: int, *overrides: str) -> DetectionModel:
 
 @dataclass
 class Reference:
-    """torchvision's model, two normalized and padded images (160x224 and 160x192 pixels), and its outputs."""
+    """torchvision's model, two normalized and padded images (160x224 and 160x192 pixels), and its outputs.
+
+    `overrides` are the keys of the model section in which our model differs from the first version.
+    """
 
     model: nn.Module
+    overrides: tuple[str, ...]
     file: Path
     images: Tensor
     sizes: list[tuple[int, int]]
@@ -92,6 +101,8 @@ def settle(model: nn.Module, images: Tensor) -> list[Tensor]:
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.normal_(std=0.05 if "cls_logits" not in name and "bbox_reg" not in name else 0)
+        elif "conv" in name and name.endswith(".1.weight"):
+            parameter.uniform_(0.5, 1.5)  # of the group norms
     levels = list(model.backbone(images).values())
     # scores are near 0.05, and rounding makes no two of them equal; boxes differ from their anchors
     heads, outputs = model.head, model.head(levels)
@@ -105,11 +116,18 @@ def settle(model: nn.Module, images: Tensor) -> list[Tensor]:
     return levels
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
+VERSIONS = {
+    "v1": (retinanet_resnet50_fpn, ()),
+    "v2": (retinanet_resnet50_fpn_v2, ("pyramid_top=c5", "head.norm=group")),
+}
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
+    make, overrides = VERSIONS[request.param]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91, min_size=160, max_size=224)
+        model = make(weights=None, weights_backbone=None, num_classes=91, min_size=160, max_size=224)
         pictures = [torch.rand(3, 160, 224), torch.rand(3, 160, 192)]
         images, _ = model.transform(pictures)
         with torch.no_grad():
@@ -118,13 +136,16 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
             anchors = model.anchor_generator(images, levels)
     file = tmp_path_factory.mktemp("weights") / "retinanet.pth"
     torch.save(model.state_dict(), file)
-    yield Reference(model, file, images.tensors, images.image_sizes, levels, outputs, anchors)
+    yield Reference(model, overrides, file, images.tensors, images.image_sizes, levels, outputs, anchors)
     file.unlink()
+
+
+first_version = pytest.mark.parametrize("reference", ["v1"], indirect=True)
 
 
 @pytest.fixture(scope="module")
 def ours(reference: Reference) -> DetectionModel:
-    model = make_resnet50(91)
+    model = make_resnet50(91, *reference.overrides)
     load_weights(model, f"torchvision_retinanet:{reference.file}", COCO_NAMES)
     return model.eval()
 
@@ -174,6 +195,7 @@ def test_in_float64_the_models_are_equal(backbone: str, tmp_path: Path):
     torch.testing.assert_close(predictions.raw, outputs["bbox_regression"], rtol=0, atol=1e-9)
 
 
+@first_version
 @torch.no_grad()
 def test_frozen_norms_give_the_same_logits(reference: Reference, ours: DetectionModel):
     frozen = make_resnet50(91, "backbone.norm=frozen")
@@ -183,6 +205,7 @@ def test_frozen_norms_give_the_same_logits(reference: Reference, ours: Detection
     torch.testing.assert_close(frozen.train()(reference.images).logits, ours(reference.images).logits, **ROUNDING)
 
 
+@first_version
 @torch.no_grad()
 def test_uint8_images_are_normalized_as_in_torchvision(reference: Reference, ours: DetectionModel):
     pixels = torch.randint(0, 256, (1, 3, 160, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
@@ -210,7 +233,8 @@ def test_losses_and_their_gradients_equal_torchvision(
     sum(expected.values()).backward()
 
     predictions = as_predictions(reference, ours)
-    criterion = criterion_of_losses(FocalLoss(alpha=0.25, gamma=2.0), L1Loss(), 91, normaliser="image")
+    box_loss = {"l1": L1Loss, "giou": GIoULoss}[reference.model.head.regression_head._loss_type]()
+    criterion = criterion_of_losses(FocalLoss(alpha=0.25, gamma=2.0), box_loss, 91, normaliser="image")
     truth = GroundTruth(boxes, labels, torch.zeros_like(labels, dtype=torch.bool))
     targets = MaxIoUAssigner(91)(predictions.priors, truth)
     terms = criterion(predictions, targets, criterion.count_foreground([targets]))
@@ -257,6 +281,7 @@ def test_detections_equal_torchvision(reference: Reference, ours: DetectionModel
         torch.testing.assert_close(scaled.boxes, result.boxes * torch.tensor([3, 2, 3, 2]), rtol=1e-6, atol=0)
 
 
+@first_version
 def test_no_detections_above_the_threshold(ours: DetectionModel, reference: Reference):
     predictions = as_predictions(reference, ours)
     sizes = torch.tensor(reference.sizes)
@@ -270,7 +295,7 @@ def test_a_coco_data_set_gets_the_channels_of_its_categories(reference: Referenc
     ids = [i for i, name in enumerate(COCO_NAMES) if name not in ("__background__", "N/A")]
     names = [COCO_NAMES[i] for i in ids]
     assert (len(ids), ids[-1], names[-1]) == (80, 90, "toothbrush")
-    model = make_resnet50(80)
+    model = make_resnet50(80, *reference.overrides)
     load_weights(model, f"torchvision_retinanet:{reference.file}", names)
     with torch.no_grad():
         torch.testing.assert_close(
@@ -278,6 +303,7 @@ def test_a_coco_data_set_gets_the_channels_of_its_categories(reference: Referenc
         )
 
 
+@first_version
 def test_other_classes_keep_their_initial_layer_with_a_warning(reference: Reference, caplog: pytest.LogCaptureFixture):
     model = make_resnet50(80)
     fresh = {k: v.clone() for k, v in model.head.class_branch.output.state_dict().items()}
@@ -322,6 +348,7 @@ def test_a_checkpoint_requires_its_structure(head: str, key: str, tmp_path: Path
     assert error.value.remedy == f"set model.{key}={str(not value).lower()}"
 
 
+@first_version
 def test_names_of_older_releases(reference: Reference):
     """The published file has old names, which torchvision still reads.
 

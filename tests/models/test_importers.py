@@ -335,7 +335,6 @@ def test_the_remedy_has_all_keys_of_the_structure(example: Example):
 
 DETECTION = torchvision.models.detection
 TORCHVISION_DETECTORS = {
-    "v2 RetinaNet": DETECTION.retinanet_resnet50_fpn_v2,
     "FCOS": DETECTION.fcos_resnet50_fpn,
     "SSD": DETECTION.ssd300_vgg16,
     "Faster R-CNN": DETECTION.fasterrcnn_resnet50_fpn,

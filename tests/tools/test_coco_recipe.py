@@ -19,7 +19,7 @@ def call(monkeypatch, tool, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "backbone"), [("coco_focal_r50_1x", "resnet18"), ("coco_ghm_r50_1x", "resnet50")])
+@pytest.mark.parametrize(("recipe", "backbone"), [("coco_tal_r50_1x", "resnet18"), ("coco_ghm_r50_1x", "resnet50")])
 def test_the_coco_recipes_run_on_real_coco_images(recipe, backbone, shared_data, tmp_path, monkeypatch):
     """The models are small and train from random weights for an epoch."""
     call(

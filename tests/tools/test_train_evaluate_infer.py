@@ -220,7 +220,7 @@ def test_batch_norm_over_one_value_is_one_line_with_the_keys(work: Path, tmp_pat
     overrides = ("model.backbone.norm=batch", "train.batch_size=1", "data.short_side=8", "train.epochs=1")
     overrides += ("model.levels=[3, 5]", "model.head.sizes=null")
     assert run_tool("train", "--cfg", work / "tiny.yaml", "--out", tmp_path / "out", *overrides) == 2
-    assert_one_line(capsys, r"model\.backbone\.norm.*train\.batch_size.*data\.short_side")
+    assert_one_line(capsys, r"train\.batch_size.*data\.short_side.*model\.backbone\.norm")
 
 
 def assert_one_line(capsys: pytest.CaptureFixture, fact: str) -> None:

@@ -14,7 +14,7 @@ from detector.config import Config, make_config, to_yaml
 from detector.core.config_files import CONFIGS, read_values
 from detector.core.errors import UserError
 from detector.core.overrides import merge
-from detector.core.validation import InvalidValues, NonNegativeInt, Settings, UnitFloat, parse
+from detector.core.validation import InvalidValues, KeyPath, NonNegativeInt, Settings, UnitFloat, parse
 
 STUDIES = CONFIGS / "studies"
 Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
@@ -110,13 +110,12 @@ class Study(Settings):
 
     @model_validator(mode="after")
     def _grids(self) -> "Study":
+        problems: dict[KeyPath, str] = {}
         if self.select is None:
             text = "a grid needs the key `select` of the study; add select: {split: 0.8}, or remove the grid"
-            problems = {("variants", name, "grid"): text for name, values in self.variants.items() if "grid" in values}
+            problems |= {("variants", name, "grid"): text for name, values in self.variants.items() if "grid" in values}
         elif not any(map(self.grid, self.variants)):
-            problems = {("select",): "no variant has a grid; add select.grid, or remove select"}
-        else:
-            problems = {}
+            problems[("select",)] = "no variant has a grid; add select.grid, or remove select"
         if problems:
             raise InvalidValues(problems)
         return self

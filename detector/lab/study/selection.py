@@ -121,10 +121,11 @@ def choose(study: Study, rows: list[Row]) -> dict[Cell, Combination]:
         study: the study.
         rows: the rows of the selection's results.csv.
     """
+    num_seeds = len(study.select.seeds) if study.select else 0
     choices = {}
     for cell, group in groupby(read_scores(study, rows), key=lambda score: (score.level, score.variant)):
         scores = list(group)
-        complete = [score for score in scores if len(score.values) == len(study.select.seeds)]
+        complete = [score for score in scores if len(score.values) == num_seeds]
         if complete and all(score.has_ended for score in scores):
             choices[cell] = max(complete, key=lambda score: fmean(score.values)).combination
     return choices
@@ -152,6 +153,7 @@ def selection_rows(study: Study, rows: list[Row]) -> list[dict]:
         study: the study.
         rows: the rows of the selection's results.csv.
     """
+    assert study.select is not None
     choices = choose(study, rows)
     table = []
     for score in read_scores(study, rows):

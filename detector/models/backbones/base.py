@@ -9,6 +9,7 @@ from detector.core.registry import Registry
 PixelValues = tuple[float, float, float]  # of red, green, blue
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
+IMAGENET = "imagenet"  # the name of the ImageNet weights of any backbone
 
 
 class Backbone(nn.Module):
@@ -22,12 +23,14 @@ class Backbone(nn.Module):
         out_channels: the number of channels of each map.
         pixel_mean: the mean of the RGB values 0..255 of the images that the weights need.
         pixel_std: the standard deviation of these values.
+        is_depthwise: whether the backbone has depthwise convolutions. They need another memory format to be fast.
     """
 
     strides: tuple[int, ...]
     out_channels: tuple[int, ...]
     pixel_mean: PixelValues = IMAGENET_MEAN
     pixel_std: PixelValues = IMAGENET_STD
+    is_depthwise: bool = False
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return a map (B, C, H / stride, W / stride) of normalized images (B, 3, H, W) for each stride."""
@@ -37,7 +40,8 @@ class Backbone(nn.Module):
         """Load weights.
 
         Args:
-            weights: the name of published weights (a string), or a file of weights (a path).
+            weights: the name of published weights (a string), or a file of weights (a path). `imagenet` is the name of
+                the ImageNet weights of any backbone.
 
         Raises:
             UserError: the weights do not exist, or they do not fit the backbone.
@@ -53,3 +57,12 @@ class Backbone(nn.Module):
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone")
+
+
+def frozen_batch_norm_is_random(state: dict[str, Tensor]) -> bool:
+    """Return whether each frozen norm has its initial mean 0 and its initial shift 0, and normalizes nothing.
+
+    Means of 0 are not enough: files with scales and shifts alone also give them.
+    """
+    norms = [k.removesuffix("running_mean") for k in state if k.endswith("running_mean")]
+    return bool(norms) and not any(state[k + kind].any() for k in norms for kind in ("running_mean", "bias"))

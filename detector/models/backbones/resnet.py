@@ -16,7 +16,8 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from detector.core.errors import UserError
 from detector.core.validation import NonNegativeInt, Switch
-from detector.models.backbones.base import BACKBONES, Backbone
+from detector.models.backbones.base import BACKBONES, IMAGENET, Backbone, frozen_batch_norm_is_random
+from detector.models.backbones.convolutions import SharedConv2d
 from detector.models.weights.files import first_line, load_contents, state_of
 
 Norm = Literal["frozen", "batch", "sync", "group"]
@@ -40,13 +41,7 @@ class AbsorbedNorm(FrozenBatchNorm2d):
         return scale, self.bias - self.running_mean * scale
 
 
-def pair(values: tuple[int, ...]) -> tuple[int, int]:
-    """Return the two values, for height and width."""
-    height, width = values
-    return height, width
-
-
-class NormedConv2d(nn.Conv2d):
+class NormedConv2d(SharedConv2d):
     """A convolution without bias and its frozen batch norm, as a single convolution with scaled weights.
 
     This saves two passes over the feature map in each direction, and the memory of a feature map.
@@ -57,18 +52,7 @@ class NormedConv2d(nn.Conv2d):
     """
 
     def __init__(self, conv: nn.Conv2d, norm: AbsorbedNorm):
-        super().__init__(
-            conv.in_channels,
-            conv.out_channels,
-            pair(conv.kernel_size),
-            pair(conv.stride),
-            conv.padding if isinstance(conv.padding, str) else pair(conv.padding),
-            pair(conv.dilation),
-            conv.groups,
-            bias=False,
-            device="meta",
-        )
-        self.weight = conv.weight
+        super().__init__(conv)
         self.norm = (norm,)  # in a tuple, so that it is no submodule and its names in the state dict do not change
 
     def forward(self, input: Tensor) -> Tensor:
@@ -151,7 +135,7 @@ class ResNet(Backbone):
     def load(self, weights: str | Path) -> None:
         """Load published weights of torchvision by their name, or a file with the tensors of a classification model.
 
-        The classifier and the unused stages are not loaded.
+        `imagenet` is IMAGENET1K_V1. The classifier and the unused stages are not loaded.
         """
         state = self._published(weights) if isinstance(weights, str) else state_of(load_contents(weights))
         names = self.state_dict().keys()
@@ -178,23 +162,24 @@ class ResNet(Backbone):
         if isinstance(self.bn1, AbsorbedNorm) and frozen_batch_norm_is_random(self.state_dict()):
             raise UserError(
                 "model.backbone.norm: frozen batch norm needs pretrained weights",
-                "set model.weights (e.g. IMAGENET1K_V1), or model.backbone.norm=group or batch to train from scratch",
+                "set model.weights=imagenet, or model.backbone.norm=group or batch to train from scratch",
             )
 
     def _published(self, name: str) -> dict[str, Tensor]:
         published = get_model_weights(self.architecture)
+        name = "IMAGENET1K_V1" if name == IMAGENET else name
         if name not in published.__members__:
             known = ", ".join(published.__members__)
             raise UserError(
                 f"model.weights: '{name}' is neither a file nor the name of published weights of {self.architecture}",
-                f"give a file, or one of {known}",
+                f"give a file, imagenet, or one of {known}",
             )
         try:
             return published[name].get_state_dict(progress=True, check_hash=True)
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"model.weights: cannot download {published[name].url} ({first_line(error)})",
-                f"put the file into {torch.hub.get_dir()}/checkpoints, or set model.weights to its path",
+                f"put the file into {torch.hub.get_dir()}/checkpoints, or train without: model.weights=null",
             ) from error
 
     def _misfit(self, weights: str | Path, reason: str) -> UserError:
@@ -230,12 +215,3 @@ class ResNet101(ResNet):
     """ResNet-101, with the options of `ResNet`."""
 
     architecture = "resnet101"
-
-
-def frozen_batch_norm_is_random(state: dict[str, Tensor]) -> bool:
-    """Return whether each frozen norm has its initial mean 0 and its initial shift 0, and normalizes nothing.
-
-    Means of 0 are not enough: files with scales and shifts alone also give them.
-    """
-    norms = [k.removesuffix("running_mean") for k in state if k.endswith("running_mean")]
-    return bool(norms) and not any(state[k + kind].any() for k in norms for kind in ("running_mean", "bias"))

@@ -1,13 +1,12 @@
 """The base class of the heads, and their registry."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from detector.core.registry import Registry
 from detector.core.structures import BoxCoder, BoxQuality
-from detector.geometry.anchors import AnchorGrid
-from detector.geometry.points import PointGrid
 
 
 class Head(nn.Module):
@@ -30,7 +29,7 @@ class Head(nn.Module):
     initial_score: float
     initial_raw: float = 0.0
     quality: BoxQuality | None = None
-    grid: AnchorGrid | PointGrid | None = None
+    grid: Any = None
     one_to_one: "Head | None"
 
     def __init__(self) -> None:

@@ -66,12 +66,17 @@ def rename(state: dict[str, Any], renaming: Renaming) -> dict[str, Tensor]:
     return renamed
 
 
-def branch_names(branch: str) -> Callable[[re.Match], str]:
-    """Return the replacement for the names of a branch's convolutions.
+def branch_names(branch: str, block: int = 2, module: int = 0) -> Callable[[re.Match], str]:
+    """Return the replacement for the names of a branch's convolutions, or of its norms.
 
-    Our towers count convolutions and ReLUs separately. The other projects count blocks of both.
+    Our towers count convolutions, norms and ReLUs separately. The other projects count blocks of them.
+
+    Args:
+        branch: the new name of the branch.
+        block: the number of modules of a block: a convolution and a ReLU, or a convolution, a norm and a ReLU.
+        module: the number of the module in its block.
     """
-    return lambda match: f"{branch}.tower.{2 * int(match[1])}."
+    return lambda match: f"{branch}.tower.{block * int(match[1]) + module}."
 
 
 def count_from(name: str, first: int) -> Callable[[re.Match], str]:
@@ -110,7 +115,9 @@ def visible_structure(state: dict[str, Tensor]) -> dict[str, Any]:
     weights = {name: value for name, value in state.items() if name.endswith(".weight") and value.dim() == 4}
     if "neck.lateral.0.weight" in weights:
         structure["width"] = len(weights["neck.lateral.0.weight"])
-        structure["head.depth"] = sum(name.startswith("head.class_branch.tower.") for name in weights)
+        tower = [name for name in state if name.startswith("head.class_branch.tower.") and name.endswith(".weight")]
+        structure["head.depth"] = sum(name in weights for name in tower)
+        structure["head.norm"] = "none" if all(name in weights for name in tower) else "group"
     if "neck.extra.0.weight" in weights:  # the input of P6 is P5, or C5 with another number of channels
         outputs, inputs = weights["neck.extra.0.weight"].shape[:2]
         structure["pyramid_top"] = "p5" if outputs == inputs else "c5"

@@ -18,7 +18,6 @@ LOADABLE = {
     ),
 }
 FOREIGN = (
-    (r"head\.classification_head\.conv\.\d+\.1\.", "torchvision's v2 RetinaNet, whose heads have group norms"),
     (r"head\.regression_head\.bbox_ctrness\.", "torchvision's FCOS"),
     (r"head\.classification_head\.module_list\.", "torchvision's SSD"),
     (r"roi_heads\.mask_predictor\.", "torchvision's Mask R-CNN"),
@@ -54,8 +53,7 @@ def refuse_another_detector(path: Path, names: Iterable[Any], kind: str) -> None
         if has(pattern):
             raise UserError(
                 f"{path}: the file holds {detector}, which this release cannot load",
-                "give RetinaNet weights of torchvision (retinanet_resnet50_fpn), detectron2 or mmdetection, or weights "
-                "of a backbone",
+                "give RetinaNet weights of torchvision, detectron2 or mmdetection, or weights of a backbone",
             )
     if has(LOADABLE[kind][1]):
         return

@@ -18,7 +18,7 @@ from detector.models.weights.imported import (
 
 _WEIGHTS = RetinaNet_ResNet50_FPN_Weights.COCO_V1
 
-NAMES: Renaming = (
+_SHARED: Renaming = (
     (r"^backbone\.body\.", "backbone."),
     # releases before 0.14 have convolutions instead of blocks (convolution, norm, activation)
     (r"^backbone\.fpn\.inner_blocks\.(\d+)\.(?:0\.)?(weight|bias)$", r"neck.lateral.\1.\2"),
@@ -27,15 +27,27 @@ NAMES: Renaming = (
     (r"^backbone\.fpn\.extra_blocks\.p7\.", "neck.extra.1."),
     (r"^head\.classification_head\.cls_logits\.", "head.class_branch.output."),
     (r"^head\.regression_head\.bbox_reg\.", "head.box_branch.output."),
+)
+# v1: blocks of a convolution and a ReLU, and numbered convolutions in releases before 0.14
+NAMES: Renaming = (
+    *_SHARED,
     (r"^head\.classification_head\.conv\.(\d+)\.0\.", branch_names("head.class_branch")),
     (r"^head\.regression_head\.conv\.(\d+)\.0\.", branch_names("head.box_branch")),
     (r"^head\.classification_head\.conv\.", "head.class_branch.tower."),
     (r"^head\.regression_head\.conv\.", "head.box_branch.tower."),
 )
+# v2: blocks of a convolution, a group norm and a ReLU
+NAMES_V2: Renaming = (
+    *_SHARED,
+    (r"^head\.classification_head\.conv\.(\d+)\.0\.", branch_names("head.class_branch", 3)),
+    (r"^head\.classification_head\.conv\.(\d+)\.1\.", branch_names("head.class_branch", 3, 1)),
+    (r"^head\.regression_head\.conv\.(\d+)\.0\.", branch_names("head.box_branch", 3)),
+    (r"^head\.regression_head\.conv\.(\d+)\.1\.", branch_names("head.box_branch", 3, 1)),
+)
 
 
 def import_torchvision(path: Path) -> Imported:
-    """Read the state dict of `retinanet_resnet50_fpn` of any release.
+    """Read the state dict of `retinanet_resnet50_fpn` of any release, or of `retinanet_resnet50_fpn_v2`.
 
     Args:
         path: the file.
@@ -43,7 +55,8 @@ def import_torchvision(path: Path) -> Imported:
     Raises:
         UserError: the file cannot be read, or is of another detector.
     """
-    state = rename(tensors_of(path, load_contents(path), "torchvision_retinanet"), NAMES)
+    tensors = tensors_of(path, load_contents(path), "torchvision_retinanet")
+    state = rename(tensors, NAMES_V2 if "head.classification_head.conv.0.1.weight" in tensors else NAMES)
     if hashlib.sha256(path.read_bytes()).hexdigest().startswith(Path(_WEIGHTS.url).stem.rpartition("-")[2]):
         # the norms of the published weights add nothing to the variance, but ours add 1e-5
         state = {k: v - 1e-5 if k.endswith("running_var") else v for k, v in state.items()}

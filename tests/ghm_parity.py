@@ -1,0 +1,227 @@
+"""The effect of each rule by which GHM can count, on the weights, the loss and the gradient of the same logits.
+
+`python tests/ghm_parity.py` prints the tables of tools/benchmarks/README.md: for random logits, and for the logits of
+the first 50 steps of a training. It takes a minute on a busy processor. Its arguments are overrides of the training.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from published_ghm import (
+    OURS,
+    OURS_BY_LEVEL,
+    PUBLISHED,
+    Harmonized,
+    PublishedGHMC,
+    PublishedGHMR,
+    Step,
+    cross_entropy,
+    drawn_steps,
+    one_hot,
+)
+from torch import Tensor
+
+from detector.build import build_dataset, build_trained_model, build_trainer, with_decisions
+from detector.config import load_config
+from detector.core.structures import Predictions, Targets, is_foreground
+from detector.core.tables import markdown
+from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
+
+NUM_STEPS, MARKS = 50, (1, 10, 50)
+TRAINING = ("loss.classification=ghm_c", "data.train.num_images=200", "train.seed=0")
+EASY, HARD = 0.1, 0.9  # gradient norms
+BOX_WEIGHT = 10.0  # the published weight of GHM-R
+
+# each "..." is the published procedure with one other rule
+RULES = {
+    "published": PUBLISHED,
+    "... all levels in one call": replace(PUBLISHED, by_level=False),
+    "... separate counts for each level": replace(PUBLISHED, shares_counts=False),
+    "... mean over the levels": replace(PUBLISHED, averages_levels=True),
+    "... bias correction": replace(PUBLISHED, corrects_bias=True),
+    "... decay of empty bins": replace(PUBLISHED, decays_empty_bins=True),
+    "... two processes": replace(PUBLISHED, num_processes=2),
+    "... norms in bf16": replace(PUBLISHED, rounds_norms=True),
+    "ours, scope level": OURS_BY_LEVEL,
+    "ours, scope batch": OURS,
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The numbers of a loss in a step, by column."""
+
+    name: str
+    numbers: dict[str, float]
+
+
+def elementwise(name: str) -> Callable[[Step], Harmonized]:
+    """Return a loss without running counts as a function of a step. The factor is loss / cross entropy."""
+    loss = CLASSIFICATION_LOSSES.build(name)
+
+    def call(step: Step) -> Harmonized:
+        logits, labels, _ = step.classification()
+        x = torch.from_numpy(logits).requires_grad_()
+        value = loss(x, step.labels, step.foreground.sum())
+        (gradient,) = torch.autograd.grad(value, x)
+        elements = loss.elements(x, step.labels).detach().numpy() / max(int(step.foreground.sum()), 1)
+        return Harmonized(
+            elements / cross_entropy(logits, one_hot(labels, logits.shape[-1])), value.item(), gradient.numpy()
+        )
+
+    return call
+
+
+def smooth_l1(step: Step) -> Harmonized:
+    """Return the loss and the gradient of smooth L1."""
+    predicted, target, *_ = map(torch.as_tensor, step.boxes())
+    value = BOX_LOSSES.build("smooth_l1")(predicted.requires_grad_(), target, step.foreground, step.foreground.sum())
+    (gradient,) = torch.autograd.grad(value, predicted)
+    return Harmonized(np.zeros(0), value.item(), gradient.numpy())
+
+
+def describe(step: Step, result: Harmonized) -> dict[str, float]:
+    """Return the numbers of a classification loss in a step.
+
+    A weight is the factor of the cross entropy, times the number of foreground anchors: cross entropy has the weight 1.
+    """
+    logits, labels, _ = step.classification()
+    targets = one_hot(labels, logits.shape[-1]) == 1
+    norms = np.abs(1 / (1 + np.exp(-logits)) - targets)
+    is_valid = np.broadcast_to((labels >= 0)[..., None], logits.shape)
+    is_background = is_valid & ~targets
+    groups = {
+        "foreground": targets,
+        "easy background": is_background & (norms < EASY),
+        "hard background": is_background & (norms >= EASY) & (norms <= HARD),
+        "outliers": is_valid & (norms > HARD),
+    }
+    weights = result.factors * int(step.foreground.sum())
+    gradient = np.abs(result.gradient)
+    return {name: float(weights[group].mean()) if group.any() else np.nan for name, group in groups.items()} | {
+        "loss": result.loss,
+        "foreground gradient": float(gradient[targets].sum() / gradient.sum()),
+    }
+
+
+class Study:
+    """All losses on the same steps. It has the rows of the steps `MARKS`."""
+
+    def __init__(self) -> None:
+        self.classes: dict[str, Callable[[Step], Harmonized]] = {
+            name: _on(PublishedGHMC(rules=rules), Step.classification) for name, rules in RULES.items()
+        }
+        self.classes |= {"focal": elementwise("focal"), "cross entropy": elementwise("cross_entropy")}
+        self.boxes: dict[str, Callable[[Step], Harmonized]] = {
+            "GHM-R, published": _on(PublishedGHMR(), Step.boxes),
+            "GHM-R, ours": _on(PublishedGHMR(rules=OURS), Step.boxes),
+            "smooth L1": smooth_l1,
+        }
+        self.class_rows: list[Row] = []
+        self.box_rows: list[Row] = []
+        self.num_steps = 0
+
+    def add(self, step: Step, trunk_norm: Callable[[np.ndarray, bool], float] | None = None) -> None:
+        """Add a step.
+
+        Args:
+            step: the inputs of the losses.
+            trunk_norm: returns the norm of the gradient of the weights before the head, from the gradient of the logits
+                (true) or the offsets (false).
+        """
+        self.num_steps += 1
+        is_marked = self.num_steps in MARKS
+        for name, loss in self.classes.items():
+            result = loss(step)
+            if is_marked:
+                numbers = describe(step, result)
+                if trunk_norm is not None:
+                    numbers["trunk gradient"] = trunk_norm(result.gradient, True)
+                self.class_rows.append(Row(name, numbers))
+        for name, loss in self.boxes.items():
+            result, weight = loss(step), BOX_WEIGHT if name.startswith("GHM") else 1.0
+            if is_marked:
+                numbers = {"loss": weight * result.loss}
+                if trunk_norm is not None:
+                    numbers["trunk gradient"] = weight * trunk_norm(result.gradient, False)
+                self.box_rows.append(Row(f"{name}, weight {weight:g}", numbers))
+
+    def tables(self) -> str:
+        """Return the tables in Markdown."""
+        return f"{_table(self.class_rows)}\n{_table(self.box_rows)}"
+
+
+def _on(loss: Callable[..., Harmonized], arguments: Callable[[Step], tuple]) -> Callable[[Step], Harmonized]:
+    return lambda step: loss(*arguments(step))
+
+
+def _table(rows: list[Row]) -> str:
+    """Return a line for each loss. A cell has the numbers of the steps `MARKS`."""
+    columns = list(rows[0].numbers)
+    lines = []
+    for name in dict.fromkeys(row.name for row in rows):
+        steps = [row.numbers for row in rows if row.name == name]
+        lines.append([name, *(" / ".join(_text(step[column]) for step in steps) for column in columns)])
+    return markdown(["", *columns], lines)
+
+
+def _text(number: float) -> str:
+    return "-" if np.isnan(number) else f"{number:.2g}" if abs(number) < 10 else f"{number:.0f}"
+
+
+def drawn() -> Study:
+    """Return the study of random logits."""
+    study = Study()
+    for step in drawn_steps(NUM_STEPS):
+        study.add(step)
+    return study
+
+
+def trained(overrides: list[str]) -> Study:
+    """Return the study of the first steps of a training of retina_focal.yaml."""
+    config = load_config("retina_focal.yaml", [*TRAINING, *overrides])
+    train = build_dataset(config, "train")
+    config = with_decisions(config, train)
+    val = build_dataset(config, "val", train.class_names)
+    study = Study()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(config, build_trained_model(config, train), train, val, Path(folder))
+        model = trainer.model
+        trunk = [p for part in (model.backbone, model.neck) for p in part.parameters() if p.requires_grad]
+
+        def record(criterion: torch.nn.Module, arguments: tuple, _: object) -> None:
+            predictions: Predictions
+            targets: Targets
+            predictions, targets, *_ = arguments
+            if not torch.is_grad_enabled():  # the expected value of the initial loss is not a step
+                return
+
+            def trunk_norm(gradient: np.ndarray, of_logits: bool) -> float:
+                outputs: Tensor = predictions.logits if of_logits else predictions.raw
+                upstream = torch.from_numpy(gradient).to(outputs.dtype)
+                gradients = torch.autograd.grad(outputs, trunk, upstream, retain_graph=True)
+                return float(torch.stack([g.float().norm() for g in gradients]).norm())
+
+            offsets = predictions.coder.encode(targets.boxes, predictions.priors.boxes)
+            foreground = is_foreground(targets.labels, model.num_classes)
+            sizes = predictions.priors.level_sizes
+            step = Step(predictions.logits, targets.labels, predictions.raw, offsets, foreground, sizes)
+            study.add(step, trunk_norm)
+
+        trainer.criterion.register_forward_hook(record)
+        model.train()
+        for _, batches in zip(range(NUM_STEPS), trainer.batches(0), strict=False):
+            trainer.step(batches)
+    return study
+
+
+if __name__ == "__main__":
+    print("Random logits\n")
+    print(drawn().tables())
+    print("\nLogits of a training\n")
+    print(trained(sys.argv[1:]).tables())
