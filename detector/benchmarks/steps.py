@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +13,7 @@ from detector.benchmarks.timing import alternate, compare
 from detector.build import build_dataset, build_trained_model, build_trainer
 from detector.config import Config
 from detector.core.overrides import merge, read_overrides
+from detector.core.structures import Batch
 from detector.engine.precision import autocast
 from detector.engine.trainer import Trainer
 from detector.lab.study.plan import load_study, make_runs
@@ -33,9 +35,11 @@ def run(*, cfg: str, overrides: Sequence[str], rounds: int) -> dict:
     level = next(iter(study.levels))
     with TemporaryDirectory() as folder:
         trainers = {r.variant: _trainer(r.config, Path(folder)) for r in make_runs(study) if r.level == level}
-        steps = {name: _step(trainer) for name, trainer in trainers.items()}
+        batches = {name: next(trainer.batches(0)) for name, trainer in trainers.items()}
+        steps = {name: partial(trainer.step, batches[name]) for name, trainer in trainers.items()}
         rows = compare(alternate(steps, rounds=rounds), study.against)
-        assignments = alternate({name: _assignment(trainer) for name, trainer in trainers.items()}, rounds=rounds)
+        assigning = {name: _assignment(trainer, batches[name][0]) for name, trainer in trainers.items()}
+        assignments = alternate(assigning, rounds=rounds)
     for row in rows:
         row["assignment_s"] = statistics.median(assignments[row["name"]])
         row["assignment_share"] = row["assignment_s"] / row["median_s"]
@@ -50,16 +54,10 @@ def _trainer(config: Config, folder: Path) -> Trainer:
     return trainer
 
 
-def _step(trainer: Trainer) -> Callable[[], object]:
-    """Return a function that takes a training step."""
-    batches = next(trainer.batches(0))
-    return lambda: trainer.step(batches)
-
-
-def _assignment(trainer: Trainer) -> Callable[[], object]:
+def _assignment(trainer: Trainer, batch: Batch) -> Callable[[], object]:
     """Return a function that assigns a batch."""
     step = trainer.step
-    batch = next(trainer.batches(0))[0].to(step.device)
+    batch = batch.to(step.device)
     with torch.no_grad(), autocast(step.device, step.dtype):
         predictions = trainer.model(batch.images)
     # a copy of the predictions has not decoded its boxes yet

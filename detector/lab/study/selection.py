@@ -142,8 +142,10 @@ def log_choices(study: Study, choices: Mapping[Cell, Combination]) -> None:
         if (level, variant) in choices:
             log.info("level %r, variant %r: chosen %s", level, variant, settings_text(choices[level, variant]))
         elif study.grid(variant):
-            log.warning("level %r, variant %r has no runs: no combination has %s in all selection runs",
-                        level, variant, study.metric)  # fmt: skip
+            log.warning(
+                "level %r, variant %r has no runs: no combination has %s in all selection runs",
+                *(level, variant, study.metric),
+            )
 
 
 def selection_rows(study: Study, rows: list[Row]) -> list[dict]:
