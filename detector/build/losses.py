@@ -27,11 +27,11 @@ def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
             `loss.box_rows`.
     """
     head = outline(config).head
-    dense = None if head.one_to_one is None else _build(config, dataset, head)
-    return _build(config, dataset, head, dense)
+    one_to_many = None if head.one_to_one is None else _build(config, dataset, head)
+    return _build(config, dataset, head, one_to_many)
 
 
-def _build(config: Config, dataset: DetectionDataset, head: Head, dense: Criterion | None = None) -> Criterion:
+def _build(config: Config, dataset: DetectionDataset, head: Head, one_to_many: Criterion | None = None) -> Criterion:
     known = facts(dataset)
     boxes = [_build_box_loss(term.loss, known, config, head.coder) for term in config.loss.box]
     if config.loss.box_rows == "quality" and not getattr(ASSIGNERS.get(config.assigner.type), "gives_quality", False):
@@ -46,7 +46,7 @@ def _build(config: Config, dataset: DetectionDataset, head: Head, dense: Criteri
         config.anchor_sampler.build(known),
         known["num_classes"],
         head.quality,
-        dense,
+        one_to_many,
     )
 
 

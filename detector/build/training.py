@@ -5,8 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
-from detector.build.assigners import build_assigner, build_dense_assigner
-from detector.build.data import build_train_loader
+from detector.build.assigners import build_assigner
+from detector.build.data import build_train_loader, facts
 from detector.build.evaluation import build_evaluation
 from detector.build.losses import build_criterion
 from detector.build.model import move_model
@@ -84,7 +84,7 @@ def build_trainer(
         class_names=train.class_names,
         device=device,
         dtype=dtype,
-        dense_assigner=build_dense_assigner(config, train),
+        one_to_many_assigner=None if criterion.one_to_many is None else config.assigner.build(facts(train)),
     )
     return Trainer(
         step,
@@ -104,7 +104,7 @@ def _check_accumulation(config: Config, assigner: Assigner, criterion: Criterion
     """Raise UserError where a step may have several batches, and its gradients cannot be divided after the last one."""
     if criterion.needs_single_batch and config.train.accumulation > 1:
         problem = f"train.accumulation: a step has {config.train.accumulation} batches"
-        if criterion.dense is not None:
+        if criterion.one_to_many is not None:
             raise UserError(
                 f"{problem}, but the two losses of model.head.one_to_one have separate divisors of a single batch",
                 "set train.accumulation=1, or set model.head.one_to_one=false",

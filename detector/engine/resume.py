@@ -185,7 +185,7 @@ def load_criterion(criterion: nn.Module, saved: dict[str, Any], changed: set[str
 
 def _key_of(name: str) -> str:
     """Return the config key of a tensor of a criterion."""
-    return PARTS.get(name.removeprefix("dense.").partition(".")[0], "loss.normaliser")
+    return PARTS.get(name.removeprefix("one_to_many.").partition(".")[0], "loss.normaliser")
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -49,8 +49,8 @@ class DetectionModel(nn.Module):
 
     It normalizes uint8 RGB images on their device. Images of a floating dtype must already be normalized.
 
-    If the head has a head `one_to_one`, the predictions are those of `one_to_one`, which reads the pyramid maps without
-    gradient. In training mode, `Predictions.dense` has the predictions of the head itself.
+    If the head has a one-to-one head, the predictions are those of the one-to-one head, which reads the pyramid maps
+    without gradient. In training mode, `Predictions.one_to_many` has the predictions of the head itself.
     """
 
     mean: Tensor
@@ -95,15 +95,15 @@ class DetectionModel(nn.Module):
         # the memory format of the images would otherwise decide that of every feature map
         images = images.contiguous(memory_format=self.memory_format)
         maps = self.neck(self.backbone(images))
-        dense = None
-        if self.head.one_to_one is None or self.training:
-            logits, raw, *quality = self.head(maps)
-            dense = Predictions(logits, raw, priors, self.coder, *quality)
         if self.head.one_to_one is None:
-            assert dense is not None
-            return dense
+            return self._predict(maps, priors)
+        one_to_many = self._predict(maps, priors) if self.training else None
         logits, raw, *quality = self.head.one_to_one([x.detach() for x in maps])
-        return Predictions(logits, raw, priors, self.coder, *quality, nms_free=True, dense=dense)
+        return Predictions(logits, raw, priors, self.coder, *quality, nms_free=True, one_to_many=one_to_many)
+
+    def _predict(self, maps: list[Tensor], priors: Priors) -> Predictions:
+        logits, raw, *quality = self.head(maps)
+        return Predictions(logits, raw, priors, self.coder, *quality)
 
     @property
     def nms_free(self) -> bool:

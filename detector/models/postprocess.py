@@ -1,6 +1,6 @@
 """From predictions to detections: score threshold, best candidates of each level, non-maximum suppression.
 
-Predictions that are `nms_free` have no non-maximum suppression.
+There is no non-maximum suppression for predictions that are `nms_free`.
 """
 
 from collections.abc import Callable

@@ -163,7 +163,7 @@ def test_a_run_interrupted_in_its_warm_up_continues_the_warm_up_and_the_weights_
     trainer.train()
     whole = Run(tmp_path / "whole", trainer, copy.deepcopy(trainer.state()), seen)
     rates = [float(row["lr"]) for row in rows_of(whole.folder)]
-    assert trainer.criterion.dense.mean_num_fg > 0
+    assert trainer.criterion.one_to_many.mean_num_fg > 0
     assert len(rates) == 24 and 0 < rates[0] < rates[1] < rates[2] == max(rates)
     seen_before = interrupt(tmp_path / "cut", TWO_HEADS, 1, *overrides)
     assert_equal_runs(finish(tmp_path / "cut", TWO_HEADS, *overrides), whole, seen_before)

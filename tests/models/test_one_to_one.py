@@ -28,20 +28,20 @@ def trainer(tmp_path: Path) -> Trainer:
     return tiny_trainer(tmp_path, *OPTIONS, ONE_TO_ONE)
 
 
-def test_the_predictions_train_only_their_branch_and_the_dense_predictions_train_the_others(trainer: Trainer):
+def test_the_predictions_train_only_their_branch_and_the_one_to_many_predictions_train_the_others(trainer: Trainer):
     (batch,) = first_batches(trainer, 1)
     model = trainer.model.train()
-    for is_dense in (False, True):
+    for is_one_to_many in (False, True):
         model.zero_grad()
         predictions = model(batch.images)
-        branch = predictions.dense if is_dense else predictions
+        branch = predictions.one_to_many if is_one_to_many else predictions
         (branch.logits.sum() + branch.raw.sum() + branch.box_quality.sum()).backward()
         trained = {name for name, p in model.named_parameters() if p.grad is not None}
-        expected = {name for name, _ in model.named_parameters() if ("one_to_one" in name) != is_dense}
+        expected = {name for name, _ in model.named_parameters() if ("one_to_one" in name) != is_one_to_many}
         assert trained == expected and len(trained) > 5
-    assert predictions.nms_free and not predictions.dense.nms_free
+    assert predictions.nms_free and not predictions.one_to_many.nms_free
     in_evaluation = model.eval()(batch.images)
-    assert in_evaluation.dense is None and torch.equal(in_evaluation.logits, predictions.logits)
+    assert in_evaluation.one_to_many is None and torch.equal(in_evaluation.logits, predictions.logits)
 
 
 def test_the_first_head_does_not_change(tmp_path: Path):
@@ -61,24 +61,24 @@ def test_the_weights_of_the_two_losses_change_linearly_during_the_run(trainer: T
     (batch,) = first_batches(trainer, 1)
     step, num_steps = trainer.step, trainer.schedule.num_steps
     names = ["cls", "box", "quality"]
-    assert trainer.criterion.term_names == [*names, *(f"dense_{name}" for name in names)]
+    assert trainer.criterion.term_names == [*names, *(f"one_to_many_{name}" for name in names)]
 
     def terms_at(steps_done: int) -> dict[str, float]:
         step.steps_done = steps_done
         (result,), _ = step.forward_backward([batch])
-        assert set(result.terms.parts) == {"cls_fg", "cls_bg", "dense_cls_fg", "dense_cls_bg"}
-        for prefix in ("", "dense_"):
+        assert set(result.terms.parts) == {"cls_fg", "cls_bg", "one_to_many_cls_fg", "one_to_many_cls_bg"}
+        for prefix in ("", "one_to_many_"):
             parts = result.terms.parts[f"{prefix}cls_fg"] + result.terms.parts[f"{prefix}cls_bg"]
             torch.testing.assert_close(parts, result.terms.weighted[f"{prefix}cls"])
         return {name: value.item() for name, value in result.terms.weighted.items()}
 
-    trainer.criterion.dense_weights = 0.5, 0.5
+    trainer.criterion.one_to_many_weights = 0.5, 0.5
     equal = terms_at(0)
-    trainer.criterion.dense_weights = 0.8, 0.1
+    trainer.criterion.one_to_many_weights = 0.8, 0.1
     for steps_done in (0, num_steps // 2, num_steps - 1):
         weight = 0.8 - 0.7 * steps_done / num_steps
         for name, value in terms_at(steps_done).items():
-            factor = weight if name.startswith("dense_") else 1 - weight
+            factor = weight if name.startswith("one_to_many_") else 1 - weight
             assert value == pytest.approx(2 * factor * equal[name], rel=1e-5) and value > 0
 
 

@@ -114,7 +114,9 @@ def _prepare(detector: Detector, size: tuple[int, int] | None, nms: bool) -> tup
         "image_size": image_size,
         "level_sizes": level_sizes,
         "padding_colour": PADDING_COLOR,
-    } | (rule | {"nms_iou": None} if model.nms_free else rule)
+        **rule,
+        "nms_iou": None if model.nms_free else rule["nms_iou"],
+    }
     return DetectionGraph(model, image_size, **rule) if nms else RawGraph(model, image_size), metadata
 
 

@@ -57,9 +57,9 @@ class Assigner:
         raise NotImplementedError
 
     def one_to_one(self) -> "Assigner | None":
-        """Return a rule that gives each object at most one prior, by the measure of this rule, or None.
+        """Return the rule for the one-to-one head, or None.
 
-        The rule is for the predictions of `Head.one_to_one`.
+        The rule gives each object at most one prior, by the measure of this rule.
         """
         return None
 
@@ -133,7 +133,7 @@ class BestMatch:
         self.update(dense.scatter_(2, index, values), start)
 
     def lowest(self, values: Tensor, num_boxes: int) -> Tensor:
-        """Return the lowest value of the priors of each ground truth, (B, G). It is inf without a prior.
+        """Return the lowest value over the priors of each ground truth, (B, G). It is inf without a prior.
 
         Args:
             values: (B, A).
@@ -143,7 +143,7 @@ class BestMatch:
         return lowest.scatter_reduce(1, self.match, values.where(self.is_matched, math.inf), "amin")
 
     def keep_lowest(self, values: Tensor, num_boxes: int) -> None:
-        """Remove the ground truth of each prior that does not have the lowest value. Of equal values, the first wins.
+        """Keep only the match with the lowest value for each ground truth. Of equal values, the first prior wins.
 
         Args:
             values: (B, A).

@@ -43,10 +43,10 @@ class TaskAlignedAssigner(Assigner):
 
     The quality of a foreground prior is t / max(t) * max(u), with the maxima over the foreground priors of its object.
 
-    For a head with `one_to_one`, the rule is `one_to_one()`. It first matches as above with a `topk` of 7. Then each
-    object keeps only its prior with the highest t. Of equal t, the first prior wins. A lower `topk` would leave objects
-    without a prior where several objects claim the same prior. YOLOv10 (Wang et al. 2024) uses this t for both rules,
-    with 1 in place of 7. Ultralytics' YOLO26 uses 7.
+    `one_to_one()` is the rule for a one-to-one head. It first matches as above with a `topk` of 7. Then each object
+    keeps only its prior with the highest t. Of equal t, the first prior wins. With a low `topk`, an object can lose all
+    its priors to other objects. YOLOv10 (Wang et al. 2024) uses this t for both rules, with a `topk` of 1. Ultralytics'
+    YOLO26 uses 7.
 
     The authors' code takes the `topk` priors first and then removes those with centers outside the object. YOLOv8 uses
     alpha 0.5, beta 6 and topk 10, and takes the candidates first.

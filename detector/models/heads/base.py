@@ -21,8 +21,9 @@ class Head(nn.Module):
         initial_raw: about the value of every raw number before training.
         quality: the target of the box quality that the head predicts, or None if it predicts no box quality.
         grid: the grid of the priors, or None if the priors have no grid. The census counts only priors of a grid.
-        one_to_one: a second head with the same priors, or None. Its predictions need no non-maximum suppression, and
-            are the predictions of the model. The first head then only trains the feature maps.
+        one_to_one: the one-to-one head, a second head with the same priors, or None. Its predictions are those of the
+            model and need no non-maximum suppression. The head itself is then the one-to-many head, which trains the
+            feature maps.
     """
 
     coder: BoxCoder

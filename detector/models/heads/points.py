@@ -44,10 +44,11 @@ class PointHead(Head):
         quality: predict the center-ness or the IoU of each box from the box tower. The score of a detection is then the
             square root of class score times quality. null predicts no quality.
         at_corners: put the points at the upper left corners of the cells, as torchvision does.
-        one_to_one: add a second head for detection without non-maximum suppression (Wang et al. 2024, "YOLOv10",
+        one_to_one: add a one-to-one head for detection without non-maximum suppression (Wang et al. 2024, "YOLOv10",
             consistent dual assignments). It has the same layers and initial values, and reads the pyramid maps without
-            gradient. In training, each object has at most one of its points. The first head has the usual targets. It
-            trains the feature maps and is not used after the training. The assigner has to be `task_aligned`.
+            gradient. Its targets give each object at most one point. The head itself is the one-to-many head: it has
+            the usual targets, trains the feature maps, and is not used after the training. The assigner has to be
+            `task_aligned`.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ IMPORTERS: dict[str, Callable[[Path], Imported]] = {
 }
 CLASS_OUTPUT = "head.class_branch.output"
 OUTPUTS = [f"{output}.{name}" for output in (CLASS_OUTPUT, "head.box_branch.output") for name in ("weight", "bias")]
-ONE_TO_ONE = "head.one_to_one."  # the prefix of the tensors of the second head
+ONE_TO_ONE = "head.one_to_one."  # the prefix of the tensors of a one-to-one head
 CLASS_OUTPUTS = (f"{CLASS_OUTPUT}.", f"{ONE_TO_ONE}class_branch.output.")
 # the keys of the model section that a checkpoint and the model must have in common
 STRUCTURE = (
@@ -110,7 +110,7 @@ def _fit_outputs(
 ) -> tuple[dict[str, Tensor], bool]:
     """Return the tensors with anchors and classes in the order of the model, and whether they have all its classes.
 
-    A head `one_to_one` that is not in the file gets the tensors of the first head.
+    A one-to-one head that is not in the file gets the tensors of the one-to-many head.
     """
     state, names = dict(imported.state), imported.class_names
     if head.one_to_one is not None:
@@ -154,7 +154,7 @@ def _load_detector(model: DetectionModel, state: dict[str, Tensor], origin: str,
         shapes = [f"{tuple(s[name].shape)}" if name in s else "nothing" for s in (state, model_state)]
         raise UserError(
             f"{origin}: the file does not fit this model at '{name}': it has {shapes[0]}, the model has {shapes[1]}",
-            "set the levels, anchors and norms of the model section as for the file, or give other weights",
+            "set the levels, anchors, norms and one_to_one of the model section as for the file, or give other weights",
         )
     model.load_state_dict(state, strict=False)
     log.info("detector weights from %s", origin)
