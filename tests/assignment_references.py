@@ -106,9 +106,9 @@ def centre(image: Image, radius: float | None, reach: float) -> list[int]:
 
 
 def task_aligned(
-    image: Image, topk: int, alpha: float, beta: float, enlarge_small: bool
+    image: Image, topk: int, alpha: float, beta: float, enlarge_small: bool, *, one_to_one: bool = False
 ) -> tuple[list[int], list[float]]:
-    """Return TOOD's objects and qualities."""
+    """Return TOOD's objects and qualities. With `one_to_one`, an object keeps only its best prior."""
     num_priors, stride = len(image.priors), min(image.strides)
     claims: list[list[int]] = [[] for _ in range(num_priors)]
     aligned = {}
@@ -131,6 +131,9 @@ def task_aligned(
             matched[a] = max(objects, key=lambda g: iou(image.predicted[a], image.boxes[g]))
     for g in set(matched) - {-1}:
         mine = [a for a in range(num_priors) if matched[a] == g]
+        if one_to_one:
+            mine = [max(mine, key=lambda a: aligned[g, a])]
+            matched = [-1 if other == g and a not in mine else other for a, other in enumerate(matched)]
         highest_t = max(aligned[g, a] for a in mine)
         highest_u = max(iou(image.predicted[a], image.boxes[g]) for a in mine)
         for a in mine:

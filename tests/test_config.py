@@ -136,6 +136,7 @@ loss:
   normaliser: global
   box_rows: equal
   quality_weight: 1
+  one_to_many_weight: [0.8, 0.1]
 train: {epochs: 12, batch_size: 16, accumulation: 1, seed: 0, device: auto, precision: auto, optimizer: sgd, lr: 0.01,
         weight_decay: 0.0001, momentum: 0.9, backbone_lr_scale: 1,
         decay_norms_and_biases: false, schedule: step, milestones: [0.6667, 0.8889], step_factor: 0.1,

@@ -9,7 +9,8 @@ from itertools import chain
 import torch
 from torch import nn
 
-from detector.build.data import build_eval_loader, evaluation_side, facts
+from detector.build.assigners import build_assigner
+from detector.build.data import build_eval_loader, evaluation_side
 from detector.config import Config
 from detector.core.distributed import broadcast, gather, rank
 from detector.core.errors import UserError
@@ -32,7 +33,7 @@ def with_targets(
         dataset: the data set.
         observe: called with each batch, its predictions and its targets.
     """
-    assigner = config.assigner.build(facts(dataset))
+    assigner = build_assigner(config, dataset)
 
     def add_targets(batch: Batch, predictions: Predictions) -> None:
         observe(batch, predictions, assigner(predictions.priors, batch.truth, predictions))

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from detector.build.assigners import build_assigner
 from detector.build.data import build_eval_loader, evaluation_side, facts
 from detector.build.evaluation import with_targets
 from detector.build.losses import build_classification_loss
@@ -35,7 +36,7 @@ def build_census(config: Config, dataset: DetectionDataset) -> Census:
         )
     setting = Setting(
         grid=model.head.grid,
-        assigner=config.assigner.build(facts(dataset)),
+        assigner=build_assigner(config, dataset),
         target_size=partial(target_size, short_side=evaluation_side(config), long_side=config.data.long_side),
         divisor=model.size_divisor,
         prior=model.head.initial_score,

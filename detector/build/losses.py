@@ -14,6 +14,7 @@ from detector.geometry.assignment import ASSIGNERS
 from detector.geometry.coders import DistributionCoder
 from detector.losses.base import BoxLoss, ClassificationLoss
 from detector.losses.criterion import Criterion
+from detector.models.heads import Head
 
 
 def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
@@ -25,7 +26,13 @@ def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
         UserError: a value of the config does not fit the number of classes, or a box loss does not fit the head or
             `loss.box_rows`.
     """
-    known, head = facts(dataset), outline(config).head
+    head = outline(config).head
+    one_to_many = None if head.one_to_one is None else _build(config, dataset, head)
+    return _build(config, dataset, head, one_to_many)
+
+
+def _build(config: Config, dataset: DetectionDataset, head: Head, one_to_many: Criterion | None = None) -> Criterion:
+    known = facts(dataset)
     boxes = [_build_box_loss(term.loss, known, config, head.coder) for term in config.loss.box]
     if config.loss.box_rows == "quality" and not getattr(ASSIGNERS.get(config.assigner.type), "gives_quality", False):
         raise UserError(
@@ -39,6 +46,7 @@ def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
         config.anchor_sampler.build(known),
         known["num_classes"],
         head.quality,
+        one_to_many,
     )
 
 

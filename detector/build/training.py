@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from detector.build.assigners import build_assigner
 from detector.build.data import build_train_loader, facts
 from detector.build.evaluation import build_evaluation
 from detector.build.losses import build_criterion
@@ -71,7 +72,7 @@ def build_trainer(
             settings.warmup_steps,
         )
     criterion = build_criterion(config, train).to(device)
-    assigner = config.assigner.build(facts(train))
+    assigner = build_assigner(config, train)
     _check_accumulation(config, assigner, criterion)
     step = TrainingStep(
         model,
@@ -83,6 +84,7 @@ def build_trainer(
         class_names=train.class_names,
         device=device,
         dtype=dtype,
+        one_to_many_assigner=None if criterion.one_to_many is None else config.assigner.build(facts(train)),
     )
     return Trainer(
         step,
@@ -101,9 +103,14 @@ def build_trainer(
 def _check_accumulation(config: Config, assigner: Assigner, criterion: Criterion) -> None:
     """Raise UserError where a step may have several batches, and its gradients cannot be divided after the last one."""
     if criterion.needs_single_batch and config.train.accumulation > 1:
+        problem = f"train.accumulation: a step has {config.train.accumulation} batches"
+        if criterion.one_to_many is not None:
+            raise UserError(
+                f"{problem}, but the two losses of model.head.one_to_one have separate divisors of a single batch",
+                "set train.accumulation=1, or set model.head.one_to_one=false",
+            )
         raise UserError(
-            f"train.accumulation: a step has {config.train.accumulation} batches, but loss.box_rows=score divides by "
-            "the scores of a single batch",
+            f"{problem}, but loss.box_rows=score divides by the scores of a single batch",
             "set train.accumulation=1, or set loss.box_rows=equal",
         )
     has_several = config.train.accumulation > 1 or config.faults.out_of_memory == "halve"

@@ -210,6 +210,8 @@ class Predictions:
         priors: the A priors.
         coder: the coder that decodes boxes from `raw`.
         box_quality: (B, A), the logit of the quality of each box (center-ness or IoU), where the head predicts it.
+        nms_free: the model was trained to detect each object once. The post-processing has no non-maximum suppression.
+        one_to_many: in training, the predictions of the one-to-many head of a model with `one_to_one`.
     """
 
     logits: Tensor
@@ -217,6 +219,8 @@ class Predictions:
     priors: Priors
     coder: BoxCoder
     box_quality: Tensor | None = None
+    nms_free: bool = False
+    one_to_many: "Predictions | None" = None
 
     @cached_property
     def ranking_logits(self) -> Tensor:

@@ -36,7 +36,8 @@ class EvaluationSettings(Settings):
     Attributes:
         backend: the library that computes COCO's metrics.
         score_threshold: only scores above this value are detections.
-        nms_iou: the IoU above which non-maximum suppression removes the box with the lower score.
+        nms_iou: the IoU above which non-maximum suppression removes the box with the lower score. A model with
+            `model.head.one_to_one` uses it only with `flip` or several `scales`.
         candidates_per_level: the number of boxes of each pyramid level before non-maximum suppression.
         max_detections: the number of detections of an image.
         flip: whether each image is also evaluated as its mirror image.

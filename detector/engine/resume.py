@@ -173,7 +173,7 @@ def load_criterion(criterion: nn.Module, saved: dict[str, Any], changed: set[str
     """
     current, fresh = criterion.state_dict(), []
     for key in sorted({*PARTS.values(), "loss.normaliser"}):
-        names = {name for name in {*current, *saved} if PARTS.get(name.partition(".")[0], "loss.normaliser") == key}
+        names = {name for name in {*current, *saved} if _key_of(name) == key}
         fits = all(n in current and n in saved and current[n].shape == saved[n].shape for n in names)
         if key in changed or (not fits and any(other.startswith(f"{key}.") for other in changed)):
             saved = {name: value for name, value in saved.items() if name not in names}
@@ -181,6 +181,11 @@ def load_criterion(criterion: nn.Module, saved: dict[str, Any], changed: set[str
             fresh += [key] if names else []
     criterion.load_state_dict(saved)
     return fresh
+
+
+def _key_of(name: str) -> str:
+    """Return the config key of a tensor of a criterion."""
+    return PARTS.get(name.removeprefix("one_to_many.").partition(".")[0], "loss.normaliser")
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -1,9 +1,9 @@
-"""The training step: the forward and backward passes, clipping, the update, and the measurements."""
+"""The training step: the forward and backward passes, clipping and the update."""
 
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,41 +16,29 @@ from detector.core.torch_errors import is_out_of_memory
 from detector.engine.ema import ModelEMA
 from detector.engine.guard import BufferSnapshot, FaultSettings, Guard, batch_norms
 from detector.engine.interrupt import Interrupt
+from detector.engine.measurements import BatchResult, measure_batch, measure_step
 from detector.engine.precision import autocast
 from detector.engine.replica import replicate, summed_gradients
 from detector.engine.schedule import Schedule
 from detector.geometry.assignment import Assigner
 from detector.imbalance.initial import expected_initial_loss
-from detector.imbalance.meters import gradient_sums, measure, meter_names, ratio, read
-from detector.losses.criterion import Criterion, LossTerms
+from detector.imbalance.meters import meter_names
+from detector.losses.criterion import Criterion
+from detector.losses.terms import LossTerms
 from detector.models.detector import DetectionModel
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """The results of the forward and backward passes of a batch.
-
-    Attributes:
-        terms: the loss terms.
-        gradient: (2,), the sums of |d loss / d logit| over the foreground elements and over all elements.
-        logit_range: (2,), the lowest and the highest logit.
-        meters: the summand of this batch in the meters of its step, or None in a step without a reading.
-    """
-
-    terms: LossTerms
-    gradient: Tensor
-    logit_range: Tensor
-    meters: Tensor | None
-
-
 class TrainingStep:
-    """Takes optimizer steps. A call runs forward_backward, measure, clip and update.
+    """Takes optimizer steps. A call runs forward_backward, measure_step, clip and update.
 
     Static assigners run before the forward pass. Assigners that need predictions run after the forward pass. The
     normalizer of a step of several batches is then known only at the end. Losses are linear in 1 / normalizer.
     Therefore the gradients are accumulated with a normalizer of 1 and divided once, before clipping.
+
+    A model with a one-to-one head has two losses with separate targets and normalizers. A step is then a single batch.
+    The measurements are those of the one-to-one head, except the loss terms with the prefix `one_to_many_`.
 
     Args:
         model: the network, on its device.
@@ -62,6 +50,7 @@ class TrainingStep:
         class_names: the names of the classes, for the meters.
         device: where the step computes.
         dtype: the number format in which the network computes.
+        one_to_many_assigner: the rule for the one-to-many head of a model with `one_to_one`.
     """
 
     def __init__(
@@ -76,11 +65,13 @@ class TrainingStep:
         class_names: Sequence[str],
         device: torch.device,
         dtype: torch.dtype,
+        one_to_many_assigner: Assigner | None = None,
     ):
         settings = schedule.settings
         self.model = model
         self.criterion = criterion
         self.assigner = assigner
+        self.one_to_many_assigner = one_to_many_assigner
         self.optimizer = optimizer
         self.schedule = schedule
         self.settings = settings
@@ -113,7 +104,7 @@ class TrainingStep:
         """
         buffers = BufferSnapshot(*batch_norms(self.model), self.criterion)
         results, num_fg = self.forward_backward_within_memory([batch.to(self.device) for batch in batches], buffers)
-        measured = self.measure(results, num_fg)
+        measured = measure_step(results, num_fg, self.interrupt.exit_code is not None, self.meter_names)
         if self.steps_done == 0 and self.expected_loss is not None:
             text = (
                 "step 0: the classification loss is %.5g; the initial scores give %.5g, so a large difference shows an "
@@ -152,8 +143,11 @@ class TrainingStep:
                         num_fg = self.criterion.count_foreground(targets)
                         normaliser = self.criterion.normalise(num_fg)
                 terms = self.criterion(predictions, targets[i], 1 if normaliser is None else normaliser, len(batches))
+                if predictions.one_to_many is not None:
+                    terms = self._with_one_to_many(terms, batch, predictions.one_to_many)
                 self.scaler.scale(terms.total()).backward()
-            results.append(self._result(predictions, targets[i], terms))
+            has_meters = self.steps_done % self.settings.meter_every == 0
+            results.append(measure_batch(self.criterion, predictions, targets[i], terms, has_meters))
         if num_fg is None:
             num_fg = self.criterion.count_foreground(targets)
             if self.criterion.divides_by_step:
@@ -167,9 +161,20 @@ class TrainingStep:
             batch: the images and their objects.
             predictions: the predictions on the batch, for an assigner that needs them.
         """
-        priors = self.model.priors(batch.image_size, batch.images.device)
-        with torch.no_grad():
-            return self.criterion.sample(self.assigner(priors, batch.truth, predictions))
+        return self.criterion.sample(self._assign(self.assigner, batch, predictions))
+
+    @torch.no_grad()
+    def _assign(self, rule: Assigner, batch: Batch, predictions: Predictions | None) -> Targets:
+        return rule(self.model.priors(batch.image_size, batch.images.device), batch.truth, predictions)
+
+    def _with_one_to_many(self, terms: LossTerms, batch: Batch, predictions: Predictions) -> LossTerms:
+        """Return the terms of the one-to-one head together with the terms of the one-to-many head."""
+        criterion, assigner = self.criterion.one_to_many, self.one_to_many_assigner
+        assert criterion is not None and assigner is not None
+        targets = criterion.sample(self._assign(assigner, batch, predictions))
+        normaliser = criterion.normalise(criterion.count_foreground([targets]))
+        weight = self.criterion.one_to_many_weight(self.steps_done / self.schedule.num_steps)
+        return terms.with_one_to_many(criterion(predictions, targets, normaliser), weight)
 
     def _divide(self, results: list[BatchResult], normaliser: Tensor) -> list[BatchResult]:
         """Divide the gradients and the loss terms by the normalizer. They were computed with a normalizer of 1."""
@@ -213,55 +218,6 @@ class TrainingStep:
         if self.ema is not None:
             self.ema.update(self.model, is_taken)
         return refused
-
-    def measure(self, results: Sequence[BatchResult], num_fg: Tensor) -> dict[str, Tensor]:
-        """Return the measurements of a step by name, as 0-dim tensors.
-
-        The loss, its terms and the foreground share of the gradient are those of all ranks. `rank_loss`, `logit_min`
-        and `logit_max` are those of this rank. The meters are added every `meter_every` steps.
-
-        Args:
-            results: the results of the batches of this rank.
-            num_fg: the number of foreground elements of these batches.
-        """
-        rows = []
-        for result in results:
-            fg_gradient, gradient = result.gradient.unbind()
-            rows.append(
-                {
-                    "loss": result.terms.total(),
-                    **result.terms.weighted,
-                    **result.terms.parts,
-                    "fg_gradient_share": fg_gradient,
-                    "gradient": gradient,
-                }
-            )
-        of_rank = {name: torch.stack([row[name].detach() for row in rows]).sum() for name in rows[0]}
-        of_rank |= {"num_fg": num_fg, "interrupted": torch.full_like(num_fg, self.interrupt.exit_code is not None)}
-        summed = sum_over_ranks(torch.stack(list(of_rank.values()))).unbind()
-        measured = dict(zip(of_rank, summed, strict=True))
-        measured["fg_gradient_share"] = ratio(measured["fg_gradient_share"], measured.pop("gradient"))
-        low, high = torch.stack([result.logit_range for result in results]).unbind(dim=1)
-        measured |= {"rank_loss": of_rank["loss"], "logit_min": low.amin(), "logit_max": high.amax()}
-        meters = [result.meters for result in results if result.meters is not None]
-        if meters:
-            values = read(sum_over_ranks(torch.stack(meters).sum(dim=0)))
-            measured |= dict(zip(self.meter_names, values.unbind(), strict=True))
-        return measured
-
-    def _result(self, predictions: Predictions, targets: Targets, terms: LossTerms) -> BatchResult:
-        gradient = predictions.logits.grad
-        assert gradient is not None
-        meters = None
-        if self.steps_done % self.settings.meter_every == 0:
-            sizes = predictions.priors.level_sizes
-            logits, quality = predictions.logits.detach(), self.criterion.quality(predictions, targets)
-            elements = self.criterion.classification.elements(
-                logits, targets.labels, level_sizes=sizes, quality=quality
-            )
-            meters = measure(logits, gradient, elements.detach(), targets.labels, sizes)
-        logit_range = torch.stack(predictions.logits.detach().aminmax())
-        return BatchResult(terms.detach(), gradient_sums(gradient, targets.labels), logit_range, meters)
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.model.parameters() if p.grad is not None]
@@ -319,7 +275,7 @@ class TrainingStep:
         can_halve = world_size() == 1 and not needs_single_batch
         if self.faults.out_of_memory == "stop" or not can_halve or self.num_parts >= batch_size:
             remedy = "lower train.batch_size and raise train.accumulation by the same factor, or lower data.short_side"
-            if needs_single_batch:  # loss.box_rows=score
+            if needs_single_batch:
                 remedy = "lower train.batch_size or data.short_side"
             if can_halve:
                 remedy += ", or set faults.out_of_memory=halve"

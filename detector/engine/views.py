@@ -91,9 +91,11 @@ def join(views: Sequence[Candidates]) -> Candidates:
     """Join the candidates of several views with their scores unchanged.
 
     Non-maximum suppression then selects the box of the view with the highest score, and no boxes are averaged. This is
-    the rule UNION of Detectron (Girshick et al. 2018).
+    the rule UNION of Detectron (Girshick et al. 2018). The result is never `nms_free`, because each view has a box of
+    the same object.
     """
     if len(views) == 1:
         return views[0]
     fields = ("boxes", "scores", "labels", "image")
-    return replace(views[0], **{name: torch.cat([getattr(view, name) for view in views]) for name in fields})
+    joined = {name: torch.cat([getattr(view, name) for view in views]) for name in fields}
+    return replace(views[0], nms_free=False, **joined)

@@ -4,7 +4,7 @@ Only this module connects losses with priors and normalizers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,33 +16,9 @@ from detector.losses.base import BoxLoss, ClassificationLoss, running_mean
 from detector.losses.box_quality import BoxQualityLoss
 from detector.losses.samplers import AnchorSampler
 from detector.losses.settings import LossSettings, box_names
+from detector.losses.terms import ONE_TO_MANY, LossTerms
 
 EMA_MOMENTUM = 0.9
-
-
-@dataclass(frozen=True, slots=True)
-class LossTerms:
-    """The loss terms of a batch.
-
-    Attributes:
-        weighted: 0-dim tensors by name. Their sum is the loss.
-        parts: detached 0-dim tensors by name: `cls_fg` and `cls_bg`, whose sum is the term `cls`.
-    """
-
-    weighted: dict[str, Tensor]
-    parts: dict[str, Tensor]
-
-    def total(self) -> Tensor:
-        """Return the sum of the terms."""
-        return torch.stack(list(self.weighted.values())).sum()
-
-    def detach(self) -> "LossTerms":
-        """Return the same terms, detached from the graph."""
-        return LossTerms({name: term.detach() for name, term in self.weighted.items()}, self.parts)
-
-    def __truediv__(self, divisor: Tensor) -> "LossTerms":
-        """Return all terms and parts divided by a number."""
-        return LossTerms(*({name: x / divisor for name, x in group.items()} for group in (self.weighted, self.parts)))
 
 
 class Criterion(nn.Module):
@@ -70,6 +46,10 @@ class Criterion(nn.Module):
     - `score`: the weight is the highest class score of the prior, without gradient. The sum of the weights of the step
       over all ranks replaces N. It is clamped to at least 1, and known only after the forward pass. So a step must be a
       single batch (Li et al. 2020, "Generalized Focal Loss", the authors' code).
+
+    Attributes:
+        one_to_many: the criterion of the one-to-many head of a model with `one_to_one`, or None. Its running means are
+            separate.
     """
 
     mean_num_fg: Tensor
@@ -83,6 +63,7 @@ class Criterion(nn.Module):
         sampler: AnchorSampler,
         num_classes: int,
         box_quality: BoxQuality | None = None,
+        one_to_many: "Criterion | None" = None,
     ):
         """Build the criterion.
 
@@ -93,6 +74,7 @@ class Criterion(nn.Module):
             sampler: the rule that chooses the priors that count.
             num_classes: K.
             box_quality: the target of the box quality that the head predicts, or None if it predicts no box quality.
+            one_to_many: the criterion of the one-to-many head of a model with `one_to_one`.
         """
         super().__init__()
         self.classification = classification
@@ -105,6 +87,8 @@ class Criterion(nn.Module):
         self.sampler = sampler
         self.num_classes = num_classes
         self.normaliser = settings.normaliser
+        self.one_to_many = one_to_many
+        self.one_to_many_weights = settings.one_to_many_weight
         if self.normaliser == "ema":
             self.register_buffer("mean_num_fg", torch.zeros(()))
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -127,12 +111,18 @@ class Criterion(nn.Module):
     @property
     def needs_single_batch(self) -> bool:
         """Whether a step must be a single batch, because a divisor of the step is known only after its forward pass."""
-        return self.box_rows == "score"
+        return self.box_rows == "score" or self.one_to_many is not None
 
     @property
     def term_names(self) -> list[str]:
         """The names of the loss terms."""
-        return ["cls", *self.box_names, *([] if self.box_quality is None else ["quality"])]
+        names = ["cls", *self.box_names, *([] if self.box_quality is None else ["quality"])]
+        return names if self.one_to_many is None else [*names, *(ONE_TO_MANY + name for name in names)]
+
+    def one_to_many_weight(self, progress: float) -> float:
+        """Return the weight of the loss of the one-to-many head. `progress` increases from 0 to 1 during the run."""
+        first, last = self.one_to_many_weights
+        return first + (last - first) * progress
 
     def sample(self, targets: Targets) -> Targets:
         """Return the targets after the sampler. A sampler that needs logits is applied later, in `forward`."""

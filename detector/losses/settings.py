@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from detector.core.registry import ChosenFrom, Part
-from detector.core.validation import InvalidValues, NonNegativeFloat, Settings
+from detector.core.validation import InvalidValues, NonNegativeFloat, Settings, UnitFloat
 from detector.losses.base import BOX_LOSSES, CLASSIFICATION_LOSSES, BoxLoss, ClassificationLoss
 
 
@@ -74,6 +74,10 @@ class LossSettings(Settings):
             (quality), or the highest class score (score). score divides the box terms by the sum of the scores of the
             step.
         quality_weight: a factor of the term of the box quality, for a head that predicts the box quality.
+        one_to_many_weight: the weight w of the loss of the one-to-many head, at the start and at the end of the run. It
+            changes linearly. The loss of the one-to-one head has the weight 1 - w, so its default values are 0.2 and
+            0.9, as in Ultralytics' YOLO26 ("progressive loss balancing"). It has no effect without
+            `model.head.one_to_one`.
     """
 
     classification: Annotated[Part[ClassificationLoss], ChosenFrom(CLASSIFICATION_LOSSES, "focal")] = Field(
@@ -84,6 +88,7 @@ class LossSettings(Settings):
     normaliser: Literal["global", "local", "image", "ema"] = "global"
     box_rows: Literal["equal", "quality", "score"] = "equal"
     quality_weight: NonNegativeFloat = 1.0
+    one_to_many_weight: tuple[UnitFloat, UnitFloat] = (0.8, 0.1)
 
 
 def box_names(settings: LossSettings) -> list[str]:

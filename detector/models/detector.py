@@ -48,6 +48,9 @@ class DetectionModel(nn.Module):
     """A network that turns images (B, 3, H, W) into `Predictions`.
 
     It normalizes uint8 RGB images on their device. Images of a floating dtype must already be normalized.
+
+    If the head has a one-to-one head, the predictions are those of the one-to-one head, which reads the pyramid maps
+    without gradient. In training mode, `Predictions.one_to_many` has the predictions of the head itself.
     """
 
     mean: Tensor
@@ -91,8 +94,21 @@ class DetectionModel(nn.Module):
             images = (images.float() - self.mean) / self.std
         # the memory format of the images would otherwise decide that of every feature map
         images = images.contiguous(memory_format=self.memory_format)
-        logits, raw, *quality = self.head(self.neck(self.backbone(images)))
-        return Predictions(logits, raw, priors, self.head.coder, *quality)
+        maps = self.neck(self.backbone(images))
+        if self.head.one_to_one is None:
+            return self._predict(maps, priors)
+        one_to_many = self._predict(maps, priors) if self.training else None
+        logits, raw, *quality = self.head.one_to_one([x.detach() for x in maps])
+        return Predictions(logits, raw, priors, self.coder, *quality, nms_free=True, one_to_many=one_to_many)
+
+    def _predict(self, maps: list[Tensor], priors: Priors) -> Predictions:
+        logits, raw, *quality = self.head(maps)
+        return Predictions(logits, raw, priors, self.coder, *quality)
+
+    @property
+    def nms_free(self) -> bool:
+        """Whether the predictions need no non-maximum suppression."""
+        return self.head.one_to_one is not None
 
     @property
     def coder(self) -> BoxCoder:

@@ -1,4 +1,7 @@
-"""From predictions to detections: score threshold, best candidates of each level, non-maximum suppression."""
+"""From predictions to detections: score threshold, best candidates of each level, non-maximum suppression.
+
+There is no non-maximum suppression for predictions that are `nms_free`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ from detector.geometry.boxes import clip, is_empty
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The boxes of a batch before non-maximum suppression.
+    """The best boxes of a batch, before non-maximum suppression.
 
     Attributes:
         boxes: (N, 4) xyxy in pixels of the batch.
@@ -22,6 +25,7 @@ class Candidates:
         labels: (N,) int64 in 0..num_classes-1.
         image: (N,) int64, the index of the image in the batch.
         num_classes: K.
+        nms_free: the boxes need no non-maximum suppression.
     """
 
     boxes: Tensor
@@ -29,6 +33,7 @@ class Candidates:
     labels: Tensor
     image: Tensor
     num_classes: int
+    nms_free: bool = False
 
 
 @torch.no_grad()
@@ -77,7 +82,7 @@ def best_candidates(predictions: Predictions, score_threshold: float, candidates
     num_classes = predictions.logits.shape[2]
     anchor, label = candidates // num_classes, candidates % num_classes
     boxes = predictions.coder.decode(predictions.raw[image, anchor].float(), predictions.priors.boxes[anchor])
-    return Candidates(boxes, scores, label, image, num_classes)
+    return Candidates(boxes, scores, label, image, num_classes, predictions.nms_free)
 
 
 def suppress(
@@ -85,7 +90,8 @@ def suppress(
 ) -> list[Detections]:
     """Return the detections of each image, in pixels of the original image.
 
-    The boxes are clipped to their image. Boxes without area are removed. Each class is suppressed separately.
+    The boxes are clipped to their image. Boxes without area are removed. Each class is suppressed separately. If the
+    candidates are `nms_free`, no box is suppressed.
 
     Args:
         candidates: the boxes of the batch.
@@ -98,10 +104,13 @@ def suppress(
     sizes = sizes.to(candidates.boxes.dtype)
     boxes = clip(candidates.boxes, sizes[image, 0], sizes[image, 1])
     has_area = ~is_empty(boxes)
-    # batched_nms moves each class of each image to a separate region: in fp32 the coordinates would lose precision
-    # there, and a NaN would make the regions of all other boxes NaN
-    nms_boxes = boxes.double().nan_to_num(0)
-    keep = batched_nms(nms_boxes, scores.double(), image * candidates.num_classes + label, nms_iou).sort().values
+    if candidates.nms_free:
+        keep = torch.arange(len(scores), device=scores.device)
+    else:
+        # batched_nms moves each class of each image to a separate region: in fp32 the coordinates would lose precision
+        # there, and a NaN would make the regions of all other boxes NaN
+        nms_boxes = boxes.double().nan_to_num(0)
+        keep = batched_nms(nms_boxes, scores.double(), image * candidates.num_classes + label, nms_iou).sort().values
     keep = keep[scores[keep].argsort(descending=True, stable=True)]
     scale = (original_sizes / sizes).flip(1).repeat(1, 2)
     boxes, scores, label, image = (boxes * scale[image])[keep], scores[keep], label[keep], image[keep]

@@ -52,9 +52,10 @@ def make_detector(folder: Path, *overrides: str) -> Detector:
             buffer.uniform_(0.5, 1.5)
     with torch.no_grad():
         predictions = model.eval()(images)
+        head = model.head.one_to_one or model.head
         for branch, values, deviation in (
-            (model.head.class_branch, predictions.logits, 1.0),
-            (model.head.box_branch, predictions.raw, 0.3),
+            (head.class_branch, predictions.logits, 1.0),
+            (head.box_branch, predictions.raw, 0.3),
         ):
             branch.output.weight *= deviation / values.std()
     return Detector(model, config, NAMES, IDS)
@@ -117,6 +118,7 @@ def make(folder: Path, suffix: str, nms: bool, *overrides: str) -> Exported:
 FROZEN, GROUP, BATCH = (f"model.backbone.norm={norm}" for norm in ("frozen", "group", "batch"))
 POINTS = "model.head={type: points, depth: 1, prior: 0.3, activation: exp}"  # with distances and a quality
 DISTRIBUTIONS = "model.head={type: points, depth: 1, prior: 0.3, reg_max: 7, quality: null, towers: shared}"
+ONE_TO_ONE = "model.head={type: points, depth: 1, prior: 0.3, activation: exp, one_to_one: true}"
 LITE0 = "model.backbone={type: timm, name: tf_efficientnet_lite0}"  # its padding depends on the image size
 CONVNEXT = "model.backbone={type: timm, name: convnext_atto}"
 
@@ -136,7 +138,10 @@ def raw(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(
     scope="module",
-    params=[(".onnx", BATCH), (".pt2", FROZEN), (".pt2", POINTS), (".onnx", DISTRIBUTIONS)],
+    params=[
+        *((".onnx", BATCH), (".pt2", FROZEN), (".pt2", POINTS), (".onnx", DISTRIBUTIONS)),
+        *((".onnx", ONE_TO_ONE), (".pt2", ONE_TO_ONE)),
+    ],
     ids=" ".join,
 )
 def detections(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
@@ -185,7 +190,18 @@ def test_files_with_post_processing_have_the_detections_of_the_model(detections:
 
 
 @pytest.mark.slow
+def test_the_operators_of_non_maximum_suppression(detections: Exported):
+    if detections.path.suffix == ".pt2":
+        operators = [str(node.target) for node in torch.export.load(detections.path).graph.nodes]
+    else:
+        operators = [node.op_type for node in onnx.load(detections.path).graph.node]
+    suppressing = [name for name in operators if "nms" in name or "NonMaxSuppression" in name]
+    assert len(suppressing) == (0 if detections.detector.model.nms_free else 1)
+
+
+@pytest.mark.slow
 def test_metadata(detections: Exported):
+    has_nms = not detections.detector.model.nms_free
     priors_per_cell = 6 if detections.detector.config.model.head.type == "anchors" else 1
     assert detections.metadata() == {
         "class_names": list(NAMES),
@@ -194,6 +210,7 @@ def test_metadata(detections: Exported):
         "level_sizes": [12 * 16 * priors_per_cell, 6 * 8 * priors_per_cell],
         "padding_colour": [124, 116, 104],
         **RULE,
+        "nms_iou": RULE["nms_iou"] if has_nms else None,
     }
 
 

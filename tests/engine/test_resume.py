@@ -29,16 +29,23 @@ from detector.engine.trainer import Trainer
 pytestmark = pytest.mark.slow  # each test trains to the end of a run
 
 SMALL = ("model.levels=[3, 3]", "model.head.sizes=[[12, 26]]")  # a quarter of the weights, for speed
+SAMPLED = (
+    *("loss.classification=equalized_focal", "loss.normaliser=ema", "anchor_sampler={type: random, count: 64}"),
+    *("train.precision=fp16", "train.optimizer=sgd", "train.lr=0.001", "data.short_side=32"),  # fp16 is slow here
+    "data.transforms=[mosaic, {type: mixup, probability: 0.5}, copy_paste, flip, test_beside, test_early]",
+)
 VARIANTS = {  # together, they have every kind of state that a step changes
     "adamw, ghm, average, batch norm, spikes": (*SMALL, *WITH_STATE, "faults.spike_factor=100"),
-    "sgd, equalized focal, ema normaliser, fp16, random anchors, drawn samples": (
-        *SMALL,
-        *("loss.classification=equalized_focal", "loss.normaliser=ema", "anchor_sampler={type: random, count: 64}"),
-        *("train.precision=fp16", "train.optimizer=sgd", "train.lr=0.001", "data.short_side=32"),  # fp16 is slow here
-        "data.transforms=[mosaic, {type: mixup, probability: 0.5}, copy_paste, flip, test_beside, test_early]",
-    ),
+    "sgd, equalized focal, ema normaliser, fp16, random anchors, drawn samples": (*SMALL, *SAMPLED),
 }
 FIRST, SECOND = VARIANTS
+TWO_HEADS = "a head one_to_one"
+SETTINGS = VARIANTS | {
+    TWO_HEADS: (
+        *("model.levels=[3, 3]", "model.head={type: points, depth: 1, one_to_one: true}", "assigner=task_aligned"),
+        *SAMPLED,
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def watch(trainer: Trainer) -> list[tuple]:
 
 
 def start(folder: Path, variant: str, *overrides: str) -> Trainer:
-    trainer = make_trainer(folder, *VARIANTS[variant], *overrides)
+    trainer = make_trainer(folder, *SETTINGS[variant], *overrides)
     if trainer.step.scaler.is_enabled():
         # not the scale of a new scaler
         trainer.step.scaler.load_state_dict(trainer.step.scaler.state_dict() | {"scale": 1024.0})
@@ -73,7 +80,7 @@ def start(folder: Path, variant: str, *overrides: str) -> Trainer:
 
 def finish(folder: Path, variant: str, *overrides: str, change: Callable[[dict], object] | None = None) -> Run:
     """Complete an interrupted run with new objects. `change` is applied to the checkpoint first."""
-    trainer = make_trainer(folder, *VARIANTS[variant], *overrides)
+    trainer = make_trainer(folder, *SETTINGS[variant], *overrides)
     seed_global_generators(2)
     checkpoint = load_checkpoint(folder / "checkpoints/last.pt")
     if change is not None:
@@ -148,17 +155,18 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     assert_equal_runs(finish(tmp_path, variant), whole[variant], seen)
 
 
-def test_a_run_interrupted_in_its_warm_up_continues_the_warm_up(tmp_path: Path):
+def test_a_run_interrupted_in_its_warm_up_continues_the_warm_up_and_the_weights_of_its_two_heads(tmp_path: Path):
     """The run has enough steps for a warm-up of two steps."""
     overrides = ("train.warmup_steps=2", "train.batch_size=1", "train.accumulation=1", "train.evaluate_every=0")
-    trainer = start(tmp_path / "whole", SECOND, *overrides)
+    trainer = start(tmp_path / "whole", TWO_HEADS, *overrides)
     seen = watch(trainer)
     trainer.train()
     whole = Run(tmp_path / "whole", trainer, copy.deepcopy(trainer.state()), seen)
     rates = [float(row["lr"]) for row in rows_of(whole.folder)]
+    assert trainer.criterion.one_to_many.mean_num_fg > 0
     assert len(rates) == 24 and 0 < rates[0] < rates[1] < rates[2] == max(rates)
-    seen_before = interrupt(tmp_path / "cut", SECOND, 1, *overrides)
-    assert_equal_runs(finish(tmp_path / "cut", SECOND, *overrides), whole, seen_before)
+    seen_before = interrupt(tmp_path / "cut", TWO_HEADS, 1, *overrides)
+    assert_equal_runs(finish(tmp_path / "cut", TWO_HEADS, *overrides), whole, seen_before)
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 0)])

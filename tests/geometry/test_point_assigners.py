@@ -39,6 +39,10 @@ RULES: dict[str, tuple[Assigner, Reference]] = {
         TaskAlignedAssigner(K, topk=5, alpha=0.5, beta=2.0, enlarge_small=True),
         lambda image: reference.task_aligned(image, 5, 0.5, 2, True),
     ),
+    "one_to_one": (
+        TaskAlignedAssigner(K).one_to_one(),
+        lambda image: reference.task_aligned(image, 7, 1, 6, False, one_to_one=True),
+    ),
     "sim_ota": (SimOTAAssigner(K), lambda image: reference.sim_ota(image, 2.5, 10, 3)),
     "sim_ota, a small region": (
         SimOTAAssigner(K, radius=0.8, candidates=20, iou_weight=1.0),
@@ -129,7 +133,7 @@ def assert_equals_reference(name: str, priors: Priors, truth: GroundTruth, predi
 def test_equals_the_loops(name: str, dtype: torch.dtype):
     """The images have many objects, one object and none. The counts show that the rule is tested."""
     num_fg = num_ignored = 0
-    for seed in range(3):
+    for seed in range(6):
         truth = random_truth([12, 1, 6, 0], seed)
         predictions = random_predictions(POINTS, truth, seed, dtype)
         targets = assert_equals_reference(name, POINTS, truth, predictions)

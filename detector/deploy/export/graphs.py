@@ -112,7 +112,7 @@ class DetectionGraph(Graph):
     candidates if that is smaller. Unused rows have score 0, label -1 and box 0.
 
     The rule is that of `detector.models.postprocess`, with two exceptions. The order of equal scores is not defined. A
-    box that contains NaN is not detected.
+    box that contains NaN is not detected. The graph of a model that is `nms_free` has no non-maximum suppression.
 
     Args:
         model: the model.
@@ -158,7 +158,10 @@ class DetectionGraph(Graph):
         sizes = sizes.to(boxes.dtype)
         boxes = clip(boxes, sizes[:, :1], sizes[:, 1:]).nan_to_num(0)  # NaN becomes a box without area
         scores = scores.masked_fill(is_empty(boxes), 0)
-        scores = suppress_op(boxes, scores, labels, num_classes, self.score_threshold, self.nms_iou)
+        if predictions.nms_free:
+            scores = scores.where(scores > self.score_threshold, 0)
+        else:
+            scores = suppress_op(boxes, scores, labels, num_classes, self.score_threshold, self.nms_iou)
         scores, best = scores.topk(min(self.max_detections, scores.shape[1]), dim=1)
         is_detected = scores > 0
         labels = labels.gather(1, best).where(is_detected, -1)

@@ -30,7 +30,7 @@ def export(
 
     The metadata are class_names, category_ids, image_size, level_sizes (the number of anchors of each level),
     padding_colour, and the settings of the post-processing: score_threshold, nms_iou, candidates_per_level and
-    max_detections.
+    max_detections. nms_iou is None for a model that needs no non-maximum suppression.
 
     Args:
         detector: the trained detector.
@@ -114,7 +114,9 @@ def _prepare(detector: Detector, size: tuple[int, int] | None, nms: bool) -> tup
         "image_size": image_size,
         "level_sizes": level_sizes,
         "padding_colour": PADDING_COLOR,
-    } | rule
+        **rule,
+        "nms_iou": None if model.nms_free else rule["nms_iou"],
+    }
     return DetectionGraph(model, image_size, **rule) if nms else RawGraph(model, image_size), metadata
 
 

@@ -56,6 +56,13 @@ class Assigner:
         """
         raise NotImplementedError
 
+    def one_to_one(self) -> "Assigner | None":
+        """Return the rule for the one-to-one head, or None.
+
+        The rule gives each object at most one prior, by the measure of this rule.
+        """
+        return None
+
 
 ASSIGNERS: Registry[Assigner] = Registry("assigner")
 
@@ -124,6 +131,28 @@ class BestMatch:
         """
         dense = values.new_full((*index.shape[:2], self.value.shape[1]), -math.inf)
         self.update(dense.scatter_(2, index, values), start)
+
+    def lowest(self, values: Tensor, num_boxes: int) -> Tensor:
+        """Return the lowest value over the priors of each ground truth, (B, G). It is inf without a prior.
+
+        Args:
+            values: (B, A).
+            num_boxes: G.
+        """
+        lowest = values.new_full((len(values), num_boxes), math.inf)
+        return lowest.scatter_reduce(1, self.match, values.where(self.is_matched, math.inf), "amin")
+
+    def keep_lowest(self, values: Tensor, num_boxes: int) -> None:
+        """Keep only the match with the lowest value for each ground truth. Of equal values, the first prior wins.
+
+        Args:
+            values: (B, A).
+            num_boxes: G.
+        """
+        is_lowest = self.is_matched & (values == self.lowest(values, num_boxes).gather(1, self.match))
+        column = torch.arange(values.shape[1], device=values.device, dtype=values.dtype).expand_as(values)
+        first = self.lowest(column.where(is_lowest, math.inf), num_boxes).gather(1, self.match)
+        self.value = self.value.where(is_lowest & (column == first), -math.inf)
 
 
 def first_of_lowest(values: Tensor, count: int) -> tuple[Tensor, Tensor]:

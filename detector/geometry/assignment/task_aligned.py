@@ -1,5 +1,6 @@
 """The assignment rule of TOOD: the priors of an object that both classify and locate it best."""
 
+import copy
 import math
 
 import torch
@@ -21,6 +22,8 @@ from detector.geometry.assignment.base import (
 )
 from detector.geometry.boxes import paired_iou, pairwise_iou
 
+ONE_TO_ONE_TOPK = 7
+
 
 @ASSIGNERS.register("task_aligned")
 class TaskAlignedAssigner(Assigner):
@@ -39,6 +42,11 @@ class TaskAlignedAssigner(Assigner):
     region.
 
     The quality of a foreground prior is t / max(t) * max(u), with the maxima over the foreground priors of its object.
+
+    `one_to_one()` is the rule for a one-to-one head. It first matches as above with a `topk` of 7. Then each object
+    keeps only its prior with the highest t. Of equal t, the first prior wins. With a low `topk`, an object can lose all
+    its priors to other objects. YOLOv10 (Wang et al. 2024) uses this t for both rules, with a `topk` of 1. Ultralytics'
+    YOLO26 uses 7.
 
     The authors' code takes the `topk` priors first and then removes those with centers outside the object. YOLOv8 uses
     alpha 0.5, beta 6 and topk 10, and takes the candidates first.
@@ -72,6 +80,13 @@ class TaskAlignedAssigner(Assigner):
         self.alpha = alpha
         self.beta = beta
         self.enlarge_small = enlarge_small
+        self.is_one_to_one = False
+
+    def one_to_one(self) -> "TaskAlignedAssigner":
+        """Return the rule that gives each object only its prior with the highest alignment."""
+        rule = copy.copy(self)
+        rule.topk, rule.is_one_to_one = ONE_TO_ONE_TOPK, True
+        return rule
 
     @torch.no_grad()
     def __call__(self, priors: Priors, truth: GroundTruth, predictions: Predictions | None = None) -> Targets:
@@ -88,23 +103,29 @@ class TaskAlignedAssigner(Assigner):
             is_candidate = is_inside(priors.centers, around) & truth.is_object[:, part, None] & (cost < math.inf)
             lowest, index = first_of_lowest(cost.where(is_candidate, math.inf), self.topk)
             best.update_at(index, iou.gather(2, index).where(lowest < math.inf, -math.inf), part.start)
-        quality = self._quality(best, truth, predictions)
+        cost, iou = self._of_matches(best, truth, predictions)
+        if self.is_one_to_one:
+            best.keep_lowest(cost, truth.labels.shape[1])
+        quality = _quality(best, cost, iou, truth.labels.shape[1])
         return best_targets(best, priors.boxes, truth, self.num_classes, quality)
 
     def _misalignment(self, logits: Tensor, iou: Tensor) -> Tensor:
         """Return -ln(t), which cannot underflow. It is inf where the IoU is 0."""
         return self.alpha * F.softplus(-logits) - self.beta * iou.clamp(max=1).log()
 
-    def _quality(self, best: BestMatch, truth: GroundTruth, predictions: Predictions) -> Tensor:
-        """Return t / max(t) * max(u) of each prior and its object, (B, A). Only matched priors have valid values."""
+    def _of_matches(self, best: BestMatch, truth: GroundTruth, predictions: Predictions) -> tuple[Tensor, Tensor]:
+        """Return -ln(t) and u of each prior and its object, (B, A) both. Only matched priors have valid values."""
         iou = paired_iou(truth.boxes.gather(1, best.match[..., None].expand(-1, -1, 4)), predictions.boxes).clamp(max=1)
         labels = truth.labels.gather(1, best.match).clamp(min=0)
         logits = predictions.ranking_logits.gather(2, labels[..., None])[..., 0].float()
-        cost = self._misalignment(logits, iou)
-        lowest = cost.new_full(truth.labels.shape, math.inf)
-        lowest = lowest.scatter_reduce(1, best.match, cost.where(best.is_matched, math.inf), "amin")
-        highest = torch.zeros_like(lowest).scatter_reduce(1, best.match, iou.where(best.is_matched, 0), "amax")
-        return (lowest.gather(1, best.match) - cost).exp() * highest.gather(1, best.match)
+        return self._misalignment(logits, iou), iou
+
+
+def _quality(best: BestMatch, cost: Tensor, iou: Tensor, num_boxes: int) -> Tensor:
+    """Return t / max(t) * max(u) of each prior and its object, (B, A). Only matched priors have valid values."""
+    lowest = best.lowest(cost, num_boxes)
+    highest = torch.zeros_like(lowest).scatter_reduce(1, best.match, iou.where(best.is_matched, 0), "amax")
+    return (lowest.gather(1, best.match) - cost).exp() * highest.gather(1, best.match)
 
 
 def _enlarged(boxes: Tensor, stride: int) -> Tensor:

@@ -21,6 +21,9 @@ class Head(nn.Module):
         initial_raw: about the value of every raw number before training.
         quality: the target of the box quality that the head predicts, or None if it predicts no box quality.
         grid: the grid of the priors, or None if the priors have no grid. The census counts only priors of a grid.
+        one_to_one: the one-to-one head, a second head with the same priors, or None. Its predictions are those of the
+            model and need no non-maximum suppression. The head itself is then the one-to-many head, which trains the
+            feature maps.
     """
 
     coder: BoxCoder
@@ -28,6 +31,11 @@ class Head(nn.Module):
     initial_raw: float = 0.0
     quality: BoxQuality | None = None
     grid: Any = None
+    one_to_one: "Head | None"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one_to_one = None
 
     def priors(self, image_size: tuple[int, int]) -> list[Tensor]:
         """Return the prior boxes (A_l, 4) xyxy fp32 of each map.

@@ -1,5 +1,6 @@
 """The head of FCOS and its successors: a point for each cell, and the distances to the four sides of its box."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -43,6 +44,11 @@ class PointHead(Head):
         quality: predict the center-ness or the IoU of each box from the box tower. The score of a detection is then the
             square root of class score times quality. null predicts no quality.
         at_corners: put the points at the upper left corners of the cells, as torchvision does.
+        one_to_one: add a one-to-one head for detection without non-maximum suppression (Wang et al. 2024, "YOLOv10",
+            consistent dual assignments). It has the same layers and initial values, and reads the pyramid maps without
+            gradient. Its targets give each object at most one point. The head itself is the one-to-many head: it has
+            the usual targets, trains the feature maps, and is not used after the training. The assigner has to be
+            `task_aligned`.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class PointHead(Head):
         activation: Literal["relu", "exp", "softplus"] = "relu",
         quality: BoxQuality | None = "centerness",
         at_corners: Switch = False,
+        one_to_one: Switch = False,
     ):
         super().__init__()
         self.grid = PointGrid(strides, at_corners)
@@ -75,6 +82,8 @@ class PointHead(Head):
         self.activate = ACTIVATIONS[activation] if reg_max is None else None
         self.initial_score = self.class_branch.set_initial_score(prior)
         self.initial_raw = 0.0 if self.activate is None else float(self.activate(torch.zeros(())))
+        if one_to_one:
+            self.one_to_one = copy.deepcopy(self)
 
     def priors(self, image_size: tuple[int, int]) -> list[Tensor]:
         """Return the points of each map as squares. See `Head.priors`."""

@@ -31,6 +31,8 @@ IMPORTERS: dict[str, Callable[[Path], Imported]] = {
 }
 CLASS_OUTPUT = "head.class_branch.output"
 OUTPUTS = [f"{output}.{name}" for output in (CLASS_OUTPUT, "head.box_branch.output") for name in ("weight", "bias")]
+ONE_TO_ONE = "head.one_to_one."  # the prefix of the tensors of a one-to-one head
+CLASS_OUTPUTS = (f"{CLASS_OUTPUT}.", f"{ONE_TO_ONE}class_branch.output.")
 # the keys of the model section that a checkpoint and the model must have in common
 STRUCTURE = (
     *("backbone.type", "backbone.name", "backbone.stride_in_1x1", "width", "pyramid_top", "pyramid_relu"),
@@ -108,8 +110,14 @@ def _fit_outputs(
     origin: str,
     class_names: Sequence[str],
 ) -> tuple[dict[str, Tensor], bool]:
-    """Return the tensors with anchors and classes in the order of the model, and whether they have all its classes."""
+    """Return the tensors with anchors and classes in the order of the model, and whether they have all its classes.
+
+    A one-to-one head that is not in the file gets the tensors of the one-to-many head.
+    """
     state, names = dict(imported.state), imported.class_names
+    if head.one_to_one is not None:
+        copied = {name: x for name, x in state.items() if name.startswith("head.") and not name.startswith(ONE_TO_ONE)}
+        state = {ONE_TO_ONE + name.removeprefix("head."): x for name, x in copied.items()} | state
     num_anchors = head.grid.anchors_per_cell if isinstance(head, AnchorHead) else 1
     num_channels = state[f"{CLASS_OUTPUT}.bias"].numel()
     try:
@@ -123,7 +131,7 @@ def _fit_outputs(
             has_classes = set(class_names) <= set(names)
             if has_classes and tuple(class_names) != names:
                 rows = torch.tensor([names.index(name) for name in class_names])
-                for name in OUTPUTS[:2]:
+                for name in [name for name in state if name.startswith(CLASS_OUTPUTS)]:
                     state[name] = state[name].unflatten(0, (num_anchors, -1))[:, rows].flatten(0, 1)
     except RuntimeError as error:
         raise UserError(
@@ -137,10 +145,10 @@ def _load_detector(model: DetectionModel, state: dict[str, Tensor], origin: str,
     model_state = model.state_dict()
     state = {k: v for k, v in state.items() if k in model_state or not k.endswith("num_batches_tracked")}
     if not has_classes:
-        state = {k: v for k, v in state.items() if not k.startswith(f"{CLASS_OUTPUT}.")}
+        state = {k: v for k, v in state.items() if not k.startswith(CLASS_OUTPUTS)}
         log.warning("%s was trained on other classes: the last layer of the class branch is not loaded", origin)
     counters = {name for name in model_state if name.endswith("num_batches_tracked")}
-    class_output = {n for n in model_state if n.startswith(f"{CLASS_OUTPUT}.")}
+    class_output = {n for n in model_state if n.startswith(CLASS_OUTPUTS)}
     missing = model_state.keys() - state.keys() - counters - class_output
     wrong = [n for n in state if n not in model_state or model_state[n].shape != state[n].shape]
     if missing or wrong:
@@ -148,7 +156,7 @@ def _load_detector(model: DetectionModel, state: dict[str, Tensor], origin: str,
         shapes = [f"{tuple(s[name].shape)}" if name in s else "nothing" for s in (state, model_state)]
         raise UserError(
             f"{origin}: the file does not fit this model at '{name}': it has {shapes[0]}, the model has {shapes[1]}",
-            "set the levels, anchors and norms of the model section as for the file, or give other weights",
+            "set the levels, anchors, norms and one_to_one of the model section as for the file, or give other weights",
         )
     model.load_state_dict(state, strict=False)
     log.info("detector weights from %s", origin)
