@@ -175,6 +175,7 @@ import sys, time
 from pathlib import Path
 from detector.engine.claim import claim_run
 from detector.core.errors import UserError
+print("ready", flush=True)
 for line in sys.stdin:
     out = Path(line.strip()) if line.strip() else None
     try:
@@ -203,7 +204,7 @@ def test_of_simultaneous_processes_each_gets_a_separate_folder_or_an_error(here:
         assert [process.stdout.readline() for process in processes] == ["ended\n"] * 3
         return results
 
-    race("warm_up")  # waits until all processes have started
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
     results = race("")
     assert len({*results}) == 3 and "refused" not in results
     assert sorted(race("mine")) == ["mine", *["refused"] * 2]
