@@ -37,7 +37,8 @@ def main() -> None:
 
     folder = out_folder(args.out or f"runs/census/{Path(args.cfg).stem}_{args.split}")
     dataset = build_dataset(config, args.split)
-    log.info("counting the anchors of %s", dataset.describe())
+    part = " (data.split divides the images of data.train into train and val)" if config.data.split else ""
+    log.info("counting the anchors of the %s split%s: %s", args.split, part, dataset.describe())
     census = replace(build_census(config, dataset), split=args.split)
     write_json(folder / "census.json", census.to_json())
 
@@ -61,7 +62,9 @@ def main() -> None:
         log.info("the suggested anchors: %s", overrides)
     log.info("wrote %s/census.json", folder)
     commands = {
-        shlex.join(["detector", "advise", "--census", str(folder), "--cfg", args.cfg]): "settings that fit the data",
+        shlex.join(
+            ["detector", "advise", "--census", str(folder), "--cfg", args.cfg, *args.overrides]
+        ): "settings that fit the data",
         shlex.join(["detector", "train", "--cfg", args.cfg, *args.overrides]): "train and evaluate",
     }
     log.info("%s", next_steps(commands))

@@ -6,10 +6,11 @@ Examples: detector evaluate --checkpoint runs/first/checkpoints/best.pt
 
 import argparse
 import logging
+import shlex
 from collections import ChainMap
 from pathlib import Path
 
-from detector.core.command import out_folder, user_path
+from detector.core.command import next_steps, out_folder, user_path
 from detector.core.console import start_logging
 from detector.core.errors import UserError
 
@@ -80,4 +81,10 @@ def main() -> None:
     save_evaluation(folder, metrics, detections)
     write_json(folder / "anatomy.json", anatomy.to_json())
     log.info("%s\n%s", summary(metrics, detections), describe(anatomy))
-    log.info("wrote metrics.json, anatomy.json and detections.json; draw them with `detector report %s`", folder)
+    log.info("wrote metrics.json, anatomy.json and detections.json to %s", folder)
+    commands = {f"detector report {shlex.quote(str(folder))} --out evaluation.html": "the figures of this evaluation"}
+    if args.checkpoint is not None:
+        score = f"--score {anatomy.curves.best_f1.score:.2f}"
+        infer = f"detector infer --checkpoint {shlex.quote(str(args.checkpoint))} IMAGES {score}"
+        commands[infer] = "boxes on new images, at the score with the best F1"
+    log.info("%s", next_steps(commands))

@@ -5,9 +5,10 @@ Example: detector probe --checkpoint runs/first/checkpoints/best.pt
 
 import argparse
 import logging
+import shlex
 from dataclasses import replace
 
-from detector.core.command import out_folder, user_path
+from detector.core.command import next_steps, out_folder, user_path
 from detector.core.console import start_logging
 from detector.core.errors import UserError
 
@@ -65,5 +66,16 @@ def main() -> None:
     log.info("%s", readings.describe(result))
     scores = result.anchor_level
     assert scores is not None
-    log.info("scores of the anchors: ROC-AUC %.4f, average precision %.4f", scores.roc_auc, scores.average_precision)
-    log.info("wrote %s/probe.json; draw it with `detector report %s`", folder, folder)
+    log.info(
+        "scores of the anchors: ROC-AUC %.4f, average precision %.4f (of single anchors, so not the AP of detections)",
+        scores.roc_auc,
+        scores.average_precision,
+    )
+    log.info("wrote %s/probe.json", folder)
+    path = shlex.quote(str(folder))
+    cfg = shlex.quote(str(args.checkpoint.parent.parent / "config.yaml"))
+    commands = {
+        f"detector report {path} --out probe.html": "the figures of this probe",
+        f"detector advise --census CENSUS --probe {path} --cfg {cfg}": "settings that fit the data and this model",
+    }
+    log.info("%s", next_steps(commands))

@@ -112,13 +112,18 @@ def _check_writable(folder: Path, file_name: str = "") -> None:
         raise UserError(f"{path}: {present} {cause}", f"choose another path, or make {present} writable")
 
 
+def runnable(command: str) -> str:
+    """Return a command as the user's shell runs it: after `uv run`, the shell does not find the command `detector`."""
+    return f"uv run {command}" if "UV_RUN_RECURSION_DEPTH" in os.environ else command
+
+
 def next_steps(commands: Mapping[str, str]) -> str:
     """Return the lines that end the log of a command: the commands to run next, each with its purpose.
 
     Args:
         commands: the purpose of each command, by the words after `uv run`.
     """
-    # with `uv run`, the shell of the user does not find the command `detector`
-    prefix = "uv run " if "UV_RUN_RECURSION_DEPTH" in os.environ else ""
     width = max(map(len, commands))
-    return "\n".join(["next:", *(f"  {prefix}{command:<{width}}  # {what}" for command, what in commands.items())])
+    return "\n".join(
+        ["next:", *(f"  {runnable(command.ljust(width))}  # {what}" for command, what in commands.items())]
+    )

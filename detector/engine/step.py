@@ -21,7 +21,7 @@ from detector.engine.precision import autocast
 from detector.engine.replica import replicate, summed_gradients
 from detector.engine.schedule import Schedule
 from detector.geometry.assignment import Assigner
-from detector.imbalance.initial import expected_initial_loss
+from detector.imbalance.initial import expected_initial_loss, judge_first_loss
 from detector.imbalance.meters import meter_names
 from detector.losses.criterion import Criterion
 from detector.losses.terms import LossTerms
@@ -106,11 +106,9 @@ class TrainingStep:
         results, num_fg = self.forward_backward_within_memory([batch.to(self.device) for batch in batches], buffers)
         measured = measure_step(results, num_fg, self.interrupt.exit_code is not None, self.meter_names)
         if self.steps_done == 0 and self.expected_loss is not None:
-            text = (
-                "step 0: the classification loss is %.5g; the initial scores give %.5g, so a large difference shows an "
-                "error in the loss or in model.head.prior"
-            )
-            log.info(text, measured["cls"], self.expected_loss)
+            text = "step 0: the classification loss is %.4g, and the initial scores predict %.4g: %s"
+            observed = float(measured["cls"])
+            log.info(text, observed, self.expected_loss, judge_first_loss(observed, self.expected_loss))
         norm = self.clip()
         refused = self.update(measured["loss"], norm, buffers)
         self.steps_done += 1
@@ -128,7 +126,8 @@ class TrainingStep:
             targets = [self.assign(batch) for batch in batches]
             num_fg = self.criterion.count_foreground(targets)
             normaliser = self.criterion.normalise(num_fg)
-            if self.steps_done == 0 and self.model.head.is_untrained:
+            # with the IoU of the predicted boxes as target, the random boxes of a new model decide the loss
+            if self.steps_done == 0 and self.model.head.is_untrained and not self.criterion.classification.use_quality:
                 self.expected_loss = self._expect_loss(batches, targets, normaliser)
         is_deferred = normaliser is None and len(batches) > 1
         results = []
@@ -233,7 +232,6 @@ class TrainingStep:
                 normaliser,
                 self.model.head.initial_score,
                 len(batches),
-                self.model.head.initial_raw,
             )
             for batch, target in zip(batches, targets, strict=True)
         ]

@@ -20,6 +20,7 @@ SEVERE_RATIO = 1000  # background elements per foreground element
 MIN_OUTLIER_SHARE = 0.3  # of a trained model's cross-entropy gradient, for GHM-C
 WEIGHTED_LOSSES = ("focal", "cross_entropy")  # the losses that take class weights
 MANY_EMPTY_IMAGES = 0.5  # of all images
+SHARED_CLASS = 0.5  # of all images: a sampler of images cannot balance a class that more images have
 RARE_CLASS = 0.1  # of the objects of the most frequent class
 GOOD_RECALL = 0.95
 MIN_RECALL_GAIN = 0.02
@@ -190,10 +191,9 @@ def _images(census: Census, takes_weights: bool) -> list[Advice]:
         return []
     share = least.images / census.num_images
     rarity = f"Class {least.name} has {least.objects:,} objects, and class {most.name} has {most.objects:,}."
-    # where rare and frequent objects share images, repeating images repeats both
-    if share > 0.5 and not takes_weights:
+    if share > SHARED_CLASS and not takes_weights:
         return []
-    if share > 0.5:
+    if share > SHARED_CLASS:
         weights = dict(zip(census.class_names, census.remedies.class_weights["effective_number"], strict=True))
         return [
             Advice(

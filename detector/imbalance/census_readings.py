@@ -6,6 +6,7 @@ from detector.core.wording import counted, number, percent, ratio, short
 from detector.imbalance.advisor import MAX_LOW_QUALITY, MAX_UNMATCHED, MILD_RATIO, SEVERE_RATIO, gains_recall
 from detector.imbalance.census_result import AnchorSuggestion, Census
 
+THRESHOLD = "the assigner's limit (assigner.foreground; 0.5 where the assigner has no such key)"
 ANCHOR_TERMS = {
     "level": "P3 has a cell for every 8 pixels, and each further level doubles this distance",
     "foreground": "anchors that the assigner gives to an object; they learn the object",
@@ -15,7 +16,7 @@ ANCHOR_TERMS = {
 OBJECT_TERMS = {
     "size": "small is below 32 x 32 pixels of the original image, large is from 96 x 96 pixels",
     "without anchor": "objects without a foreground anchor; the model does not learn them",
-    "low quality only": "objects whose foreground anchors all have an IoU below the assigner's threshold",
+    "low quality only": f"objects whose foreground anchors all have an IoU below {THRESHOLD}",
 }
 SAMPLE = 10_000  # anchors of the sentence that compares foreground and background
 
@@ -41,13 +42,17 @@ def read_anchors(census: Census) -> str:
 
 def read_ratio(census: Census) -> str:
     """State the background elements per foreground element, and judge the imbalance by the limits of the advisor."""
-    if not census.anchors.foreground:
+    anchors = census.anchors
+    if not anchors.foreground:
         return "There is no foreground anchor, so a model cannot learn the objects."
-    background = census.background_elements / census.anchors.foreground
+    anchor_ratio = anchors.background / anchors.foreground
+    background = census.background_elements / anchors.foreground
     grade = "mild" if background < MILD_RATIO else "strong" if background < SEVERE_RATIO else "severe"
     return (
-        f"Each anchor has a score for each class. There are {ratio(background)} background scores for each foreground "
-        f"score. This imbalance is {grade}: below {MILD_RATIO} is mild, and from {SEVERE_RATIO:,} is severe."
+        f"There are {ratio(anchor_ratio)} background anchors for each foreground anchor. An anchor has a score for "
+        f"each class ({len(census.class_names)}), so there are {ratio(background)} background scores for each "
+        f"foreground score. This imbalance is {grade}: below {MILD_RATIO} is mild, {MILD_RATIO} to {SEVERE_RATIO:,} "
+        f"is strong, and from {SEVERE_RATIO:,} is severe."
     )
 
 
@@ -100,8 +105,9 @@ def read_fit(suggestion: AnchorSuggestion) -> str:
     """State the objects that an anchor fits, also with the suggested anchors if these fit clearly more objects."""
     recall, iou = suggestion.recall, suggestion.mean_max_iou
     text = (
-        f"{percent(recall.now)} of the objects have an anchor that overlaps them enough (mean IoU {number(iou.now, 2)})"
+        f"{percent(recall.now)} of the objects have an anchor with at least {THRESHOLD}; the mean of their highest IoU "
+        f"is {number(iou.now, 2)}"
     )
     if not gains_recall(suggestion):
         return f"{text}."
-    return f"{text}; with the suggested anchors {percent(recall.suggested)} ({number(iou.suggested, 2)})."
+    return f"{text}. The suggested anchors reach {percent(recall.suggested)} and {number(iou.suggested, 2)}."

@@ -12,6 +12,20 @@ from torch import Tensor
 from detector.core.structures import BoxCoder, Predictions, Priors, Targets
 from detector.losses.criterion import Criterion
 
+SAME_LOSS = 0.1  # relative difference
+
+
+def judge_first_loss(observed: float, expected: float) -> str:
+    """Return whether the first classification loss agrees with `expected_initial_loss`, or what to examine.
+
+    Args:
+        observed: the classification loss of the first step.
+        expected: the loss that equal scores give.
+    """
+    if math.isclose(observed, expected, rel_tol=SAME_LOSS):
+        return "they agree"
+    return "they differ, so look for an error in the loss or in model.head.prior"
+
 
 @torch.no_grad()
 def expected_initial_loss(
@@ -22,11 +36,10 @@ def expected_initial_loss(
     num_fg: Tensor,
     prior: float,
     num_batches: int,
-    initial_raw: float = 0.0,
 ) -> Tensor:
     """Return the classification loss of a batch whose scores are all `prior`, a 0-dim tensor.
 
-    All raw numbers of the boxes are `initial_raw`. For a loss that is a sum over rows, the loss of a single row is
+    For a loss that is a sum over rows, the loss of a single row is
     computed for each label and multiplied by the number of rows with the label. The sum is divided by `num_fg`. A loss
     that takes a mean instead of the sum differs from this value. Any other loss is computed on equal logits.
 
@@ -38,7 +51,6 @@ def expected_initial_loss(
         num_fg: the normalizer of the step.
         prior: the initial score, 0..1.
         num_batches: the number of batches of the step on this rank.
-        initial_raw: the raw numbers of all boxes (see `Head`).
     """
     labels, num_classes, loss = targets.labels, criterion.num_classes, copy.deepcopy(criterion.classification)
     logit = math.log(prior / (1 - prior))
@@ -50,6 +62,6 @@ def expected_initial_loss(
         counts = torch.bincount(labels[labels >= 0], minlength=num_classes + 1)
         return (losses * counts).sum() / num_fg.clamp(min=1)
     logits = torch.full((*labels.shape, num_classes), logit, device=labels.device)
-    raw = logits.new_full((*labels.shape, coder.num_outputs), initial_raw)
+    raw = logits.new_zeros((*labels.shape, coder.num_outputs))
     predictions = Predictions(logits, raw, priors, coder, box_quality=torch.zeros_like(labels, dtype=logits.dtype))
     return copy.deepcopy(criterion)(predictions, targets, num_fg, num_batches).weighted["cls"]

@@ -53,8 +53,10 @@ def read_budget(probe: ProbeResult) -> str:
     losses, name = probe.losses, chosen(probe)[0]
     shares = {loss: losses[loss].gradient_foreground for loss in losses}
     low, high = (pick(shares, key=shares.__getitem__) for pick in (min, max))
-    text = f"{_title(probe, name)} gives foreground {percent(shares[name])} of the gradient"
-    text += f"; the range is {percent(shares[low])} ({short(low)}) to {percent(shares[high])} ({short(high)})"
+    parts = losses[name].gradient
+    text = f"{_title(probe, name)} gives foreground {shares[name]:.1%} of the gradient"
+    text += f" (fg {parts['foreground']:.1%} and fg outlier {parts['foreground_outlier']:.1%})"
+    text += f"; the range is {shares[low]:.1%} ({short(low)}) to {shares[high]:.1%} ({short(high)})"
     least, most = map(percent, GRADIENT_SHARE_RANGE)
     return f"{text}. A share below {least} or above {most} is bad."
 
@@ -80,9 +82,9 @@ def read_norms(probe: ProbeResult) -> str:
     if not foreground or not background:
         return ""
     return (
-        f"{percent(elements['easy_background'] / background)} of the background elements are easy (norm below 0.1), "
-        f"and {percent(elements['foreground_outlier'] / foreground)} of the foreground elements are outliers (0.9 or "
-        "more)."
+        f"{percent(elements['easy_background'] / background)} of the background elements are easy (p below "
+        f"{EASY_BELOW}), and {percent(elements['foreground_outlier'] / foreground)} of the foreground elements are "
+        f"outliers (p of at most {1 - OUTLIER_FROM:.1f})."
     )
 
 

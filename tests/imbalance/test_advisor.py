@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from detector.core import wording
 from detector.imbalance import advisor, census_readings
 from detector.imbalance.advisor import Advice, alpha_of_probe, overlay
 from detector.imbalance.balance import initial_alpha
@@ -226,7 +227,8 @@ def test_the_readings_of_a_census_have_its_numbers_and_the_limits_of_the_advisor
     for background in (5_000, 99_000, 999_000):
         of_ratio = change(anchors=AnchorCounts(foreground=1_000, ignored=0, background=background))
         reading = census_readings.read_ratio(of_ratio)
-        assert {f"{(2 * background + 1_000) // 1_000:,}", "20", "1,000"} == numbers_in(reading)
+        scores = f"{(2 * background + 1_000) // 1_000:,}"  # of the 2 classes
+        assert {scores, wording.ratio(background / 1_000), "2", "20", "1,000"} == numbers_in(reading)
         grades[background] = next(grade for grade in ("mild", "strong", "severe") if f"is {grade}:" in reading)
     assert grades == {5_000: "mild", 99_000: "strong", 999_000: "severe"}
 

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou
 from detector.core.structures import IGNORED, Predictions, Priors, Targets
 from detector.engine.trainer import Trainer
 from detector.geometry.coders import DeltaCoder
-from detector.imbalance.initial import expected_initial_loss
+from detector.imbalance.initial import expected_initial_loss, judge_first_loss
 from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 from detector.losses.base import ElementwiseLoss
 from detector.losses.criterion import Criterion
@@ -177,6 +177,11 @@ def test_the_state_of_the_criterion_does_not_change(name: str, training: bool, n
     assert all(module.training == training for module in criterion.modules())
 
 
+@pytest.mark.parametrize(("observed", "differs"), [(1.09, False), (0.93, False), (1.2, True), (0.001, True)])
+def test_the_verdict_names_the_keys_to_examine_if_the_losses_differ(observed: float, differs: bool):
+    assert ("model.head.prior" in judge_first_loss(observed, 1.0)) == differs
+
+
 def step_lines(trainer: Trainer, caplog: pytest.LogCaptureFixture, steps: int = 1) -> list[tuple[float, float]]:
     """Return the observed and expected loss of each line that the steps log."""
     caplog.clear()
@@ -184,13 +189,13 @@ def step_lines(trainer: Trainer, caplog: pytest.LogCaptureFixture, steps: int = 
     with caplog.at_level(logging.INFO, logger="detector.engine.step"):
         for _ in range(steps):
             trainer.step([next(batches) for _ in range(trainer.settings.accumulation)])
-    return [tuple(map(float, r.args)) for r in caplog.records if r.name == "detector.engine.step"]
+    return [tuple(map(float, r.args[:2])) for r in caplog.records if r.name == "detector.engine.step"]
 
 
 @pytest.mark.parametrize(
     "overrides",
     [
-        *([f"loss.classification={name}"] for name in LOSSES),
+        *([f"loss.classification={name}"] for name in LOSSES if not CLASSIFICATION_LOSSES.get(name).use_quality),
         ["train.accumulation=2"],
         ["train.accumulation=2", "loss.normaliser=image"],
         ["loss.normaliser=ema", "model.head.prior=0.1"],
@@ -215,6 +220,10 @@ def test_only_the_first_step_logs_the_line(tmp_path: Path, caplog: pytest.LogCap
     with torch.no_grad():
         trainer.model.head.class_branch.output.bias.fill_(-4.6)  # the bias of a new model
     assert step_lines(trainer, caplog) == []
+
+
+def test_a_loss_with_the_quality_of_random_boxes_has_no_expected_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert step_lines(tiny_trainer(tmp_path, "loss.classification=quality_focal"), caplog) == []
 
 
 def test_a_head_with_different_biases_has_no_expected_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture):

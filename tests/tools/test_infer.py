@@ -4,6 +4,7 @@ import csv
 import json
 import signal
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +127,17 @@ def test_a_picture_without_objects_gets_a_line_with_the_threshold_and_its_highes
     (line,) = (text for text in caplog.messages if text.startswith(f"{photo}: "))
     assert all(fact in line for fact in ("0 objects", f"{threshold:g}", "--score", f"{highest:.3f}"))
     assert results_of(tmp_path / "out") == []
+
+
+def test_the_line_of_a_picture_counts_its_objects_by_class(checkpoint, shared_data, tmp_path, caplog):
+    photo = sorted((shared_data / "coco_tiny/val2017").glob("*.jpg"))[4]
+    caplog.set_level("INFO")
+    arguments = ("--checkpoint", checkpoint, photo, "--score", 0.5, "--out", tmp_path)
+    assert run_tool("infer", *arguments) == 0
+    (line,) = (text for text in caplog.messages if text.startswith(f"{photo}: "))
+    names = Counter(result["category"] for result in results_of(tmp_path))
+    assert len(names) > 1 and f"{names.total()} objects" in line
+    assert all(f"{name} {count}" in line for name, count in names.items())
 
 
 def test_the_lower_scores_of_a_picture_do_not_change_its_detections(shared_data, tmp_path):

@@ -110,7 +110,7 @@ def test_census_and_probe_count_the_same_anchors(lab, caplog):
     arguments = ["--cfg", str(lab / "tiny.yaml"), "data.transforms=[flip, {type: affine}]"]
     assert run_tool("census", *arguments, "--split", "val", "--out", lab / "census_val") == 0
     advise, train = (shlex.split(line, comments=True) for line in caplog.messages[-1].splitlines()[1:])
-    assert advise[-5:] == ["advise", "--census", str(lab / "census_val"), *arguments[:2]]
+    assert advise[-6:] == ["advise", "--census", str(lab / "census_val"), *arguments]
     assert train[-4:] == ["train", *arguments]
     census = json.loads((lab / "census_val/census.json").read_text())
     probe = json.loads((run_of(lab) / "probe_val/probe.json").read_text())
@@ -134,6 +134,11 @@ def test_the_advice_is_a_config(lab):
     assert run_tool("advise", *arguments, "--out", out) == 0
     advised, base = load_config(str(out)), load_config(str(lab / "tiny.yaml"))
     assert advised.data == base.data and "loss" in yaml.safe_load(out.read_text())
+    overrides = ["data.root=photos", "loss.box=giou", "loss.classification.gamma=1"]
+    assert run_tool("advise", *arguments, *overrides, "--out", out) == 0
+    advised = load_config(str(out))
+    assert str(advised.data.root) == "photos" and [term.loss.type for term in advised.loss.box] == ["giou"]
+    assert advised.loss.classification.parameters["gamma"] == 2, "the advice has priority"
     assert run_tool("advise", *arguments, "--gamma", "0", "--out", out) == 0
     advised = load_config(str(out))
     assert advised.loss.classification.type == "cross_entropy" and advised.anchor_sampler.type == "random"

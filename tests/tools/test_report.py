@@ -162,6 +162,18 @@ def test_the_suggestions_follow_from_the_numbers_and_their_commands_are_for_this
     assert any(shlex.split(command)[1] == "evaluate" for step in without for command in step.commands)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_weak_class_gets_a_sampler_only_if_few_images_have_the_class(run: Path, tmp_path: Path, shared: bool):
+    dataset, _ = scenes(tmp_path)
+    if not shared:  # the class dog is in 2 of 8 images
+        records = [dataclasses.replace(r, labels=np.array([0, int(i < 2)])) for i, r in enumerate(dataset.records)]
+        dataset = DetectionDataset(records, dataset.class_names, dataset.category_ids)
+    source = dataclasses.replace(read_source(run), metrics=metrics(cat=0.8, dog=0.3))
+    (weak,) = [step for step in suggest(source, dataset) if "dog" in step.title]
+    assert f"{8 if shared else 2} objects" in weak.reason, "the AP of few objects is uncertain"
+    assert ("data.short_side" in weak.commands[0], "class_balanced" in weak.commands[0]) == (shared, not shared)
+
+
 def test_the_settings_are_those_of_the_config(run: Path):
     rows = dict(settings_rows(read_source(run)))
     assert rows["Version"].endswith("abc123") and rows["Seed"] == "0"

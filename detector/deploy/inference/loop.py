@@ -2,11 +2,13 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 from itertools import islice, takewhile
 
-from detector.core.errors import Interrupted, UserError
+from detector.core.errors import Interrupted, UserError, one_line
 from detector.core.structures import Detections
+from detector.core.wording import counted
 from detector.deploy.inference.sinks import Sink
 from detector.deploy.inference.sources import Source, read_pictures
 from detector.deploy.predict import Detector
@@ -65,14 +67,14 @@ def run(
                             add_failure(picture.source, error)
                     if picture.frame is None or picture.frame % FRAMES_PER_LINE == 0:
                         frame = "" if picture.frame is None else f"frame {picture.frame}, "
-                        text = _describe(detections, of_picture, threshold, lowest)
+                        text = _describe(detections, of_picture, detector.class_names, threshold, lowest)
                         log.info("%s: %s%s", picture.source, frame, text)
                 num_pictures += len(batch)
     finally:
         for sink in sinks:
             sink.close()
     rate = num_pictures / (time.perf_counter() - started)
-    log.info("%d pictures, %.1f pictures/s (reading, detecting, drawing and writing)", num_pictures, rate)
+    log.info("%s, %.1f pictures/s (reading, detecting, drawing and writing)", counted(num_pictures, "picture"), rate)
     messages = "; ".join(message for of_source in failures.values() for message in of_source)
     problem = f"{len(failures)} of {len(sources)} inputs were not processed completely: {messages}"
     if interrupt.exit_code is not None:
@@ -89,10 +91,14 @@ def _above(detections: Detections, threshold: float) -> Detections:
     return Detections(detections.boxes[is_above], detections.scores[is_above], detections.labels[is_above])
 
 
-def _describe(detections: Detections, candidates: Detections, threshold: float, lowest: float) -> str:
-    """Return the number of objects, and for a picture without objects also the highest score."""
+def _describe(
+    detections: Detections, candidates: Detections, class_names: Sequence[str], threshold: float, lowest: float
+) -> str:
+    """Return the number of objects with each class, or for a picture without objects the highest score."""
     if len(detections.scores):
-        return f"{len(detections.scores)} objects"
+        by_class = Counter(class_names[label] for label in detections.labels.tolist()).most_common()
+        names = ", ".join(f"{one_line(name)} {count}" for name, count in by_class)
+        return f"{counted(len(detections.scores), 'object')} ({names})"
     scores = candidates.scores
     highest = f"the highest score is {scores[0]:.3f}" if len(scores) else f"no score is above {lowest:g}"
     return f"0 objects with a score above {threshold:g} (set by --score); {highest}"

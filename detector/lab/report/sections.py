@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from detector.core.command import runnable
 from detector.core.errors import UserError
 from detector.core.wording import number, ratio
 from detector.lab.report import figures, tables
@@ -81,7 +82,7 @@ def make_section(source: Source, anchor: str, num_sections: int) -> Section:
         anchor=anchor,
         tiles=_tiles(source, num_images),
         sentences=summarize(source, num_images),
-        suggestions=suggest(source, dataset),
+        suggestions=[replace(step, commands=[*map(runnable, step.commands)]) for step in suggest(source, dataset)],
         pictures=pictures,
         parts=_parts(source),
         settings=settings_rows(source),

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detector.core.wording import listed, number, percent, short
+import numpy as np
+
+from detector.core.wording import counted, listed, number, percent, short
 from detector.data.dataset import DetectionDataset
-from detector.imbalance.advisor import Advice, advise
+from detector.imbalance.advisor import SHARED_CLASS, Advice, advise
 from detector.lab.report.errors import ERRORS, error_shares
 from detector.lab.report.series import read_series
 from detector.lab.report.sources import Source
@@ -16,6 +18,7 @@ from detector.lab.report.sources import Source
 MAX_SUGGESTIONS = 5
 BALANCED = {"data.sampler": "class_balanced"}
 WEAK = 0.75  # of the mean AP of the other classes
+FEW_OBJECTS = 30  # validation objects; with fewer, the AP of a class is uncertain
 LATE = 0.9  # a loss that settles after this part of the run still moves at the end
 SAME = 0.2  # relative difference of numbers that the advice does not mention
 NEEDED_LOSSES = {"cross_entropy", "focal", "ghm_c"}  # of a probe that the advisor can read
@@ -42,7 +45,7 @@ def suggest(source: Source, dataset: DetectionDataset | None) -> list[Suggestion
     steps = [
         _largest_error(source, dataset),
         _advised(source, advised),
-        _weak_class(source, advised),
+        _weak_class(source, dataset, advised),
         _longer_training(source),
         _missing(source),
         _other_seed(source),
@@ -76,8 +79,9 @@ def _largest_error(source: Source, dataset: DetectionDataset | None) -> Suggesti
         "Miss": ("Objects need more anchors." if has_max_iou else "A larger input gives small objects more anchors.",
                  [_train(source, {"assigner": "atss"} if has_max_iou else _larger_input(source))]),
         "Loc": ("A larger input gives finer boxes.", [_train(source, _larger_input(source))]),
-        "Cls": ("Look at the confusions, and draw images of rare classes more often.",
-                [look, _train(source, BALANCED)]),
+        "Cls": ("Look at the confusions, and draw images of rare classes more often.", [look, _train(source, BALANCED)])
+        if _can_balance(source, dataset)
+        else ("Look at the confusions.", [look]),
         "Both": ("Look at the wrong detections first: wrong labels have this effect.",
                  [look, f"detector check --cfg {_config(source)}"]),
         "Dupe": ("Non-maximum suppression at a lower IoU removes more duplicates.",
@@ -110,7 +114,7 @@ def _advised(source: Source, advice: list[Advice]) -> Suggestion | None:
     )
 
 
-def _weak_class(source: Source, advice: list[Advice]) -> Suggestion | None:
+def _weak_class(source: Source, dataset: DetectionDataset | None, advice: list[Advice]) -> Suggestion | None:
     if source.metrics is None or any("sampler" in step.key or "weights" in step.key for step in advice):
         return None
     measured = {name: values.AP for name, values in source.metrics.per_class.items() if not math.isnan(values.AP)}
@@ -121,13 +125,34 @@ def _weak_class(source: Source, advice: list[Advice]) -> Suggestion | None:
     if measured[weakest] >= WEAK * others:
         return None
     reason = f"Its AP is {number(measured[weakest], 2)}; the mean of the other classes is {number(others, 2)}. "
-    counts = {row.name: row.objects for row in source.census.by_class} if source.census is not None else {}
-    is_frequent = counts.get(weakest, 0) * 2 > max(counts.values(), default=0) > 0
-    if is_frequent or _is_set(source.setting("data.sampler"), {"type": "class_balanced"}):
-        reason += "It is not rare in training, so a larger input may help more than another sampler."
-        return Suggestion(f"Improve {short(weakest)}", reason, [_train(source, _larger_input(source))])
-    reason += "Images of rare classes can be drawn more often."
-    return Suggestion(f"Improve {short(weakest)}", reason, [_train(source, BALANCED)])
+    if dataset is not None:
+        num_objects = int(dataset.class_counts()[dataset.class_names.index(weakest)])
+        if num_objects < FEW_OBJECTS:
+            reason += f"The validation split has only {counted(num_objects, 'object')} of it, so its AP is uncertain. "
+    share = _image_shares(source, dataset).get(weakest, 0)
+    if share > SHARED_CLASS:
+        reason += f"{percent(share)} of the images have this class, so no sampler can draw it more often. "
+    elif not _is_set(source.setting("data.sampler"), {"type": "class_balanced"}):
+        reason += "Images of rare classes can be drawn more often."
+        return Suggestion(f"Improve {short(weakest)}", reason, [_train(source, BALANCED)])
+    reason += "A larger input may help."
+    return Suggestion(f"Improve {short(weakest)}", reason, [_train(source, _larger_input(source))])
+
+
+def _image_shares(source: Source, dataset: DetectionDataset | None) -> dict[str, float]:
+    """Return the share of the images that have each class: of the census, else of the validation split."""
+    if source.census is not None and source.census.num_images:
+        return {row.name: row.images / source.census.num_images for row in source.census.by_class}
+    if dataset is None or not len(dataset):
+        return {}
+    has_class = np.array([np.isin(range(len(dataset.class_names)), labels) for labels in dataset.labels_by_image()])
+    return dict(zip(dataset.class_names, has_class.mean(axis=0).tolist(), strict=True))
+
+
+def _can_balance(source: Source, dataset: DetectionDataset | None) -> bool:
+    """Return whether a sampler of images can draw a class more often than the other classes."""
+    shares = _image_shares(source, dataset)
+    return not shares or any(share <= SHARED_CLASS for share in shares.values())
 
 
 def _longer_training(source: Source) -> Suggestion | None:

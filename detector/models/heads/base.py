@@ -18,7 +18,6 @@ class Head(nn.Module):
     Attributes:
         coder: the coder between boxes and the R numbers that the head predicts for each prior.
         initial_score: the score of every prior and class before training.
-        initial_raw: about the value of every raw number before training.
         quality: the target of the box quality that the head predicts, or None if it predicts no box quality.
         grid: the grid of the priors, or None if the priors have no grid. The census counts only priors of a grid.
         one_to_one: the one-to-one head, a second head with the same priors, or None. Its predictions are those of the
@@ -28,7 +27,6 @@ class Head(nn.Module):
 
     coder: BoxCoder
     initial_score: float
-    initial_raw: float = 0.0
     quality: BoxQuality | None = None
     grid: Any = None
     one_to_one: "Head | None"

@@ -81,7 +81,6 @@ class PointHead(Head):
         self.scales = nn.Parameter(torch.ones(len(strides))) if scales else None
         self.activate = ACTIVATIONS[activation] if reg_max is None else None
         self.initial_score = self.class_branch.set_initial_score(prior)
-        self.initial_raw = 0.0 if self.activate is None else float(self.activate(torch.zeros(())))
         if one_to_one:
             self.one_to_one = copy.deepcopy(self)
 
