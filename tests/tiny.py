@@ -1,6 +1,8 @@
-"""A tiny detector for fast tests: ResNet-18 on drawn scenes of 64 pixels."""
+"""A tiny detector for fast tests: a small ResNet on drawn scenes of 64 pixels."""
 
 from pathlib import Path
+
+import small_resnet  # noqa: F401 (registers the backbone for the tests of all files)
 
 from detector.build import build_dataset, build_trained_model, build_trainer
 from detector.config import Config, config_from_text
@@ -8,13 +10,14 @@ from detector.core.registry import Registry
 from detector.engine.trainer import Trainer
 
 TINY = """
+imports: [small_resnet]
 data:
   train: {type: synthetic, num_images: 12, image_size: 64, objects: 3, distractors: 1}
   val: {type: synthetic, split: val, num_images: 4, image_size: 64, objects: 3, distractors: 1}
   short_side: 64
   num_workers: 0
 model:
-  backbone: {type: resnet18, norm: group, trainable_stages: 5}
+  backbone: {type: small_resnet, norm: group, trainable_stages: 5}
   levels: [3, 4]
   width: 16
   head: {type: anchors, depth: 1, sizes: [[12, 18], [26, 40]]}

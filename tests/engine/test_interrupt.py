@@ -101,7 +101,7 @@ class Slow(SmoothL1Loss):
 @pytest.mark.slow
 def test_ctrl_c_saves_a_training_and_a_second_ctrl_c_ends_it_immediately(tmp_path: Path):
     (tmp_path / "slow.py").write_text(SLOW)
-    (tmp_path / "tiny.yaml").write_text("imports: [slow]\n" + TINY + "loss: {box: slow}\n")
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("imports: [", "imports: [slow, ") + "loss: {box: slow}\n")
     options = ("--cfg", tmp_path / "tiny.yaml", "--out", tmp_path / "run", "--resume", "auto")
     marker, last = tmp_path / "marker", tmp_path / "run/checkpoints/last.pt"
     for num_signals, seconds, code in ((1, 2, 130), (2, 300, -signal.SIGINT)):  # a shell shows 130 in both cases

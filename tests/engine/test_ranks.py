@@ -65,7 +65,8 @@ CASES = (
     "assigner=task_aligned loss.classification=quality_focal loss.box_rows=quality",
     "assigner=sim_ota loss.classification=focal",
     "assigner=soft_label loss.classification=varifocal",
-    "model.head.type=points model.head.depth=1 assigner=atss loss.box_rows=score train.accumulation=1",
+    "model.head.type=points model.head.depth=1 model.head.activation=softplus assigner=atss loss.box_rows=score "
+    "train.accumulation=1",
     "model.head.type=points model.head.depth=1 model.head.activation=exp model.head.one_to_one=true "
     "assigner=task_aligned loss.classification=equalized_focal loss.normaliser=ema train.accumulation=1",
 )
@@ -86,7 +87,7 @@ def test_two_ranks_with_b_images_have_the_gradients_of_one_rank_with_2b_images(t
             for name, value in row.items():
                 atol = 3 if name.startswith("gradient_norm_") else 1e-6  # rounding can move an element to the next bin
                 for of_rank in (first, second):
-                    torch.testing.assert_close(of_rank[case]["rows"][step][name], value, rtol=2e-5, atol=atol, msg=name)
+                    torch.testing.assert_close(of_rank[case]["rows"][step][name], value, rtol=2e-5, atol=atol, msg=lambda m, n=name, c=case, s=step: f"{c} {s} {n}: {m}")
             scale = max(float(g.abs().max()) for g in single[case]["gradients"][step])
             for expected, *others in zip(*(x[case]["gradients"][step] for x in (single, first, second)), strict=True):
                 assert torch.equal(*others)
@@ -319,7 +320,8 @@ def prepare(folder: Path, out: str, number: str = "SIGKILL") -> tuple[list[objec
     Rank 1 sends the signal only if the marker file does not exist.
     """
     (folder / "faulty.py").write_text(FAULTY)
-    (folder / "tiny.yaml").write_text("imports: [faulty]\n" + TINY + "loss: {box: faulty}\n")
+    with_loss = TINY.replace("imports: [", "imports: [faulty, ") + "loss: {box: faulty}\n"
+    (folder / "tiny.yaml").write_text(with_loss)
     options = ["--cfg", folder / "tiny.yaml", "--out", folder / out, "--resume", "auto", *RUN]
     variables = environment(MARKER=str(folder / f"{out}.marker"), SIGNAL=number, XDG_CACHE_HOME=str(folder / "cache"))
     return options, variables | {"PYTHONPATH": os.pathsep.join((variables["PYTHONPATH"], str(folder)))}

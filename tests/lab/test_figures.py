@@ -222,7 +222,7 @@ def test_the_readings_have_the_numbers_of_their_data(ten):
     # two of seven background elements have a norm below 0.1, and no foreground element has 0.9
     assert numbers(readings["Gradient norms of the elements"])[0] == 29
     shares = {name: loss.gradient_foreground for name, loss in ten.losses.items()}
-    assert {round(100 * share) for share in shares.values()} <= set(numbers(readings["Shares of the gradient"]))
+    assert {round(100 * share, 1) for share in shares.values()} <= set(numbers(readings["Shares of the gradient"]))
     outliers = {
         sum(loss.gradient[f"{kind}_outlier"] for kind in ("foreground", "background")) for loss in ten.losses.values()
     }

@@ -234,8 +234,8 @@ class Loader:
                 del batches  # which would wait many seconds for them
                 self._loader = self._make()
                 raise
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
+            except (RuntimeError, OSError, EOFError) as error:
+                if not self._is_death(error):
                     raise
                 self.deaths += 1
                 if self.deaths > MAX_DEATHS:
@@ -245,6 +245,12 @@ class Loader:
                     ) from None
                 log.warning("a loader worker died (%s); new workers continue with batch %d", error, first_batch)
                 self._loader = self._make()
+
+    def _is_death(self, error: Exception) -> bool:
+        """Return whether the error means that a worker died: before its batch, or while the batch was handed over."""
+        text = str(error)
+        was_handing_over = not isinstance(error, RuntimeError) and not text.startswith("Caught")  # in a worker's code
+        return bool(self._loader.num_workers) and (text.startswith("DataLoader worker") or was_handing_over)
 
 
 def make_loader(

@@ -103,7 +103,7 @@ class ResNet(Backbone):
         stride_in_1x1: Switch = False,
     ):
         super().__init__()
-        net = getattr(torchvision.models, self.architecture)(weights=None, norm_layer=NORMS[norm])
+        net = self.make_net(NORMS[norm])
         if stride_in_1x1:
             for block in net.modules():
                 if isinstance(block, Bottleneck):
@@ -122,6 +122,14 @@ class ResNet(Backbone):
         for frozen in [[self.conv1, self.bn1], *([getattr(self, s)] for s in self.stages)][: 5 - trainable_stages]:
             for module in frozen:
                 module.requires_grad_(False)
+
+    def make_net(self, norm: Callable[[int], nn.Module]) -> torchvision.models.ResNet:
+        """Return a new network of torchvision, of which the backbone takes the stages.
+
+        Args:
+            norm: makes a norm for a number of channels.
+        """
+        return getattr(torchvision.models, self.architecture)(weights=None, norm_layer=norm)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the maps of normalized images. See `Backbone.forward`."""
