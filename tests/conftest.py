@@ -52,6 +52,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module", autouse=True)
 def registered_parts() -> Iterator[None]:
     """Remove the parts that the tests of a file have registered, because a probe builds all registered losses."""
+    import small_resnet  # noqa: F401 (the backbone of many tests stays registered)
+
     from detector import data, losses  # imported here, after OMP_NUM_THREADS is set
     from detector.geometry import assignment
     from detector.models.backbones import BACKBONES

@@ -23,7 +23,7 @@ from detector.lab.study.selection import make_selection_runs
 DOCUMENTS = ("README.md", "tools/README.md", "configs/README.md", "tools/benchmarks/README.md", "CONTRIBUTING.md")
 SHORT = ("train.epochs=1", "train.device=cpu", "train.batch_size=2", "data.num_workers=0", "model.width=64")
 SHORT += ("data.short_side=64", "data.long_side=96", "train.log_every=1", "model.weights=null")
-SHORT += ("model.backbone={type: resnet18, norm: batch, trainable_stages: 5}",)
+SHORT += ("imports=[small_resnet]", "model.backbone={type: small_resnet, norm: batch, trainable_stages: 5}")
 SCENES = tuple(f"data.{split}.{key}" for split in ("train", "val") for key in ("image_size=64", "num_images=8"))
 
 

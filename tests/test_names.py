@@ -184,12 +184,13 @@ def test_a_picture_that_cannot_be_drawn_is_a_warning_and_the_others_are_drawn(tm
 # ---- the tools in sequence
 
 CONFIG = """
+imports: [small_resnet]
 data:
   train: {type: coco, images: images, annotations: a.json}
   val: {type: coco, images: images, annotations: a.json}
   short_side: 64
   num_workers: 0
-model: {backbone: {type: resnet18, norm: group, trainable_stages: 5}, levels: [3, 4], width: 16,
+model: {backbone: {type: small_resnet, norm: group, trainable_stages: 5}, levels: [3, 4], width: 16,
   head: {depth: 1, prior: 0.4, sizes: [[12, 18], [26, 40]]}}
 train: {batch_size: 2, device: cpu, precision: fp32, warmup_steps: 0, schedule: constant, epochs: 2, meter_every: 1}
 """

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import small_resnet  # noqa: F401 (registers the backbone for the tests of all files)
-
 from detector.build import build_dataset, build_trained_model, build_trainer
 from detector.config import Config, config_from_text
 from detector.core.registry import Registry

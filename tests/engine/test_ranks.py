@@ -87,7 +87,8 @@ def test_two_ranks_with_b_images_have_the_gradients_of_one_rank_with_2b_images(t
             for name, value in row.items():
                 atol = 3 if name.startswith("gradient_norm_") else 1e-6  # rounding can move an element to the next bin
                 for of_rank in (first, second):
-                    torch.testing.assert_close(of_rank[case]["rows"][step][name], value, rtol=2e-5, atol=atol, msg=lambda m, n=name, c=case, s=step: f"{c} {s} {n}: {m}")
+                    actual, where = of_rank[case]["rows"][step][name], f"{case}, step {step}, {name}: "
+                    torch.testing.assert_close(actual, value, rtol=2e-5, atol=atol, msg=where.__add__)
             scale = max(float(g.abs().max()) for g in single[case]["gradients"][step])
             for expected, *others in zip(*(x[case]["gradients"][step] for x in (single, first, second)), strict=True):
                 assert torch.equal(*others)

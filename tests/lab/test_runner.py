@@ -150,8 +150,8 @@ def test_a_refused_study_does_not_change_the_files_of_the_folder(tmp_path, capsy
 def test_an_interrupted_study_has_the_numbers_of_an_uninterrupted_study(tmp_path, monkeypatch):
     (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "study.yaml").write_text(TINY_SELECTION.replace("CONFIG", str(tmp_path / "tiny.yaml")))
-    for name, value in {"PYTHONPATH": environment()["PYTHONPATH"], "OMP_WAIT_POLICY": "passive"}.items():  # other tests need the cores
-        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")  # other tests need the cores
     # both studies have 1 job, because the number of jobs sets the number of threads and the order of sums
     options = ["--cfg", str(tmp_path / "study.yaml"), "--jobs", "1", "--out"]
 

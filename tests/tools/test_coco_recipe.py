@@ -25,8 +25,8 @@ def test_the_coco_recipes_run_on_real_coco_images(recipe, shared_data, tmp_path,
     call(
         *(monkeypatch, "train.py", "--cfg", recipe, "--out", tmp_path),
         f"data.root={shared_data / 'coco_tiny'}",
-        "model.backbone={type: resnet18, norm: group, trainable_stages: 5}",
-        *("model.weights=null", "model.width=64", "data.short_side=64", "data.long_side=107", "data.num_workers=0"),
+        *("imports=[small_resnet]", "model.backbone={type: small_resnet, norm: group, trainable_stages: 5}"),
+        *("model.weights=null", "model.width=32", "data.short_side=64", "data.long_side=107", "data.num_workers=0"),
         *("train.epochs=1", "train.log_every=1"),
     )
     metrics = json.loads((tmp_path / "metrics.json").read_text())

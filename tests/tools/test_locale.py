@@ -17,12 +17,13 @@ from detector.data.images import write_image
 NAMES = ["图甲", "naïve"]
 STEMS = [os.fsdecode(b"caf\xe9"), "图", "plain", "x" * 200]
 CONFIG = """
+imports: [small_resnet]
 data:
   train: {type: voc, images: images, annotations: annotations}
   val: {type: voc, images: images, annotations: annotations}
   short_side: 64
   num_workers: 0
-model: {backbone: {type: resnet18, norm: group, trainable_stages: 5}, levels: [3, 4], width: 16,
+model: {backbone: {type: small_resnet, norm: group, trainable_stages: 5}, levels: [3, 4], width: 16,
   head: {depth: 1, prior: 0.4, sizes: [[12, 18], [26, 40]]}}
 train: {batch_size: 2, device: cpu, precision: fp32, warmup_steps: 0, schedule: constant, epochs: 1, meter_every: 1}
 """
@@ -65,7 +66,7 @@ def test_each_tool_succeeds_and_its_files_are_utf8(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", ALL_TOOLS],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"} | ASCII,
+        env=os.environ | {"PYTHONPATH": f"{REPO}:{REPO}/tests", "OMP_NUM_THREADS": "1"} | ASCII,
         capture_output=True,
         timeout=300,
         check=False,

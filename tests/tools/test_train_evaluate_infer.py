@@ -35,13 +35,14 @@ METRICS = {
     "settings",
 }
 TINY = """
+imports: [small_resnet]
 data:
   train: {type: synthetic, num_images: 16, image_size: 64, objects: 3, distractors: 1}
   val: {type: synthetic, split: val, num_images: 4, image_size: 64, objects: 3, distractors: 1}
   short_side: 64
   num_workers: 0
 model:
-  backbone: {type: resnet18, norm: batch, trainable_stages: 5}
+  backbone: {type: small_resnet, norm: batch, trainable_stages: 5}
   levels: [3, 4]
   width: 16
   head: {depth: 1, prior: 0.1, sizes: [[12, 18], [26, 40]]}
