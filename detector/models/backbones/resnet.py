@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torchvision
@@ -103,7 +103,7 @@ class ResNet(Backbone):
         stride_in_1x1: Switch = False,
     ):
         super().__init__()
-        net = self.make_net(NORMS[norm])
+        net: Any = self.make_net(NORMS[norm])
         if stride_in_1x1:
             for block in net.modules():
                 if isinstance(block, Bottleneck):
