@@ -14,6 +14,8 @@ from detector.engine.checkpoint import load_checkpoint, save_checkpoint
 from detector.engine.trainer import Trainer
 from detector.old_versions import upgrade_config
 
+RUN = ("imports=[]", "model.backbone={type: resnet18, norm: group, trainable_stages: 5}")
+RUN += ("train.accumulation=1", "loss.box=ghm_r")
 NAMES = {"neck.": "fpn.", "head.class_branch.": "class_head.", "head.box_branch.": "box_head.", "boxes.0.": "box."}
 MODEL = """
 backbone: resnet18
@@ -47,7 +49,7 @@ def old_names(state: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
-    trainer = make_trainer(tmp_path_factory.mktemp("run"), "train.accumulation=1", "loss.box=ghm_r")
+    trainer = make_trainer(tmp_path_factory.mktemp("run"), *RUN)
     trainer.step(first_batches(trainer, 1))
     trainer.save("last")
     return trainer
@@ -93,13 +95,13 @@ def test_an_old_checkpoint_has_the_contents_of_a_new_checkpoint(trainer: Trainer
 
 
 def test_an_old_run_resumes_without_a_warning(old: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    other = make_trainer(tmp_path / "new", "train.accumulation=1", "loss.box=ghm_r")
+    other = make_trainer(tmp_path / "new", *RUN)
     other.resume(load_checkpoint(old), old)
     assert other.steps_done == 1 and not caplog.text
 
 
 def test_an_old_checkpoint_can_be_loaded_as_weights_and_as_a_detector(trainer: Trainer, old: Path, tmp_path: Path):
-    loaded = make_trainer(tmp_path / "new", f"model.weights={old}").model.state_dict()
+    loaded = make_trainer(tmp_path / "new", *RUN, f"model.weights={old}").model.state_dict()
     detector = Detector.load(old, device="cpu").model.state_dict()
     for state in (loaded, detector):
         assert_same(dict(state), dict(trainer.model.state_dict()))

@@ -136,7 +136,8 @@ def test_a_training_on_drawn_scenes(overrides: tuple[str, ...], tmp_path: Path):
     trainer = tiny_trainer(tmp_path, *POINTS, *overrides, "train.batch_size=4")
     batch = next(iter(trainer.loader))
     rows = [trainer.step([batch]) for _ in range(12)]
-    assert rows[0]["cls"].item() == pytest.approx(trainer.step.expected_loss, rel=0.2)
+    if overrides == FCOS:  # the random boxes of a new model decide the quality focal loss
+        assert rows[0]["cls"].item() == pytest.approx(trainer.step.expected_loss, rel=0.2)
     for name in trainer.criterion.term_names:
         assert rows[0][name] > 0 and rows[-1][name].isfinite()
     assert sum(row["loss"] for row in rows[-3:]) < 0.9 * sum(row["loss"] for row in rows[:3])
