@@ -37,7 +37,8 @@ def test_a_census_of_random_annotations():
 @pytest.mark.slow
 def test_inference_and_training_against_torchvision(monkeypatch):
     def export_a_smaller_model(batch, config):  # to export a ResNet-50 takes most of the time
-        small = config_from_text("model: {backbone: resnet18}\ndata: {train: synthetic, val: synthetic}", "small").model
+        text = "model: {backbone: resnet18, width: 32, head: {type: anchors, depth: 1}}\n"
+        small = config_from_text(text + "data: {train: synthetic, val: synthetic}", "small").model
         return onnxruntime_detections(batch, config.model_copy(update={"model": small}))
 
     onnxruntime_detections = inference.onnxruntime_detections

@@ -18,7 +18,8 @@ from detector.core.errors import UserError
 from detector.core.files import write_text
 
 REPO = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}:{REPO}/tests", "PYTHONUNBUFFERED": ""}  # an empty text means buffered output
+# an empty PYTHONUNBUFFERED means buffered output
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}:{REPO}/tests", "PYTHONUNBUFFERED": ""}
 TOOL = "from detector.core.command import run\nfrom detector.core.errors import UserError\n\ndef main():\n"
 
 
