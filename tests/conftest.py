@@ -15,8 +15,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # OpenMP reads it when torch is importe
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Start a process more than there are cores: many tests wait for other processes."""
-    return num_cores() + 1
+    """Start two processes more than there are cores: many tests wait for other processes."""
+    return num_cores() + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

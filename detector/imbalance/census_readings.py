@@ -105,8 +105,8 @@ def read_fit(suggestion: AnchorSuggestion) -> str:
     """State the objects that an anchor fits, also with the suggested anchors if these fit clearly more objects."""
     recall, iou = suggestion.recall, suggestion.mean_max_iou
     text = (
-        f"{percent(recall.now)} of the objects have an anchor with at least {THRESHOLD}; the mean of their highest IoU "
-        f"is {number(iou.now, 2)}"
+        f"{percent(recall.now)} of the objects have an anchor whose IoU is at least {THRESHOLD}; "
+        f"the mean of their highest IoU is {number(iou.now, 2)}"
     )
     if not gains_recall(suggestion):
         return f"{text}."
