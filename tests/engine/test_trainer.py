@@ -381,7 +381,7 @@ def test_the_compiled_model_takes_the_same_steps(tmp_path: Path, monkeypatch: py
     write_examples(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     small = ("imports=[my_backbone]", "model.backbone={type: plain, width: 16}", "train.accumulation=1")
-    small += ("model.levels=[3, 3]", "model.head.sizes=[[12, 26]]")
+    small += ("model.levels=[3, 3]", "model.head.sizes=[[12, 26]]", "model.head.depth=0")
     eager, compiled = (make_trainer(tmp_path / name, f"train.compile={name}", *small) for name in ("false", "true"))
     for batch in first_batches(eager, 3):
         expected, measured = eager.step([batch]), compiled.step([batch])
