@@ -115,7 +115,7 @@ def make(folder: Path, suffix: str, nms: bool, *overrides: str) -> Exported:
     return made
 
 
-FROZEN, GROUP, BATCH = (f"model.backbone.norm={norm}" for norm in ("frozen", "group", "batch"))
+FROZEN, BATCH = (f"model.backbone.norm={norm}" for norm in ("frozen", "batch"))  # the other models have group norm
 POINTS = "model.head={type: points, depth: 1, prior: 0.3, activation: exp}"  # with distances and a quality
 DISTRIBUTIONS = "model.head={type: points, depth: 1, prior: 0.3, reg_max: 7, quality: null, towers: shared}"
 ONE_TO_ONE = "model.head={type: points, depth: 1, prior: 0.3, activation: exp, one_to_one: true}"
@@ -126,7 +126,7 @@ CONVNEXT = "model.backbone={type: timm, name: convnext_atto}"
 @pytest.fixture(
     scope="module",
     params=[
-        *((".onnx", override) for override in (FROZEN, GROUP, POINTS, LITE0, CONVNEXT)),
+        *((".onnx", override) for override in (FROZEN, POINTS, LITE0, CONVNEXT)),
         *((".pt2", override) for override in (BATCH, DISTRIBUTIONS)),
     ],
     ids=" ".join,
