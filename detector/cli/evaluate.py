@@ -83,8 +83,9 @@ def main() -> None:
     log.info("%s\n%s", summary(metrics, detections), describe(anatomy))
     log.info("wrote metrics.json, anatomy.json and detections.json to %s", folder)
     commands = {f"detector report {shlex.quote(str(folder))} --out evaluation.html": "the figures of this evaluation"}
-    if args.checkpoint is not None:
-        score = f"--score {anatomy.curves.best_f1.score:.2f}"
+    best = anatomy.curves.best_f1
+    if args.checkpoint is not None and best.f1:
+        score = f"--score {best.score:.2f}"
         infer = f"detector infer --checkpoint {shlex.quote(str(args.checkpoint))} IMAGES {score}"
         commands[infer] = "boxes on new images, at the score with the best F1"
     log.info("%s", next_steps(commands))

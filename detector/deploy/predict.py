@@ -14,8 +14,8 @@ from detector.core.errors import UserError
 from detector.core.structures import Detections, Sample
 from detector.core.validation import did_you_mean
 from detector.data.images import ImageInput, as_rgb
+from detector.data.pipeline.batches import collate
 from detector.data.pipeline.buckets import make_buckets
-from detector.data.pipeline.loader import collate
 from detector.data.pipeline.transforms import resize, target_size
 from detector.engine.checkpoint import load_checkpoint
 from detector.engine.precision import choose_device

@@ -14,9 +14,9 @@ from detector.cli import COMMANDS, DISTRIBUTION
 REPO = Path(__file__).parents[2]
 
 
-def detector(*arguments: str, cwd: Path = REPO) -> subprocess.CompletedProcess:
+def detector(*arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "detector", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPO)
 
 
 def with_imports(*arguments: str) -> tuple[subprocess.CompletedProcess, set[str]]:
@@ -61,7 +61,6 @@ def test_a_missing_config_exits_with_2():
     assert run_tool("train", "--cfg", "nope") == 2
 
 
-@pytest.mark.slow
 def test_a_packaged_config_can_be_used_in_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import environment
 from tiny import TINY
 from tools_run import run_tool as call_tool
 
@@ -18,8 +19,7 @@ from detector.core.errors import UserError
 from detector.core.files import write_text
 
 REPO = Path(__file__).parents[2]
-# an empty PYTHONUNBUFFERED means buffered output
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{REPO}:{REPO}/tests", "PYTHONUNBUFFERED": ""}
+ENVIRONMENT = environment(PYTHONUNBUFFERED="")  # an empty text means buffered output
 TOOL = "from detector.core.command import run\nfrom detector.core.errors import UserError\n\ndef main():\n"
 
 

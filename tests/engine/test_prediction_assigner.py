@@ -14,7 +14,7 @@ from torch import Tensor
 from detector.build import build_census, build_dataset, build_probe
 from detector.core.errors import UserError
 from detector.core.structures import IGNORED, Batch, GroundTruth, Predictions, Priors, is_foreground
-from detector.data.pipeline.loader import collate
+from detector.data.pipeline.batches import collate
 from detector.engine.trainer import Trainer
 from detector.geometry.assignment import ASSIGNERS
 from detector.geometry.coders import DeltaCoder

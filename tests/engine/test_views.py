@@ -7,7 +7,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from detector.core.structures import PADDING_COLOR, Batch, Predictions, Priors, Sample
-from detector.data.pipeline.loader import collate
+from detector.data.pipeline.batches import collate
 from detector.engine.evaluate import detect_batch
 from detector.engine.views import PLAIN, View, make_views
 from detector.geometry.coders import DeltaCoder

@@ -10,7 +10,7 @@ from torchvision.ops import box_iou
 
 from detector.core.structures import IGNORED, GroundTruth, Priors
 from detector.data.formats.coco import CocoDataset
-from detector.data.pipeline.loader import collate
+from detector.data.pipeline.batches import collate
 from detector.data.pipeline.transforms import Flip, TransformContext, resize
 from detector.geometry.anchors import AnchorGrid, default_sizes
 from detector.geometry.assignment import ATSSAssigner, MaxIoUAssigner, base

@@ -147,6 +147,7 @@ TO_COMPILE = [
     (torch.float32, 0.25, 2.0, None),
     (torch.float64, ALPHAS, 0.5, WEIGHTS),
     (torch.bfloat16, None, 0.0, WEIGHTS),
+    (torch.float16, 0.25, 2.0, None),
 ]
 
 

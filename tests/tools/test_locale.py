@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import environment
 from tools_run import REPO
 
 from detector.core.files import WRITE_TEXT, write_text
@@ -66,7 +67,7 @@ def test_each_tool_succeeds_and_its_files_are_utf8(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", ALL_TOOLS],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{REPO}:{REPO}/tests", "OMP_NUM_THREADS": "1"} | ASCII,
+        env=environment(**ASCII),
         capture_output=True,
         timeout=300,
         check=False,

@@ -174,6 +174,15 @@ def test_a_weak_class_gets_a_sampler_only_if_few_images_have_the_class(run: Path
     assert ("data.short_side" in weak.commands[0], "class_balanced" in weak.commands[0]) == (shared, not shared)
 
 
+def test_a_weak_class_that_is_frequent_in_few_images_gets_a_larger_input(run: Path, tmp_path: Path):
+    dataset, _ = scenes(tmp_path)
+    records = [dataclasses.replace(r, labels=np.full(2, int(i < 3))) for i, r in enumerate(dataset.records)]
+    dataset = DetectionDataset(records, dataset.class_names, dataset.category_ids)  # 6 dogs in 3 of 8 images, 10 cats
+    source = dataclasses.replace(read_source(run), metrics=metrics(cat=0.8, dog=0.3))
+    (weak,) = [step for step in suggest(source, dataset) if "dog" in step.title]
+    assert "data.short_side" in weak.commands[0]
+
+
 def test_the_settings_are_those_of_the_config(run: Path):
     rows = dict(settings_rows(read_source(run)))
     assert rows["Version"].endswith("abc123") and rows["Seed"] == "0"

@@ -11,6 +11,7 @@ import numpy as np
 from detector.core.wording import counted, listed, number, percent, short
 from detector.data.dataset import DetectionDataset
 from detector.imbalance.advisor import SHARED_CLASS, Advice, advise
+from detector.imbalance.remedies import count_labels
 from detector.lab.report.errors import ERRORS, error_shares
 from detector.lab.report.series import read_series
 from detector.lab.report.sources import Source
@@ -70,6 +71,10 @@ def _largest_error(source: Source, dataset: DetectionDataset | None) -> Suggesti
         f"--score {source.anatomy.curves.best_f1.score:.2f} --out {_quoted(source.folder / 'errors')}"
     )
     has_max_iou = _is_set(source.setting("assigner"), {"type": "max_iou"})
+    confusions, balance = "Look at the confusions.", []
+    shares_of_images = [share for _, share in _class_counts(source, dataset).values()]
+    if not shares_of_images or min(shares_of_images) <= SHARED_CLASS:
+        confusions, balance = f"{confusions} Draw images of rare classes more often.", [_train(source, BALANCED)]
     remedies: dict[str, tuple[str, list[str]]] = {
         "Bkg": (
             "Look at the wrong detections first. An object without an annotation needs a label. A background that "
@@ -79,9 +84,7 @@ def _largest_error(source: Source, dataset: DetectionDataset | None) -> Suggesti
         "Miss": ("Objects need more anchors." if has_max_iou else "A larger input gives small objects more anchors.",
                  [_train(source, {"assigner": "atss"} if has_max_iou else _larger_input(source))]),
         "Loc": ("A larger input gives finer boxes.", [_train(source, _larger_input(source))]),
-        "Cls": ("Look at the confusions, and draw images of rare classes more often.", [look, _train(source, BALANCED)])
-        if _can_balance(source, dataset)
-        else ("Look at the confusions.", [look]),
+        "Cls": (confusions, [look, *balance]),
         "Both": ("Look at the wrong detections first: wrong labels have this effect.",
                  [look, f"detector check --cfg {_config(source)}"]),
         "Dupe": ("Non-maximum suppression at a lower IoU removes more duplicates.",
@@ -129,9 +132,12 @@ def _weak_class(source: Source, dataset: DetectionDataset | None, advice: list[A
         num_objects = int(dataset.class_counts()[dataset.class_names.index(weakest)])
         if num_objects < FEW_OBJECTS:
             reason += f"The validation split has only {counted(num_objects, 'object')} of it, so its AP is uncertain. "
-    share = _image_shares(source, dataset).get(weakest, 0)
+    counts = _class_counts(source, dataset)
+    num_objects, share = counts.get(weakest, (0, 0.0))
     if share > SHARED_CLASS:
         reason += f"{percent(share)} of the images have this class, so no sampler can draw it more often. "
+    elif num_objects * 2 > max((count for count, _ in counts.values()), default=0):
+        reason += "It is not rare, so another sampler may not help. "
     elif not _is_set(source.setting("data.sampler"), {"type": "class_balanced"}):
         reason += "Images of rare classes can be drawn more often."
         return Suggestion(f"Improve {short(weakest)}", reason, [_train(source, BALANCED)])
@@ -139,20 +145,15 @@ def _weak_class(source: Source, dataset: DetectionDataset | None, advice: list[A
     return Suggestion(f"Improve {short(weakest)}", reason, [_train(source, _larger_input(source))])
 
 
-def _image_shares(source: Source, dataset: DetectionDataset | None) -> dict[str, float]:
-    """Return the share of the images that have each class: of the census, else of the validation split."""
+def _class_counts(source: Source, dataset: DetectionDataset | None) -> dict[str, tuple[int, float]]:
+    """Return the objects of each class and its share of the images: of the census, else of the validation split."""
     if source.census is not None and source.census.num_images:
-        return {row.name: row.images / source.census.num_images for row in source.census.by_class}
+        return {row.name: (row.objects, row.images / source.census.num_images) for row in source.census.by_class}
     if dataset is None or not len(dataset):
         return {}
-    has_class = np.array([np.isin(range(len(dataset.class_names)), labels) for labels in dataset.labels_by_image()])
-    return dict(zip(dataset.class_names, has_class.mean(axis=0).tolist(), strict=True))
-
-
-def _can_balance(source: Source, dataset: DetectionDataset | None) -> bool:
-    """Return whether a sampler of images can draw a class more often than the other classes."""
-    shares = _image_shares(source, dataset)
-    return not shares or any(share <= SHARED_CLASS for share in shares.values())
+    images = count_labels([np.unique(labels) for labels in dataset.labels_by_image()], len(dataset.class_names))
+    objects = dataset.class_counts()
+    return {name: (int(objects[k]), float(images[k] / len(dataset))) for k, name in enumerate(dataset.class_names)}
 
 
 def _longer_training(source: Source) -> Suggestion | None:

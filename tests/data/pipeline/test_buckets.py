@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from detector.core.structures import Sample
+from detector.data.pipeline.batches import EpochBatches, collate
 from detector.data.pipeline.buckets import group_by_bucket, make_buckets
-from detector.data.pipeline.loader import EpochBatches, collate
 from detector.data.pipeline.samplers import UniformSampler
 
 

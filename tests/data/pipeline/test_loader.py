@@ -4,7 +4,8 @@ import torch
 from refusals import refused
 
 from detector.core.structures import PADDING_COLOR, Batch, Sample
-from detector.data.pipeline.loader import EpochBatches, collate, make_loader, repeats
+from detector.data.pipeline.batches import EpochBatches, collate, repeats
+from detector.data.pipeline.loader import make_loader
 from detector.data.pipeline.samplers import ClassBalancedSampler, ImageSampler, UniformSampler
 from detector.data.pipeline.transforms import Affine, Color, Flip, Resize
 

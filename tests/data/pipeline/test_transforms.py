@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detector.core.structures import IGNORED, Sample
-from detector.data.pipeline.loader import collate
+from detector.data.pipeline.batches import collate
 from detector.data.pipeline.transforms import (
     Affine,
     Color,
