@@ -135,9 +135,7 @@ def test_each_scope_is_a_difference_in_every_step(scope, rules):
     assert not any(equal_steps_ghm_c(rules, scope))
 
 
-@pytest.mark.parametrize(
-    "change", [{"by_level": True}, {"corrects_bias": False}, {"decays_empty_bins": True}], ids=str
-)
+@pytest.mark.parametrize("change", [{"by_level": True}, {"corrects_bias": False}, {"decays_empty_bins": True}], ids=str)
 def test_each_rule_of_ghm_r_is_a_difference(change):
     assert not all(equal_steps_ghm_r(replace(OURS, **change)))
 
