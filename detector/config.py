@@ -78,8 +78,10 @@ class Config(Settings):
     def _sensible_together(self, info: ValidationInfo) -> Self:
         if info.context == FOR_INFERENCE:
             return self
-        loss, sampler = self.loss.classification.type, self.anchor_sampler.type
-        if getattr(CLASSIFICATION_LOSSES.get(loss), "mines", False) and sampler != "all":
+        sampler = self.anchor_sampler.type
+        for loss in self.loss.classification_types():
+            if not getattr(CLASSIFICATION_LOSSES.get(loss), "mines", False) or sampler == "all":
+                continue
             reason = f"the loss {loss} selects its anchors; set anchor_sampler=all, or another loss"
             raise InvalidValues({("anchor_sampler",): f"{sampler!r} is wrong: {reason}"})
         if self.train.compile and not isinstance(self.data.short_side, int):

@@ -49,7 +49,7 @@ def upgrade_checkpoint(contents: dict[str, Any]) -> dict[str, Any]:
         training = contents["training"]
         upgraded["training"] = training | {
             "model": _renamed(training["model"], PREFIXES),
-            "criterion": _renamed(training["criterion"], {"box.": "boxes.0."}),
+            "criterion": _with_steps_of_bins(_renamed(training["criterion"], {"box.": "boxes.0."})),
             "optimizer": _with_rate_scale(training["optimizer"]),
         }
     return upgraded
@@ -104,6 +104,12 @@ def _upgrade_model(section: dict[str, Any], replacements: dict[str, str]) -> dic
 def _with_rate_scale(optimizer: dict[str, Any]) -> dict[str, Any]:
     """Return the state of an optimizer with a factor of the learning rate in each parameter group."""
     return optimizer | {"param_groups": [{"lr_scale": 1.0} | group for group in optimizer["param_groups"]]}
+
+
+def _with_steps_of_bins(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a criterion with a number of steps for each bin of GHM, instead of a number for all bins."""
+    counts = {name.replace("running_counts", "steps"): x for name, x in state.items() if "running_counts" in name}
+    return {name: x * (counts[name] > 0) if name in counts else x for name, x in state.items()}
 
 
 def _renamed(state: dict[str, Any], prefixes: dict[str, str]) -> dict[str, Any]:

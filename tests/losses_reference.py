@@ -99,20 +99,21 @@ class Focal:
 class RunningDensity:
     """beta_i = N / (S_j M) for element i in bin j.
 
-    S_j is the bias-corrected running count of bin j. M is the number of bins that this step has elements in.
+    S_j is the bias-corrected running count of bin j over the steps that have elements in the bin. M is the number of
+    bins that this step has elements in.
     """
 
     def __init__(self, bins: int, momentum: float):
-        self.momentum, self.counts, self.steps = momentum, [0.0] * bins, 0
+        self.momentum, self.counts, self.steps = momentum, [0.0] * bins, [0] * bins
 
     def step(self, norms: list[float]) -> list[float]:
         bins, m = len(self.counts), self.momentum
         bin_of = [min(math.floor(g * bins), bins - 1) for g in norms]
-        self.steps += 1
-        for j in range(bins):
+        for j in set(bin_of):
+            self.steps[j] += 1
             self.counts[j] = m * self.counts[j] + (1 - m) * bin_of.count(j)
         return [
-            len(norms) / (self.counts[j] / (1 - m**self.steps) * len(set(bin_of)))  # M = number of non-empty bins
+            len(norms) / (self.counts[j] / (1 - m ** self.steps[j]) * len(set(bin_of)))  # M = number of non-empty bins
             for j in bin_of
         ]
 

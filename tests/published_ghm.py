@@ -26,7 +26,7 @@ class Rules:
         by_level: each pyramid level is a call. Otherwise all levels are a single call.
         shares_counts: all levels have the same running counts. Otherwise each level has separate counts.
         averages_levels: the losses of the levels are averaged, not added.
-        corrects_bias: acc_j is divided by 1 - m^t after t calls.
+        corrects_bias: acc_j is divided by 1 - m^t after t changes.
         decays_empty_bins: acc_j <- m acc_j also for the empty bins.
         num_processes: the images are divided among processes with separate counts, and the losses are averaged.
         rounds_norms: the norms are rounded to bf16. A norm of 1 is then in no bin.
@@ -42,7 +42,7 @@ class Rules:
 
 
 PUBLISHED = Rules()
-OURS_BY_LEVEL = replace(PUBLISHED, corrects_bias=True, decays_empty_bins=True)
+OURS_BY_LEVEL = replace(PUBLISHED, corrects_bias=True)
 OURS = replace(OURS_BY_LEVEL, by_level=False)  # scope: batch
 
 
@@ -67,15 +67,13 @@ class RunningCounts:
     def __init__(self, bins: int, momentum: float, rules: Rules):
         self.bins, self.momentum, self.rules = bins, momentum, rules
         self.acc = [0.0] * bins
-        self.num_calls = 0
+        self.num_changes = [0] * bins
 
     def factors(self, norms: np.ndarray, is_valid: np.ndarray) -> np.ndarray:
         """Return weight / total of each element of a call. The arrays have the same shape."""
         edges = [j / self.bins for j in range(self.bins)] + [1.0 if self.rules.rounds_norms else LAST_EDGE]
         if self.rules.rounds_norms:
             norms = torch.from_numpy(norms).bfloat16().double().numpy()
-        self.num_calls += 1
-        correction = 1 - self.momentum**self.num_calls if self.rules.corrects_bias else 1.0
         total, num_used = max(int(is_valid.sum()), 1), 0
         weights = np.zeros(norms.shape)
         for j in range(self.bins):
@@ -83,8 +81,10 @@ class RunningCounts:
             count = int(in_bin.sum())
             if count > 0 or self.rules.decays_empty_bins:
                 self.acc[j] = self.momentum * self.acc[j] + (1 - self.momentum) * count
+                self.num_changes[j] += 1
             if count > 0:
                 num_used += 1
+                correction = 1 - self.momentum ** self.num_changes[j] if self.rules.corrects_bias else 1.0
                 weights[in_bin] = total / (self.acc[j] / correction)
         return weights / max(num_used, 1) / total
 

@@ -65,7 +65,7 @@ def old(trainer: Trainer, tmp_path: Path) -> Path:
     del config["data"]["transforms"]
     for key in ("backbone_lr_scale", "decay_norms_and_biases", "loggers"):
         del config["train"][key]
-    training = contents["training"]
+    training, steps = contents["training"], "boxes.0.density.steps"
     groups = [{k: v for k, v in group.items() if k != "lr_scale"} for group in training["optimizer"]["param_groups"]]
     contents |= {
         "version": 2,
@@ -74,7 +74,7 @@ def old(trainer: Trainer, tmp_path: Path) -> Path:
         "training": training
         | {
             "model": old_names(training["model"]),
-            "criterion": old_names(training["criterion"]),
+            "criterion": old_names(training["criterion"] | {steps: training["criterion"][steps].max()}),
             "optimizer": training["optimizer"] | {"param_groups": groups},
         },
     }

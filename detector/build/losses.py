@@ -32,7 +32,7 @@ def build_criterion(config: Config, dataset: DetectionDataset) -> Criterion:
 
 
 def _build(config: Config, dataset: DetectionDataset, head: Head, one_to_many: Criterion | None = None) -> Criterion:
-    known = facts(dataset)
+    known, warmup = facts(dataset), config.loss.warmup
     boxes = [_build_box_loss(term.loss, known, config, head.coder) for term in config.loss.box]
     if config.loss.box_rows == "quality" and not getattr(ASSIGNERS.get(config.assigner.type), "gives_quality", False):
         raise UserError(
@@ -47,6 +47,7 @@ def _build(config: Config, dataset: DetectionDataset, head: Head, one_to_many: C
         known["num_classes"],
         head.quality,
         one_to_many,
+        None if warmup is None else build_classification_loss(warmup, known, "loss.warmup"),
     )
 
 
@@ -67,12 +68,15 @@ def _build_box_loss(part: Part[BoxLoss], known: Mapping[str, Any], config: Confi
     return loss
 
 
-def build_classification_loss(part: Part[ClassificationLoss], known: Mapping[str, Any]) -> ClassificationLoss:
+def build_classification_loss(
+    part: Part[ClassificationLoss], known: Mapping[str, Any], config_key: str = "loss.classification"
+) -> ClassificationLoss:
     """Return the classification loss for a training set.
 
     Args:
         part: the loss of the config.
         known: the properties of the training set (`detector.build.facts`).
+        config_key: the key of the loss in the config.
 
     Raises:
         UserError: a value of the config does not fit the number of classes.
@@ -82,12 +86,12 @@ def build_classification_loss(part: Part[ClassificationLoss], known: Mapping[str
     for key in ("alpha", "class_weights", "class_counts"):
         if isinstance(spec.get(key), list) and len(spec[key]) != num_classes:
             raise UserError(
-                f"loss.classification.{key}: the list has {len(spec[key])} values, but there are {num_classes} classes",
+                f"{config_key}.{key}: the list has {len(spec[key])} values, but there are {num_classes} classes",
                 "give a value for each class",
             )
     if spec.get("num_classes", num_classes) not in (None, num_classes):
         raise UserError(
-            f"loss.classification.num_classes: {spec['num_classes']}, but the data set has {num_classes} classes",
-            "set loss.classification.num_classes=null",
+            f"{config_key}.num_classes: {spec['num_classes']}, but the data set has {num_classes} classes",
+            f"set {config_key}.num_classes=null",
         )
     return part.build(known)

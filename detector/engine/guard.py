@@ -51,6 +51,11 @@ class Guard(nn.Module):
         self.register_buffer("mean_loss", torch.zeros(()))
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
+    def restart(self) -> None:
+        """Forget all losses, because the next losses are of another kind."""
+        self.mean_loss.zero_()
+        self.steps.zero_()
+
     @torch.no_grad()
     def refuses(self, loss: Tensor) -> Tensor:
         """Return whether a step with this loss, summed over its batches and ranks, is refused, as a 0-dim bool.

@@ -47,7 +47,7 @@ def measure_batch(
     logits, labels, meters = predictions.logits.detach(), targets.labels, None
     if has_meters:
         sizes, quality = predictions.priors.level_sizes, criterion.quality(predictions, targets)
-        elements = criterion.classification.elements(logits, labels, level_sizes=sizes, quality=quality)
+        elements = criterion.active_classification.elements(logits, labels, level_sizes=sizes, quality=quality)
         meters = measure(logits, gradient, elements.detach(), labels, sizes)
     return BatchResult(terms.detach(), gradient_sums(gradient, labels), torch.stack(logits.aminmax()), meters)
 

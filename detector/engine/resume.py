@@ -74,7 +74,12 @@ RULES = {
 METRIC_KEYS = ("evaluation", "data.short_side", "data.long_side", "data.bits")
 
 # the config key of each part of a Criterion
-PARTS = {"classification": "loss.classification", "boxes": "loss.box", "sampler": "anchor_sampler"}
+PARTS = {
+    "classification": "loss.classification",
+    "warmup": "loss.warmup",
+    "boxes": "loss.box",
+    "sampler": "anchor_sampler",
+}
 MAX_VALUE = 100  # characters of a value in a message
 ABSENT = "not known"  # the value of a key that one of two releases does not have
 

@@ -102,6 +102,9 @@ class TrainingStep:
         Raises:
             UserError: the memory is too small for the batches.
         """
+        self.criterion.begin_step(self.steps_done)
+        if self.steps_done == self.criterion.warmup_steps:
+            self.guard.restart()
         buffers = BufferSnapshot(*batch_norms(self.model), self.criterion)
         results, num_fg = self.forward_backward_within_memory([batch.to(self.device) for batch in batches], buffers)
         measured = measure_step(results, num_fg, self.interrupt.exit_code is not None, self.meter_names)
@@ -126,8 +129,9 @@ class TrainingStep:
             targets = [self.assign(batch) for batch in batches]
             num_fg = self.criterion.count_foreground(targets)
             normaliser = self.criterion.normalise(num_fg)
+            is_new = self.steps_done == 0 and self.model.head.is_untrained
             # with the IoU of the predicted boxes as target, the random boxes of a new model decide the loss
-            if self.steps_done == 0 and self.model.head.is_untrained and not self.criterion.classification.use_quality:
+            if is_new and not self.criterion.active_classification.use_quality:
                 self.expected_loss = self._expect_loss(batches, targets, normaliser)
         is_deferred = normaliser is None and len(batches) > 1
         results = []

@@ -52,7 +52,7 @@ def expected_initial_loss(
         prior: the initial score, 0..1.
         num_batches: the number of batches of the step on this rank.
     """
-    labels, num_classes, loss = targets.labels, criterion.num_classes, copy.deepcopy(criterion.classification)
+    labels, num_classes, loss = targets.labels, criterion.num_classes, copy.deepcopy(criterion.active_classification)
     logit = math.log(prior / (1 - prior))
     is_sum_over_rows = loss.row_additive and not loss.use_quality and not criterion.sampler.needs_logits
     if is_sum_over_rows and criterion.normaliser != "image":

@@ -64,6 +64,7 @@ class Criterion(nn.Module):
         num_classes: int,
         box_quality: BoxQuality | None = None,
         one_to_many: "Criterion | None" = None,
+        warmup: ClassificationLoss | None = None,
     ):
         """Build the criterion.
 
@@ -75,9 +76,13 @@ class Criterion(nn.Module):
             num_classes: K.
             box_quality: the target of the box quality that the head predicts, or None if it predicts no box quality.
             one_to_many: the criterion of the one-to-many head of a model with `one_to_one`.
+            warmup: the loss of `settings.warmup`, or None.
         """
         super().__init__()
         self.classification = classification
+        self.warmup = warmup
+        self.warmup_steps = 0 if warmup is None else settings.warmup_steps
+        self.step = 0
         self.boxes = nn.ModuleList(boxes)
         self.box_names = box_names(settings)
         self.box_weights = [term.weight * settings.box_weight for term in settings.box]
@@ -93,6 +98,21 @@ class Criterion(nn.Module):
             self.register_buffer("mean_num_fg", torch.zeros(()))
             self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
+    def begin_step(self, step: int) -> None:
+        """Choose the classification loss of an optimizer step.
+
+        Args:
+            step: the number of steps of the run before this step.
+        """
+        self.step = step
+        if self.one_to_many is not None:
+            self.one_to_many.begin_step(step)
+
+    @property
+    def active_classification(self) -> ClassificationLoss:
+        """The classification loss of the current step: that of the warm-up in the first steps."""
+        return self.classification if self.warmup is None or self.step >= self.warmup_steps else self.warmup
+
     @property
     def divides_by_step(self) -> bool:
         """Whether a term is divided by a number that is known only after the last batch of a step."""
@@ -105,7 +125,7 @@ class Criterion(nn.Module):
         return not self.divides_by_step or (shared and not any(self._is_self_normalised()))
 
     def _is_self_normalised(self) -> list[bool]:
-        losses = (self.classification, *self.boxes, self.box_quality)
+        losses = (self.classification, self.warmup, *self.boxes, self.box_quality)
         return [bool(loss.self_normalised) for loss in losses if loss is not None]
 
     @property
@@ -162,7 +182,7 @@ class Criterion(nn.Module):
 
         They are the qualities of the assigner, or else the IoU of the predicted and the matched box.
         """
-        if not self.classification.use_quality:
+        if not self.active_classification.use_quality:
             return None
         if targets.quality is not None:
             return targets.quality
@@ -220,7 +240,7 @@ class Criterion(nn.Module):
         self, predictions: Predictions, targets: Targets, normaliser: Tensor | float, num_batches: int
     ) -> Tensor:
         """Return the loss of the foreground and of the background elements, (2,)."""
-        loss, labels, sizes = self.classification, targets.labels, predictions.priors.level_sizes
+        loss, labels, sizes = self.active_classification, targets.labels, predictions.priors.level_sizes
         quality = self.quality(predictions, targets)
         if self._by_image(loss, targets):
             qualities = [None] * len(labels) if quality is None else quality

@@ -21,7 +21,6 @@ from detector.losses.base import (
     BoxLoss,
     ClassificationLoss,
     masked_boxes,
-    running_mean,
 )
 
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -30,17 +29,18 @@ Momentum = Annotated[float, Field(ge=0, lt=1)]
 class GradientDensity(nn.Module):
     """The bias-corrected running mean of the number of gradient norms in each of equal bins over [0, 1].
 
-    R_j is the count of bin j in this batch, over all ranks. m is the momentum. Each batch sets
-    S_j <- m S_j + (1 - m) R_j for all bins, also the empty bins. After t steps, the mean of bin j is S_j / (1 - m^t),
-    which is unbiased from the first step on.
+    R_j is the count of bin j in this step, over all ranks. m is the momentum. A step in which bin j is not empty sets
+    S_j <- m S_j + (1 - m) R_j. After t_j such steps, the mean of bin j is S_j / (1 - m^t_j), which is unbiased from the
+    first step on. A step in which the bin is empty does not change its mean, as in the published code. The published
+    code has no correction, so the weights of a bin's first step are 1 / (1 - m) times as large.
 
-    The published code differs in two rules. It has no correction, so the weights of its first step are 1 / (1 - m)
-    times as large. It does not change the count of an empty bin, so a bin that was empty for many steps has its old
-    count. Here that count has decayed, and the weights of the bin are up to 1 / (1 - m) times those without momentum.
+    The weight of an element in bin j is beta = N / (M S_j / (1 - m^t_j)). N is the number of valid elements, and M is
+    the number of bins that are not empty in this step. In eval mode the buffers do not change. A bin without history
+    then has the count of the call.
 
-    The weight of an element in bin j is beta = N / (M S_j / (1 - m^t)). N is the number of valid elements, and M is the
-    number of bins that are not empty in this step. In eval mode the buffers do not change. A bin without history then
-    has the count of the call.
+    Attributes:
+        running_counts: S, (bins,) fp32.
+        steps: t, (bins,) int64.
     """
 
     running_counts: Tensor
@@ -51,7 +51,7 @@ class GradientDensity(nn.Module):
         self.bins = bins
         self.momentum = momentum
         self.register_buffer("running_counts", torch.zeros(bins))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("steps", torch.zeros(bins, dtype=torch.int64))
 
     def forward(self, counts: Tensor) -> Tensor:
         """Return beta / N for each bin, (bins,) fp32, with 0 for the empty bins.
@@ -72,11 +72,14 @@ class GradientDensity(nn.Module):
             update: whether the call is a step of the running mean.
         """
         counts = counts.float()
-        corrected = running_mean(self.running_counts, self.steps, counts, self.momentum, update=update)
+        is_used = counts > 0
+        if update:
+            self.steps += is_used
+            self.running_counts.lerp_(counts, (1 - self.momentum) * is_used)
+        mean = self.running_counts / (1 - self.momentum ** self.steps.clamp(min=1))
         # in eval mode, a bin may have elements that no training step had
-        corrected = torch.where(corrected > 0, corrected, counts)
-        num_used = (counts > 0).sum()
-        return torch.where(counts > 0, 1 / (corrected * num_used).clamp(min=1e-6), 0)
+        mean = torch.where(self.steps > 0, mean, counts)
+        return torch.where(is_used, 1 / (mean * is_used.sum()), 0)
 
 
 @CLASSIFICATION_LOSSES.register("ghm_c")

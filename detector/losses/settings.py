@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from detector.core.registry import ChosenFrom, Part
-from detector.core.validation import InvalidValues, NonNegativeFloat, Settings, UnitFloat
+from detector.core.validation import InvalidValues, NonNegativeFloat, PositiveInt, Settings, UnitFloat
 from detector.losses.base import BOX_LOSSES, CLASSIFICATION_LOSSES, BoxLoss, ClassificationLoss
 
 
@@ -66,6 +66,8 @@ class LossSettings(Settings):
 
     Attributes:
         classification: the loss of the class scores.
+        warmup: the classification loss of the first steps, or null for the same loss.
+        warmup_steps: the number of optimizer steps with the loss `warmup`.
         box: the box loss, or a list of box losses with weights.
         box_weight: a factor of all box terms.
         normaliser: the number that divides the losses. It is the foreground count of the step over all processes
@@ -83,12 +85,20 @@ class LossSettings(Settings):
     classification: Annotated[Part[ClassificationLoss], ChosenFrom(CLASSIFICATION_LOSSES, "focal")] = Field(
         "focal", validate_default=True
     )
+    warmup: Annotated[Part[ClassificationLoss] | None, ChosenFrom(CLASSIFICATION_LOSSES, "focal", is_optional=True)] = (
+        None
+    )
+    warmup_steps: PositiveInt = 500
     box: Annotated[tuple[BoxTerm, ...], BoxTerms(BOX_LOSSES, "smooth_l1")] = Field("smooth_l1", validate_default=True)
     box_weight: NonNegativeFloat = 1.0
     normaliser: Literal["global", "local", "image", "ema"] = "global"
     box_rows: Literal["equal", "quality", "score"] = "equal"
     quality_weight: NonNegativeFloat = 1.0
     one_to_many_weight: tuple[UnitFloat, UnitFloat] = (0.8, 0.1)
+
+    def classification_types(self) -> list[str]:
+        """Return the types of the classification losses of the run."""
+        return [self.classification.type, *([] if self.warmup is None else [self.warmup.type])]
 
 
 def box_names(settings: LossSettings) -> list[str]:

@@ -80,7 +80,7 @@ def test_running_counts_in_other_precisions(name, dtype):
 
 
 @each_ghm
-def test_a_step_without_valid_elements_decays_every_bin(name):
+def test_a_step_without_valid_elements_changes_no_count(name):
     loss, expected = build(name), reference(name)
     for seed, ignored in [(0, False), (1, True), (2, False), (3, True), (4, True), (5, False)]:
         arguments = draw(name, seed)
@@ -138,14 +138,14 @@ def test_worked_example_of_two_steps_with_momentum():
     assert second.item() == pytest.approx(-math.log(0.8) / (5 / 3) / 2 - math.log(0.4) / 1 / 2, rel=1e-6)
 
 
-def test_worked_example_of_an_empty_bin_that_decays():
-    """The momentum is 0.5, and the counts are (1, 1), (2, 0), (1, 1): S_1 = (1/8 + 1/2) / (7/8)."""
+def test_worked_example_of_an_empty_bin_that_keeps_its_count():
+    """The momentum is 0.5, and the counts are (1, 1), (4, 0), (1, 3): the means are 13/7 and 7/3."""
     loss = build("ghm_c", bins=2, momentum=0.5)
     loss(*backgrounds([0.2, 0.6]), 1)
-    loss(*backgrounds([0.2, 0.3]), 1)
-    third = loss(*backgrounds([0.2, 0.6]), 1)
-    counts = (0.125 + 0.5 + 0.5) / 0.875, (0.125 + 0.5) / 0.875
-    assert third.item() == pytest.approx(-math.log(0.8) / counts[0] / 2 - math.log(0.4) / counts[1] / 2, rel=1e-6)
+    loss(*backgrounds([0.2, 0.3, 0.3, 0.3]), 1)
+    third = loss(*backgrounds([0.2, 0.6, 0.6, 0.6]), 1)
+    means = (0.125 + 1 + 0.5) / 0.875, (0.25 + 1.5) / 0.75
+    assert third.item() == pytest.approx(-math.log(0.8) / means[0] / 2 - 3 * math.log(0.4) / means[1] / 2, rel=1e-6)
 
 
 def test_worked_example_of_the_box_loss():
