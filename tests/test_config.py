@@ -131,6 +131,8 @@ anchor_sampler: {type: all}
 loss:
   classification:
     {type: focal, alpha: 0.25, gamma: 2, rescale: false, class_weights: null, class_counts: null, beta: 0.9999}
+  warmup: null
+  warmup_steps: 500
   box: {type: smooth_l1, beta: 0.1111111111111111}
   box_weight: 1
   normaliser: global
