@@ -231,8 +231,12 @@ class Predictions:
         """
         if self.box_quality is None:
             return self.logits
-        log_score = (F.logsigmoid(self.logits.float()) + F.logsigmoid(self.box_quality.float())[..., None]) / 2
-        return log_score - torch.log(-torch.expm1(log_score))
+        logits, quality = self.logits.float(), self.box_quality.float()[..., None]
+        # ONNX has no accurate logsigmoid and no expm1, so log(1 - s) is log(1 - s^2) - log(1 + s) with s^2 = p q
+        log_p, log_q = -F.softplus(-logits), -F.softplus(-quality)
+        log_score = (log_p + log_q) / 2
+        log_rest = torch.logaddexp(-F.softplus(logits), log_p - F.softplus(quality)) - log_score.exp().log1p()
+        return log_score - log_rest
 
     @cached_property
     def boxes(self) -> Tensor:

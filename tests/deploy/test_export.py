@@ -12,20 +12,23 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny import tiny_config
 from torch import Tensor
 
 from detector.build import build_model
 from detector.core.errors import UserError
-from detector.core.structures import Batch, Detections, Sample
+from detector.core.structures import Batch, Detections, Predictions, Priors, Sample
 from detector.data.images import find_images, read_image
 from detector.data.pipeline.batches import collate
 from detector.data.pipeline.buckets import round_up
 from detector.data.pipeline.transforms import resize, target_size
 from detector.deploy.export import export
 from detector.deploy.export.graphs import suppress
+from detector.deploy.export.onnx import suppress_in_onnx
 from detector.deploy.export.torch_export import METADATA
 from detector.deploy.predict import Detector
+from detector.geometry.coders import DistanceCoder
 from detector.models.postprocess import postprocess
 
 HEIGHT, WIDTH = 96, 128
@@ -202,6 +205,7 @@ def test_the_operators_of_non_maximum_suppression(detections: Exported):
 @pytest.mark.slow
 def test_metadata(detections: Exported):
     has_nms = not detections.detector.model.nms_free
+    has_reg_max = detections.detector.config.model.head.parameters.get("reg_max") is not None
     priors_per_cell = 6 if detections.detector.config.model.head.type == "anchors" else 1
     assert detections.metadata() == {
         "class_names": list(NAMES),
@@ -209,6 +213,8 @@ def test_metadata(detections: Exported):
         "image_size": [HEIGHT, WIDTH],
         "level_sizes": [12 * 16 * priors_per_cell, 6 * 8 * priors_per_cell],
         "padding_colour": [124, 116, 104],
+        "coder": "DistributionCoder" if has_reg_max else "DeltaCoder" if priors_per_cell > 1 else "DistanceCoder",
+        "reg_max": 7 if has_reg_max else None,
         **RULE,
         "nms_iou": RULE["nms_iou"] if has_nms else None,
     }
@@ -228,13 +234,40 @@ def test_no_detections_and_fewer_candidates_than_max_detections(
         assert not scores.any() and (labels == -1).all()
 
 
-def test_suppression_by_hand():
+@pytest.mark.slow
+def test_a_score_with_quality_is_accurate_in_onnx(tmp_path: Path):
+    """The reference is in float64. ONNX has no accurate logsigmoid and no expm1."""
+
+    class Ranking(torch.nn.Module):
+        def forward(self, logits: Tensor, quality: Tensor) -> Tensor:
+            priors, coder = Priors(torch.zeros(1, 4), (1,)), DistanceCoder()
+            return Predictions(logits, logits, priors, coder, box_quality=quality).ranking_logits
+
+    values = torch.cat([torch.linspace(-40, 40, 81), torch.linspace(-1, 1, 20)])
+    logits, quality = (grid[..., None] for grid in torch.meshgrid(values, values, indexing="ij"))
+    inputs = logits, quality[..., 0]
+    log_score = (F.logsigmoid(logits.double()) + F.logsigmoid(quality.double())) / 2
+    expected = (log_score - torch.log(-torch.expm1(log_score))).float()
+    torch.testing.assert_close(Ranking()(*inputs), expected, rtol=1e-5, atol=1e-5)
+    torch.onnx.export(Ranking().eval(), inputs, tmp_path / "ranking.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "ranking.onnx")
+    names = [argument.name for argument in session.get_inputs()]
+    (result,) = session.run(None, dict(zip(names, (x.numpy() for x in inputs), strict=True)))
+    torch.testing.assert_close(torch.from_numpy(result), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("operation", [suppress, suppress_in_onnx])
+def test_suppression_by_hand(operation: Callable):
     """Three images: two classes at one position, a chain of boxes with IoU 0.6, and scores not above the threshold."""
     chain = torch.tensor([[0.0, 0, 10, 10], [2.5, 0, 12.5, 10], [5, 0, 15, 10]])
     boxes = torch.stack((chain[[0, 0, 0]], chain, chain))
-    scores = torch.tensor([[0.5, 0.7, 0.6], [0.9, 0.8, 0.7], [0.1, 0.2, 0.3]])
+    scores = torch.tensor([[0.5, 0.7, 0.6], [0.9, 0.8, 0.7], [0.1, float("nan"), 0.3]])
     labels = torch.tensor([[0, 1, 0], [2, 2, 2], [0, 0, 0]])
-    remaining = suppress(boxes, scores, labels, 3, 0.3, 0.5)
+    if operation is suppress:
+        remaining = suppress(boxes, scores, labels, 3, 0.3, 0.5)
+    else:  # onnxscript evaluates the operators with onnxruntime
+        inputs = (boxes.numpy(), scores.numpy(), labels.numpy())
+        remaining = torch.from_numpy(suppress_in_onnx(*inputs, 3, 0.3, 0.5).value)
     # the IoU of neighbors in the chain is 0.6, and the IoU of its ends is 1/3
     assert torch.equal(remaining, torch.tensor([[0, 0.7, 0.6], [0.9, 0, 0.7], [0, 0, 0]]))
 

@@ -44,7 +44,8 @@ def suppress(
     selected = ops.nms(F.pad(offset_boxes, (0, 0, 0, 2)), F.pad(scores[image, column].double(), (0, 2)), nms_iou)
     selected = selected[selected < column.shape[0]]
     position = image * scores.shape[1] + column
-    return scores * torch.zeros_like(scores).flatten().scatter(0, position[selected], 1.0).view_as(scores)
+    is_selected = torch.zeros_like(scores, dtype=torch.bool).flatten().scatter(0, position[selected], True)
+    return scores.where(is_selected.view_as(scores), 0)  # a product would keep NaN
 
 
 # The operator exists until the file is written, because ONNX has an operator for suppression by image and class.

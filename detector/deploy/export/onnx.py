@@ -60,5 +60,6 @@ def suppress_in_onnx(
     is_of_class = op.Equal(op.Unsqueeze(labels, [1]), op.Unsqueeze(classes, [0, 2]))  # (B, K, C)
     by_class = op.Where(is_of_class, op.Unsqueeze(scores, [1]), -1.0)
     selected = op.NonMaxSuppression(boxes, by_class, 2**63 - 1, nms_iou, score_threshold)  # rows (image, class, column)
-    ones = op.Expand(1.0, op.Shape(selected, end=1))
-    return op.Mul(scores, op.ScatterND(op.Mul(scores, 0.0), op.Gather(selected, [0, 2], axis=1), ones))
+    zeros, ones = op.Expand(0.0, op.Shape(scores)), op.Expand(1.0, op.Shape(selected, end=1))
+    is_selected = op.Equal(op.ScatterND(zeros, op.Gather(selected, [0, 2], axis=1), ones), 1.0)
+    return op.Where(is_selected, scores, 0.0)  # a product would keep NaN

@@ -28,9 +28,10 @@ def export(
 ) -> tuple[int, int]:
     """Write a file with the model in fp32 and its metadata.
 
-    The metadata are class_names, category_ids, image_size, level_sizes (the number of anchors of each level),
+    The metadata are class_names, category_ids, image_size, level_sizes (the number of priors of each level),
     padding_colour, and the settings of the post-processing: score_threshold, nms_iou, candidates_per_level and
-    max_detections. nms_iou is None for a model that needs no non-maximum suppression.
+    max_detections. nms_iou is None for a model that needs no non-maximum suppression. `coder` is the name of the class
+    of the box coder (see `detector.geometry.coders`), and reg_max is its largest distance, or None.
 
     Args:
         detector: the trained detector.
@@ -113,6 +114,8 @@ def _prepare(detector: Detector, size: tuple[int, int] | None, nms: bool) -> tup
         "category_ids": detector.category_ids,
         "image_size": image_size,
         "level_sizes": level_sizes,
+        "coder": type(model.coder).__name__,
+        "reg_max": getattr(model.coder, "reg_max", None),
         "padding_colour": PADDING_COLOR,
         **rule,
         "nms_iou": None if model.nms_free else rule["nms_iou"],

@@ -30,6 +30,7 @@ class CentreAssigner(Assigner):
     - In x and in y, the center of the prior is less than `radius` * s from the center of the object.
     - The largest distance m from the center of the prior to a side of the object is in the range of the level:
       reach / 2 * s < m < reach * s. The range of the first level starts at 0, and that of the last level has no end.
+      Both ends are exclusive, as in torchvision. In the paper they are inclusive.
 
     A prior that is foreground for several objects takes the object with the smallest area. Of equal areas, the first
     object wins. All other priors are background. They are ignored if more than half of their area is inside an ignore

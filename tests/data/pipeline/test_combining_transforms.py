@@ -1,6 +1,7 @@
 """The transforms that combine several samples: mosaic, mixup and copy_paste."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import count, product
 
 import numpy as np
@@ -103,6 +104,15 @@ def test_a_mosaic_has_four_images_around_its_center(samples, zoom: float, min_vi
     assert (after.image[~has_image] == PADDING_COLOR).all()
 
 
+@few_examples
+@given(four_samples, st.integers(0, 2**32))
+def test_a_mosaic_keeps_ignored_regions_that_are_partly_visible(samples, seed: int):
+    samples = [replace(sample, ignore=sample.labels % 2 == 1) for sample in samples]
+    strict, tolerant = (apply(Mosaic(min_visibility=limit), samples, seed) for limit in (1.0, 0.0))
+    np.testing.assert_array_equal(strict.boxes[strict.ignore], tolerant.boxes[tolerant.ignore])
+    assert (~strict.ignore).sum() <= (~tolerant.ignore).sum()
+
+
 def test_a_mosaic_without_zoom_copies_pixels():
     noise = np.random.default_rng(0).integers(0, 256, (4, 40, 60, 3), dtype=np.uint8)
     empty = (np.empty((0, 4), np.float32), np.empty(0, np.int64), np.empty(0, bool), 5, "a.png", (40, 60))
@@ -166,6 +176,30 @@ def test_copies_are_on_the_background(first: Sample, second: Sample, zoom: float
     for x1, y1, x2, y2 in after.boxes[n:]:
         unchanged[int(y1) : int(np.ceil(y2)), int(x1) : int(np.ceil(x2))] = False
     np.testing.assert_array_equal(after.image[unchanged], first.image[unchanged])
+
+
+@few_examples
+@given(colored((1, 2)), colored((3, 4)), st.floats(0.3, 1.2), st.integers(0, 2**32))
+def test_the_margins_of_copies_cover_no_object(first: Sample, second: Sample, zoom: float, seed: int):
+    transform = CopyPaste([[3, 4]], probability=1.0, scale=(zoom, zoom), max_overlap=0.0, feather=0.5)
+    after = apply(transform, (first, second), seed)
+    for x1, y1, x2, y2 in first.boxes.astype(int):
+        np.testing.assert_array_equal(after.image[y1:y2, x1:x2], first.image[y1:y2, x1:x2])
+
+
+def test_a_copy_has_the_other_objects_of_its_pixels():
+    """The drawn object has label 1. Parts of the objects with the labels 4 and 5 are in the object or in its margin."""
+    boxes = [(41, 22, 60, 38), (24, 24, 30, 30), (20, 20, 40, 40), (32, 32, 36, 36), (30, 10, 39, 22), (60, 60, 70, 70)]
+    source = make_sample((80, 80), boxes, [4, 2, 1, 3, 5, 6])
+    other = replace(source, ignore=source.labels == 3)
+    empty, labels = make_sample((80, 80), [], []), [source.labels]
+    transform = CopyPaste(labels, probability=1.0, scale=(1.0, 1.0), max_objects=1)
+    results = (apply(transform, (empty, other), seed) for seed in range(1000))
+    after = next(result for result in results if result.labels[:1] == 1 and _is_central(result))
+    assert after.labels.tolist() == [1, 4, 2, 3, 5] and after.ignore.tolist() == [False, True, False, True, True]
+    position = after.boxes[0, :2] - (20, 20)
+    expected = np.array([(20, 20, 40, 40), (41, 22, 42, 38), (24, 24, 30, 30), (32, 32, 36, 36), (30, 18, 39, 22)])
+    np.testing.assert_array_equal(after.boxes, expected + np.tile(position, 2))
 
 
 @pytest.mark.parametrize(

@@ -251,11 +251,13 @@ def _misfit(after: Sample, corners: np.ndarray, size: np.ndarray, visibility: fl
     """Return the maximum distance in pixels of the boxes from the clipped corners (N, 2, 2).
 
     The result is infinite if other boxes are dropped than those with a visible fraction below `visibility`, +- 0.01.
+    For the boxes with odd labels, which are ignored regions, the fraction is 0.
     """
     moved = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
     clipped = np.clip(moved, 0, np.tile(size, 2))
     visible = (clipped[:, 2:] - clipped[:, :2]).prod(axis=1) / (moved[:, 2:] - moved[:, :2]).prod(axis=1)
-    is_present = np.isin(np.arange(len(moved)), after.labels)
-    if is_present[visible < visibility - 0.01].any() or not is_present[visible > visibility + 0.01].all():
+    rows = np.arange(len(moved))
+    limit, is_present = np.where(rows % 2 == 1, 0, visibility), np.isin(rows, after.labels)
+    if is_present[visible < limit - 0.01].any() or not is_present[visible > limit + 0.01].all():
         return np.inf
     return float(np.abs(clipped[is_present] - after.boxes).max())

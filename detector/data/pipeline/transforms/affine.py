@@ -16,8 +16,8 @@ class Affine:
     Args:
         scale: the range of the zoom factor.
         translate: the maximum move along each axis, as a fraction of the side.
-        min_visibility: the fraction of the area of a box inside the image, below which the box is dropped. Use the
-            fraction below which the annotators left out objects at the border.
+        min_visibility: the fraction of the area of an object inside the image, below which its box is dropped. Use the
+            fraction below which the annotators left out objects at the border. An ignored region is kept.
     """
 
     def __init__(

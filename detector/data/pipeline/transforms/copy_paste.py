@@ -11,7 +11,7 @@ from detector.core.errors import UserError
 from detector.core.structures import Sample
 from detector.core.validation import PositiveFloat, PositiveInt, UnitFloat, in_order
 from detector.data.pipeline.transforms.base import TRANSFORMS, OccasionalTransform, TransformContext
-from detector.data.pipeline.transforms.pasting import paste, with_objects
+from detector.data.pipeline.transforms.pasting import move, paste, with_objects
 from detector.data.pipeline.transforms.resize import resize
 
 TRIES = 50  # positions of an object
@@ -22,17 +22,18 @@ class CopyPaste(OccasionalTransform):
     """A transform that pastes objects of another image on the background (Dwibedi et al. 2017, Ghiasi et al. 2021).
 
     The data sets have no masks, so that an object is copied with all pixels of its box. Around the box, the copied
-    image fades out over a margin, so that its edge is no feature (Dwibedi et al. 2017).
+    image fades out over a margin, so that its edge is no feature (Dwibedi et al. 2017). Other objects inside the box
+    are copied with it. Other objects that are partly inside the box or its margin become ignored regions.
 
     An object of a class with n objects in the training set has the weight n^-balance. An image is drawn with a
     probability that is proportional to the total weight of its objects. From this image, 1 to `max_objects` objects are
-    drawn with these weights. Ignored regions are not copied. Objects closer than 1 pixel to the border of their image
-    are not copied, because they may be cut off.
+    drawn with these weights. Ignored regions are not drawn. Objects closer than 1 pixel to the border of their image
+    are not drawn, because they may be cut off.
 
-    A copy is resized and gets a random position inside the image. With every box of the image and every earlier copy,
-    its overlap is at most `max_overlap` times the smaller area of both boxes. After 50 positions with more overlap, the
-    copy is left out. So a copy covers at most the fraction `max_overlap` of an object, and all boxes of the sample are
-    kept.
+    A copy is resized and gets a random position, where its box is inside the image. The overlap of the box and its
+    margin with every box of the image and of earlier copies is at most `max_overlap` times the smaller area of both
+    boxes. After 50 positions with more overlap, the copy is left out. So a copy covers at most the fraction
+    `max_overlap` of an object, and all boxes of the sample are kept.
 
     When to use: where objects are rare, or where one class is rare (`balance`). In crowded images, large objects often
     do not fit.
@@ -87,10 +88,10 @@ class CopyPaste(OccasionalTransform):
         for index in self._choose(other, rng):
             copy = self._cut(other, index, rng.uniform(*self.scale))
             boxes = np.concatenate([part.boxes for part in parts])
-            position = self._position(copy.boxes[0], boxes, image.shape[:2], rng)
+            position = self._position(copy, boxes, image.shape[:2], rng)
             if position is not None:
                 paste(image, copy.image, position, _opacity(copy, self.feather))
-                parts.append(replace(copy, boxes=copy.boxes + np.array(position * 2, np.float32)))
+                parts.append(move(copy, position, (0, 0, *image.shape[1::-1])))
         return with_objects(sample, image, parts)
 
     def _choose(self, other: Sample, rng: np.random.Generator) -> np.ndarray:
@@ -104,31 +105,35 @@ class CopyPaste(OccasionalTransform):
         return rng.choice(candidates, count, replace=False, p=weights / weights.sum()) if count else candidates
 
     def _cut(self, other: Sample, index: int, zoom: float) -> Sample:
-        """Return an object with its margin as a resized sample."""
+        """Return an object with its margin as a resized sample. The first box is the box of this object."""
         box = other.boxes[index]
         margin = self.feather * (box[2:] - box[:2]).min()
         x1, y1 = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
         x2, y2 = np.ceil(box[2:] + margin).astype(int)  # beyond the image, the slice ends at its border
-        copy = replace(
+        is_complete = ((other.boxes[:, :2] >= box[:2]) & (other.boxes[:, 2:] <= box[2:])).all(axis=1)
+        order = np.argsort(np.arange(len(other.boxes)) != index, kind="stable")
+        ordered = replace(
             other,
             image=other.image[y1:y2, x1:x2],
-            boxes=box[None] - np.array([x1, y1, x1, y1], np.float32),
-            labels=other.labels[[index]],
-            ignore=other.ignore[[index]],
+            boxes=other.boxes[order],
+            labels=other.labels[order],
+            ignore=(other.ignore | ~is_complete)[order],
         )
+        copy = move(ordered, (-x1, -y1), (0, 0, x2 - x1, y2 - y1))
         return resize(copy, *(max(1, round(side * zoom)) for side in copy.image.shape[:2]))
 
     def _position(
-        self, box: np.ndarray, boxes: np.ndarray, size: tuple[int, int], rng: np.random.Generator
+        self, copy: Sample, boxes: np.ndarray, size: tuple[int, int], rng: np.random.Generator
     ) -> tuple[int, int] | None:
         """Draw a position (x, y) of the copy with the box inside the image, or return None where no position fits."""
+        box = copy.boxes[0]
         low = -np.floor(box[:2])
         high = size[::-1] - np.ceil(box[2:])
         if (low > high).any():
             return None
         tries = rng.integers(low, high + 1, size=(TRIES, 2))
-        moved = box + np.tile(tries, 2)[:, None]  # (TRIES, 1, 4)
-        sides = np.minimum(moved[..., 2:], boxes[:, 2:]) - np.maximum(moved[..., :2], boxes[:, :2])
+        corners = tries[:, None]  # (TRIES, 1, 2), the upper left corner of the margin
+        sides = np.minimum(corners + copy.image.shape[1::-1], boxes[:, 2:]) - np.maximum(corners, boxes[:, :2])
         smaller = np.minimum(_areas(box), _areas(boxes))
         fits = (sides.clip(0).prod(axis=2) <= self.max_overlap * smaller).all(axis=1)
         x, y = tries[fits.argmax()].tolist()

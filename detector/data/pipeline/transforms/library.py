@@ -15,25 +15,18 @@ import albumentations
 class GeometricOperations:
     """A sequence of operations on the image and its boxes.
 
-    Boxes are clipped to the image. A box is dropped if it has no area, or if less than the fraction `min_visibility` of
-    its area is inside the image.
+    Boxes are clipped to the image. A box without area is dropped. The box of an object is also dropped if less than the
+    fraction `min_visibility` of its area is inside the image. An ignored region is kept, because its pixels are no
+    background.
 
     Args:
         operations: the operations, in their order.
-        min_visibility: the minimum visible fraction of a box.
+        min_visibility: the minimum visible fraction of the area of an object.
     """
 
     def __init__(self, operations: Sequence[albumentations.BasicTransform], min_visibility: float = 0.0):
-        self.compose = albumentations.Compose(
-            list(operations),
-            bbox_params=albumentations.BboxParams(
-                format="pascal_voc",
-                label_fields=["index"],
-                clip=True,
-                filter_invalid_bboxes=True,
-                min_visibility=min_visibility,
-            ),
-        )
+        self.for_objects = _with_boxes(operations, min_visibility)
+        self.for_ignored = _with_boxes(operations, 0.0)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Apply the operations.
@@ -42,16 +35,14 @@ class GeometricOperations:
             sample: the sample.
             rng: the generator of all random numbers.
         """
-        _seed(self.compose, rng)
-        out = self.compose(image=sample.image, bboxes=sample.boxes, index=np.arange(len(sample.boxes)))
-        remaining = np.asarray(out["index"], dtype=np.int64)
-        return replace(
-            sample,
-            image=out["image"],
-            boxes=np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4),
-            labels=sample.labels[remaining],
-            ignore=sample.ignore[remaining],
-        )
+        seed = _draw_seed(rng)
+        image, boxes, rows = _apply(self.for_objects, sample, np.flatnonzero(~sample.ignore), seed)
+        if sample.ignore.any():  # albumentations has one limit for all boxes, so these boxes need a second call
+            _, ignored_boxes, ignored_rows = _apply(self.for_ignored, sample, np.flatnonzero(sample.ignore), seed)
+            boxes, rows = np.concatenate((boxes, ignored_boxes)), np.concatenate((rows, ignored_rows))
+            order = rows.argsort()
+            boxes, rows = boxes[order], rows[order]
+        return replace(sample, image=image, boxes=boxes, labels=sample.labels[rows], ignore=sample.ignore[rows])
 
 
 class PixelOperations:
@@ -71,7 +62,7 @@ class PixelOperations:
             sample: the sample.
             rng: the generator of all random numbers.
         """
-        _seed(self.compose, rng)
+        self.compose.set_random_seed(_draw_seed(rng))
         return replace(sample, image=self.compose(image=sample.image)["image"])
 
 
@@ -96,6 +87,29 @@ def color_jitter(brightness: float, contrast: float, saturation: float, hue: flo
     return PixelOperations([jitter])
 
 
-def _seed(compose: albumentations.Compose, rng: np.random.Generator) -> None:
-    """Seed the generator of albumentations, whose state all loader workers would otherwise share."""
-    compose.set_random_seed(int(rng.integers(2**32)))
+def _with_boxes(operations: Sequence[albumentations.BasicTransform], min_visibility: float) -> albumentations.Compose:
+    return albumentations.Compose(
+        list(operations),
+        bbox_params=albumentations.BboxParams(
+            format="pascal_voc",
+            label_fields=["index"],
+            clip=True,
+            filter_invalid_bboxes=True,
+            min_visibility=min_visibility,
+        ),
+    )
+
+
+def _apply(
+    compose: albumentations.Compose, sample: Sample, rows: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the changed image, the changed boxes (M, 4) of the given rows, and the rows (M,) that remain."""
+    compose.set_random_seed(seed)
+    out = compose(image=sample.image, bboxes=sample.boxes[rows], index=rows)
+    boxes = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4)
+    return out["image"], boxes, np.asarray(out["index"], dtype=np.int64)
+
+
+def _draw_seed(rng: np.random.Generator) -> int:
+    """Draw the seed of albumentations, whose generator all loader workers would otherwise share."""
+    return int(rng.integers(2**32))

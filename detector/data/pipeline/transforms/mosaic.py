@@ -1,6 +1,5 @@
 """The transform `mosaic`, which combines four images."""
 
-from dataclasses import replace
 from typing import Annotated
 
 import numpy as np
@@ -9,7 +8,7 @@ from pydantic import AfterValidator
 from detector.core.structures import PADDING_COLOR, Sample
 from detector.core.validation import PositiveFloat, UnitFloat, in_order
 from detector.data.pipeline.transforms.base import TRANSFORMS, OccasionalTransform, TransformContext
-from detector.data.pipeline.transforms.pasting import with_objects
+from detector.data.pipeline.transforms.pasting import move, with_objects
 from detector.data.pipeline.transforms.resize import resize
 
 CENTERS = (0.25, 0.75)  # the range of the center, as fractions of the side
@@ -24,8 +23,8 @@ class Mosaic(OccasionalTransform):
     the sample is at the upper left, and three drawn samples are at the upper right, the lower left and the lower
     right. The part of an image outside its quarter is cut off. Pixels without an image have the padding color.
 
-    Boxes are clipped to the visible part of their image. As in `affine`, a box is dropped if it has no area, or if less
-    than the fraction `min_visibility` of its area is visible. Ignored regions are treated as objects are.
+    Boxes are clipped to the visible part of their image. A box without visible area is dropped. An object is dropped,
+    as in `affine`, if less than the fraction `min_visibility` of its area is visible. An ignored region is kept.
 
     When to use: for small data sets, and where objects should be smaller and more frequent in an image. Put `mosaic`
     first, so that the later transforms change all four images. A mosaic reads four images, so that loading takes about
@@ -64,13 +63,5 @@ class Mosaic(OccasionalTransform):
             left, top = x - w * (quarter in (0, 2)), y - h * (quarter in (0, 1))
             x1, y1, x2, y2 = max(0, left), max(0, top), min(width, left + w), min(height, top + h)
             image[y1:y2, x1:x2] = part.image[y1 - top : y2 - top, x1 - left : x2 - left]
-            parts.append(self._moved(part, (left, top), np.array([x1, y1, x2, y2], np.float32)))
+            parts.append(move(part, (left, top), (x1, y1, x2, y2), self.min_visibility))
         return with_objects(sample, image, parts)
-
-    def _moved(self, part: Sample, corner: tuple[int, int], seen: np.ndarray) -> Sample:
-        """Return the part with its boxes moved to `corner` and clipped to the rectangle `seen` (4,) xyxy."""
-        moved = part.boxes + np.array(corner * 2, np.float32)
-        clipped = moved.clip(np.tile(seen[:2], 2), np.tile(seen[2:], 2))
-        area, visible = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (moved, clipped))
-        remains = (visible > 0) & (visible >= self.min_visibility * area)
-        return replace(part, boxes=clipped[remains], labels=part.labels[remains], ignore=part.ignore[remains])

@@ -25,6 +25,25 @@ def paste(canvas: np.ndarray, image: np.ndarray, corner: tuple[int, int], opacit
     region[...] = np.rint(region + weight * (image.astype(np.float32) - region))
 
 
+def move(part: Sample, corner: tuple[int, int], seen: tuple[int, int, int, int], min_visibility: float = 0.0) -> Sample:
+    """Move the boxes of a sample, and clip the boxes to a rectangle.
+
+    A box without area in the rectangle is dropped. The box of an object is also dropped if less than the fraction
+    `min_visibility` of its area is in the rectangle. An ignored region is kept, because its pixels are no background.
+
+    Args:
+        part: the sample.
+        corner: (x, y), which is added to all corners, in pixels.
+        seen: the rectangle, xyxy in pixels.
+        min_visibility: the minimum visible fraction of the area of an object.
+    """
+    moved = part.boxes + np.array(corner * 2, np.float32)
+    clipped = moved.clip(np.tile(seen[:2], 2), np.tile(seen[2:], 2)).astype(np.float32)
+    area, visible = ((boxes[:, 2:] - boxes[:, :2]).prod(axis=1) for boxes in (moved, clipped))
+    remains = (visible > 0) & (part.ignore | (visible >= min_visibility * area))
+    return replace(part, boxes=clipped[remains], labels=part.labels[remains], ignore=part.ignore[remains])
+
+
 def with_objects(sample: Sample, image: np.ndarray, parts: Sequence[Sample]) -> Sample:
     """Return the sample with another image and with the objects of all parts.
 
