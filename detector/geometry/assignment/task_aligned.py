@@ -48,8 +48,9 @@ class TaskAlignedAssigner(Assigner):
     its priors to other objects. YOLOv10 (Wang et al. 2024) uses this t for both rules, with a `topk` of 1. Ultralytics'
     YOLO26 uses 7.
 
-    The authors' code takes the `topk` priors first and then removes those with centers outside the object. YOLOv8 uses
-    alpha 0.5, beta 6 and topk 10, and takes the candidates first.
+    The authors' code takes the `topk` priors first and then removes those with centers outside the object. The
+    authors' training uses ATSS in its first 4 epochs. YOLOv8 uses alpha 0.5, beta 6 and topk 10, and takes the
+    candidates first.
 
     When to use: for a head whose scores predict the quality of the boxes, with `loss.classification=quality_focal` or
     `varifocal`.
