@@ -111,7 +111,7 @@ def test_every_key_and_every_part_has_a_description():
 
 def test_the_reference_names_values_and_defaults():
     reference = {key.path: key for key in keys()}
-    assert reference["data.split"].values == "number above 0 to 1 or null"
+    assert reference["data.split"].values == "number above 0 below 1 or null"
     assert reference["train.epochs"].values == "integer from 1" and reference["train.epochs"].default == "12"
     assert reference["data.train"].default == "" and "loss.classification" in registries()
     focal = next(part for part in parts(registries()["loss.classification"]) if part.name == "focal")

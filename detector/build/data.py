@@ -21,6 +21,7 @@ from detector.data.pipeline.cache import CachedDataset
 from detector.data.pipeline.loader import Loader, make_loader
 from detector.data.pipeline.splitting import stratified_split
 from detector.data.pipeline.transforms import Resize, target_size
+from detector.geometry.anchors import AnchorGrid
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def read_dataset(
     """
     model = outline(config)
     priors = torch.cat(model.head.priors((model.strides[-1], model.strides[-1])))
+    # as in a census: the IoU of an object with the square of a point does not describe the match
+    foreground = config.assigner.parameters.get("foreground", 0.5) if isinstance(model.head.grid, AnchorGrid) else 0.0
     part = getattr(config.data, split)
     types = DATASETS.parameters(part.type)
     paths = {
@@ -55,7 +58,7 @@ def read_dataset(
         findings,
         max_objects=config.evaluation.max_detections,
         anchor_sides=(priors[:, 2:] - priors[:, :2]).unique(dim=0).numpy(),
-        matched_iou=config.assigner.parameters.get("foreground", 0.5),
+        matched_iou=foreground,
         scale=lambda r: target_size(r.height, r.width, evaluation_side(config), config.data.long_side)[0] / r.height,
     )
     return dataset

@@ -8,7 +8,6 @@ from torch import nn
 
 from detector.build.assigners import build_assigner
 from detector.build.data import build_eval_loader, evaluation_side, facts
-from detector.build.evaluation import with_targets
 from detector.build.losses import build_classification_loss
 from detector.build.model import outline
 from detector.config import Config
@@ -61,13 +60,12 @@ def build_probe(
     trained = config.loss.classification
     parts = {name: CLASSIFICATION_LOSSES.resolve(name) for name in CLASSIFICATION_LOSSES.names()}
     parts[trained.type] = trained
-    loader, known = build_eval_loader(config, dataset), facts(dataset)
+    loader, known, assigner = build_eval_loader(config, dataset), facts(dataset), build_assigner(config, dataset)
 
     def run(model: nn.Module) -> Probe:
         probe = Probe({name: build_classification_loss(part, known) for name, part in parts.items()})
-        observe = with_targets(config, dataset, lambda _, predictions, targets: probe.update(predictions, targets))
         for batch, predictions in predict(model, loader, device=device, dtype=dtype):
-            observe(batch, predictions)
+            probe.update(predictions, assigner(predictions.priors, batch.truth, predictions))
         return probe
 
     return run

@@ -55,8 +55,10 @@ def build_trained_model(config: Config, dataset: DetectionDataset) -> DetectionM
 
     The random seed `train.seed` initializes the weights that `model.weights` does not contain.
     """
-    for seed in (torch.manual_seed, np.random.seed, random.seed):
-        seed(config.train.seed % 2**32)
+    seed = config.train.seed % 2**32
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
     model = build_model(config, len(dataset.class_names))
     load_weights(model, config.model.weights, dataset.class_names)
     model.backbone.check_trainable()
@@ -72,7 +74,8 @@ def move_model(
         model: the model.
         config: the config, which chooses the device and the data type of the training.
         inference_device: auto, cpu or cuda. It replaces the device of the config, which may be that of another
-            machine. The data type is then one that the device can multiply. The default is a training.
+            machine. The data type is then one that the device can multiply. With None, the config chooses both for a
+            training.
 
     Returns:
         The model, its device, and the data type to compute in.

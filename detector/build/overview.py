@@ -14,7 +14,7 @@ from detector.engine.data_pictures import save_batch, save_labels
 from detector.engine.trainer import Trainer
 from detector.models.detector import DetectionModel
 
-NORMALISERS = {
+DIVISORS = {
     "global": "the number of foreground locations in the step",
     "local": "the number of foreground locations in the step, for each process separately",
     "ema": "the running mean of the number of foreground locations in a step",
@@ -29,7 +29,7 @@ def describe_run(config: Config, trainer: Trainer, train: DetectionDataset, val:
     processes = f", {world_size()} processes" if world_size() > 1 else ""
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     losses = f"{config.loss.classification.type} (classes) + {' + '.join(t.loss.type for t in config.loss.box)} (boxes)"
-    divisors = NORMALISERS[config.loss.normaliser]
+    divisors = DIVISORS[config.loss.normaliser]
     if config.loss.box_rows == "score":
         divisors += "; the box terms are divided by the sum of their scores"
     epochs = f"{settings.epochs} epochs of {schedule.steps_per_epoch} steps of {schedule.images_per_step} images"
@@ -71,7 +71,7 @@ def draw_data(config: Config, trainer: Trainer, train: DetectionDataset, folder:
 
 
 def _object_sides(config: Config, train: DetectionDataset) -> np.ndarray:
-    """Return width and height (N, 2) of the objects, in pixels of the training images before augmentation."""
+    """Return width and height (N, 2) of the objects, in pixels of the images at the size of evaluation."""
     sides = [np.empty((0, 2))]
     for record in train.records:
         size = target_size(record.height, record.width, evaluation_side(config), config.data.long_side)

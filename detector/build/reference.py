@@ -25,9 +25,9 @@ COLUMNS = ("key", "values", "default", "meaning")
 class Key:
     """A key of the config, or a parameter of a part.
 
-    Args:
+    Attributes:
         path: the key, as an override names it.
-        values: the values that it can have.
+        values: the values that the key can have.
         default: the default as YAML; empty if the key is required.
         meaning: the description.
     """
@@ -197,8 +197,11 @@ def _range(limits: Sequence[Any], is_integer: bool) -> str:
     }
     if is_integer:
         bounds["ge"] += [bound + 1 for bound in bounds.pop("gt")]
-    lowest = max(((bound, name) for name in ("ge", "gt") for bound in bounds.get(name, [])), default=None)
-    highest = min(((bound, name) for name in ("le", "lt") for bound in bounds[name]), default=None)
+    # of equal bounds, the strict bound applies
+    lower = [(bound, name) for name in ("gt", "ge") for bound in bounds.get(name, [])]
+    upper = [(bound, name) for name in ("lt", "le") for bound in bounds[name]]
+    lowest = max(lower, key=lambda limit: limit[0], default=None)
+    highest = min(upper, key=lambda limit: limit[0], default=None)
     return "".join(f" {BOUNDS[name]} {bound:g}" for bound, name in filter(None, (lowest, highest)))
 
 

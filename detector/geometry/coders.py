@@ -120,7 +120,7 @@ class DistributionCoder:
             priors: (..., 4) xyxy in pixels.
         """
         probabilities = raw.unflatten(-1, (4, self.reg_max + 1)).softmax(dim=-1)
-        # autocast would compute a matrix product in half precision
+        # a sum, because autocast computes a matrix product in half precision
         distances = (probabilities * self._values(probabilities)).sum(dim=-1)
         return DistanceCoder().decode(distances, priors)
 

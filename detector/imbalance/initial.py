@@ -39,8 +39,8 @@ def expected_initial_loss(
 ) -> Tensor:
     """Return the classification loss of a batch whose scores are all `prior`, a 0-dim tensor.
 
-    For a loss that is a sum over rows, the loss of a single row is
-    computed for each label and multiplied by the number of rows with the label. The sum is divided by `num_fg`. A loss
+    For a loss that is a sum over rows, the loss of a single row is computed for each label and multiplied by the number
+    of rows with the label. The sum is divided by `num_fg`. A loss
     that takes a mean instead of the sum differs from this value. Any other loss is computed on equal logits.
 
     Args:

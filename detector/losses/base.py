@@ -57,14 +57,23 @@ class ClassificationLoss(nn.Module):
     mines = False
     row_additive = True
 
-    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+    def split(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_fg: Tensor | float,
+        level_sizes: tuple[int, ...] | None = None,
+        quality: Tensor | None = None,
+    ) -> Tensor:
         """Return (2,): the loss of the foreground elements (target 1) and of the background elements (target 0).
 
         The arguments are those of `forward`.
         """
         raise NotImplementedError
 
-    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+    def elements(
+        self, logits: Tensor, labels: Tensor, level_sizes: tuple[int, ...] | None = None, quality: Tensor | None = None
+    ) -> Tensor:
         """Return the part of each element in `split` for num_fg = 1 in eval mode, for the measurements.
 
         The other arguments are those of `forward`. The method changes no buffer.
@@ -117,11 +126,20 @@ class ElementwiseLoss(ClassificationLoss):
         """
         raise NotImplementedError
 
-    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+    def split(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_fg: Tensor | float,
+        level_sizes: tuple[int, ...] | None = None,
+        quality: Tensor | None = None,
+    ) -> Tensor:
         """Return the foreground and the background loss. See `ClassificationLoss.split`."""
         return elementwise_terms(self.elementwise, logits, labels, scale=one_over(num_fg, logits))
 
-    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+    def elements(
+        self, logits: Tensor, labels: Tensor, level_sizes: tuple[int, ...] | None = None, quality: Tensor | None = None
+    ) -> Tensor:
         """Return the loss of each element. See `ClassificationLoss.elements`."""
         return counted(self.elementwise(widen(logits), binary_targets(labels, logits.shape[-1])), labels)
 

@@ -44,8 +44,8 @@ class Criterion(nn.Module):
     - `equal`: the weight is 1.
     - `quality`: the weight is the quality of the assigner (Feng et al. 2021, "TOOD").
     - `score`: the weight is the highest class score of the prior, without gradient. The sum of the weights of the step
-      over all ranks replaces N. It is clamped to at least 1, and known only after the forward pass. So a step must be a
-      single batch (Li et al. 2020, "Generalized Focal Loss", the authors' code).
+      over all ranks replaces N. It is clamped to at least 1 (Li et al. 2020, "Generalized Focal Loss", the authors'
+      code). The sum is known only after the forward pass, so a step must be a single batch.
 
     Attributes:
         one_to_many: the criterion of the one-to-many head of a model with `one_to_one`, or None. Its running means are
@@ -116,15 +116,16 @@ class Criterion(nn.Module):
     @property
     def divides_by_step(self) -> bool:
         """Whether a term is divided by a number that is known only after the last batch of a step."""
-        return self.normaliser != "image" and not all(self._is_self_normalised())
+        return self.normaliser != "image" and not all(self._self_normalised)
 
     @property
     def can_divide_afterwards(self) -> bool:
         """Whether one division of the step's gradients is enough: all terms and all ranks have the same divisor."""
         shared = self.normaliser in ("global", "ema") or world_size() == 1
-        return not self.divides_by_step or (shared and not any(self._is_self_normalised()))
+        return not self.divides_by_step or (shared and not any(self._self_normalised))
 
-    def _is_self_normalised(self) -> list[bool]:
+    @property
+    def _self_normalised(self) -> list[bool]:
         losses = (self.classification, self.warmup, *self.boxes, self.box_quality)
         return [bool(loss.self_normalised) for loss in losses if loss is not None]
 
@@ -207,25 +208,25 @@ class Criterion(nn.Module):
         cls = self._classification(predictions, targets, normaliser, num_batches)
         cls_fg, cls_bg = cls.detach().unbind()
         weighted = {"cls": cls.sum()}
-        weights, divisor = self._box_rows(predictions, targets)
+        weights, divisor = self._box_weights(predictions, targets)
         for name, weight, loss in zip(self.box_names, self.box_weights, self.boxes, strict=True):
             assert isinstance(loss, BoxLoss)
             boxes = self._boxes(loss, predictions, targets)
             if divisor is None:
-                term = self._rows(loss, *boxes, targets, normaliser, num_batches, weights)
+                term = self._foreground_loss(loss, *boxes, targets, normaliser, num_batches, weights)
             else:
                 term = loss(*boxes, is_foreground(targets.labels, self.num_classes), divisor, weights)
             weighted[name] = term * weight
         if self.box_quality is not None:
             quality = self.box_quality.rows(predictions, targets)
-            weighted["quality"] = self._rows(self.box_quality, *quality, targets, normaliser, num_batches)
-            weighted["quality"] *= self.quality_weight
+            term = self._foreground_loss(self.box_quality, *quality, targets, normaliser, num_batches)
+            weighted["quality"] = term * self.quality_weight
         return LossTerms(weighted, {"cls_fg": cls_fg, "cls_bg": cls_bg})
 
     @torch.no_grad()
-    def _box_rows(self, predictions: Predictions, targets: Targets) -> tuple[Tensor | None, Tensor | None]:
+    def _box_weights(self, predictions: Predictions, targets: Targets) -> tuple[Tensor | None, Tensor | None]:
         """Return the weights (B, A) of the box terms, or None for 1, and their divisor, or None for the normalizer."""
-        if self.box_rows == "quality":  # an assigner with a quality gives no quality where there are no objects
+        if self.box_rows == "quality":
             return targets.quality, None
         if self.box_rows == "score":
             scores = predictions.logits.detach().float().amax(dim=-1).sigmoid()
@@ -233,7 +234,7 @@ class Criterion(nn.Module):
             return scores, sum_over_ranks(scores.where(is_fg, 0).sum())
         return None, None
 
-    def _by_image(self, loss: nn.Module, targets: Targets) -> bool:
+    def _is_by_image(self, loss: nn.Module, targets: Targets) -> bool:
         return self.normaliser == "image" and not loss.self_normalised and len(targets.labels) > 0
 
     def _classification(
@@ -242,7 +243,7 @@ class Criterion(nn.Module):
         """Return the loss of the foreground and of the background elements, (2,)."""
         loss, labels, sizes = self.active_classification, targets.labels, predictions.priors.level_sizes
         quality = self.quality(predictions, targets)
-        if self._by_image(loss, targets):
+        if self._is_by_image(loss, targets):
             qualities = [None] * len(labels) if quality is None else quality
             images = zip(predictions.logits, labels, self._count(targets), qualities, strict=True)
             losses = [loss.split(x, y, count, level_sizes=sizes, quality=q) for x, y, count, q in images]
@@ -256,7 +257,7 @@ class Criterion(nn.Module):
             return predictions.boxes, targets.boxes
         return predictions.raw, predictions.coder.encode(targets.boxes, predictions.priors.boxes)
 
-    def _rows(
+    def _foreground_loss(
         self,
         loss: BoxLoss,
         predicted: Tensor,
@@ -269,7 +270,7 @@ class Criterion(nn.Module):
         """Return a loss over the foreground rows, divided as the setting `normaliser` says."""
         foreground = is_foreground(targets.labels, self.num_classes)
         weighted = [] if weights is None else [weights]
-        if self._by_image(loss, targets):
+        if self._is_by_image(loss, targets):
             images = zip(predicted, target, foreground, self._count(targets), *weighted, strict=True)
             total = torch.stack([loss(*image) for image in images]).sum()
             return total / (len(foreground) * num_batches * world_size())

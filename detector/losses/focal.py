@@ -59,13 +59,20 @@ class FocalLoss(ClassificationLoss):
         self.gamma = gamma
         self.rescale = rescale
         self.row_additive = not rescale
-        self.alpha = alpha
-        self.register_buffer(
-            "alpha_k", torch.tensor(alpha, dtype=torch.float64) if isinstance(alpha, list) else None, False
-        )
-        self.register_buffer("class_weight", make_class_weights(class_weights, class_counts, beta), False)
+        self.alpha = None if isinstance(alpha, list) else alpha
+        alpha_k = torch.tensor(alpha, dtype=torch.float64) if isinstance(alpha, list) else None
+        self.register_buffer("alpha_k", alpha_k, persistent=False)
+        weights = make_class_weights(class_weights, class_counts, beta)
+        self.register_buffer("class_weight", weights, persistent=False)
 
-    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+    def split(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_fg: Tensor | float,
+        level_sizes: tuple[int, ...] | None = None,
+        quality: Tensor | None = None,
+    ) -> Tensor:
         """Return the foreground and the background loss. See `ClassificationLoss.split`."""
         terms_of = partial(
             focal_terms, alpha=self._alpha, class_weight=self.class_weight, scale=one_over(num_fg, logits)
@@ -74,10 +81,11 @@ class FocalLoss(ClassificationLoss):
         if not self.rescale:
             return terms
         cross_entropy = terms_of(logits.detach(), labels, gamma=0)
-        cross_entropy_sum, focal_sum = sum_over_ranks(torch.stack((cross_entropy.sum(), terms.detach().sum())))
-        return terms * torch.where(focal_sum > 0, cross_entropy_sum / focal_sum, 1)
+        return terms * _rescale_factor(cross_entropy, terms.detach())
 
-    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+    def elements(
+        self, logits: Tensor, labels: Tensor, level_sizes: tuple[int, ...] | None = None, quality: Tensor | None = None
+    ) -> Tensor:
         """Return the loss of each element. See `ClassificationLoss.elements`."""
         targets = binary_targets(labels, logits.shape[-1])
 
@@ -90,12 +98,17 @@ class FocalLoss(ClassificationLoss):
         focal = weighted(self.gamma)
         if not self.rescale:
             return focal
-        cross_entropy_sum, focal_sum = sum_over_ranks(torch.stack((weighted(0).sum(), focal.sum())))
-        return focal * torch.where(focal_sum > 0, cross_entropy_sum / focal_sum, 1)
+        return focal * _rescale_factor(weighted(0), focal)
 
     @property
     def _alpha(self) -> float | Tensor | None:
-        return self.alpha_k if self.alpha_k is not None or isinstance(self.alpha, list) else self.alpha
+        return self.alpha if self.alpha_k is None else self.alpha_k
+
+
+def _rescale_factor(cross_entropy: Tensor, focal: Tensor) -> Tensor:
+    """Return the sum of the cross entropy over all ranks, divided by that of the focal loss; 1 if the latter is 0."""
+    cross_entropy_sum, focal_sum = sum_over_ranks(torch.stack((cross_entropy.sum(), focal.sum())))
+    return torch.where(focal_sum > 0, cross_entropy_sum / focal_sum, 1)
 
 
 @CLASSIFICATION_LOSSES.register("poly_focal")
@@ -212,7 +225,14 @@ class EqualizedFocalLoss(ClassificationLoss):
         self.scale = scale
         self.register_buffer("gradient_sums", torch.zeros(2, num_classes, dtype=torch.float64))  # P, N
 
-    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+    def split(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_fg: Tensor | float,
+        level_sizes: tuple[int, ...] | None = None,
+        quality: Tensor | None = None,
+    ) -> Tensor:
         """Return the foreground and the background loss. See `ClassificationLoss.split`.
 
         In training mode, the gradients of this step are added to the sums. They change the loss from the next step on.
@@ -222,7 +242,9 @@ class EqualizedFocalLoss(ClassificationLoss):
             self._count(logits.detach(), labels, formula)
         return elementwise_terms(formula, logits, labels, scale=one_over(num_fg, logits))
 
-    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+    def elements(
+        self, logits: Tensor, labels: Tensor, level_sizes: tuple[int, ...] | None = None, quality: Tensor | None = None
+    ) -> Tensor:
         """Return the loss of each element. See `ClassificationLoss.elements`."""
         return counted(self._formula(logits)(widen(logits), binary_targets(labels, logits.shape[-1])), labels)
 

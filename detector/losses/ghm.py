@@ -114,7 +114,14 @@ class GHMC(ClassificationLoss):
         self.scope = scope
         self.density = GradientDensity(bins, momentum)
 
-    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+    def split(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_fg: Tensor | float,
+        level_sizes: tuple[int, ...] | None = None,
+        quality: Tensor | None = None,
+    ) -> Tensor:
         """Return the foreground and the background loss. See `ClassificationLoss.split`.
 
         In training mode, the call is a step of the running counts. `num_fg` and `quality` are not used.
@@ -123,7 +130,9 @@ class GHMC(ClassificationLoss):
         terms = [harmonized_terms(*part, self.density(count)) for part, count in zip(parts, counts, strict=True)]
         return torch.stack(terms).sum(dim=0)
 
-    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+    def elements(
+        self, logits: Tensor, labels: Tensor, level_sizes: tuple[int, ...] | None = None, quality: Tensor | None = None
+    ) -> Tensor:
         """Return the loss of each element. See `ClassificationLoss.elements`."""
         parts, counts = self._count(logits, labels, level_sizes)
         weighted = [

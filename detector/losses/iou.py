@@ -57,7 +57,7 @@ class IoULoss(BoxLoss):
 class GIoULoss(BoxLoss):
     """Generalized IoU loss: 1 - IoU + (area of the hull - area of the union) / area of the hull.
 
-    Source: Rezatofighi et al. 2019, "Generalized Intersection over Union", algorithm 1.
+    Source: Rezatofighi et al. 2019, "Generalized Intersection over Union", algorithms 1 and 2.
 
     Shapes: boxes (..., 4) xyxy in pixels, as in `BoxLoss.forward`.
 

@@ -87,12 +87,21 @@ class OHEMLoss(ClassificationLoss):
         self.alpha = alpha
         self.gamma = gamma
 
-    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+    def split(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_fg: Tensor | float,
+        level_sizes: tuple[int, ...] | None = None,
+        quality: Tensor | None = None,
+    ) -> Tensor:
         """Return the foreground and the background loss. See `ClassificationLoss.split`."""
         _, labels = self._mine(logits, labels)
         return focal_terms(logits, labels, alpha=self.alpha, gamma=self.gamma, scale=one_over(num_fg, logits))
 
-    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+    def elements(
+        self, logits: Tensor, labels: Tensor, level_sizes: tuple[int, ...] | None = None, quality: Tensor | None = None
+    ) -> Tensor:
         """Return the loss of each element. See `ClassificationLoss.elements`."""
         return counted(*self._mine(logits, labels))
 

@@ -32,12 +32,21 @@ class QualityLoss(ClassificationLoss):
         """
         raise NotImplementedError
 
-    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+    def split(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_fg: Tensor | float,
+        level_sizes: tuple[int, ...] | None = None,
+        quality: Tensor | None = None,
+    ) -> Tensor:
         """Return the foreground and the background loss. See `ClassificationLoss.split`."""
         quality = _on_foreground(quality, logits, labels)
         return elementwise_terms(self.elementwise, logits, labels, quality, scale=one_over(num_fg, logits))
 
-    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+    def elements(
+        self, logits: Tensor, labels: Tensor, level_sizes: tuple[int, ...] | None = None, quality: Tensor | None = None
+    ) -> Tensor:
         """Return the loss of each element. See `ClassificationLoss.elements`."""
         quality = _on_foreground(quality, logits, labels)[..., None]
         return counted(self.elementwise(widen(logits), binary_targets(labels, logits.shape[-1]), quality), labels)

@@ -55,12 +55,21 @@ class RankSortLoss(ClassificationLoss):
         super().__init__()
         self.delta = delta
 
-    def split(self, logits: Tensor, labels: Tensor, num_fg: Tensor | float, level_sizes=None, quality=None) -> Tensor:
+    def split(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        num_fg: Tensor | float,
+        level_sizes: tuple[int, ...] | None = None,
+        quality: Tensor | None = None,
+    ) -> Tensor:
         """Return the sorting error and the ranking error. See `ClassificationLoss.split`."""
         return _RankSort.apply(*self._prepare(logits, labels, quality)) / world_size()
 
     @torch.no_grad()
-    def elements(self, logits: Tensor, labels: Tensor, level_sizes=None, quality=None) -> Tensor:
+    def elements(
+        self, logits: Tensor, labels: Tensor, level_sizes: tuple[int, ...] | None = None, quality: Tensor | None = None
+    ) -> Tensor:
         """Return the error of each element. See `ClassificationLoss.elements`.
 
         A foreground element has its sorting error. A background element has the ranking error that it causes.
@@ -82,8 +91,14 @@ class RankSortLoss(ClassificationLoss):
 class _Errors(NamedTuple):
     """The errors of P foreground elements and of the N background elements above the lowest foreground element.
 
-    The tensors have the shape (P,), only `ranking_caused` has (N,). All are divided by P. `ranking_caused` is the part
-    of the ranking errors that each background element causes. It is also the gradient of the ranking errors there.
+    Attributes:
+        is_fg: (..., K) bool, the P foreground elements.
+        is_bg: (..., K) bool, the N background elements.
+        sorting: (P,), the sorting errors, divided by P.
+        sorting_grad: (P,), the gradient of the sum of `sorting`.
+        ranking: (P,), the ranking errors, divided by P.
+        ranking_caused: (N,), the part of the ranking errors that each background element causes, divided by P. It is
+            also the gradient of the sum of `ranking` for this element.
     """
 
     is_fg: Tensor

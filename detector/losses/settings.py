@@ -102,7 +102,10 @@ class LossSettings(Settings):
 
 
 def box_names(settings: LossSettings) -> list[str]:
-    """Return the names of the box terms: `box` for a single loss, else `box_<type>`, numbered if a type repeats."""
+    """Return the names of the box terms: `box` for a single loss, else `box_<type>`.
+
+    If a type repeats, the position of the loss in the list is added.
+    """
     types = [term.loss.type for term in settings.box]
     if len(types) == 1:
         return ["box"]

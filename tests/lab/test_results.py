@@ -54,6 +54,11 @@ def test_means_and_paired_differences_by_hand():
     assert everywhere["difference"] == pytest.approx((0.01 + 0.02 + 0.03 + 0.10 + 0.11) / 5)
 
 
+def test_only_the_seeds_of_the_study_count():
+    two_seeds = STUDY.model_copy(update={"seeds": [0, 1]})
+    assert make_tables(two_seeds, rows()) == make_tables(two_seeds, [row for row in rows() if row["seed"] != "2"])
+
+
 def test_rows_and_tables_are_equal_after_writing_and_reading(tmp_path):
     write_results(tmp_path / "results.csv", rows())
     assert read_results(tmp_path / "results.csv") == rows()

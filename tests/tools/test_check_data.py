@@ -344,3 +344,9 @@ def test_coco_tiny(shared_data: Path, capsys: pytest.CaptureFixture):
         ("val", "category_ids"): 1,
         ("val", "object_conflict"): 2,
     }
+
+
+def test_points_have_no_box_that_is_too_small_for_an_anchor(shared_data: Path, capsys: pytest.CaptureFixture):
+    config = ("coco_fcos_r50_1x.yaml", f"data.root={shared_data}/coco_tiny")
+    assert run_tool("check_data", "--json", "--cfg", *config) == 0
+    assert "box_small" not in {finding["kind"] for finding in json.loads(capsys.readouterr().out)["findings"]}

@@ -104,9 +104,9 @@ KINDS: dict[str, Kind] = {
     ),
     "box_clipped": Kind("boxes that extend beyond the edge of their image", "clipped", "correct the box"),
     "box_small": Kind(
-        "boxes too small for any anchor or point at the training size",
+        "boxes too small for any anchor at the training size",
         "matched poorly or not at all",
-        "raise data.short_side, or lower model.head.sizes of a head with anchors (`detector census` suggests values)",
+        "raise data.short_side or lower model.head.sizes (`detector census` suggests values)",
     ),
     "annotation_id": Kind("annotations with a missing, repeated or zero id", "numbered again", NO_ACTION),
     "category_ids": Kind("category ids that have gaps or do not begin at 1", "kept in the results", NO_ACTION),

@@ -13,7 +13,7 @@ from detector.deploy.export.graphs import SUPPRESS, Graph
 
 @EXPORTERS.register("onnx")
 class OnnxExporter(Exporter):
-    """Writes ONNX files, in which the ONNX operator NonMaxSuppression suppresses boxes."""
+    """An exporter that writes ONNX files. The ONNX operator NonMaxSuppression suppresses boxes."""
 
     suffix = ".onnx"
     requires = ("onnx", "onnxscript")

@@ -15,7 +15,7 @@ METADATA = "metadata.json"
 
 @EXPORTERS.register("torch_export")
 class TorchExporter(Exporter):
-    """Writes programs that contain only operators of PyTorch and torchvision."""
+    """An exporter that writes programs with only operators of PyTorch and torchvision."""
 
     suffix = ".pt2"
 

@@ -15,7 +15,7 @@ MAX_PAIRS = 2**25  # pairs of ground truth and anchor in one operation: 128 MB f
 def parts_of(boxes: Tensor, num_anchors: int) -> list[slice]:
     """Return slices of the ground truths, so that each part can be compared with all anchors within the memory.
 
-    Mostly there is one part.
+    Usually the list has a single slice.
 
     Args:
         boxes: (B, G, 4), the ground truths.
@@ -98,6 +98,10 @@ class BestMatch:
     """The highest value so far of each prior (B, A), and its ground truth. Of equal values, the first wins.
 
     The value is -inf, and the ground truth is the first, where a prior has no other value.
+
+    Attributes:
+        value: (B, A).
+        match: (B, A) int64.
     """
 
     def __init__(self, num_images: int, num_priors: int, like: Tensor):
@@ -133,7 +137,9 @@ class BestMatch:
         self.update(dense.scatter_(2, index, values), start)
 
     def lowest(self, values: Tensor, num_boxes: int) -> Tensor:
-        """Return the lowest value over the priors of each ground truth, (B, G). It is inf without a prior.
+        """Return the lowest value over the priors that are matched with each ground truth, (B, G).
+
+        The result is inf for a ground truth without a matched prior.
 
         Args:
             values: (B, A).

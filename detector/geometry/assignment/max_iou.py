@@ -29,7 +29,8 @@ class MaxIoUAssigner(Assigner):
         foreground: the lowest IoU of a foreground anchor.
         background: the IoU below which an anchor is background.
         low_quality: the anchors with the highest IoU of a ground truth are foreground, also if this IoU is low. All
-            anchors with the same highest IoU are. They still take the ground truth that is the best for the anchor.
+            anchors with the same highest IoU are. They still take the ground truth that is the best for the anchor. The
+            paper has no such rule. torchvision and detectron2 have this rule.
     """
 
     def __init__(

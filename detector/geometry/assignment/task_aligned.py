@@ -27,7 +27,7 @@ ONE_TO_ONE_TOPK = 7
 
 @ASSIGNERS.register("task_aligned")
 class TaskAlignedAssigner(Assigner):
-    """TOOD's rule (Feng et al. 2021, section 3.3): the priors of an object that classify and locate it best.
+    """TOOD's rule (Feng et al. 2021, section 3.2): the priors of an object that classify and locate it best.
 
     Source: "TOOD: Task-aligned One-stage Object Detection". The alignment of a prior with an object is
 

@@ -47,10 +47,12 @@ class Select(Settings):
 
     A selection run trains on a part of the training set and is evaluated on the other images of the training set.
 
-    split: the fraction of the training images that the selection runs train on. It is their data.split.
-    seeds: the values of train.seed in the selection runs.
-    common: the values that all selection runs change.
-    grid: the values to try for each key, for all variants. The grid of a variant adds keys, or replaces their values.
+    Attributes:
+        split: the fraction of the training images that the selection runs train on. It is their data.split.
+        seeds: the values of train.seed in the selection runs.
+        common: the values that all selection runs change.
+        grid: the values to try for each key, for all variants. The grid of a variant adds keys, or replaces their
+            values.
     """
 
     split: Annotated[UnitFloat, Field(gt=0, lt=1)] = 0.8
@@ -72,14 +74,15 @@ class Select(Settings):
 class Study(Settings):
     """The content of a study's file.
 
-    config: the config that all runs start from.
-    common: the values that all runs change.
-    levels: the values that each level changes, by the level's name.
-    variants: the values that each variant changes, by the variant's name. The key `grid` has the values to try.
-    seeds: the values of train.seed.
-    metric: the name of a metric in metrics.json.
-    against: the name of the variant to which the other variants are compared.
-    select: how the values of the grids are chosen.
+    Attributes:
+        config: the config that all runs start from.
+        common: the values that all runs change.
+        levels: the values that each level changes, by the level's name.
+        variants: the values that each variant changes, by the variant's name. The key `grid` has the values to try.
+        seeds: the values of train.seed.
+        metric: the name of a metric in metrics.json.
+        against: the name of the variant to which the other variants are compared.
+        select: how the values of the grids are chosen.
     """
 
     config: str
@@ -149,8 +152,9 @@ def _check_seeds(seeds: list[int]) -> None:
 class Run:
     """A training run of a study, for a level, a variant and a seed.
 
-    name: the name of the run's folder.
-    fingerprint: a hash of the config.
+    Attributes:
+        name: the name of the run's folder.
+        fingerprint: a hash of the config.
     """
 
     level: str

@@ -93,9 +93,9 @@ def make_tables(study: Study, rows: list[Row]) -> dict:
 
     `rows` has the mean and the 95% interval over the seeds for each level and variant. `tests` has the comparison of
     each variant with `study.against`, for each level and for all levels together. A comparison has the mean difference
-    on equal levels and seeds with its 95% interval, and the p-value of the paired t-test, plain and after Holm. If the
-    effect of a variant depends on the level, the pairs of all levels are not independent. Then the test of all levels
-    is only a summary.
+    on equal levels and seeds with its 95% interval, and the p-value of the paired t-test. `p_holm` is the p-value that
+    Holm's method adjusts over the variants of the same level. If the effect of a variant depends on the level, the
+    pairs of all levels are not independent. Then the test of all levels is only a summary.
 
     Args:
         study: the study.
@@ -103,7 +103,7 @@ def make_tables(study: Study, rows: list[Row]) -> dict:
     """
     values: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:
-        if row[study.metric]:
+        if row[study.metric] and int(row["seed"]) in study.seeds:
             values.setdefault((row["level"], row["variant"]), {})[int(row["seed"])] = float(row[study.metric])
     means, tests = [], []
     for level in study.levels:

@@ -25,8 +25,9 @@ COLUMNS = ("level", "variant", "settings", "mean", "n", "seeds", "chosen")
 class Score:
     """The results of a combination in the selection runs of a level and variant.
 
-    has_ended: whether a run of each seed has ended. A run can end with an error.
-    values: the metric of the runs that have the metric, in the order of the seeds.
+    Attributes:
+        has_ended: whether a run of each seed has ended. A run can end with an error.
+        values: the metric of the runs that have the metric, in the order of the seeds.
     """
 
     level: str
@@ -144,7 +145,9 @@ def log_choices(study: Study, choices: Mapping[Cell, Combination]) -> None:
         elif study.grid(variant):
             log.warning(
                 "level %r, variant %r has no runs: no combination has %s in all selection runs",
-                *(level, variant, study.metric),
+                level,
+                variant,
+                study.metric,
             )
 
 

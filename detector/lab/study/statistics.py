@@ -31,7 +31,9 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
 
 def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
-    """Return the two-sided p-value of the paired t-test; 1 if all differences are 0, NaN for fewer than two pairs.
+    """Return the two-sided p-value of the paired t-test.
+
+    The value is NaN for fewer than two pairs. If all differences are equal, it is 1 where they are 0, else 0.
 
     Args:
         values: (n,) the values of the first group.
@@ -48,7 +50,7 @@ def paired_p_value(values: Sequence[float], others: Sequence[float]) -> float:
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the p-values adjusted for multiple tests (Holm 1979).
 
-    The probability of any false positive among the tests stays below the significance level. NaN stays NaN and does
+    The probability of any false positive among the tests is at most the significance level. NaN stays NaN and does
     not count as a test.
     """
     known = [i for i in np.argsort(p_values) if not math.isnan(p_values[i])]

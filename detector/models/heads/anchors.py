@@ -26,8 +26,8 @@ class AnchorHead(Head):
         strides: the stride of each map, in pixels.
         depth: the number of convolutions of each branch before its last convolution.
         norm: the norm after each of these convolutions.
-        prior: the score of every anchor and class before training (section 3.3). A small prior prevents that the many
-            background anchors dominate the first steps. null means 0.5.
+        prior: the score of every anchor and class before training (section 3.3). With a small prior, the many
+            background anchors do not dominate the first steps. null means 0.5.
         sizes: the square roots of the anchor areas in pixels, a list for each pyramid level. null means
             4 x stride x (1, 2^(1/3), 2^(2/3)).
         ratios: height / width of the anchors.

@@ -27,7 +27,7 @@ class Affine:
         translate: UnitFloat = 0.0,
         min_visibility: UnitFloat = 0.1,
     ):
-        from detector.data.pipeline.transforms.library import affine  # its import is slow
+        from detector.data.pipeline.transforms.library import affine  # the import of albumentations is slow
 
         self.operations = affine(scale, translate, min_visibility)
 

@@ -29,7 +29,7 @@ class Color:
         saturation: UnitFloat = 0.0,
         hue: Annotated[UnitFloat, Field(le=0.5)] = 0.0,
     ):
-        from detector.data.pipeline.transforms.library import color_jitter  # its import is slow
+        from detector.data.pipeline.transforms.library import color_jitter  # the import of albumentations is slow
 
         self.operations = color_jitter(brightness, contrast, saturation, hue)
 

@@ -21,14 +21,14 @@ TRIES = 50  # positions of an object
 class CopyPaste(OccasionalTransform):
     """A transform that pastes objects of another image on the background (Dwibedi et al. 2017, Ghiasi et al. 2021).
 
-    The data sets have no masks, so that an object is copied with all pixels of its box. Around the box, the copied
-    image fades out over a margin, so that its edge is no feature (Dwibedi et al. 2017). Other objects inside the box
-    are copied with it. Other objects that are partly inside the box or its margin become ignored regions.
+    The data sets have no masks, so an object is copied with all pixels of its box. Around the box, the copied image
+    fades out over a margin, so that its edge is no feature (Dwibedi et al. 2017). Other objects inside the box are
+    copied with it. Other objects that are partly inside the box or its margin become ignored regions.
 
     An object of a class with n objects in the training set has the weight n^-balance. An image is drawn with a
-    probability that is proportional to the total weight of its objects. From this image, 1 to `max_objects` objects are
-    drawn with these weights. Ignored regions are not drawn. Objects closer than 1 pixel to the border of their image
-    are not drawn, because they may be cut off.
+    probability that is proportional to the total weight of its objects. It can be the image of the sample. From this
+    image, 1 to `max_objects` objects are drawn with these weights. Ignored regions are not drawn. Objects closer than 1
+    pixel to the border of their image are not drawn, because they may be cut off.
 
     A copy is resized and gets a random position, where its box is inside the image. The overlap of the box and its
     margin with every box of the image and of earlier copies is at most `max_overlap` times the smaller area of both
@@ -111,7 +111,7 @@ class CopyPaste(OccasionalTransform):
         x1, y1 = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
         x2, y2 = np.ceil(box[2:] + margin).astype(int)  # beyond the image, the slice ends at its border
         is_complete = ((other.boxes[:, :2] >= box[:2]) & (other.boxes[:, 2:] <= box[2:])).all(axis=1)
-        order = np.argsort(np.arange(len(other.boxes)) != index, kind="stable")
+        order = np.r_[index, np.delete(np.arange(len(other.boxes)), index)]
         ordered = replace(
             other,
             image=other.image[y1:y2, x1:x2],

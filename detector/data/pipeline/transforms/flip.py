@@ -15,7 +15,7 @@ class Flip:
     """
 
     def __init__(self, *, horizontal: UnitFloat = 0.5, vertical: UnitFloat = 0.0):
-        from detector.data.pipeline.transforms.library import flips  # its import is slow
+        from detector.data.pipeline.transforms.library import flips  # the import of albumentations is slow
 
         self.operations = flips(horizontal, vertical)
 

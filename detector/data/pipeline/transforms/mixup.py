@@ -1,13 +1,11 @@
 """The transform `mixup`, which shows two images over each other."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from detector.core.structures import Sample
 from detector.core.validation import PositiveFloat, UnitFloat
 from detector.data.pipeline.transforms.base import TRANSFORMS, OccasionalTransform, TransformContext
-from detector.data.pipeline.transforms.pasting import paste, with_objects
+from detector.data.pipeline.transforms.pasting import move, paste, with_objects
 from detector.data.pipeline.transforms.resize import resize
 
 
@@ -49,5 +47,4 @@ class Mixup(OccasionalTransform):
         x, y = context.rng.integers((width - w + 1, height - h + 1)).tolist()
         image = sample.image.copy()
         paste(image, other.image, (x, y), np.full((h, w, 1), 1 - weight))
-        moved = replace(other, boxes=other.boxes + np.array([x, y, x, y], np.float32))
-        return with_objects(sample, image, [sample, moved])
+        return with_objects(sample, image, [sample, move(other, (x, y), (0, 0, width, height))])

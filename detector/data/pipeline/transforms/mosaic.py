@@ -27,7 +27,7 @@ class Mosaic(OccasionalTransform):
     as in `affine`, if less than the fraction `min_visibility` of its area is visible. An ignored region is kept.
 
     When to use: for small data sets, and where objects should be smaller and more frequent in an image. Put `mosaic`
-    first, so that the later transforms change all four images. A mosaic reads four images, so that loading takes about
+    first, so that the later transforms change all four images. A mosaic reads four images, so loading takes about
     five times as long.
 
     Args:
