@@ -103,8 +103,8 @@ class RunningDensity:
     bins that this step has elements in.
     """
 
-    def __init__(self, bins: int, momentum: float):
-        self.momentum, self.counts, self.steps = momentum, [0.0] * bins, [0] * bins
+    def __init__(self, bins: int, momentum: float, power: float = 1.0):
+        self.momentum, self.counts, self.steps, self.power = momentum, [0.0] * bins, [0] * bins, power
 
     def step(self, norms: list[float]) -> list[float]:
         bins, m = len(self.counts), self.momentum
@@ -112,17 +112,16 @@ class RunningDensity:
         for j in set(bin_of):
             self.steps[j] += 1
             self.counts[j] = m * self.counts[j] + (1 - m) * bin_of.count(j)
-        return [
-            len(norms) / (self.counts[j] / (1 - m ** self.steps[j]) * len(set(bin_of)))  # M = number of non-empty bins
-            for j in bin_of
-        ]
+        density = {j: self.counts[j] / (1 - m ** self.steps[j]) for j in set(bin_of)}
+        total = sum(mean ** (1 - self.power) for mean in density.values())  # the number of non-empty bins for power 1
+        return [len(norms) / density[j] ** self.power / total for j in bin_of]
 
 
 class GHMC:
     """sum_i beta_i CE_i / N with g = |p - t|, over the batch, or separately for each level."""
 
-    def __init__(self, bins: int, momentum: float, scope: str):
-        self.density, self.scope = RunningDensity(bins, momentum), scope
+    def __init__(self, bins: int, momentum: float, scope: str, power: float = 1.0):
+        self.density, self.scope = RunningDensity(bins, momentum, power), scope
 
     def __call__(self, logits, labels, num_fg, level_sizes=None) -> Expected:
         logits, labels = as_float64(logits), labels.numpy()

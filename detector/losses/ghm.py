@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from detector.core.distributed import sum_over_ranks
-from detector.core.validation import PositiveFloat, PositiveInt
+from detector.core.validation import PositiveFloat, PositiveInt, UnitFloat
 from detector.kernels import gradient_norm_histogram, harmonized_terms
 from detector.kernels.reference import binary_targets, counted, harmonized_elements, norm_bins, widen
 from detector.losses.base import (
@@ -34,9 +34,18 @@ class GradientDensity(nn.Module):
     first step on. A step in which the bin is empty does not change its mean, as in the published code. The published
     code has no correction, so the weights of a bin's first step are 1 / (1 - m) times as large.
 
-    The weight of an element in bin j is beta = N / (M S_j / (1 - m^t_j)). N is the number of valid elements, and M is
-    the number of bins that are not empty in this step. In eval mode the buffers do not change. A bin without history
-    then has the count of the call.
+    D_j = S_j / (1 - m^t_j) is the mean. N is the number of valid elements. The weight of an element in bin j is
+
+        beta_j = N D_j^-power / sum_k D_k^(1 - power)
+
+    with the sum over the bins that are not empty in this step. With a power of 1 (the paper), beta_j is N / (M D_j) for
+    M such bins, so all bins have the same total weight. With a power of 0, beta_j is N / sum_k D_k, which is equal for
+    all elements. In eval mode the buffers do not change. A bin without history then has the count of the call.
+
+    Args:
+        bins: the number of bins.
+        momentum: m.
+        power: the exponent of the density.
 
     Attributes:
         running_counts: S, (bins,) fp32.
@@ -46,10 +55,11 @@ class GradientDensity(nn.Module):
     running_counts: Tensor
     steps: Tensor
 
-    def __init__(self, bins: int, momentum: float):
+    def __init__(self, bins: int, momentum: float, power: float = 1.0):
         super().__init__()
         self.bins = bins
         self.momentum = momentum
+        self.power = power
         self.register_buffer("running_counts", torch.zeros(bins))
         self.register_buffer("steps", torch.zeros(bins, dtype=torch.int64))
 
@@ -79,7 +89,8 @@ class GradientDensity(nn.Module):
         mean = self.running_counts / (1 - self.momentum ** self.steps.clamp(min=1))
         # in eval mode, a bin may have elements that no training step had
         mean = torch.where(self.steps > 0, mean, counts)
-        return torch.where(is_used, 1 / (mean * is_used.sum()), 0)
+        total = mean.pow(1 - self.power).where(is_used, 0).sum()
+        return torch.where(is_used, mean.pow(-self.power) / total, 0)
 
 
 @CLASSIFICATION_LOSSES.register("ghm_c")
@@ -102,17 +113,23 @@ class GHMC(ClassificationLoss):
         momentum: the momentum of the counts.
         scope: `batch` counts all levels together. `level` counts each pyramid level alone, one after the other, with
             one shared running count, as the published code does.
+        power: the exponent of the density. 1 is the formula of the paper. 0 is the mean cross entropy.
     """
 
     self_normalised = True
     row_additive = False
 
     def __init__(
-        self, *, bins: PositiveInt = 30, momentum: Momentum = 0.75, scope: Literal["batch", "level"] = "batch"
+        self,
+        *,
+        bins: PositiveInt = 30,
+        momentum: Momentum = 0.75,
+        scope: Literal["batch", "level"] = "batch",
+        power: UnitFloat = 1.0,
     ):
         super().__init__()
         self.scope = scope
-        self.density = GradientDensity(bins, momentum)
+        self.density = GradientDensity(bins, momentum, power)
 
     def split(
         self,

@@ -70,6 +70,17 @@ def test_many_steps_follow_the_running_counts(name, momentum, bins):
         assert_matches(loss(*arguments), arguments[0], expected(*arguments), upstream=3.7)
 
 
+@pytest.mark.parametrize("scope", ["batch", "level"])
+@pytest.mark.parametrize("power", [0.0, 0.5, 0.9])
+def test_a_power_of_the_density(power, scope):
+    changed = {"power": power, "scope": scope}
+    loss, expected = build("ghm_c", **changed), reference("ghm_c", **changed)
+    for step in range(6):
+        logits, labels, num_fg = draw("ghm_c", seed=step)
+        value = loss(logits, labels, num_fg, level_sizes=(9, 4))
+        assert_matches(value, logits, expected(logits, labels, num_fg, (9, 4)), upstream=3.7)
+
+
 @each_ghm
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_running_counts_in_other_precisions(name, dtype):
@@ -104,12 +115,13 @@ def test_bias_correction_makes_constant_input_weigh_as_without_momentum(name):
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-9)
 
 
-def test_one_bin_is_mean_cross_entropy():
+@pytest.mark.parametrize("changed", [{"bins": 1}, {"power": 0.0}], ids=str)
+def test_one_bin_and_power_0_are_mean_cross_entropy(changed):
     logits, labels, num_fg = draw("ghm_c", seed=7)
     valid = labels >= 0
     targets = F.one_hot(labels[valid], 6)[:, :5].float()
     mean = F.binary_cross_entropy_with_logits(logits[valid], targets)
-    loss = build("ghm_c", bins=1, momentum=0.0)(logits, labels, num_fg)
+    loss = build("ghm_c", momentum=0.0, **changed)(logits, labels, num_fg)
     torch.testing.assert_close(loss, mean, rtol=1e-6, atol=0)
     (got,), (wanted,) = torch.autograd.grad(loss, logits), torch.autograd.grad(mean, logits)
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-9)
