@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detector.core.registry import Registry
 from detector.core.structures import IGNORED, GroundTruth, Predictions, Priors, Targets
-from detector.geometry.boxes import box_area, pairwise_intersection
+from detector.geometry.boxes import box_area, paired_iou, pairwise_intersection
 
 MAX_PAIRS = 2**25  # pairs of ground truth and anchor in one operation: 128 MB for each of a few fp32 tensors
 
@@ -67,6 +67,27 @@ class Assigner:
 ASSIGNERS: Registry[Assigner] = Registry("assigner")
 
 
+def matched_boxes(truth: GroundTruth, matched: Tensor) -> Tensor:
+    """Return the boxes of the matched objects, (B, A, 4).
+
+    Args:
+        truth: the objects, G of each image.
+        matched: (B, A) int64, the index of each prior's object.
+    """
+    return truth.boxes.gather(1, matched[..., None].expand(-1, -1, 4))
+
+
+def matched_iou(truth: GroundTruth, matched: Tensor, predictions: Predictions) -> Tensor:
+    """Return the IoU of each predicted box and the matched object, at most 1, (B, A).
+
+    Args:
+        truth: the objects, G of each image.
+        matched: (B, A) int64, the index of each prior's object.
+        predictions: the predictions of the model.
+    """
+    return paired_iou(matched_boxes(truth, matched), predictions.boxes).clamp(max=1)
+
+
 def matched_targets(truth: GroundTruth, labels: Tensor, matched: Tensor, quality: Tensor | None = None) -> Targets:
     """Return targets with the boxes of the matched objects.
 
@@ -76,8 +97,7 @@ def matched_targets(truth: GroundTruth, labels: Tensor, matched: Tensor, quality
         matched: (B, A) int64, the index of each prior's object.
         quality: (B, A), the target score of foreground priors, or None.
     """
-    boxes = truth.boxes.gather(1, matched[..., None].expand(-1, -1, 4))
-    return Targets(labels, boxes, matched, quality)
+    return Targets(labels, matched_boxes(truth, matched), matched, quality)
 
 
 def only_background(priors: Priors, num_images: int, num_classes: int, *, has_quality: bool = False) -> Targets:

@@ -12,10 +12,11 @@ from detector.geometry.assignment.base import (
     best_targets,
     class_logits,
     first_of_lowest,
+    matched_iou,
     only_background,
     parts_of,
 )
-from detector.geometry.boxes import paired_iou, pairwise_iou
+from detector.geometry.boxes import pairwise_iou
 
 LEAST_IOU = 1e-7  # so that -ln(IoU) is finite
 
@@ -98,6 +99,5 @@ class DynamicKAssigner(Assigner):
             rank = torch.arange(index.shape[2], device=index.device)
             is_taken = (rank < k.floor().clamp(min=1)[..., None]) & (lowest < math.inf)
             best.update_at(index, (-lowest).where(is_taken, -math.inf), part.start)
-        objects = truth.boxes.gather(1, best.match[..., None].expand(-1, -1, 4))
-        quality = paired_iou(objects, predictions.boxes).clamp(max=1)
+        quality = matched_iou(truth, best.match, predictions)
         return best_targets(best, priors.boxes, truth, self.num_classes, quality)

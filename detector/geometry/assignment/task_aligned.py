@@ -17,10 +17,11 @@ from detector.geometry.assignment.base import (
     class_logits,
     first_of_lowest,
     is_inside,
+    matched_iou,
     only_background,
     parts_of,
 )
-from detector.geometry.boxes import paired_iou, pairwise_iou
+from detector.geometry.boxes import pairwise_iou
 
 ONE_TO_ONE_TOPK = 7
 
@@ -116,7 +117,7 @@ class TaskAlignedAssigner(Assigner):
 
     def _of_matches(self, best: BestMatch, truth: GroundTruth, predictions: Predictions) -> tuple[Tensor, Tensor]:
         """Return -ln(t) and u of each prior and its object, (B, A) both. Only matched priors have valid values."""
-        iou = paired_iou(truth.boxes.gather(1, best.match[..., None].expand(-1, -1, 4)), predictions.boxes).clamp(max=1)
+        iou = matched_iou(truth, best.match, predictions)
         labels = truth.labels.gather(1, best.match).clamp(min=0)
         logits = predictions.ranking_logits.gather(2, labels[..., None])[..., 0].float()
         return self._misalignment(logits, iou), iou
