@@ -60,16 +60,22 @@ class Row:
     numbers: dict[str, float]
 
 
-def elementwise(name: str) -> Callable[[Step], Harmonized]:
-    """Return a loss without running counts as a function of a step. The factor is loss / cross entropy."""
-    loss = CLASSIFICATION_LOSSES.build(name)
+def built(name: str, **parameters: float) -> Callable[[Step], Harmonized]:
+    """Return a loss of `detector` as a function of a step. The factor is loss / cross entropy.
+
+    Args:
+        name: the name of the loss.
+        parameters: the parameters of the loss.
+    """
+    loss = CLASSIFICATION_LOSSES.build(name, **parameters)
 
     def call(step: Step) -> Harmonized:
         logits, labels, _ = step.classification()
         x = torch.from_numpy(logits).requires_grad_()
         value = loss(x, step.labels, step.foreground.sum())
         (gradient,) = torch.autograd.grad(value, x)
-        elements = loss.elements(x, step.labels).detach().numpy() / max(int(step.foreground.sum()), 1)
+        elements = loss.elements(x, step.labels).detach().numpy()
+        elements /= 1 if loss.self_normalised else max(int(step.foreground.sum()), 1)
         return Harmonized(
             elements / cross_entropy(logits, one_hot(labels, logits.shape[-1])), value.item(), gradient.numpy()
         )
@@ -116,7 +122,8 @@ class Study:
         self.classes: dict[str, Callable[[Step], Harmonized]] = {
             name: _on(PublishedGHMC(rules=rules), Step.classification) for name, rules in RULES.items()
         }
-        self.classes |= {"focal": elementwise("focal"), "cross entropy": elementwise("cross_entropy")}
+        self.classes["ours, power 0.5"] = built("ghm_c", power=0.5)
+        self.classes |= {"focal": built("focal"), "cross entropy": built("cross_entropy")}
         self.boxes: dict[str, Callable[[Step], Harmonized]] = {
             "GHM-R, published": _on(PublishedGHMR(), Step.boxes),
             "GHM-R, ours": _on(PublishedGHMR(rules=OURS), Step.boxes),
