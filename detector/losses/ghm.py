@@ -103,10 +103,10 @@ class GHMC(ClassificationLoss):
     Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
 
     When to use: with a `power` of 0.5, as an alternative to focal loss that has no alpha and gamma. With the power 1 of
-    the paper, trainings from random weights fail to lower the scores of the background: AP is 0.145 on drawn scenes
-    (power 0.5: 0.592, focal loss: 0.604), and 0.535 on blood cells (focal loss: 0.603). tools/benchmarks/README.md has
-    all figures. The published recipe starts from ImageNet weights. It has bins 30, momentum 0.75, a loss weight of 1,
-    SGD with a learning rate of 0.01, and gradient clipping at 35.
+    the paper, trainings from random weights fail to lower the scores of the background. On blood cells, AP is then
+    0.535. With a power of 0.5 it is 0.597, and with focal loss 0.603 (tools/benchmarks/README.md has all figures). The
+    published recipe starts from ImageNet weights. It has bins 30, momentum 0.75, a loss weight of 1, SGD with a
+    learning rate of 0.01, and gradient clipping at 35.
 
     Cost: two passes over the logits, and one all-reduce of the counts. The norms are in fp32, or in fp64 for fp64
     logits. In half precision a norm of 1 would be outside the last bin, and the worst negatives would get no gradient.
