@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from detector.core.errors import UserError
 from detector.core.torch_errors import is_out_of_memory
 from detector.core.validation import NonNegativeInt, PositiveFloat, Settings
-from detector.losses.base import running_mean
+from detector.losses.base import corrected_mean
 
 MOMENTUM = 0.98
 MIN_STEPS = 20  # the mean of fewer losses is not reliable
@@ -64,7 +64,7 @@ class Guard(nn.Module):
         """
         refused = ~loss.isfinite()
         if self.spike_factor is not None:
-            mean = running_mean(self.mean_loss, self.steps, loss, MOMENTUM, update=False)
+            mean = corrected_mean(self.mean_loss, self.steps, MOMENTUM)
             refused |= (self.steps >= MIN_STEPS) & (loss > self.spike_factor * mean)
             self.mean_loss.copy_(self.mean_loss.lerp(loss, 1 - MOMENTUM).where(~refused, self.mean_loss))
             self.steps += ~refused

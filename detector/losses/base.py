@@ -21,21 +21,16 @@ def one_over(count: Tensor | float, like: Tensor) -> Tensor:
     return 1 / count.to(like.device, dtype).clamp(min=1)
 
 
-def running_mean(mean: Tensor, steps: Tensor, value: Tensor, momentum: float, *, update: bool) -> Tensor:
-    """Return the bias-corrected running mean S / (1 - momentum^t).
+def corrected_mean(mean: Tensor, steps: Tensor, momentum: float) -> Tensor:
+    """Return the running mean without bias: S / (1 - momentum^t), or 0 before the first step.
 
     S starts at 0. Each step sets S <- momentum S + (1 - momentum) value.
 
     Args:
-        mean: the buffer S, of any shape.
-        steps: the buffer t, a 0-dim integer tensor: the number of steps.
-        value: the value of this step, in the shape of `mean`.
+        mean: S, of any shape.
+        steps: t, the number of steps: an integer tensor, 0-dim or in the shape of `mean`.
         momentum: the momentum, at least 0 and below 1.
-        update: whether this call is a step. If not, the buffers do not change.
     """
-    if update:
-        steps += 1
-        mean.lerp_(value, 1 - momentum)
     return mean / (1 - momentum ** steps.clamp(min=1))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from detector.core.distributed import sum_over_ranks, world_size
 from detector.core.structures import BoxQuality, Predictions, Targets, is_foreground
 from detector.geometry.boxes import paired_iou
-from detector.losses.base import BoxLoss, ClassificationLoss, running_mean
+from detector.losses.base import BoxLoss, ClassificationLoss, corrected_mean
 from detector.losses.box_quality import BoxQualityLoss
 from detector.losses.samplers import AnchorSampler
 from detector.losses.settings import LossSettings, box_names
@@ -175,7 +175,10 @@ class Criterion(nn.Module):
         num_fg = sum_over_ranks(num_fg)
         if self.normaliser == "global":
             return num_fg
-        return running_mean(self.mean_num_fg, self.steps, num_fg, EMA_MOMENTUM, update=self.training)
+        if self.training:
+            self.steps += 1
+            self.mean_num_fg.lerp_(num_fg, 1 - EMA_MOMENTUM)
+        return corrected_mean(self.mean_num_fg, self.steps, EMA_MOMENTUM)
 
     @torch.no_grad()
     def quality(self, predictions: Predictions, targets: Targets) -> Tensor | None:

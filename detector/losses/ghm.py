@@ -20,6 +20,7 @@ from detector.losses.base import (
     CLASSIFICATION_LOSSES,
     BoxLoss,
     ClassificationLoss,
+    corrected_mean,
     masked_boxes,
 )
 
@@ -86,7 +87,7 @@ class GradientDensity(nn.Module):
         if update:
             self.steps += is_used
             self.running_counts.lerp_(counts, (1 - self.momentum) * is_used)
-        mean = self.running_counts / (1 - self.momentum ** self.steps.clamp(min=1))
+        mean = corrected_mean(self.running_counts, self.steps, self.momentum)
         # in eval mode, a bin may have elements that no training step had
         mean = torch.where(self.steps > 0, mean, counts)
         total = mean.pow(1 - self.power).where(is_used, 0).sum()
