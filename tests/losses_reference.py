@@ -97,10 +97,9 @@ class Focal:
 
 
 class RunningDensity:
-    """beta_i = N / (S_j M) for element i in bin j.
+    """beta_i = N S_j^-power / sum_k S_k^(1 - power) for element i in bin j. The sum is over the bins of this step.
 
-    S_j is the bias-corrected running count of bin j over the steps that have elements in the bin. M is the number of
-    bins that this step has elements in.
+    S_j is the bias-corrected running count of bin j over the steps that have elements in the bin.
     """
 
     def __init__(self, bins: int, momentum: float, power: float = 1.0):

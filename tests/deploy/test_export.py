@@ -129,7 +129,7 @@ CONVNEXT = "model.backbone={type: timm, name: convnext_atto}"
 @pytest.fixture(
     scope="module",
     params=[
-        *((".onnx", override) for override in (GROUP, POINTS, LITE0, CONVNEXT)),
+        *((".onnx", override) for override in (FROZEN, GROUP, POINTS, LITE0, CONVNEXT)),
         *((".pt2", override) for override in (BATCH, DISTRIBUTIONS)),
     ],
     ids=" ".join,

@@ -147,6 +147,7 @@ TO_COMPILE = [
     (torch.float32, 0.25, 2.0, None),
     (torch.float64, ALPHAS, 0.5, WEIGHTS),
     (torch.bfloat16, None, 0.0, WEIGHTS),
+    (torch.float16, 0.25, 2.0, None),
 ]
 
 
@@ -210,7 +211,7 @@ def test_blocks_of_one_kind(label):
     ("backend", "bounds"),
     [
         *product(["reference", "cpu"], [(0, 23), (7, 31), (39, 40), (5, 5)]),
-        pytest.param("compiled", (7, 31), marks=COMPILED),
+        *(pytest.param("compiled", bounds, marks=COMPILED) for bounds in ((7, 31), (5, 5))),
     ],
     ids=str,
 )

@@ -186,7 +186,7 @@ fractions = st.floats(0, 1)
 strengths = st.floats(0, 0.4)
 
 
-@settings(max_examples=200, derandomize=True, database=None, deadline=None)
+@settings(max_examples=300, derandomize=True, database=None, deadline=None)
 @given(
     size=st.tuples(sides, sides),
     corners=st.lists(st.tuples(fractions, fractions, st.floats(0.02, 1), st.floats(0.02, 1)), max_size=12),
