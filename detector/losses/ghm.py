@@ -1,6 +1,6 @@
 """Gradient harmonizing mechanism (GHM): every range of gradient norms gets the same total weight.
 
-So the training is dominated neither by the many easy examples nor by the outliers. Source: Li, Liu, Wang 2019,
+The aim is that neither the many easy examples nor the outliers dominate the training. Source: Li, Liu, Wang 2019,
 "Gradient Harmonized Single-stage Detector".
 """
 
