@@ -1,4 +1,4 @@
-"""Train a grid of variants, levels of imbalance and seeds, and compare the variants by 95% intervals and paired tests.
+"""Train a grid of variants, levels and seeds, and compare the variants by 95% intervals and paired tests.
 
 The command can be interrupted at any time. The same command then continues the study.
 
@@ -35,9 +35,16 @@ def main() -> None:
     from detector.core.files import write_json, write_text
     from detector.core.tables import markdown, show
     from detector.engine.claim import claim
-    from detector.lab.study.plan import load_study, make_runs
+    from detector.lab.study.plan import Run, load_study, make_runs
     from detector.lab.study.plots import save_plots
-    from detector.lab.study.results import difference_cells, make_tables, mean_cells, pending, read_results
+    from detector.lab.study.results import (
+        difference_cells,
+        make_tables,
+        mean_cells,
+        num_of_other_configs,
+        pending,
+        read_results,
+    )
     from detector.lab.study.runner import choose_jobs, run_all
     from detector.lab.study.selection import (
         choose,
@@ -52,9 +59,14 @@ def main() -> None:
 
     study = load_study(args.cfg)
     num_runs = len(study.levels) * len(study.variants) * len(study.seeds)
-    selection_runs, runs = make_selection_runs(study), make_runs(study)
+    selection_runs = make_selection_runs(study)
+    make_runs(study)  # raises for a wrong config, before the selection runs start
     folder = out_folder(args.out or f"runs/studies/{Path(args.cfg).stem}")
     results, scores = folder / "results.csv", folder / "selection/results.csv"
+
+    def chosen_runs() -> list[Run]:
+        return make_runs(study, choose(study, read_results(scores)))
+
     if not args.tables:
         train = [sys.executable, "-m", "detector", "train"]
         options = {
@@ -65,17 +77,19 @@ def main() -> None:
         with claim(folder):
             # raises for a changed study, before its file changes
             pending(selection_runs, scores)
-            pending(make_runs(study, choose(study, read_results(scores))), results)
+            pending(chosen_runs(), results)
             values = study.model_dump(mode="json", exclude=None if study.select else {"select"})
             write_text(folder / "study.yaml", yaml.safe_dump(values, sort_keys=False))
             if study.select:
                 log.info("plan: %d selection runs, then %d runs of the study", len(selection_runs), num_runs)
                 run_all(selection_runs, scores.parent, **options)
-                choices = choose(study, read_results(scores))
-                log_choices(study, choices)
-                runs = make_runs(study, choices)
-            run_all(runs, folder, **options)
-    tables = make_tables(study, read_results(results))
+                log_choices(study, choose(study, read_results(scores)))
+            run_all(chosen_runs(), folder, **options)
+    rows = read_results(results)
+    if changed := num_of_other_configs(chosen_runs(), rows):
+        message = "%s: %d of %d rows come from another config or another version of detector"
+        log.warning(message, results, changed, len(rows))
+    tables = make_tables(study, rows)
     if study.select:
         tables["selection"] = selection_rows(study, read_results(scores))
         write_selection(folder / "selection.csv", tables["selection"])
@@ -83,7 +97,7 @@ def main() -> None:
     save_plots(tables, folder)
     shown = {
         f"{tables['metric']}: mean ± half of the 95% interval": mean_cells(tables),
-        "differences, paired by level and seed": difference_cells(tables),
+        "differences, paired by seed": difference_cells(tables),
     }
     if study.select:
         shown["selection of the settings"] = selection_cells(tables)

@@ -10,6 +10,7 @@ from detector.lab.study.results import (
     difference_cells,
     make_tables,
     mean_cells,
+    num_of_other_configs,
     pending,
     read_results,
     result_row,
@@ -50,8 +51,22 @@ def test_means_and_paired_differences_by_hand():
     assert mild["p"] == pytest.approx(0.0741799, rel=1e-4)  # differences 1 : 2 : 3
     assert severe["pairs"] == 2, "a failed run has no pair"
     assert severe["difference"] == pytest.approx((0.10 + 0.11) / 2)
-    assert everywhere["pairs"] == 5
-    assert everywhere["difference"] == pytest.approx((0.01 + 0.02 + 0.03 + 0.10 + 0.11) / 5)
+    assert everywhere["pairs"] == 2, "a pair is the mean over the levels of a seed that has all levels"
+    assert everywhere["difference"] == pytest.approx((0.055 + 0.065) / 2)
+    assert everywhere["high"] - everywhere["difference"] == pytest.approx(12.7062 * 0.005, rel=1e-4)  # t of 1 degree
+
+
+def test_a_single_level_has_a_single_test():
+    one_level = STUDY.model_copy(update={"levels": {"mild": {}}})
+    assert make_tables(one_level, rows())["tests"] == make_tables(STUDY, rows())["tests"][:1]
+
+
+def test_rows_of_another_config_are_counted():
+    done, runs = rows(), make_runs(STUDY)
+    assert num_of_other_configs(runs, done) == 0
+    done[3]["fingerprint"] = "0" * 12
+    assert num_of_other_configs(runs, done) == 1
+    assert num_of_other_configs(runs[:3], done) == 0
 
 
 def test_only_the_seeds_of_the_study_count():

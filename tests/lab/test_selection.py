@@ -179,6 +179,12 @@ def test_the_tables_have_the_scores_of_all_combinations(file, tmp_path):
         ("[0.01, 0.001]}", "[0.01, 0.01]}", ["'few'", "'focal'", "train.lr=0.01 "]),
         ("[0.01, 0.001]}", "[1, 1.0]}", ["'few'", "'focal'", "train.lr=1 ", "train.lr=1.0 "]),
         ("epochs: 1, momentum: 0.5}", "epochs: 1}, data: {val: null}", ["study.yaml: select.common.data.val: "]),
+        (
+            "bins: [10, 30]",
+            "bins: [10], data.train.objects: [3.0]",
+            ["study.yaml: variants.GHM.grid.data.train.objects: "],
+        ),
+        ("[0.01, 0.001]}", "[0.01], data.split: [0.5, 0.8]}", ["study.yaml: select.grid.data.split: "]),
         ("epochs: 3}", "epochs: 3}, data: {val: null, split: 0.8}", ["'few'", "'focal'", "data.split"]),
         ("split: 0.75\n", "split: 0.75\n  metric: AP\n", ["study.yaml: select.metric: ", "split, "]),
         ("against: focal", "against: focal\nmetric: mAP", ["study.yaml: metric: ", "'mAP'"]),

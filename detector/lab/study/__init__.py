@@ -1,1 +1,1 @@
-"""Studies: experiments with runs of several variants, levels of imbalance and random seeds, and their results."""
+"""Studies: experiments with runs of several variants, levels and random seeds, and their results."""

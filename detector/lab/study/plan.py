@@ -21,9 +21,20 @@ Metric = Literal["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
 METRICS = get_args(Metric)
 Overlays = Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
 Seeds = Annotated[list[NonNegativeInt], Field(min_length=1)]
-Grid = dict[str, Annotated[list[Any], Field(min_length=1)]]
+DIVIDED = ("train", "val", "split")  # the keys of `data` that the selection runs set
 Cell = tuple[str, str]  # a level and a variant
 Combination = dict[str, Any]  # a value for each key of a grid
+
+
+def _without_images(grid: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    for key in grid:
+        if key == "data" or key.split(".")[:2] in (["data", name] for name in DIVIDED):
+            text = "a grid with other images would compare scores of different images; remove this key"
+            raise InvalidValues({(key,): text})
+    return grid
+
+
+Grid = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], AfterValidator(_without_images)]
 
 
 class _Variant(Settings):
@@ -63,7 +74,7 @@ class Select(Settings):
     @model_validator(mode="after")
     def _only_training_images(self) -> "Select":
         data = self.common.get("data", {})
-        for key in ("train", "val", "split"):
+        for key in DIVIDED:
             if isinstance(data, dict) and key in data:
                 text = "the selection runs divide the training set of the study; remove this key, and use select.split"
                 raise InvalidValues({("common", "data", key): text})

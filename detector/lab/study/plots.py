@@ -26,7 +26,7 @@ def draw_levels(tables: dict, axes: Axes) -> None:
         means = [row["mean"] for row in rows]
         axes.errorbar(x, means, yerr=half, marker="o", markersize=4, capsize=3, linewidth=1, label=plain(variant))
     axes.set_xticks(range(len(levels)), map(plain, levels))
-    axes.set(ylabel=tables["metric"], xlabel="imbalance", ylim=(0, None))
+    axes.set(ylabel=tables["metric"], xlabel="level", ylim=(0, None))
     axes.legend(fontsize="small")
 
 

@@ -3,7 +3,9 @@
 import csv
 import math
 from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 
 from detector.core.errors import UserError
 from detector.core.files import csv_line, write_text
@@ -88,14 +90,25 @@ def pending(runs: list[Run], file: Path) -> list[Run]:
     return runs_to_do
 
 
+def num_of_other_configs(runs: list[Run], rows: list[Row]) -> int:
+    """Return the number of rows of a run, but with another config than that of the run.
+
+    Args:
+        runs: all runs of the study.
+        rows: the rows of results.csv.
+    """
+    return sum(row["fingerprint"] != run.fingerprint for run in runs for row in rows if is_row_of(row, run))
+
+
 def make_tables(study: Study, rows: list[Row]) -> dict:
     """Return the tables of a study: `metric`, `levels`, `variants`, `rows` and `tests`.
 
     `rows` has the mean and the 95% interval over the seeds for each level and variant. `tests` has the comparison of
-    each variant with `study.against`, for each level and for all levels together. A comparison has the mean difference
-    on equal levels and seeds with its 95% interval, and the p-value of the paired t-test. `p_holm` is the p-value that
-    Holm's method adjusts over the variants of the same level. If the effect of a variant depends on the level, the
-    pairs of all levels are not independent. Then the test of all levels is only a summary.
+    each variant with `study.against`, for each level and, if there are several levels, for all levels together. A
+    comparison pairs the values of equal seeds. It has the mean difference with its 95% interval, and the p-value of the
+    paired t-test. For all levels together, the value of a seed is the mean over the levels, so a seed gives one pair.
+    `p_holm` is the p-value that Holm's method adjusts over the variants of the same level. The intervals are not
+    adjusted.
 
     Args:
         study: the study.
@@ -113,21 +126,23 @@ def make_tables(study: Study, rows: list[Row]) -> dict:
                 {"variant": variant, "level": level, "n": interval.n, "seeds": len(study.seeds)}
                 | {"mean": interval.mean, "low": interval.low, "high": interval.high}
             )
-    for name, levels in [(level, [level]) for level in study.levels] + [("all levels", list(study.levels))]:
+    groups = {level: [level] for level in study.levels}
+    if len(study.levels) > 1:
+        groups["all levels"] = list(study.levels)
+    for name, levels in groups.items():
         tests_of_level = []
         for variant in study.variants:
             if variant == study.against:
                 continue
-            pairs = [
-                (value, values[level, study.against][seed])
-                for level in levels
-                for seed, value in values.get((level, variant), {}).items()
-                if seed in values.get((level, study.against), {})
-            ]
-            of_variant, of_reference = zip(*pairs, strict=True) if pairs else ((), ())
-            interval = mean_interval([a - b for a, b in pairs])
+            cells = list(product(levels, (variant, study.against)))
+            seeds = [seed for seed in study.seeds if all(seed in values.get(cell, {}) for cell in cells)]
+            of_variant, of_reference = (
+                [fmean(values[level, name][seed] for level in levels) for seed in seeds]
+                for name in (variant, study.against)
+            )
+            interval = mean_interval([a - b for a, b in zip(of_variant, of_reference, strict=True)])
             tests_of_level.append(
-                {"level": name, "variant": variant, "against": study.against, "pairs": len(pairs)}
+                {"level": name, "variant": variant, "against": study.against, "pairs": len(seeds)}
                 | {"difference": interval.mean, "low": interval.low, "high": interval.high}
                 | {"p": paired_p_value(of_variant, of_reference)}
             )
