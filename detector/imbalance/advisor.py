@@ -71,16 +71,17 @@ def overlay(advice: list[Advice]) -> dict[str, Any]:
 def alpha_of_probe(probe: ProbeResult, gamma: float) -> float:
     """Return the alpha that balances the gradients of foreground and background on a trained model's scores.
 
-    The gradient of a bin of the gradient norm is `focal_gradient` at the bin's center, times the elements in the bin.
+    The gradient of a bin of the logit is `focal_gradient` at the bin's center, times the elements in the bin.
 
     Args:
         probe: the probe of the trained model.
         gamma: the gamma of focal loss.
     """
-    edges = np.array(probe.gradient_norm.edges)
-    gradient = focal_gradient((edges[:-1] + edges[1:]) / 2, gamma)
+    edges = np.array(probe.logits.edges)
+    scores = 1 / (1 + np.exp(-(edges[:-1] + edges[1:]) / 2))
     foreground, background = (
-        float((gradient * counts).sum()) for counts in (probe.gradient_norm.foreground, probe.gradient_norm.background)
+        float(focal_gradient(norms, gamma) @ counts)
+        for norms, counts in ((1 - scores, probe.logits.foreground), (scores, probe.logits.background))
     )
     return balancing_alpha(foreground, background)
 

@@ -6,7 +6,13 @@ from torch import Tensor
 from detector.core.structures import Predictions, Targets, is_foreground
 from detector.evaluation.anchor_scores import AnchorScores
 from detector.geometry.boxes import paired_iou
-from detector.imbalance.probe_result import CumulativeLoss, LossByScore, LossProbe, NormHistogram, ProbeResult
+from detector.imbalance.probe_result import (
+    CumulativeLoss,
+    Histogram,
+    LossByScore,
+    LossProbe,
+    ProbeResult,
+)
 from detector.imbalance.vocabulary import GROUPS, AnchorCounts, by_group
 from detector.kernels.reference import binary_targets
 from detector.losses.base import ClassificationLoss
@@ -16,6 +22,8 @@ from detector.losses.base import ClassificationLoss
 BINS = 60
 NORM_BINS = 30
 SCORE_BINS = 20
+# Bins of the logit from -MAX_LOGIT to MAX_LOGIT. Scores near 0 have different logits, but share a bin of the norm.
+LOGIT_BINS, MAX_LOGIT = 600, 30.0
 # Bins of the decimal logarithm of an element's loss. A bin is 0.6% wide. Losses below 1e-12 share the lowest bin.
 LOSS_BINS = 6000
 LOWEST, HIGHEST = -12.0, 4.0
@@ -36,7 +44,9 @@ class Probe:
             losses: the losses by name.
         """
         self.losses = {name: _LossHistograms(loss) for name, loss in losses.items()}
-        self.counts = torch.zeros(2, BINS, dtype=torch.float64)  # of background and of foreground elements
+        # of background and of foreground elements
+        self.counts = torch.zeros(2, BINS, dtype=torch.float64)
+        self.logit_counts = torch.zeros(2, LOGIT_BINS, dtype=torch.float64)
         self.rows = {"foreground": 0, "background": 0, "ignored": 0}
         self.anchor_scores = AnchorScores()
         self.num_images = 0
@@ -54,9 +64,11 @@ class Probe:
         num_classes = logits.shape[-1]
         is_fg = binary_targets(labels, num_classes)
         norms = torch.where(is_fg, 1 - logits.sigmoid(), logits.sigmoid())
-        bins = (norms * BINS).clamp_(0, BINS - 1).to(torch.uint8).add_(BINS * is_fg)
-        bins.masked_fill_((labels < 0)[..., None], 2 * BINS)
-        self.counts += sum(_sum(image, 2 * BINS).view(2, -1) for image in bins)
+        is_ignored = (labels < 0)[..., None]
+        bins = _bins_of_elements(norms, BINS, is_fg, is_ignored)
+        self.counts += _counts(bins, BINS)
+        fractions = (logits + MAX_LOGIT) / (2 * MAX_LOGIT)
+        self.logit_counts += _counts(_bins_of_elements(fractions, LOGIT_BINS, is_fg, is_ignored), LOGIT_BINS)
         for name, mask in (
             ("foreground", is_foreground(labels, num_classes)),
             ("background", labels == num_classes),
@@ -72,14 +84,12 @@ class Probe:
 
     def compute(self) -> ProbeResult:
         """Return the result of the batches so far, with default `split`, `class_names` and `trained_with`."""
-        background, foreground = _coarser(self.counts, NORM_BINS).long().tolist()
         return ProbeResult(
             num_images=self.num_images,
             rows=AnchorCounts(**self.rows),
             elements=dict(zip(GROUPS, by_group(self.counts).long().tolist(), strict=True)),
-            gradient_norm=NormHistogram(
-                edges=torch.linspace(0, 1, NORM_BINS + 1).tolist(), foreground=foreground, background=background
-            ),
+            gradient_norm=_histogram(_coarser(self.counts, NORM_BINS), 0, 1),
+            logits=_histogram(self.logit_counts, -MAX_LOGIT, MAX_LOGIT),
             anchor_level=self.anchor_scores.compute(),
             losses={name: histograms.compute(self.counts) for name, histograms in self.losses.items()},
         )
@@ -142,6 +152,32 @@ class _LossHistograms:
                 p=[(i + 0.5) / SCORE_BINS for i in range(SCORE_BINS)], background=mean_bg, foreground=mean_fg
             ),
         )
+
+
+def _bins_of_elements(fractions: Tensor, num_bins: int, is_fg: Tensor, is_ignored: Tensor) -> Tensor:
+    """Return the bin of each element: of background, then of foreground, then a last bin for ignored elements.
+
+    Args:
+        fractions: (B, A, K) the place of each element in the range of the bins, 0..1.
+        num_bins: the number of bins of the range.
+        is_fg: (B, A, K) whether the target is 1.
+        is_ignored: (B, A, 1) whether the anchor is ignored.
+    """
+    bins = (fractions * num_bins).clamp_(0, num_bins - 1).nan_to_num_(0).to(torch.int16).add_(num_bins * is_fg)
+    return bins.masked_fill_(is_ignored, 2 * num_bins)
+
+
+def _counts(bins: Tensor, num_bins: int) -> Tensor:
+    """Return the numbers of background and foreground elements in each bin, (2, num_bins)."""
+    # one image at a time, to limit the memory
+    images = (_sum(image, 2 * num_bins).view(2, -1) for image in bins)
+    return sum(images, start=torch.zeros(2, num_bins, dtype=torch.float64))
+
+
+def _histogram(counts: Tensor, low: float, high: float) -> Histogram:
+    background, foreground = counts.long().tolist()
+    edges = torch.linspace(low, high, counts.shape[-1] + 1, dtype=torch.float64).tolist()
+    return Histogram(edges=edges, foreground=foreground, background=background)
 
 
 def _cumulative(counts: Tensor, losses: Tensor) -> CumulativeLoss:

@@ -11,10 +11,10 @@ PROBE = "detector probe --checkpoint CHECKPOINT"  # the command that writes a pr
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NormHistogram(JsonRecord):
-    """The numbers of elements by gradient norm |p - target|.
+class Histogram(JsonRecord):
+    """The numbers of elements in equal bins.
 
-    edges: (N + 1,) equal bins from 0 to 1.
+    edges: (N + 1,) the edges of the bins. Elements outside the edges are in the first or the last bin.
     foreground, background: (N,) numbers of elements in each bin.
     """
 
@@ -81,7 +81,8 @@ class ProbeResult(JsonRecord):
     num_images: number of images.
     rows: numbers of anchors.
     elements: number of elements of each of GROUPS, by the group's name.
-    gradient_norm: the numbers of elements by gradient norm.
+    gradient_norm: the numbers of elements by gradient norm |p - target|.
+    logits: the numbers of elements by logit.
     anchor_level: the separation of foreground and background by the anchors' scores; None in files of older versions.
     losses: the result of each loss, by the loss's name.
     """
@@ -92,6 +93,7 @@ class ProbeResult(JsonRecord):
     num_images: int
     rows: AnchorCounts
     elements: dict[str, int]
-    gradient_norm: NormHistogram
+    gradient_norm: Histogram
+    logits: Histogram
     anchor_level: AnchorRanking | None = None
     losses: dict[str, LossProbe]

@@ -18,7 +18,7 @@ from detector.imbalance.census_result import (
     MatchCounts,
     Remedies,
 )
-from detector.imbalance.probe_result import LossByScore, LossProbe, NormHistogram, ProbeResult
+from detector.imbalance.probe_result import Histogram, LossByScore, LossProbe, ProbeResult
 from detector.imbalance.vocabulary import AnchorCounts
 
 QUANTILES = Distribution(quantiles={"50": 9, "95": 20.5})
@@ -67,13 +67,10 @@ def with_rare_class(images: int) -> Census:
 
 
 def probe(outliers: float, harmonized: float = 0.1) -> ProbeResult:
-    """Return a probe with foreground at gradient norm 0.45 and background at 0.05.
+    """Return a probe with 1,000 foreground elements at logit 1 and 200,000 background elements at logit -3.
 
     `outliers` is the outliers' share in the gradients of cross entropy and focal loss, `harmonized` in that of GHM-C.
     """
-    edges = [i / 10 for i in range(11)]
-    foreground, background = [0] * 10, [0] * 10
-    foreground[4], background[0] = 1_000, 200_000
     shares = {"cross_entropy": outliers, "focal": outliers, "ghm_c": harmonized}
     nothing = LossByScore(p=[], background=[], foreground=[])
     return ProbeResult(
@@ -81,7 +78,8 @@ def probe(outliers: float, harmonized: float = 0.1) -> ProbeResult:
         num_images=100,
         rows=CENSUS.anchors,
         elements={},
-        gradient_norm=NormHistogram(edges=edges, foreground=foreground, background=background),
+        gradient_norm=Histogram(edges=[0, 0.1, 0.3, 1], foreground=[0, 1_000, 0], background=[200_000, 0, 0]),
+        logits=Histogram(edges=[-4, -2, 0, 2], foreground=[0, 0, 1_000], background=[200_000, 0, 0]),
         losses={
             name: LossProbe(
                 loss={},
@@ -150,11 +148,12 @@ def test_a_mild_imbalance_needs_no_remedy():
 
 
 def test_alpha_balances_the_gradients_on_the_trained_models_scores():
-    def gradient(g: float) -> float:
+    def gradient(logit: float) -> float:
+        g = 1 / (1 + np.exp(-logit))
         return g**2 * (g - 2 * (1 - g) * np.log(1 - g))
 
     alpha = alpha_of_probe(probe(0.1), 2.0)
-    assert alpha * 1_000 * gradient(0.45) == pytest.approx((1 - alpha) * 200_000 * gradient(0.05))
+    assert alpha * 1_000 * gradient(-1) == pytest.approx((1 - alpha) * 200_000 * gradient(-3))
     assert advise(CENSUS, probe(0.1))[0].value["alpha"] == round(alpha, 3)
 
 
@@ -171,7 +170,7 @@ def test_harmonizing_that_raises_the_outliers_share_is_not_advised():
 
 def test_alpha_stays_within_its_limits():
     crowded = probe(0.1)
-    crowded.gradient_norm.foreground[4] = 1_000_000
+    crowded.logits.foreground[2] = 1_000_000
     (advice,) = advise(CENSUS, crowded)
     assert advice.value["alpha"] == 0.05 and numbers(advice) >= {"0.05", "0.95"}
 

@@ -12,6 +12,7 @@ from tiny import names_of_the_library, tiny_config
 from detector.build import build_dataset, build_probe, build_trained_model, move_model
 from detector.core.structures import Predictions, Priors, Targets
 from detector.geometry.coders import DeltaCoder
+from detector.imbalance.advisor import alpha_of_probe
 from detector.imbalance.probe import NORM_BINS, SCORE_BINS, Probe
 from detector.imbalance.probe_result import CumulativeLoss, ProbeResult
 from detector.imbalance.vocabulary import GROUPS, AnchorCounts
@@ -214,6 +215,25 @@ def test_every_loss_of_the_library_is_scored_with_and_without_objects(labels):
             assert all(share >= 0 for share in shares)
         if set(labels) == {-1}:
             assert sum(result.gradient.values()) == 0
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0, 5.0])
+def test_alpha_balances_the_gradients_of_the_elements(gamma: float):
+    """Most background scores of a trained model are near 0, where the gradient changes by many orders of magnitude."""
+    generator = torch.Generator().manual_seed(0)
+    foreground = torch.randn(2_000, generator=generator) * 1.5 + 1
+    background = torch.randn(200_000, generator=generator) * 1.5 - 7
+    logits = torch.cat([foreground, background]).requires_grad_()
+    is_fg = torch.arange(len(logits)) < len(foreground)
+    p_t = torch.where(is_fg, logits, -logits).sigmoid()
+    (gradient,) = torch.autograd.grad((-((1 - p_t) ** gamma) * p_t.log()).sum(), logits)
+    of_foreground, of_background = gradient.abs()[is_fg].sum(), gradient.abs()[~is_fg].sum()
+    probe = Probe({})
+    probe.update(
+        *batch_of([(float(p), int(p_is_bg)) for p, p_is_bg in zip(logits.detach().sigmoid(), ~is_fg, strict=True)])
+    )
+    expected = of_background / (of_foreground + of_background)
+    assert alpha_of_probe(probe.compute(), gamma) == pytest.approx(float(expected), rel=0.03)
 
 
 @pytest.mark.parametrize("shape", [(0, 6, 1), (2, 0, 1)])
