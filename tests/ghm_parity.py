@@ -115,7 +115,7 @@ def describe(step: Step, result: Harmonized) -> dict[str, float]:
     }
 
 
-class Study:
+class Comparison:
     """All losses on the same steps. It has the rows of the steps `MARKS`."""
 
     def __init__(self) -> None:
@@ -181,21 +181,21 @@ def _text(number: float) -> str:
     return "-" if np.isnan(number) else f"{number:.2g}" if abs(number) < 10 else f"{number:.0f}"
 
 
-def drawn() -> Study:
-    """Return the study of random logits."""
-    study = Study()
+def drawn() -> Comparison:
+    """Return the comparison of random logits."""
+    comparison = Comparison()
     for step in drawn_steps(NUM_STEPS):
-        study.add(step)
-    return study
+        comparison.add(step)
+    return comparison
 
 
-def trained(overrides: list[str]) -> Study:
-    """Return the study of the first steps of a training of retina_focal.yaml."""
+def trained(overrides: list[str]) -> Comparison:
+    """Return the comparison of the first steps of a training of retina_focal.yaml."""
     config = load_config("retina_focal.yaml", [*TRAINING, *overrides])
     train = build_dataset(config, "train")
     config = with_decisions(config, train)
     val = build_dataset(config, "val", train.class_names)
-    study = Study()
+    comparison = Comparison()
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(config, build_trained_model(config, train), train, val, Path(folder))
         model = trainer.model
@@ -218,13 +218,13 @@ def trained(overrides: list[str]) -> Study:
             foreground = is_foreground(targets.labels, model.num_classes)
             sizes = predictions.priors.level_sizes
             step = Step(predictions.logits, targets.labels, predictions.raw, offsets, foreground, sizes)
-            study.add(step, trunk_norm)
+            comparison.add(step, trunk_norm)
 
         trainer.criterion.register_forward_hook(record)
         model.train()
         for _, batches in zip(range(NUM_STEPS), trainer.batches(0), strict=False):
             trainer.step(batches)
-    return study
+    return comparison
 
 
 if __name__ == "__main__":

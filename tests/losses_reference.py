@@ -189,8 +189,8 @@ class GHMR:
     N is 4 x the number of foreground rows.
     """
 
-    def __init__(self, mu: float, bins: int, momentum: float):
-        self.mu, self.density = mu, RunningDensity(bins, momentum)
+    def __init__(self, mu: float, bins: int, momentum: float, power: float = 1.0):
+        self.mu, self.density = mu, RunningDensity(bins, momentum, power)
 
     def __call__(self, predicted, target, foreground, num_fg) -> Expected:
         predicted, target, foreground = as_float64(predicted), as_float64(target), foreground.numpy()

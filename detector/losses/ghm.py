@@ -31,17 +31,18 @@ class GradientDensity(nn.Module):
     """The bias-corrected running mean of the number of gradient norms in each of equal bins over [0, 1].
 
     R_j is the count of bin j in this step, over all ranks. m is the momentum. A step in which bin j is not empty sets
-    S_j <- m S_j + (1 - m) R_j. After t_j such steps, the mean of bin j is S_j / (1 - m^t_j), which is unbiased from the
-    first step on. A step in which the bin is empty does not change its mean, as in the published code. The published
-    code has no correction, so the weights of a bin's first step are 1 / (1 - m) times as large.
+    S_j <- m S_j + (1 - m) R_j. After t_j such steps, the mean of bin j is D_j = S_j / (1 - m^t_j), which is unbiased
+    from the first step on. A step in which the bin is empty does not change its mean, as in the published code. The
+    published code has no correction, so in the published code the weights of a bin's first step are 1 / (1 - m) times
+    as large as here.
 
-    D_j = S_j / (1 - m^t_j) is the mean. N is the number of valid elements. The weight of an element in bin j is
+    N is the number of valid elements. The weight of an element in bin j is
 
         beta_j = N D_j^-power / sum_k D_k^(1 - power)
 
     with the sum over the bins that are not empty in this step. With a power of 1 (the paper), beta_j is N / (M D_j) for
     M such bins, so all bins have the same total weight. With a power of 0, beta_j is N / sum_k D_k, which is equal for
-    all elements. In eval mode the buffers do not change. A bin without history then has the count of the call.
+    all elements.
 
     Args:
         bins: the number of bins.
@@ -64,23 +65,16 @@ class GradientDensity(nn.Module):
         self.register_buffer("running_counts", torch.zeros(bins))
         self.register_buffer("steps", torch.zeros(bins, dtype=torch.int64))
 
-    def forward(self, counts: Tensor) -> Tensor:
+    @torch.no_grad()
+    def forward(self, counts: Tensor, *, update: bool) -> Tensor:
         """Return beta / N for each bin, (bins,) fp32, with 0 for the empty bins.
 
-        In training mode, the call is a step of the running mean.
+        A call with `update` is a step of the running mean. A call without `update` changes no buffer, and D_j of a bin
+        without history is the count of the call.
 
         Args:
             counts: (bins,), the counts of this step over all ranks.
-        """
-        return self.weights(counts, update=self.training)
-
-    @torch.no_grad()
-    def weights(self, counts: Tensor, *, update: bool = False) -> Tensor:
-        """Return the weights of `forward`.
-
-        Args:
-            counts: (bins,), the counts of this step over all ranks.
-            update: whether the call is a step of the running mean.
+            update: whether the call is a step of the running mean; False in eval mode.
         """
         counts = counts.float()
         is_used = counts > 0
@@ -88,7 +82,6 @@ class GradientDensity(nn.Module):
             self.steps += is_used
             self.running_counts.lerp_(counts, (1 - self.momentum) * is_used)
         mean = corrected_mean(self.running_counts, self.steps, self.momentum)
-        # in eval mode, a bin may have elements that no training step had
         mean = torch.where(self.steps > 0, mean, counts)
         total = mean.pow(1 - self.power).where(is_used, 0).sum()
         return torch.where(is_used, mean.pow(-self.power) / total, 0)
@@ -117,7 +110,8 @@ class GHMC(ClassificationLoss):
         momentum: the momentum of the counts.
         scope: `batch` counts all levels together. `level` counts each pyramid level alone, one after the other, with
             one shared running count, as the published code does.
-        power: the exponent of the density. 1 is the formula of the paper. 0 is the mean cross entropy.
+        power: the exponent of the density. 1 is the formula of the paper. With 0, all elements have the same weight. With
+            0 and a momentum of 0, the loss is the mean cross entropy.
     """
 
     self_normalised = True
@@ -148,7 +142,10 @@ class GHMC(ClassificationLoss):
         In training mode, the call is a step of the running counts. `num_fg` and `quality` are not used.
         """
         parts, counts = self._count(logits, labels, level_sizes)
-        terms = [harmonized_terms(*part, self.density(count)) for part, count in zip(parts, counts, strict=True)]
+        terms = [
+            harmonized_terms(*part, self.density(count, update=self.training))
+            for part, count in zip(parts, counts, strict=True)
+        ]
         return torch.stack(terms).sum(dim=0)
 
     def elements(
@@ -157,7 +154,7 @@ class GHMC(ClassificationLoss):
         """Return the loss of each element. See `ClassificationLoss.elements`."""
         parts, counts = self._count(logits, labels, level_sizes)
         weighted = [
-            counted(harmonized_elements(widen(x), binary_targets(y, x.shape[-1]), self.density.weights(count)), y)
+            counted(harmonized_elements(widen(x), binary_targets(y, x.shape[-1]), self.density(count, update=False)), y)
             for (x, y), count in zip(parts, counts, strict=True)
         ]
         return torch.cat(weighted, dim=-2)
@@ -192,14 +189,23 @@ class GHMR(BoxLoss):
         mu: the offset at which the loss changes from quadratic to linear.
         bins: the number of bins over [0, 1].
         momentum: the momentum of the counts.
+        power: the exponent of the density. 1 is the formula of the paper. With 0, all offsets have the same weight. With
+            0 and a momentum of 0, the loss is the mean ASL1.
     """
 
     self_normalised = True
 
-    def __init__(self, *, mu: PositiveFloat = 0.02, bins: PositiveInt = 10, momentum: Momentum = 0.7):
+    def __init__(
+        self,
+        *,
+        mu: PositiveFloat = 0.02,
+        bins: PositiveInt = 10,
+        momentum: Momentum = 0.7,
+        power: UnitFloat = 1.0,
+    ):
         super().__init__()
         self.mu = mu
-        self.density = GradientDensity(bins, momentum)
+        self.density = GradientDensity(bins, momentum, power)
 
     def forward(
         self,
@@ -222,5 +228,6 @@ class GHMR(BoxLoss):
         index = index.where(is_valid, self.density.bins).flatten()
         counts = torch.zeros(self.density.bins + 1, dtype=torch.int64, device=index.device)
         counts.scatter_add_(0, index, torch.ones_like(index))
-        weights = F.pad(self.density(sum_over_ranks(counts[:-1])), (0, 1))[index].view_as(length)
+        by_bin = self.density(sum_over_ranks(counts[:-1]), update=self.training)
+        weights = F.pad(by_bin, (0, 1))[index].view_as(length)
         return ((length - self.mu) * weights).sum()

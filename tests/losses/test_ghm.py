@@ -73,12 +73,19 @@ def test_many_steps_follow_the_running_counts(name, momentum, bins):
 @pytest.mark.parametrize("scope", ["batch", "level"])
 @pytest.mark.parametrize("power", [0.0, 0.5, 0.9])
 def test_a_power_of_the_density(power, scope):
-    changed = {"power": power, "scope": scope}
-    loss, expected = build("ghm_c", **changed), reference("ghm_c", **changed)
+    loss, expected = (make("ghm_c", power=power, scope=scope) for make in (build, reference))
     for step in range(6):
         logits, labels, num_fg = draw("ghm_c", seed=step)
         value = loss(logits, labels, num_fg, level_sizes=(9, 4))
         assert_matches(value, logits, expected(logits, labels, num_fg, (9, 4)), upstream=3.7)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_a_power_of_the_density_of_box_offsets(power):
+    loss, expected = (make("ghm_r", power=power) for make in (build, reference))
+    for step in range(6):
+        arguments = draw("ghm_r", seed=step)
+        assert_matches(loss(*arguments), arguments[0], expected(*arguments), upstream=3.7)
 
 
 @each_ghm
