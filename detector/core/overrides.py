@@ -4,7 +4,7 @@ A path or a text is read verbatim, and any other value as YAML. The schema of th
 """
 
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -36,10 +36,18 @@ def read_overrides(overrides: Sequence[str], schema: type[BaseModel]) -> dict[st
         if not equals or not all(keys):
             raise UserError(f"override {override!r}: the text is not key.path=value", "write key.path=value")
         values = _read(text, f"override {override!r}", _types(schema, keys))
-        for name in reversed(keys):
-            values = {name: values}
-        changes = merge(changes, values)
+        changes = merge(changes, nested({key: values}))
     return changes
+
+
+def nested(value_by_key: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of keys `key.path` as nested mappings. A later key has priority."""
+    values: dict[str, Any] = {}
+    for key, value in value_by_key.items():
+        for name in reversed(key.split(".")):
+            value = {name: value}
+        values = merge(values, value)
+    return values
 
 
 def merge(base: Any, update: Any) -> Any:

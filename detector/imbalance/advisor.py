@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from detector.core.overrides import nested
 from detector.imbalance.balance import balancing_alpha, focal_gradient, initial_alpha
 from detector.imbalance.census_result import AnchorSuggestion, Census
 from detector.imbalance.probe_result import ProbeResult
@@ -58,14 +59,7 @@ def advise(census: Census, probe: ProbeResult | None, gamma: float) -> list[Advi
 
 def overlay(advice: list[Advice]) -> dict[str, Any]:
     """Return the values that the advice sets as nested dictionaries, to merge over a config."""
-    values: dict[str, Any] = {}
-    for item in advice:
-        *sections, last = item.key.split(".")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[last] = item.value
-    return values
+    return nested({item.key: item.value for item in advice})
 
 
 def alpha_of_probe(probe: ProbeResult, gamma: float) -> float:

@@ -110,8 +110,8 @@ class GHMC(ClassificationLoss):
         momentum: the momentum of the counts.
         scope: `batch` counts all levels together. `level` counts each pyramid level alone, one after the other, with
             one shared running count, as the published code does.
-        power: the exponent of the density. 1 is the formula of the paper. With 0, all elements have the same weight. With
-            0 and a momentum of 0, the loss is the mean cross entropy.
+        power: the exponent of the density. 1 is the formula of the paper. With 0, all elements have the same weight.
+            With 0 and a momentum of 0, the loss is the mean cross entropy.
     """
 
     self_normalised = True
@@ -189,8 +189,8 @@ class GHMR(BoxLoss):
         mu: the offset at which the loss changes from quadratic to linear.
         bins: the number of bins over [0, 1].
         momentum: the momentum of the counts.
-        power: the exponent of the density. 1 is the formula of the paper. With 0, all offsets have the same weight. With
-            0 and a momentum of 0, the loss is the mean ASL1.
+        power: the exponent of the density. 1 is the formula of the paper. With 0, all offsets have the same weight.
+            With 0 and a momentum of 0, the loss is the mean ASL1.
     """
 
     self_normalised = True

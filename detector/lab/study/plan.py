@@ -13,7 +13,7 @@ from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from detector.config import Config, make_config, to_yaml
 from detector.core.config_files import CONFIGS, read_values
 from detector.core.errors import UserError
-from detector.core.overrides import merge
+from detector.core.overrides import merge, nested
 from detector.core.validation import InvalidValues, KeyPath, NonNegativeInt, Settings, UnitFloat, parse
 
 STUDIES = CONFIGS / "studies"
@@ -233,16 +233,6 @@ def make_run(level: str, variant: str, seed: int, layers: Iterable[dict[str, Any
         raise UserError(f"level {level!r}, variant {variant!r}: {error}") from None
     fingerprint = hashlib.sha256(to_yaml(config).encode()).hexdigest()[:12]
     return Run(level, variant, seed, f"{_slug(level)}-{_slug(variant)}-{seed}", config, fingerprint)
-
-
-def nested(combination: Combination) -> dict[str, Any]:
-    """Return the values of dotted keys as nested mappings."""
-    values: dict[str, Any] = {}
-    for key, value in combination.items():
-        for name in reversed(key.split(".")):
-            value = {name: value}
-        values = merge(values, value)
-    return values
 
 
 def _slug(name: str) -> str:

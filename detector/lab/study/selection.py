@@ -12,7 +12,8 @@ from statistics import fmean
 from detector.core.config_files import read_values
 from detector.core.errors import UserError
 from detector.core.files import csv_line, write_text
-from detector.lab.study.plan import Cell, Combination, Run, Study, make_run, nested
+from detector.core.overrides import nested
+from detector.lab.study.plan import Cell, Combination, Run, Study, make_run
 from detector.lab.study.results import Row, mean_text
 from detector.lab.study.statistics import mean_interval
 
