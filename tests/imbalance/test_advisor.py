@@ -1,3 +1,4 @@
+import math
 import re
 from dataclasses import replace
 
@@ -66,12 +67,11 @@ def with_rare_class(images: int) -> Census:
     return change(by_class=[CENSUS.by_class[0], rare])
 
 
-def probe(outliers: float, harmonized: float = 0.1) -> ProbeResult:
+def probe(outliers: float) -> ProbeResult:
     """Return a probe with 1,000 foreground elements at logit 1 and 200,000 background elements at logit -3.
 
-    `outliers` is the outliers' share in the gradients of cross entropy and focal loss, `harmonized` in that of GHM-C.
+    `outliers` is the outliers' share in the gradient of cross entropy.
     """
-    shares = {"cross_entropy": outliers, "focal": outliers, "ghm_c": harmonized}
     nothing = LossByScore(p=[], background=[], foreground=[])
     return ProbeResult(
         split="val",
@@ -81,16 +81,15 @@ def probe(outliers: float, harmonized: float = 0.1) -> ProbeResult:
         gradient_norm=Histogram(edges=[0, 0.1, 0.3, 1], foreground=[0, 1_000, 0], background=[200_000, 0, 0]),
         logits=Histogram(edges=[-4, -2, 0, 2], foreground=[0, 0, 1_000], background=[200_000, 0, 0]),
         losses={
-            name: LossProbe(
+            "cross_entropy": LossProbe(
                 loss={},
-                gradient={"foreground_outlier": share / 2, "background_outlier": share / 2},
+                gradient={"foreground_outlier": outliers / 4, "background_outlier": outliers * 3 / 4},
                 loss_foreground=0.5,
                 gradient_foreground=0.5,
                 cumulative={},
                 reweighted=[],
                 loss_by_p=nothing,
             )
-            for name, share in shares.items()
         },
     )
 
@@ -157,15 +156,14 @@ def test_alpha_balances_the_gradients_on_the_trained_models_scores():
     assert advise(CENSUS, probe(0.1))[0].value["alpha"] == round(alpha, 3)
 
 
-def test_many_outliers_get_gradient_harmonizing():
-    (advice,) = advise(CENSUS, probe(0.4))
-    assert advice.value == {"type": "ghm_c"}
-    assert numbers(advice) >= {"40%", "20%", "10%"}  # all outliers, each kind, and their share with GHM-C
-
-
-def test_harmonizing_that_raises_the_outliers_share_is_not_advised():
-    (advice,) = advise(CENSUS, probe(0.4, harmonized=0.5))
-    assert advice.value["type"] == "focal"
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+@pytest.mark.parametrize("background", [5_000, 99_000])
+def test_many_outliers_are_named_with_their_shares_and_do_not_change_the_loss(background: int, gamma: float):
+    census = change(anchors=AnchorCounts(foreground=1_000, ignored=0, background=background))
+    many, few, unknown = (advise(census, probe(share), gamma)[0] for share in (0.4, 0.2, math.nan))
+    assert many.value == few.value and unknown == few
+    # all outliers, the missed objects, and the high scores
+    assert numbers(many) - numbers(few) >= {"40%", "10%", "30%"}
 
 
 def test_alpha_stays_within_its_limits():
@@ -191,8 +189,9 @@ def test_a_rare_class_is_repeated_where_it_has_separate_images_and_else_weighted
         }
 
 
-def test_class_weights_are_not_advised_for_a_loss_without_the_parameter():
-    assert keys(advise(with_rare_class(80), probe(0.4))) == ["loss.classification"]
+def test_class_weights_are_not_advised_without_a_loss():
+    unmatched = AnchorCounts(foreground=0, ignored=0, background=9)
+    assert advise(replace(with_rare_class(80), anchors=unmatched, anchor_suggestion=None)) == []
 
 
 def test_anchors_that_miss_objects_are_replaced_by_fitting_ones():

@@ -22,7 +22,7 @@ WEAK = 0.75  # of the mean AP of the other classes
 FEW_OBJECTS = 30  # validation objects; with fewer, the AP of a class is uncertain
 LATE = 0.9  # a loss that settles after this part of the run still moves at the end
 SAME = 0.2  # relative difference of numbers that the advice does not mention
-NEEDED_LOSSES = {"cross_entropy", "focal", "ghm_c"}  # of a probe that the advisor can read
+NEEDED_LOSSES = {"cross_entropy"}  # of a probe that the advisor can read
 
 
 @dataclass(frozen=True, slots=True)
