@@ -97,11 +97,12 @@ class GHMC(ClassificationLoss):
     Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
 
     When to use: with a `power` of 0.5, as an alternative to focal loss that has no alpha and gamma. On drawn scenes,
-    the AP is 0.387 with a power of 0.5 and a box weight of 0.3, 0.344 with focal loss, and 0.130 with the power 1 of
-    the paper (5 seeds, each loss with its best settings). On blood cells, the AP is 0.597, 0.603 and 0.535 (3 seeds).
-    With the power 1, trainings from random weights fail to lower the scores of the background.
-    tools/benchmarks/README.md has all figures. The published recipe starts from ImageNet weights. It has bins 30,
-    momentum 0.75, a loss weight of 1, SGD with a learning rate of 0.01, and gradient clipping at 35.
+    the AP is 0.387 with a power of 0.5, 0.130 with the power 1 of the paper, and 0.344 with focal loss (5 seeds).
+    There each loss has its best learning rate and box weight. The box weight is 0.3 with a power of 0.5. On blood
+    cells, the AP is 0.597, 0.535 and 0.603 (3 seeds). With the power 1, trainings from random weights fail to lower
+    the scores of the background. tools/benchmarks/README.md has all figures. The published recipe starts from ImageNet
+    weights. It has bins 30, momentum 0.75, a loss weight of 1, SGD with a learning rate of 0.01, and gradient clipping
+    at 35.
 
     Cost: two passes over the logits, and one all-reduce of the counts. The norms are in fp32, or in fp64 for fp64
     logits. In half precision a norm of 1 would be outside the last bin, and the worst negatives would get no gradient.
