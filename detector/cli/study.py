@@ -41,9 +41,9 @@ def main() -> None:
         difference_cells,
         make_tables,
         mean_cells,
-        num_of_other_configs,
         pending,
         read_results,
+        with_other_config,
     )
     from detector.lab.study.runner import choose_jobs, run_all
     from detector.lab.study.selection import (
@@ -67,7 +67,11 @@ def main() -> None:
     def chosen_runs() -> list[Run]:
         return make_runs(study, choose(study, read_results(scores)))
 
-    if not args.tables:
+    if args.tables:
+        # without --tables, `pending` refuses these rows
+        if changed := with_other_config(chosen_runs(), read_results(results)):
+            log.warning("%s: %d rows come from another config or another version of detector", results, len(changed))
+    else:
         train = [sys.executable, "-m", "detector", "train"]
         options = {
             "jobs": args.jobs or choose_jobs(),
@@ -85,11 +89,7 @@ def main() -> None:
                 run_all(selection_runs, scores.parent, **options)
                 log_choices(study, choose(study, read_results(scores)))
             run_all(chosen_runs(), folder, **options)
-    rows = read_results(results)
-    if changed := num_of_other_configs(chosen_runs(), rows):
-        message = "%s: %d of %d rows come from another config or another version of detector"
-        log.warning(message, results, changed, len(rows))
-    tables = make_tables(study, rows)
+    tables = make_tables(study, read_results(results))
     if study.select:
         tables["selection"] = selection_rows(study, read_results(scores))
         write_selection(folder / "selection.csv", tables["selection"])

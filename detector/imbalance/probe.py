@@ -6,13 +6,7 @@ from torch import Tensor
 from detector.core.structures import Predictions, Targets, is_foreground
 from detector.evaluation.anchor_scores import AnchorScores
 from detector.geometry.boxes import paired_iou
-from detector.imbalance.probe_result import (
-    CumulativeLoss,
-    Histogram,
-    LossByScore,
-    LossProbe,
-    ProbeResult,
-)
+from detector.imbalance.probe_result import CumulativeLoss, Histogram, LossByScore, LossProbe, ProbeResult
 from detector.imbalance.vocabulary import GROUPS, AnchorCounts, by_group
 from detector.kernels.reference import binary_targets
 from detector.losses.base import ClassificationLoss

@@ -10,10 +10,10 @@ from detector.lab.study.results import (
     difference_cells,
     make_tables,
     mean_cells,
-    num_of_other_configs,
     pending,
     read_results,
     result_row,
+    with_other_config,
     write_results,
 )
 
@@ -61,12 +61,12 @@ def test_a_single_level_has_a_single_test():
     assert make_tables(one_level, rows())["tests"] == make_tables(STUDY, rows())["tests"][:1]
 
 
-def test_rows_of_another_config_are_counted():
+def test_runs_whose_row_has_another_config_are_found():
     done, runs = rows(), make_runs(STUDY)
-    assert num_of_other_configs(runs, done) == 0
+    assert with_other_config(runs, done) == []
     done[3]["fingerprint"] = "0" * 12
-    assert num_of_other_configs(runs, done) == 1
-    assert num_of_other_configs(runs[:3], done) == 0
+    assert with_other_config(runs, done) == [runs[3]]
+    assert with_other_config(runs[:3], done) == []
 
 
 def test_only_the_seeds_of_the_study_count():

@@ -22,7 +22,6 @@ WEAK = 0.75  # of the mean AP of the other classes
 FEW_OBJECTS = 30  # validation objects; with fewer, the AP of a class is uncertain
 LATE = 0.9  # a loss that settles after this part of the run still moves at the end
 SAME = 0.2  # relative difference of numbers that the advice does not mention
-NEEDED_LOSSES = {"cross_entropy"}  # of a probe that the advisor can read
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +97,14 @@ def _advice(source: Source) -> list[Advice]:
     """Return the advice of the census and the probe that the config does not follow yet."""
     if source.census is None:
         return []
-    advice = advise(source.census, source.probe if _has_needed_losses(source) else None, _gamma(source))
+    advice = advise(source.census, source.probe if _can_advise_from_probe(source) else None, _gamma(source))
     return [step for step in advice if not _is_set(source.setting(step.key), step.value)]
 
 
 def _advised(source: Source, advice: list[Advice]) -> Suggestion | None:
     if not advice:
         return None
-    probe = f" --probe {_quoted(source.files['probe.json'])}" if _has_needed_losses(source) else ""
+    probe = f" --probe {_quoted(source.files['probe.json'])}" if _can_advise_from_probe(source) else ""
     files = f"--census {_quoted(source.files['census.json'])}{probe} --cfg {_config(source)}"
     command = f"detector advise {files} --gamma {_gamma(source):g}"
     instruments = "The census and the probe advise" if probe else "The census advises"
@@ -211,8 +210,8 @@ def _gamma(source: Source) -> float:
     return gamma if isinstance(gamma, int | float) else 2.0
 
 
-def _has_needed_losses(source: Source) -> bool:
-    return source.probe is not None and source.probe.losses.keys() >= NEEDED_LOSSES
+def _can_advise_from_probe(source: Source) -> bool:
+    return source.probe is not None and "cross_entropy" in source.probe.losses
 
 
 def _is_set(current: Any, advised: Any) -> bool:

@@ -76,28 +76,25 @@ def pending(runs: list[Run], file: Path) -> list[Run]:
     Raises:
         UserError: a row has the level, variant and seed of a run, but another config.
     """
-    rows, runs_to_do = read_results(file), []
-    for run in runs:
-        row = next((row for row in rows if is_row_of(row, run)), None)
-        if row is not None and row["fingerprint"] != run.fingerprint:
-            raise UserError(
-                f"{file}: the result of level {run.level!r}, variant {run.variant!r}, seed {run.seed} has "
-                "another config",
-                "choose a new folder for the changed study with --out, or delete the row",
-            )
-        if row is None or row["error"]:
-            runs_to_do.append(run)
-    return runs_to_do
+    rows = read_results(file)
+    if changed := with_other_config(runs, rows):
+        run = changed[0]
+        raise UserError(
+            f"{file}: the result of level {run.level!r}, variant {run.variant!r}, seed {run.seed} has another config",
+            "choose a new folder for the changed study with --out, or delete the row",
+        )
+    ended = [row for row in rows if not row["error"]]
+    return [run for run in runs if not any(is_row_of(row, run) for row in ended)]
 
 
-def num_of_other_configs(runs: list[Run], rows: list[Row]) -> int:
-    """Return the number of rows of a run, but with another config than that of the run.
+def with_other_config(runs: list[Run], rows: list[Row]) -> list[Run]:
+    """Return the runs whose row has another config than the run.
 
     Args:
         runs: all runs of the study.
         rows: the rows of results.csv.
     """
-    return sum(row["fingerprint"] != run.fingerprint for run in runs for row in rows if is_row_of(row, run))
+    return [run for run in runs for row in rows if is_row_of(row, run) and row["fingerprint"] != run.fingerprint]
 
 
 def make_tables(study: Study, rows: list[Row]) -> dict:
