@@ -21,8 +21,9 @@ MODEL_KEYS = {
     "anchor_ratios": "head.ratios",
     "exact_anchors": "head.exact",
 }
-# the values of new keys that have the effect of version 0.1
+# the values of new keys that have the effect of version 0.1: of the section train, and of losses by their type
 NEW_SETTINGS = {"backbone_lr_scale": 1.0, "decay_norms_and_biases": False}
+NEW_PARAMETERS = {"ghm_c": {"power": 1.0}, "ghm_r": {"power": 1.0}}
 # old and new keys of data.augment, for each transform
 AUGMENT_KEYS = {
     "flip": {"horizontal_flip": "horizontal", "vertical_flip": "vertical"},
@@ -40,6 +41,9 @@ def upgrade_checkpoint(contents: dict[str, Any]) -> dict[str, Any]:
         return contents
     config = upgrade_config(read_yaml(contents["config"], "the config of a checkpoint"))[0]
     config["train"] = NEW_SETTINGS | config["train"]
+    for key in ("classification", "box"):
+        part = config["loss"][key]
+        config["loss"][key] = NEW_PARAMETERS.get(part["type"], {}) | part
     upgraded = contents | {
         "version": CHECKPOINT_VERSION,
         "config": yaml.dump(config, Dumper=Dumper, sort_keys=False, allow_unicode=True),

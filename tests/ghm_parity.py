@@ -33,7 +33,7 @@ from detector.core.tables import markdown
 from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 
 NUM_STEPS, MARKS = 50, (1, 10, 50)
-TRAINING = ("loss.classification=ghm_c", "data.train.num_images=200", "train.seed=0")
+TRAINING = ("loss.classification={type: ghm_c, power: 1.0}", "data.train.num_images=200", "train.seed=0")
 EASY, HARD = 0.1, 0.9  # gradient norms
 BOX_WEIGHT, MU = 10.0, 0.02  # the published settings of GHM-R
 

@@ -102,7 +102,7 @@ class RunningDensity:
     S_j is the bias-corrected running count of bin j over the steps that have elements in the bin.
     """
 
-    def __init__(self, bins: int, momentum: float, power: float = 1.0):
+    def __init__(self, bins: int, momentum: float, power: float):
         self.momentum, self.counts, self.steps, self.power = momentum, [0.0] * bins, [0] * bins, power
 
     def step(self, norms: list[float]) -> list[float]:
@@ -119,7 +119,7 @@ class RunningDensity:
 class GHMC:
     """sum_i beta_i CE_i / N with g = |p - t|, over the batch, or separately for each level."""
 
-    def __init__(self, bins: int, momentum: float, scope: str, power: float = 1.0):
+    def __init__(self, bins: int, momentum: float, scope: str, power: float):
         self.density, self.scope = RunningDensity(bins, momentum, power), scope
 
     def __call__(self, logits, labels, num_fg, level_sizes=None) -> Expected:
@@ -189,7 +189,7 @@ class GHMR:
     N is 4 x the number of foreground rows.
     """
 
-    def __init__(self, mu: float, bins: int, momentum: float, power: float = 1.0):
+    def __init__(self, mu: float, bins: int, momentum: float, power: float):
         self.mu, self.density = mu, RunningDensity(bins, momentum, power)
 
     def __call__(self, predicted, target, foreground, num_fg) -> Expected:

@@ -59,7 +59,8 @@ REMEDIES = {
     "focal": Remedy("focal"),
     "poly focal": Remedy("poly_focal"),
     "asymmetric": Remedy("asymmetric"),
-    "GHM-C": Remedy("ghm_c"),
+    "GHM-C, power 1": Remedy("ghm_c", {"power": 1.0}),
+    "GHM-C, power 0.5": Remedy("ghm_c", {"power": 0.5}),
     "OHEM": Remedy("ohem"),
     "rank and sort": Remedy("rank_sort"),  # trains the order of the scores, so score 0.5 has no meaning
     "under-sampling": Remedy(is_under_sampled=True),

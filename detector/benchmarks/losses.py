@@ -146,7 +146,7 @@ def make_candidates(device: torch.device, with_compile: bool) -> dict[str, dict[
         For each family and name, the loss and the number of reads and writes of each logit that the loss needs.
     """
     fast = "triton" if device.type == "cuda" else "cpu"
-    harmonized = CLASSIFICATION_LOSSES.build("ghm_c").to(device)
+    harmonized = CLASSIFICATION_LOSSES.build("ghm_c", power=1.0).to(device)  # as in the published loop
     families = {
         "focal": {
             f"focal, {fast}": (partial(focal, backend=fast), 2),

@@ -1,4 +1,4 @@
-"""Gradient harmonizing mechanism (GHM): every range of gradient norms gets the same total weight.
+"""Gradient harmonizing mechanism (GHM): elements with a rare gradient norm get a high weight.
 
 The aim is that neither the many easy examples nor the outliers dominate the training. Source: Li, Liu, Wang 2019,
 "Gradient Harmonized Single-stage Detector".
@@ -57,7 +57,7 @@ class GradientDensity(nn.Module):
     running_counts: Tensor
     steps: Tensor
 
-    def __init__(self, bins: int, momentum: float, power: float = 1.0):
+    def __init__(self, bins: int, momentum: float, power: float):
         super().__init__()
         self.bins = bins
         self.momentum = momentum
@@ -92,7 +92,8 @@ class GHMC(ClassificationLoss):
     """GHM-C: cross entropy weighted by the inverse density of the gradient norms.
 
     Formula: sum_i beta_i CE_i / N over the N valid elements (Li et al. 2019, section "GHM-C Loss"). CE_i is the cross
-    entropy of element i. beta_i is the inverse density of its gradient norm |p - target| (see `GradientDensity`).
+    entropy of element i. beta_i is the inverse density of its gradient norm |p - target|, with the exponent `power`
+    (see `GradientDensity`).
 
     Shapes: logits (..., K) and labels (...), as in `ClassificationLoss.forward`.
 
@@ -112,7 +113,7 @@ class GHMC(ClassificationLoss):
         momentum: the momentum of the counts.
         scope: `batch` counts all levels together. `level` counts each pyramid level alone, one after the other, with
             one shared running count, as the published code does.
-        power: the exponent of the density. 1 is the formula of the paper. With 0, all elements have the same weight.
+        power: the exponent of the density. The paper has 1. With 0, all elements have the same weight.
             With 0 and a momentum of 0, the loss is the mean cross entropy.
     """
 
@@ -125,7 +126,7 @@ class GHMC(ClassificationLoss):
         bins: PositiveInt = 30,
         momentum: Momentum = 0.75,
         scope: Literal["batch", "level"] = "batch",
-        power: UnitFloat = 1.0,
+        power: UnitFloat = 0.5,
     ):
         super().__init__()
         self.scope = scope
@@ -192,7 +193,7 @@ class GHMR(BoxLoss):
         mu: the offset at which the loss changes from quadratic to linear.
         bins: the number of bins over [0, 1].
         momentum: the momentum of the counts.
-        power: the exponent of the density. 1 is the formula of the paper. With 0, all offsets have the same weight.
+        power: the exponent of the density. The paper has 1. With 0, all offsets have the same weight.
             With 0 and a momentum of 0, the loss is the mean ASL1.
     """
 
@@ -204,7 +205,7 @@ class GHMR(BoxLoss):
         mu: PositiveFloat = 0.02,
         bins: PositiveInt = 10,
         momentum: Momentum = 0.7,
-        power: UnitFloat = 1.0,
+        power: UnitFloat = 0.5,
     ):
         super().__init__()
         self.mu = mu

@@ -10,9 +10,9 @@ CASES = [
     ("smooth_l1", {"beta": 1 / 9}),
     ("smooth_l1", {"beta": 1.0}),
     ("l1", {}),
-    ("ghm_r", {"mu": 0.02, "bins": 10, "momentum": 0.7}),
-    ("ghm_r", {"mu": 0.02, "bins": 30, "momentum": 0.0}),
-    ("ghm_r", {"mu": 0.1, "bins": 1, "momentum": 0.5}),
+    ("ghm_r", {"mu": 0.02, "bins": 10, "momentum": 0.7, "power": 0.5}),
+    ("ghm_r", {"mu": 0.02, "bins": 30, "momentum": 0.0, "power": 1.0}),
+    ("ghm_r", {"mu": 0.1, "bins": 1, "momentum": 0.5, "power": 1.0}),
 ]
 DEFAULTS = [CASES[0], CASES[3]]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -19,9 +19,9 @@ CASES = [
     ("focal", {"alpha": 0.3, "gamma": 0.5}),
     ("focal", {"alpha": None, "gamma": 1.0}),
     ("focal", {"alpha": 0.75, "gamma": 5.0}),
-    ("ghm_c", {"bins": 30, "momentum": 0.75, "scope": "batch"}),
-    ("ghm_c", {"bins": 30, "momentum": 0.0, "scope": "batch"}),
-    ("ghm_c", {"bins": 1, "momentum": 0.5, "scope": "batch"}),
+    ("ghm_c", {"bins": 30, "momentum": 0.75, "scope": "batch", "power": 0.5}),
+    ("ghm_c", {"bins": 30, "momentum": 0.0, "scope": "batch", "power": 1.0}),
+    ("ghm_c", {"bins": 1, "momentum": 0.5, "scope": "batch", "power": 1.0}),
 ]
 DEFAULTS = [CASES[0], CASES[2], CASES[7]]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

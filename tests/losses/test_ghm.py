@@ -16,8 +16,8 @@ BACKGROUND = 1  # with K = 1
 
 
 PARAMETERS = {
-    "ghm_c": {"bins": 10, "momentum": 0.75, "scope": "batch"},
-    "ghm_r": {"mu": 0.02, "bins": 10, "momentum": 0.7},
+    "ghm_c": {"bins": 10, "momentum": 0.75, "scope": "batch", "power": 1.0},
+    "ghm_r": {"mu": 0.02, "bins": 10, "momentum": 0.7, "power": 1.0},
 }
 
 

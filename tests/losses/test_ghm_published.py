@@ -78,14 +78,14 @@ def is_close(ours: Harmonized, expected: Harmonized, dtype) -> bool:
 
 def equal_steps_ghm_c(rules: Rules, scope: str, dtype=torch.float64, momentum: float = 0.75) -> list[bool]:
     """Return for each step whether our GHM-C equals the procedure with these rules."""
-    loss = CLASSIFICATION_LOSSES.build("ghm_c", bins=30, momentum=momentum, scope=scope)
+    loss = CLASSIFICATION_LOSSES.build("ghm_c", bins=30, momentum=momentum, scope=scope, power=1.0)
     expected = PublishedGHMC(bins=30, momentum=momentum, rules=rules)
     return [is_close(our_classification(loss, step), expected(*step.classification()), dtype) for step in steps(dtype)]
 
 
 def equal_steps_ghm_r(rules: Rules, dtype=torch.float64, momentum: float = 0.7) -> list[bool]:
     """Return for each step whether our GHM-R equals the procedure with these rules."""
-    loss = BOX_LOSSES.build("ghm_r", mu=0.02, bins=10, momentum=momentum)
+    loss = BOX_LOSSES.build("ghm_r", mu=0.02, bins=10, momentum=momentum, power=1.0)
     expected = PublishedGHMR(mu=0.02, bins=10, momentum=momentum, rules=rules)
     return [is_close(our_boxes(loss, step), expected(*step.boxes()), dtype) for step in steps(dtype)]
 
@@ -117,7 +117,7 @@ def test_ghm_r_differs_from_the_published_procedure_only_in_its_known_rules(dtyp
 
 def test_bias_correction_is_a_difference_of_the_first_counts_of_a_bin_only():
     """Each step has the same logits, so each bin in use has elements in each step."""
-    loss, step = CLASSIFICATION_LOSSES.build("ghm_c", bins=30, momentum=0.75), steps()[0]
+    loss, step = CLASSIFICATION_LOSSES.build("ghm_c", bins=30, momentum=0.75, power=1.0), steps()[0]
     expected = PublishedGHMC(rules=replace(OURS, corrects_bias=False))
     results = [(our_classification(loss, step), expected(*step.classification())) for _ in range(NUM_STEPS)]
     is_equal = [is_close(*pair, torch.float64) for pair in results]
@@ -152,7 +152,8 @@ def test_ghm_c_by_level_has_none_of_the_other_rules(change):
 
 def test_the_number_of_valid_elements_cancels():
     """A copy of each image doubles the number of elements. The loss does not change."""
-    published, ours = PublishedGHMC(momentum=0.0), CLASSIFICATION_LOSSES.build("ghm_c", momentum=0.0, scope="level")
+    published = PublishedGHMC(momentum=0.0)
+    ours = CLASSIFICATION_LOSSES.build("ghm_c", momentum=0.0, scope="level", power=1.0)
     for step in steps()[::10]:
         doubled = replace(step, logits=torch.cat([step.logits] * 2), labels=torch.cat([step.labels] * 2))
         expected = published(*step.classification()).loss
