@@ -35,7 +35,7 @@ from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
 NUM_STEPS, MARKS = 50, (1, 10, 50)
 TRAINING = ("loss.classification={type: ghm_c, power: 1.0}", "data.train.num_images=200", "train.seed=0")
 EASY, HARD = 0.1, 0.9  # gradient norms
-BOX_WEIGHT, MU = 10.0, 0.02  # the published settings of GHM-R
+PUBLISHED_BOX_WEIGHT, MU = 10.0, 0.02  # the published settings of GHM-R
 
 # each "..." is the published procedure with one other rule
 RULES = {
@@ -83,12 +83,22 @@ def built(name: str, **parameters: float) -> Callable[[Step], Harmonized]:
     return call
 
 
-def smooth_l1(step: Step) -> Harmonized:
-    """Return the loss and the gradient of smooth L1."""
-    predicted, target, *_ = map(torch.as_tensor, step.boxes())
-    value = BOX_LOSSES.build("smooth_l1")(predicted.requires_grad_(), target, step.foreground, step.foreground.sum())
-    (gradient,) = torch.autograd.grad(value, predicted)
-    return Harmonized(np.zeros(0), value.item(), gradient.numpy())
+def built_box(name: str, **parameters: float) -> Callable[[Step], Harmonized]:
+    """Return a box loss of `detector` as a function of a step. The result has no factors.
+
+    Args:
+        name: the name of the loss.
+        parameters: the parameters of the loss.
+    """
+    loss = BOX_LOSSES.build(name, **parameters)
+
+    def call(step: Step) -> Harmonized:
+        predicted, target, *_ = map(torch.as_tensor, step.boxes())
+        value = loss(predicted.requires_grad_(), target, step.foreground, step.foreground.sum())
+        (gradient,) = torch.autograd.grad(value, predicted)
+        return Harmonized(np.zeros(0), value.item(), gradient.numpy())
+
+    return call
 
 
 def describe(step: Step, result: Harmonized) -> dict[str, float]:
@@ -136,10 +146,12 @@ class Comparison:
         }
         self.classes["ours, power 0.5"] = built("ghm_c", power=0.5)
         self.classes |= {"focal": built("focal"), "cross entropy": built("cross_entropy")}
-        self.boxes: dict[str, Callable[[Step], Harmonized]] = {
-            "GHM-R, published": _on(PublishedGHMR(MU), Step.boxes),
-            "GHM-R, ours": _on(PublishedGHMR(MU, rules=OURS), Step.boxes),
-            "smooth L1": smooth_l1,
+        # the losses with their weights
+        self.boxes: dict[str, tuple[Callable[[Step], Harmonized], float]] = {
+            "GHM-R, published": (_on(PublishedGHMR(MU), Step.boxes), PUBLISHED_BOX_WEIGHT),
+            "GHM-R, ours": (_on(PublishedGHMR(MU, rules=OURS), Step.boxes), PUBLISHED_BOX_WEIGHT),
+            "GHM-R, power 0.5": (built_box("ghm_r", mu=MU, power=0.5), 1.0),
+            "smooth L1": (built_box("smooth_l1"), 1.0),
         }
         self.class_rows: list[Row] = []
         self.box_rows: list[Row] = []
@@ -162,8 +174,8 @@ class Comparison:
                 if trunk_norm is not None:
                     numbers["trunk gradient"] = trunk_norm(result.gradient, True)
                 self.class_rows.append(Row(name, numbers))
-        for name, loss in self.boxes.items():
-            result, weight = loss(step), BOX_WEIGHT if name.startswith("GHM") else 1.0
+        for name, (loss, weight) in self.boxes.items():
+            result = loss(step)
             if is_marked:
                 numbers = {"loss": weight * result.loss} | describe_boxes(step, result)
                 if trunk_norm is not None:

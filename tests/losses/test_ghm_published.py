@@ -172,7 +172,7 @@ def test_the_document_has_the_table_of_random_logits_and_the_script_trains():
     document = (Path(__file__).parents[2] / "tools/benchmarks/README.md").read_text(encoding="utf-8")
     lines = drawn().tables().splitlines()
     rows = [line for line in lines if line and not line.startswith(("|  |", "| ---"))]
-    assert len(rows) == len(RULES) + 6  # 3 other losses for the classes, and 3 for the boxes
+    assert len(rows) == len(RULES) + 7  # 3 other losses for the classes, and 4 for the boxes
     assert set(rows) <= set(document.splitlines())
     comparison = trained(["data.train.num_images=8", "data.train.image_size=64", "data.short_side=64"])
     assert comparison.num_steps == 2 and all(
