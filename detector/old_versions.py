@@ -21,8 +21,9 @@ MODEL_KEYS = {
     "anchor_ratios": "head.ratios",
     "exact_anchors": "head.exact",
 }
-# the values of new keys that have the effect of version 0.1: of the section train, and of losses by their type
+# the values of new keys of the section train that have the effect of version 0.1
 NEW_SETTINGS = {"backbone_lr_scale": 1.0, "decay_norms_and_biases": False}
+# the same for new parameters of losses, by type
 NEW_PARAMETERS = {"ghm_c": {"power": 1.0}, "ghm_r": {"power": 1.0}}
 # old and new keys of data.augment, for each transform
 AUGMENT_KEYS = {

@@ -146,7 +146,7 @@ class Comparison:
         }
         self.classes["ours, power 0.5"] = built("ghm_c", power=0.5)
         self.classes |= {"focal": built("focal"), "cross entropy": built("cross_entropy")}
-        # the losses with their weights
+        # each box loss with its weight
         self.boxes: dict[str, tuple[Callable[[Step], Harmonized], float]] = {
             "GHM-R, published": (_on(PublishedGHMR(MU), Step.boxes), PUBLISHED_BOX_WEIGHT),
             "GHM-R, ours": (_on(PublishedGHMR(MU, rules=OURS), Step.boxes), PUBLISHED_BOX_WEIGHT),

@@ -15,7 +15,7 @@ from detector.engine.trainer import Trainer
 from detector.old_versions import upgrade_config
 
 RUN = ("imports=[]", "model.backbone={type: resnet18, norm: group, trainable_stages: 5}")
-RUN += ("train.accumulation=1", "loss.box={type: ghm_r, power: 1.0}")
+RUN += ("train.accumulation=1", "loss.classification={type: ghm_c, power: 1.0}", "loss.box={type: ghm_r, power: 1.0}")
 NAMES = {"neck.": "fpn.", "head.class_branch.": "class_head.", "head.box_branch.": "box_head.", "boxes.0.": "box."}
 MODEL = """
 backbone: resnet18
@@ -65,8 +65,10 @@ def old(trainer: Trainer, tmp_path: Path) -> Path:
     del config["data"]["transforms"]
     for key in ("backbone_lr_scale", "decay_norms_and_biases", "loggers"):
         del config["train"][key]
-    del config["loss"]["box"]["power"]
-    training, steps = contents["training"], "boxes.0.density.steps"
+    for key in ("classification", "box"):
+        del config["loss"][key]["power"]
+    training = contents["training"]
+    criterion = {name: x.max() if name.endswith(".steps") else x for name, x in training["criterion"].items()}
     groups = [{k: v for k, v in group.items() if k != "lr_scale"} for group in training["optimizer"]["param_groups"]]
     contents |= {
         "version": 2,
@@ -75,7 +77,7 @@ def old(trainer: Trainer, tmp_path: Path) -> Path:
         "training": training
         | {
             "model": old_names(training["model"]),
-            "criterion": old_names(training["criterion"] | {steps: training["criterion"][steps].max()}),
+            "criterion": old_names(criterion),
             "optimizer": training["optimizer"] | {"param_groups": groups},
         },
     }
