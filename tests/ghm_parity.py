@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from detector.config import load_config
 from detector.core.structures import Predictions, Targets, is_foreground
 from detector.core.tables import markdown
 from detector.losses import BOX_LOSSES, CLASSIFICATION_LOSSES
+from detector.losses.base import BoxLoss, ClassificationLoss
 
 NUM_STEPS, MARKS = 50, (1, 10, 50)
 TRAINING = ("loss.classification={type: ghm_c, power: 1.0}", "data.train.num_images=200", "train.seed=0")
@@ -60,45 +62,25 @@ class Row:
     numbers: dict[str, float]
 
 
-def built(name: str, **parameters: float) -> Callable[[Step], Harmonized]:
-    """Return a loss of `detector` as a function of a step. The factor is loss / cross entropy.
-
-    Args:
-        name: the name of the loss.
-        parameters: the parameters of the loss.
-    """
-    loss = CLASSIFICATION_LOSSES.build(name, **parameters)
-
-    def call(step: Step) -> Harmonized:
-        logits, labels, _ = step.classification()
-        x = torch.from_numpy(logits).requires_grad_()
-        value = loss(x, step.labels, step.foreground.sum())
-        (gradient,) = torch.autograd.grad(value, x)
-        elements = loss.elements(x, step.labels).detach().numpy()
-        elements /= 1 if loss.self_normalised else max(int(step.foreground.sum()), 1)
-        return Harmonized(
-            elements / cross_entropy(logits, one_hot(labels, logits.shape[-1])), value.item(), gradient.numpy()
-        )
-
-    return call
+def class_result(loss: ClassificationLoss, step: Step) -> Harmonized:
+    """Return the result of a classification loss of `detector`. The factor is loss / cross entropy."""
+    logits, labels, _ = step.classification()
+    x = torch.from_numpy(logits).requires_grad_()
+    value = loss(x, step.labels, step.foreground.sum())
+    (gradient,) = torch.autograd.grad(value, x)
+    elements = loss.elements(x, step.labels).detach().numpy()
+    elements /= 1 if loss.self_normalised else max(int(step.foreground.sum()), 1)
+    return Harmonized(
+        elements / cross_entropy(logits, one_hot(labels, logits.shape[-1])), value.item(), gradient.numpy()
+    )
 
 
-def built_box(name: str, **parameters: float) -> Callable[[Step], Harmonized]:
-    """Return a box loss of `detector` as a function of a step. The result has no factors.
-
-    Args:
-        name: the name of the loss.
-        parameters: the parameters of the loss.
-    """
-    loss = BOX_LOSSES.build(name, **parameters)
-
-    def call(step: Step) -> Harmonized:
-        predicted, target, *_ = map(torch.as_tensor, step.boxes())
-        value = loss(predicted.requires_grad_(), target, step.foreground, step.foreground.sum())
-        (gradient,) = torch.autograd.grad(value, predicted)
-        return Harmonized(np.zeros(0), value.item(), gradient.numpy())
-
-    return call
+def box_result(loss: BoxLoss, step: Step) -> Harmonized:
+    """Return the result of a box loss of `detector`. It has no factors."""
+    predicted, target, *_ = map(torch.as_tensor, step.boxes())
+    value = loss(predicted.requires_grad_(), target, step.foreground, step.foreground.sum())
+    (gradient,) = torch.autograd.grad(value, predicted)
+    return Harmonized(np.zeros(0), value.item(), gradient.numpy())
 
 
 def describe(step: Step, result: Harmonized) -> dict[str, float]:
@@ -144,14 +126,18 @@ class Comparison:
         self.classes: dict[str, Callable[[Step], Harmonized]] = {
             name: _on(PublishedGHMC(rules=rules), Step.classification) for name, rules in RULES.items()
         }
-        self.classes["ours, power 0.5"] = built("ghm_c", power=0.5)
-        self.classes |= {"focal": built("focal"), "cross entropy": built("cross_entropy")}
+        others = {
+            "ours, power 0.5": CLASSIFICATION_LOSSES.build("ghm_c", power=0.5),
+            "focal": CLASSIFICATION_LOSSES.build("focal"),
+            "cross entropy": CLASSIFICATION_LOSSES.build("cross_entropy"),
+        }
+        self.classes |= {name: partial(class_result, loss) for name, loss in others.items()}
         # each box loss with its weight
         self.boxes: dict[str, tuple[Callable[[Step], Harmonized], float]] = {
             "GHM-R, published": (_on(PublishedGHMR(MU), Step.boxes), PUBLISHED_BOX_WEIGHT),
             "GHM-R, ours": (_on(PublishedGHMR(MU, rules=OURS), Step.boxes), PUBLISHED_BOX_WEIGHT),
-            "GHM-R, power 0.5": (built_box("ghm_r", mu=MU, power=0.5), 1.0),
-            "smooth L1": (built_box("smooth_l1"), 1.0),
+            "GHM-R, power 0.5": (partial(box_result, BOX_LOSSES.build("ghm_r", mu=MU, power=0.5)), 1.0),
+            "smooth L1": (partial(box_result, BOX_LOSSES.build("smooth_l1")), 1.0),
         }
         self.class_rows: list[Row] = []
         self.box_rows: list[Row] = []
